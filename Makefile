@@ -1,0 +1,41 @@
+# Two commands do everything: `make run` serves, `make test` checks.
+
+PYTHON ?= python3
+VENV   ?= .venv
+MODEL  ?= googlenet
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+BIN    := $(VENV)/bin
+
+.PHONY: run test check pytest install clean
+
+run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
+	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
+	$(BIN)/googlenet-service serve --model $(MODEL) --host $(HOST) --port $(PORT)
+
+test: check pytest ## Every check and every test
+
+check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+pytest: $(VENV)/.dev ## The tests, with coverage
+	$(BIN)/pytest --cov --cov-report=term
+
+install: $(VENV)/.run
+
+# torch and torchvision go in together: builds of different days do not import each other.
+$(VENV)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet torch torchvision
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	touch $@
+
+clean: ## Remove what was installed and cached; weights stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .import_linter_cache

@@ -1,0 +1,1 @@
+"""Classify pictures with GoogLeNet over HTTP."""

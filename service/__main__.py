@@ -1,0 +1,106 @@
+"""The command line: arguments to a command, and a failure to one sentence and a status."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service import commands, views
+from service.commands import Command
+from service.errors import ServiceError
+from service.settings import Settings
+
+_OFFLINE = ("model", "device", "precision", "store", "max_batch", "max_pixels", "decode_threads")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit status: 0, 1 for a failure, 2 for a wrong call."""
+    given = vars(_parser().parse_args(arguments))
+    run: Command = given.pop("run")
+    try:
+        return run(_settings(given), given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        print(f"googlenet-service: --{option}: {first['msg']}", file=sys.stderr)
+        return 2
+    except ServiceError as error:
+        print(f"googlenet-service: {error}", file=sys.stderr)
+        return 1
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """Move the settings among the arguments into `Settings`; the environment gives the rest."""
+    chosen = [name for name in given if name in Settings.model_fields]
+    return Settings(**{name: given.pop(name) for name in chosen})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="googlenet-service",
+        description="Name what is on a picture.",
+        epilog="Every option that takes a VALUE may be given in the environment instead: "
+        "--port 8080 as GOOGLENET_PORT=8080.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = verbs.add_parser("serve", help="serve over HTTP; fetches the model if need be")
+    _add_settings(serve, Settings.model_fields)
+    serve.set_defaults(run=commands.serve)
+
+    models = verbs.add_parser("models", help="list, fetch, import or verify models")
+    actions = models.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="list the models and whether they can be served")
+    listing.set_defaults(run=commands.list_models)
+    fetch = actions.add_parser("fetch", help="download a model's weights")
+    fetch.add_argument("name", metavar="NAME")
+    fetch.set_defaults(run=commands.fetch_model)
+    import_ = actions.add_parser("import", help="make a file the weights of a model")
+    import_.add_argument("name", metavar="NAME")
+    import_.add_argument("file", metavar="FILE", type=Path)
+    import_.set_defaults(run=commands.import_model)
+    verify = actions.add_parser("verify", help="check all weights against their SHA-256")
+    verify.set_defaults(run=commands.verify_models)
+    for action in (listing, fetch, import_, verify):
+        _add_settings(action, ["store"])
+
+    classify = verbs.add_parser("classify", help="name what is on photos, without a server")
+    classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    classify.add_argument("--top-k", type=int, default=5, help="how many labels (default: 5)")
+    _add_settings(classify, [*_OFFLINE, "views"])
+    classify.set_defaults(run=commands.classify)
+
+    evaluate = verbs.add_parser("evaluate", help="measure the accuracy on labelled photos")
+    evaluate.add_argument("folder", type=Path, metavar="DIR")
+    evaluate.add_argument(
+        "--plans",
+        nargs="+",
+        choices=views.NAMES,
+        default=["single", "ten"],
+        help="the views to evaluate with (default: single ten)",
+    )
+    _add_settings(evaluate, _OFFLINE)
+    evaluate.set_defaults(run=commands.evaluate)
+
+    for verb in (classify, evaluate):
+        verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    for name in names:
+        described = Settings.model_fields[name]
+        default = "" if described.default is None else f" (default: {described.default})"
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{described.description}{default}",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

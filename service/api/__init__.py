@@ -1,0 +1,1 @@
+"""HTTP: routes, uploads, probes, and the only table from errors to statuses."""

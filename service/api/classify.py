@@ -1,0 +1,217 @@
+"""POST /classify and GET /models."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from service import images, views
+from service.api import problems
+from service.api.problems import Problem
+from service.api.uploads import FIELD, Bounds, Budget, Upload, read
+from service.classifier import Answer, Classifier
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.settings import PlanName, Settings
+
+
+class Prediction(BaseModel):
+    """A label and how probable it is."""
+
+    label: Annotated[str, Field(examples=["beagle"])]
+    wnid: Annotated[str | None, Field(description="WordNet id", examples=["n02088364"])]
+    index: Annotated[int, Field(description="place among the classes", examples=[162])]
+    probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
+
+
+class One(BaseModel):
+    """The answer to one picture."""
+
+    model: Annotated[str, Field(examples=["bvlc_googlenet"])]
+    views: PlanName
+    predictions: list[Prediction]
+
+
+class Result(BaseModel):
+    """One of several pictures: its ranking, or what is wrong with it."""
+
+    filename: str | None = None
+    predictions: list[Prediction] | None = None
+    error: Problem | None = None
+
+
+class Several(BaseModel):
+    """The answer to several pictures, in their order."""
+
+    model: str
+    views: PlanName
+    results: list[Result]
+
+
+class Served(BaseModel):
+    """A model that is served."""
+
+    name: str
+    version: str
+    architecture: str
+    sha256: Annotated[str, Field(description="of the weights file in the store")]
+    device: str
+    precision: str
+    classes: int
+    views: Annotated[list[str], Field(description="what `views` may be")]
+    default_views: PlanName
+
+
+class Models(BaseModel):
+    """All that is served; the probabilities of several models are averaged."""
+
+    models: list[Served]
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"type": "array", "items": _BINARY, "minItems": 1}},
+                }
+            },
+            **{kind: {"schema": _BINARY} for kind in images.MEDIA_TYPES},
+        },
+    }
+}
+
+
+def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter()
+    budget = Budget(settings.max_upload_bytes)
+    bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
+
+    @routes.post(
+        "/classify",
+        response_model=One | Several,
+        responses=problems.documented(400, 408, 413, 415, 422, 500, 503, 504),
+        openapi_extra=_BODY,
+    )
+    async def classify(
+        request: Request,
+        plan: Annotated[
+            PlanName | None,
+            Query(alias="views", description="views of each picture; more cost more"),
+        ] = None,
+        top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
+        x_timeout_ms: Annotated[
+            int | None,
+            Header(ge=1, description="the request's own deadline, within the server's"),
+        ] = None,
+    ) -> Response:
+        """Name what is on a picture, or on several; a bad one never spoils the others.
+
+        Send multipart/form-data with one or more `file` parts, or one picture as the body.
+        One picture answers with `predictions` or a problem; several with `results` in their
+        order, each with its own `predictions` or `error`.
+        """
+        chosen: PlanName = plan or settings.views
+        most = settings.timeout_seconds
+        seconds = min(most, x_timeout_ms / 1000) if x_timeout_ms else most
+        name = classifier.ensemble.name  # refuses before the upload while there is no model
+        with budget.share() as share:
+            started = time.monotonic()
+            uploads = await read(request, bounds, share)
+            metrics.stage("upload", time.monotonic() - started)
+            answers = await classifier.classify(
+                [upload.data for upload in uploads],
+                plan=chosen,
+                top_k=top_k,
+                seconds=seconds,
+                gone=lambda: _gone(request),
+            )
+        _count(metrics, chosen, answers)
+        if len(answers) == 1:
+            first = answers[0]
+            if isinstance(first, ServiceError):
+                raise first
+            body: BaseModel = One(model=name, views=chosen, predictions=_predictions(first))
+        else:
+            for answer in answers:
+                if isinstance(answer, ServiceError):
+                    metrics.rejected(answer)
+            results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
+            body = Several(model=name, views=chosen, results=results)
+        return Response(
+            body.model_dump_json(exclude_unset=True),
+            media_type="application/json",
+            headers={"Server-Timing": _server_timing(answers)},
+        )
+
+    @routes.get("/models", responses=problems.documented(503))
+    async def models() -> Models:
+        """Tell what is served."""
+        ensemble = classifier.ensemble
+        return Models(
+            models=[
+                Served(
+                    name=member.name,
+                    version=member.version,
+                    architecture=member.architecture,
+                    sha256=member.sha256,
+                    device=ensemble.device,
+                    precision=ensemble.precision,
+                    classes=len(ensemble.labels),
+                    views=list(views.NAMES),
+                    default_views=settings.views,
+                )
+                for member in ensemble.members
+            ]
+        )
+
+    return routes
+
+
+async def _gone(request: Request) -> None:
+    """Return when the caller has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError]) -> None:
+    for answer in answers:
+        if isinstance(answer, ServiceError):
+            metrics.image(plan, answer)
+        else:
+            metrics.image(plan)
+            metrics.stage("decode", answer.timing.decode)
+            metrics.stage("queue", answer.timing.queue)
+            metrics.stage("inference", answer.timing.inference)
+
+
+def _predictions(answer: Answer) -> list[Prediction]:
+    return [
+        Prediction(label=p.label, wnid=p.wnid, index=p.index, probability=p.probability)
+        for p in answer.predictions
+    ]
+
+
+def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> Result:
+    if isinstance(answer, ServiceError):
+        return Result(filename=upload.filename, error=problems.of(answer, request))
+    return Result(filename=upload.filename, predictions=_predictions(answer))
+
+
+def _server_timing(answers: Sequence[Answer | ServiceError]) -> str:
+    """Give the longest of each stage, in milliseconds."""
+    timings = [answer.timing for answer in answers if isinstance(answer, Answer)]
+    stages: dict[str, Any] = {
+        "decode": max((timing.decode for timing in timings), default=0.0),
+        "queue": max((timing.queue for timing in timings), default=0.0),
+        "inference": max((timing.inference for timing in timings), default=0.0),
+    }
+    return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())

@@ -1,0 +1,66 @@
+"""Probes and metrics: what machines ask, answered without touching the model's work."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from prometheus_client import exposition
+from prometheus_client.registry import CollectorRegistry
+from starlette.responses import PlainTextResponse, Response
+
+from service.classifier import Classifier
+
+_PROBE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {}}},
+    503: {"description": "Service Unavailable", "content": {"text/plain": {}}},
+}
+
+
+Verbose = Annotated[str | None, Query(description="list every check; needs no value")]
+
+
+def router(classifier: Classifier, registry: CollectorRegistry) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter()
+
+    @routes.get("/livez", responses=_PROBE, response_class=PlainTextResponse)
+    async def livez(verbose: Verbose = None) -> Response:
+        """Should this process go on living; if not, restart it."""
+        return _probe({"worker": classifier.worked}, verbose)
+
+    @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
+    async def readyz(verbose: Verbose = None) -> Response:
+        """Should requests be sent here now."""
+        return _probe({"model": classifier.loaded, "worker": classifier.worked}, verbose)
+
+    @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)
+    async def startupz(verbose: Verbose = None) -> Response:
+        """Has the model been loaded, warmed and timed."""
+        return _probe({"model": classifier.loaded}, verbose)
+
+    @routes.get(
+        "/metrics",
+        responses={200: {"content": {"text/plain": {}}}},
+        response_class=PlainTextResponse,
+    )
+    async def metrics(request: Request) -> Response:
+        """Give the metrics in Prometheus's or OpenMetrics' format."""
+        encode, media_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), media_type=media_type)
+
+    return routes
+
+
+def _probe(checks: Mapping[str, str | None], verbose: str | None) -> Response:
+    """Answer 200, or 503 with what is wrong; `checks` are complaints by name."""
+    wrong = {name: complaint for name, complaint in checks.items() if complaint}
+    if verbose is not None:
+        marks = [
+            f"[{'-' if name in wrong else '+'}]{name} {checks[name] or 'ok'}" for name in checks
+        ]
+        lines = [*marks, "failed" if wrong else "ok"]
+    else:
+        lines = list(wrong.values()) or ["ok"]
+    return PlainTextResponse(
+        "\n".join(lines) + "\n", 503 if wrong else 200, {"Cache-Control": "no-store"}
+    )

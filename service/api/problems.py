@@ -1,0 +1,127 @@
+"""Errors as RFC 9457 problems: the only place that knows both an error and its status."""
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service import errors
+from service.api.requests import request_id
+from service.errors import ServiceError
+from service.metrics import Metrics
+
+MEDIA_TYPE = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, the metrics count it
+
+STATUS: Mapping[type[ServiceError], int] = {
+    errors.MalformedRequest: 400,
+    errors.SlowUpload: 408,
+    errors.TooLarge: 413,
+    errors.UnsupportedType: 415,
+    errors.UnreadableImage: 422,
+    errors.InvalidParameter: 422,
+    errors.MissingFile: 422,
+    errors.CallerGone: CLIENT_CLOSED_REQUEST,
+    errors.InferenceFailed: 500,
+    errors.Overloaded: 503,
+    errors.NotReady: 503,
+    errors.DeadlineExceeded: 504,
+}
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: Annotated[str, Field(examples=["urn:googlenet-service:problem:unreadable_image"])]
+    title: Annotated[str, Field(examples=["Unprocessable Content"])]
+    status: Annotated[int, Field(examples=[422])]
+    detail: Annotated[
+        str, Field(examples=["the JPEG picture is broken or cut short; send it whole"])
+    ]
+    code: Annotated[str, Field(examples=["unreadable_image"])]
+    instance: Annotated[str, Field(description="names the request, as X-Request-ID does")]
+    retry_after_ms: Annotated[
+        int | None, Field(description="when the same request may be answered")
+    ] = None
+
+
+def problem(status: int, code: str, detail: str, request: Request) -> Problem:
+    """Make the body of an error."""
+    known = status in {known.value for known in HTTPStatus}
+    return Problem(
+        type=f"urn:googlenet-service:problem:{code}",
+        title=HTTPStatus(status).phrase if known else "Client Closed Request",
+        status=status,
+        detail=detail,
+        code=code,
+        instance=f"urn:googlenet-service:request:{request_id(request.scope)}",
+    )
+
+
+def of(error: ServiceError, request: Request) -> Problem:
+    """Describe one of the service's own errors."""
+    described = problem(STATUS[type(error)], error.code, str(error), request)
+    if isinstance(error, errors.Unavailable):
+        return described.model_copy(update={"retry_after_ms": math.ceil(error.retry_after * 1000)})
+    return described
+
+
+def response(described: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Make the answer that carries a problem."""
+    sent = dict(headers or {})
+    if described.retry_after_ms is not None:
+        # The header knows whole seconds only.
+        sent["Retry-After"] = str(max(1, math.ceil(described.retry_after_ms / 1000)))
+    return Response(
+        described.model_dump_json(exclude_none=True), described.status, sent, MEDIA_TYPE
+    )
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the problems a route may answer with, for its OpenAPI."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Answer every error of the app with a problem."""
+
+    async def on_service_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)  # noqa: S101 - registered for it below
+        metrics.rejected(error)
+        return response(of(error, request))
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - the same
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        detail = f"{where}: {first['msg']}"
+        metrics.rejected(errors.InvalidParameter(detail))
+        return response(problem(422, errors.InvalidParameter.code, detail, request))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - the same
+        code = HTTPStatus(error.status_code).name.lower()
+        return response(problem(error.status_code, code, error.detail, request), error.headers)
+
+    async def on_bug(request: Request, _: Exception) -> Response:
+        return response(
+            problem(500, ServiceError.code, "an internal error; it was logged", request)
+        )
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_bug)

@@ -1,0 +1,66 @@
+"""What every request has: a name, a count, a duration. One ASGI middleware around the app."""
+
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+
+_ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_KEY = "googlenet.request_id"
+
+
+def request_id(scope: Scope) -> str:
+    """Give the request's name: the caller's `X-Request-ID` if it is a sane one, else ours."""
+    name: str = scope[_KEY]
+    return name
+
+
+class Requests:
+    """Names, counts and times requests."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope[_KEY] = given if _ALLOWED.fullmatch(given) else uuid.uuid4().hex
+        started = time.monotonic()
+        status = 500  # of a request that dies before it answers
+
+        unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+        async def receive_noting() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message.get("more_body", False)
+            return message
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                sent = MutableHeaders(scope=message)
+                sent["X-Request-ID"] = scope[_KEY]
+                if unread:  # answered before its body was read: the connection cannot go on
+                    sent["Connection"] = "close"
+            await send(message)
+
+        self._metrics.in_flight(1)
+        try:
+            await self._app(scope, receive_noting, send_named)
+        finally:
+            self._metrics.in_flight(-1)
+            # The template, never the path: a label's values must be few.
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.request(route, method, status, time.monotonic() - started)

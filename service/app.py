@@ -1,0 +1,76 @@
+"""The composition root: settings in, a FastAPI application out."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI
+
+from service import ensemble, store
+from service.api import classify, health, problems
+from service.api.requests import Requests
+from service.classifier import Classifier, Limits
+from service.ensemble import Ensemble
+from service.metrics import Metrics
+from service.settings import Settings
+
+Load = Callable[[Settings], Ensemble]
+
+
+def load(settings: Settings) -> Ensemble:
+    """Read the models from the store and put them on the device: blocking, seconds long."""
+    where = store.locate(settings.store)
+    return ensemble.load(
+        [where.load(name) for name in settings.models],
+        device=settings.device,
+        precision=settings.precision,
+        max_batch=settings.max_batch,
+    )
+
+
+def create_classifier(
+    settings: Settings, *, load: Load = load, metrics: Metrics | None = None
+) -> Classifier:
+    """Put the classifier together; its metrics go nowhere unless there are any."""
+    metrics = metrics or Metrics()
+
+    def timed_load() -> Ensemble:
+        started = time.perf_counter()
+        loaded = load(settings)
+        metrics.loaded(loaded, time.perf_counter() - started)
+        return loaded
+
+    limits = Limits(
+        max_pixels=settings.max_pixels,
+        max_queue_bytes=settings.max_queue_bytes,
+        decode_threads=settings.decode_threads,
+        stall_seconds=settings.stall_seconds,
+    )
+    return Classifier(timed_load, limits, metrics.work)
+
+
+def create_app(settings: Settings, *, load: Load = load) -> FastAPI:
+    """Put the service together; `load` is the one place where a test puts something else."""
+    metrics = Metrics()
+    classifier = create_classifier(settings, load=load, metrics=metrics)
+    metrics.watch(
+        ready=lambda: not (classifier.loaded or classifier.worked), backlog=classifier.backlog
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with classifier:
+            yield
+
+    app = FastAPI(
+        title="googlenet-service",
+        version=metadata.version("googlenet-service"),
+        summary="Name what is on a picture.",
+        lifespan=lifespan,
+    )
+    app.include_router(classify.router(classifier, settings, metrics))
+    app.include_router(health.router(classifier, metrics.registry))
+    problems.install(app, metrics)
+    app.add_middleware(Requests, metrics=metrics)
+    return app

@@ -1,0 +1,314 @@
+"""The batcher: rows wait here, and only here.
+
+Jobs bring rows; whenever a lane is free it takes the batch that `service.policy` forms from
+what has arrived by then. Each lane has a thread of its own. The batcher knows no torch, no
+HTTP and no pictures.
+
+All state lives on the event loop; there is no lock and no timer. Whatever a lane or the policy
+raises is told to the callers concerned and never ends a loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, Self
+
+from service import policy
+from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError
+from service.policy import Costs, Key, Waiting
+from service.work import (
+    Backlog,
+    Batch,
+    BatchReport,
+    Demand,
+    DropReport,
+    Lane,
+    Outcome,
+    P,
+    R,
+    Report,
+    Slice,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Seat(Generic[P, R]):
+    """A job's place: reserved, then queued with its payload, then served in slices.
+
+    For its holder it is a token to hand to `Batcher.submit`; only the batcher writes to it.
+    """
+
+    demand: Demand
+    order: tuple[float, int]  # deadline, then first come
+    waiting: Waiting
+    payload: P | None = None
+    future: asyncio.Future[None] | None = None
+    submitted: float = 0.0
+    started: float = 0.0
+    batch_rows: int = 0
+    undone: int = 0  # rows whose result is not in
+    parts: list[tuple[int, R]] = field(default_factory=list)  # (first row, result)
+
+
+class Batcher(Generic[P, R]):
+    """Forms batches for the lanes for as long as it is entered."""
+
+    def __init__(
+        self, lanes: Sequence[Lane[P, R]], costs: Costs, *, max_bytes: int, report: Report
+    ) -> None:
+        self._lanes = lanes
+        self._devices = len({lane.device for lane in lanes})
+        self._costs = costs
+        self._max_bytes = max_bytes
+        self._report = report
+        self._queue: list[Seat[P, R]] = []  # seats with a payload and rows to take, by order
+        self._seats: set[Seat[P, R]] = set()  # all that are reserved and not released
+        self._rows: Counter[Key] = Counter()  # of those, the rows not yet taken
+        self._nbytes = 0  # of those, the payloads
+        self._serial = 0
+        self._arrived = asyncio.Event()
+        self._running: dict[int, tuple[float, float]] = {}  # by lane: (started, expected)
+        self._freed: dict[int, float] = {}  # by device: when it last finished a batch
+        self._threads: list[ThreadPoolExecutor] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for number, lane in enumerate(self._lanes):
+            thread = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}")
+            self._threads.append(thread)
+            self._tasks.append(asyncio.create_task(self._serve(number, lane, thread)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for seat in self._seats:
+            _fail(seat, InferenceFailed("the service is stopping"))
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    # What a caller does: reserve, then submit.
+
+    @contextlib.contextmanager
+    def reserve(self, demands: Sequence[Demand], deadline: float) -> Iterator[list[Seat[P, R]]]:
+        """Hold a seat for each demand, all to be done by `deadline` (`time.monotonic` seconds).
+
+        Raises at once `Overloaded` when there is no room or no time for them now, and
+        `DeadlineExceeded` when idle devices could not do them in time either. Leaving releases
+        the seats.
+        """
+        self._check(demands, deadline - time.monotonic())
+        seats = [self._seat(demand, deadline) for demand in demands]
+        try:
+            yield seats
+        finally:
+            for seat in seats:
+                self.release(seat)
+
+    async def submit(self, seat: Seat[P, R], payload: P) -> Outcome[R]:
+        """Queue a payload on its seat and wait for the results of all its rows.
+
+        Raises `DeadlineExceeded` or `InferenceFailed`. A caller that is cancelled while its
+        rows wait takes them along: they cost no forward.
+        """
+        seat.payload = payload
+        seat.submitted = time.monotonic()
+        seat.future = asyncio.get_running_loop().create_future()
+        insort(self._queue, seat, key=_order)
+        self._arrived.set()
+        try:
+            await seat.future
+        except asyncio.CancelledError:
+            late = time.monotonic() >= seat.waiting.deadline
+            self._report(DropReport("late" if late else "cancelled", _where(seat)))
+            raise
+        finally:
+            self.release(seat)
+        return Outcome(
+            tuple(part for _, part in sorted(seat.parts, key=lambda part: part[0])),
+            seat.started - seat.submitted,
+            time.monotonic() - seat.started,
+            seat.batch_rows,
+        )
+
+    def release(self, seat: Seat[P, R]) -> None:
+        """Give a seat back, with the rows it has not had served; twice is harmless."""
+        if seat in self._seats:
+            self._seats.remove(seat)
+            self._rows[seat.demand.key] -= seat.waiting.left
+            self._nbytes -= seat.demand.nbytes
+            self._unqueue(seat)
+
+    # What a probe or a gauge asks.
+
+    @property
+    def alive(self) -> bool:
+        """Is every lane's loop turning."""
+        return not any(task.done() for task in self._tasks)
+
+    def backlog(self) -> Backlog:
+        """Sum up what has been accepted and is not done."""
+        now = time.monotonic()
+        oldest = min((started for started, _ in self._running.values()), default=now)
+        seconds = self._load().seconds(self._costs)
+        return Backlog(self._rows.total(), self._nbytes, seconds, now - oldest)
+
+    # Coming in.
+
+    def _load(self) -> policy.Load:
+        now = time.monotonic()
+        running = sum(
+            policy.remaining(expected, now - started)
+            for started, expected in self._running.values()
+        )
+        return policy.Load(running, self._rows, self._devices)
+
+    def _seat(self, demand: Demand, deadline: float) -> Seat[P, R]:
+        self._serial += 1
+        large = demand.rows > self._costs.largest(demand.key)
+        waiting = Waiting(demand.key, demand.rows, deadline, large)
+        seat: Seat[P, R] = Seat(demand, (deadline, self._serial), waiting, undone=demand.rows)
+        self._seats.add(seat)
+        self._rows[demand.key] += demand.rows
+        self._nbytes += demand.nbytes
+        return seat
+
+    def _check(self, demands: Sequence[Demand], seconds: float) -> None:
+        rows: Counter[Key] = Counter()
+        for demand in demands:
+            rows[demand.key] += demand.rows
+        load = self._load()
+        admission = policy.admit(load, rows, self._costs, seconds)
+        if not admission.possible:
+            raise DeadlineExceeded(
+                f"this takes about {admission.alone:.2f} s when nothing else runs, more than the "
+                f"{seconds:.2f} s it has; ask for fewer views or pictures, or for more time"
+            )
+        if not admission.admitted:
+            raise Overloaded(
+                f"{self._rows.total()} rows are queued: this would be done in {admission.done_in:.2f} s, "
+                f"and the deadline is {seconds:.2f} s",
+                retry_after=admission.retry_after,
+            )
+        nbytes = self._nbytes + sum(demand.nbytes for demand in demands)
+        if nbytes > self._max_bytes:
+            raise Overloaded(
+                f"the pictures that wait would take {nbytes} bytes, and the limit is "
+                f"{self._max_bytes}",
+                retry_after=load.seconds(self._costs),
+            )
+
+    def _unqueue(self, seat: Seat[P, R]) -> None:
+        at = bisect_left(self._queue, seat.order, key=_order)
+        if at < len(self._queue) and self._queue[at] is seat:
+            del self._queue[at]
+
+    # Going through.
+
+    async def _serve(self, number: int, lane: Lane[P, R], thread: ThreadPoolExecutor) -> None:
+        while True:
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._execute(number, lane, thread)
+
+    async def _execute(self, number: int, lane: Lane[P, R], thread: ThreadPoolExecutor) -> None:
+        concerned = [*self._queue]  # whom a failure to form concerns: everyone
+        try:
+            batch, concerned = self._form()
+            if batch is not None:
+                await self._run(number, lane, thread, batch, concerned)
+        except Exception:
+            logger.exception("a batch failed; %d jobs are told so", len(concerned))
+            for seat in concerned:  # one error a waiter: each raises its own
+                self._unqueue(seat)
+                _fail(seat, InferenceFailed("the device failed on this batch; try again"))
+
+    def _form(self) -> tuple[Batch[P] | None, list[Seat[P, R]]]:
+        now = time.monotonic()
+        queue = [*self._queue]
+        decision = policy.form([seat.waiting for seat in queue], self._costs, now)
+        for at in decision.late:
+            self._report(DropReport("late", _where(queue[at])))
+            self._unqueue(queue[at])
+            _fail(queue[at], DeadlineExceeded("the deadline could no longer be met; try again"))
+        run = decision.run
+        if run is None:
+            return None, []
+        slices = tuple(self._take(queue[at], rows, now) for at, rows in run.takes)
+        return Batch(run.key, run.size, slices, run.reason), [queue[at] for at, _ in run.takes]
+
+    def _take(self, seat: Seat[P, R], rows: int, now: float) -> Slice[P]:
+        start = seat.demand.rows - seat.waiting.left
+        seat.started = seat.started or now
+        seat.waiting = replace(seat.waiting, left=seat.waiting.left - rows)
+        self._rows[seat.demand.key] -= rows
+        if not seat.waiting.left:
+            self._unqueue(seat)
+        assert seat.payload is not None  # noqa: S101 - submit() set it; tells mypy
+        return Slice(seat.payload, start, start + rows)
+
+    async def _run(
+        self,
+        number: int,
+        lane: Lane[P, R],
+        thread: ThreadPoolExecutor,
+        batch: Batch[P],
+        seats: Sequence[Seat[P, R]],
+    ) -> None:
+        started = time.monotonic()
+        self._running[number] = started, self._costs.seconds[batch.key][batch.size]
+        failed = True
+        try:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(thread, lane.run, batch)
+            for seat, part, result in zip(seats, batch.slices, results, strict=True):
+                _give(seat, part, result, batch.rows)
+            failed = False
+        finally:
+            now = time.monotonic()
+            # A device's two lanes take turns: the time before it was free is not this batch's.
+            seconds = now - max(started, self._freed.get(lane.device, started))
+            self._freed[lane.device] = now
+            del self._running[number]
+            if not failed:
+                self._costs = self._costs.observed(batch.key, batch.size, seconds)
+            self._report(_reported(batch, seats, seconds, failed=failed))
+
+
+def _order(seat: Seat[P, R]) -> tuple[float, int]:
+    return seat.order
+
+
+def _where(seat: Seat[P, R]) -> Literal["queue", "batch"]:
+    return "batch" if seat.started else "queue"
+
+
+def _give(seat: Seat[P, R], part: Slice[P], result: R, batch_rows: int) -> None:
+    seat.parts.append((part.start, result))
+    seat.batch_rows = batch_rows
+    seat.undone -= part.rows
+    if not seat.undone and seat.future is not None and not seat.future.done():
+        seat.future.set_result(None)
+
+
+def _fail(seat: Seat[P, R], error: ServiceError) -> None:
+    if seat.future is not None and not seat.future.done():
+        seat.future.set_exception(error)
+
+
+def _reported(
+    batch: Batch[P], seats: Sequence[Seat[P, R]], seconds: float, *, failed: bool
+) -> BatchReport:
+    firsts = (seat for seat, part in zip(seats, batch.slices, strict=True) if part.start == 0)
+    waits = tuple(seat.started - seat.submitted for seat in firsts)
+    return BatchReport(batch.key, batch.size, batch.rows, batch.reason, seconds, waits, failed)

@@ -1,0 +1,259 @@
+"""One picture in, one ranking out.
+
+Loads the model in the background, admits or refuses, decodes in threads, hands rows to the
+batcher, and ranks what comes back, all within the request's deadline.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+from service import images, views
+from service.batcher import Batcher, Seat
+from service.ensemble import Cuts, Ensemble, Prediction, Probabilities
+from service.errors import CallerGone, DeadlineExceeded, NotReady, ServiceError
+from service.views import Plan
+from service.work import Backlog, Outcome, Report
+
+logger = logging.getLogger(__name__)
+
+LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The classifier's bounds; see `service.settings` for each."""
+
+    max_pixels: int
+    max_queue_bytes: int
+    decode_threads: int  # 0: one per core
+    stall_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a picture's time went, in seconds."""
+
+    decode: float
+    queue: float
+    inference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A picture's ranking, most probable first."""
+
+    predictions: tuple[Prediction, ...]
+    timing: Timing
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
+async def _leave_with(gone: Callable[[], Awaitable[None]]) -> None:
+    await gone()
+    raise CallerGone
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    ensemble: Ensemble
+    batcher: Batcher[Cuts, Probabilities]
+
+
+class Classifier:
+    """Serves an ensemble while it is entered; loads it first, answering `NotReady` meanwhile."""
+
+    def __init__(self, load: Callable[[], Ensemble], limits: Limits, report: Report) -> None:
+        self._load = load
+        self._limits = limits
+        self._report = report
+        self._serving: _Serving | None = None
+        self._failure: Exception | None = None
+        self._life = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        threads = self._limits.decode_threads or os.cpu_count() or 1
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._life.callback(self._decoders.shutdown, wait=False, cancel_futures=True)
+        self._loading = asyncio.create_task(self._start())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._loading
+        await self._life.aclose()
+
+    async def _start(self) -> None:
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            ensemble = await loop.run_in_executor(self._decoders, self._load)
+        except Exception as error:  # a model may fail to load in any way; the probes tell
+            logger.exception("the model could not be loaded")
+            self._failure = error
+            return
+        batcher = Batcher(
+            ensemble.lanes,
+            ensemble.costs,
+            max_bytes=self._limits.max_queue_bytes,
+            report=self._report,
+        )
+        self._serving = _Serving(ensemble, await self._life.enter_async_context(batcher))
+        logger.info(
+            "serving %s on %s in %s, ready after %.1f s",
+            ensemble.name,
+            ensemble.device,
+            ensemble.precision,
+            time.monotonic() - started,
+        )
+
+    async def ready(self) -> None:
+        """Wait until the model is loaded; raises what made that fail."""
+        await self._loading
+        if self._failure:
+            raise self._failure
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """What is served; raises `NotReady` while there is nothing."""
+        return self._ready().ensemble
+
+    def backlog(self) -> Backlog:
+        """Sum up what has been accepted and is not done."""
+        return self._serving.batcher.backlog() if self._serving else Backlog()
+
+    @property
+    def loaded(self) -> str | None:
+        """Why the model is not there yet, or nothing if it is."""
+        if self._serving:
+            return None
+        if self._failure:
+            return "the model could not be loaded; the log says why"
+        return "the model is being loaded, warmed and timed"
+
+    @property
+    def worked(self) -> str | None:
+        """Why the device's work is at a standstill, or nothing if it goes on."""
+        if self._failure:
+            return self.loaded
+        if self._serving is None:
+            return None
+        if not self._serving.batcher.alive:
+            return "the batcher's loop has ended"
+        stalled = self.backlog().stalled
+        if stalled > self._limits.stall_seconds:
+            return f"a batch has been running for {stalled:.0f} s"
+        return None
+
+    async def classify(
+        self,
+        pictures: Sequence[bytes],
+        *,
+        plan: str,
+        top_k: int,
+        seconds: float,
+        gone: Callable[[], Awaitable[None]] = _never,
+    ) -> list[Answer | ServiceError]:
+        """Rank each picture's labels, or say what is wrong with it, within `seconds`.
+
+        Raises, for all of them, `NotReady`, `Overloaded` or `DeadlineExceeded` if they are
+        refused at once, and `CallerGone` when `gone()` returns first: whatever has not run by
+        then costs nothing more.
+        """
+        serving = self._ready()
+        deadline = time.monotonic() + seconds
+        plans = serving.ensemble.plans(plan)
+        demands = serving.ensemble.demands(plans)
+        with serving.batcher.reserve(demands * len(pictures), deadline) as seats:
+            count = len(demands)
+            mine = [seats[at : at + count] for at in range(0, len(seats), count)]
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    watching = tasks.create_task(_leave_with(gone))
+                    answers = [
+                        tasks.create_task(self._settle(picture, plans, own, top_k, deadline))
+                        for picture, own in zip(pictures, mine, strict=True)
+                    ]
+                    await asyncio.wait(answers)
+                    watching.cancel()
+            except* CallerGone:
+                raise CallerGone("the caller hung up before the answer was there") from None
+        return [answer.result() for answer in answers]
+
+    def _ready(self) -> _Serving:
+        if self._serving is None:
+            raise NotReady(str(self.loaded), retry_after=LOADING_RETRY)
+        return self._serving
+
+    async def _settle(
+        self,
+        picture: bytes,
+        plans: Sequence[Plan],
+        seats: Sequence[Seat[Cuts, Probabilities]],
+        top_k: int,
+        deadline: float,
+    ) -> Answer | ServiceError:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self._answer(picture, plans, seats, top_k)
+        except TimeoutError:
+            return DeadlineExceeded("the answer did not come before the deadline")
+        except ServiceError as error:
+            for seat in seats:
+                self._ready().batcher.release(seat)
+            return error
+
+    async def _answer(
+        self,
+        picture: bytes,
+        plans: Sequence[Plan],
+        seats: Sequence[Seat[Cuts, Probabilities]],
+        top_k: int,
+    ) -> Answer:
+        serving = self._ready()
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        cuts = await loop.run_in_executor(
+            self._decoders, _prepare, picture, plans, self._limits.max_pixels
+        )
+        decoded = time.monotonic() - started
+        outcomes = await _together(serving.batcher, seats, cuts)
+        queued = min(outcome.queue_seconds for outcome in outcomes)
+        done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
+        parts = [outcome.parts for outcome in outcomes]
+        return Answer(
+            serving.ensemble.rank(parts, plans, top_k), Timing(decoded, queued, done - queued)
+        )
+
+
+async def _together(
+    batcher: Batcher[Cuts, Probabilities],
+    seats: Sequence[Seat[Cuts, Probabilities]],
+    cuts: Sequence[Cuts],
+) -> list[Outcome[Probabilities]]:
+    """Submit a picture's jobs, one a member; the first error ends them all."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(batcher.submit(seat, cut))
+                for seat, cut in zip(seats, cuts, strict=True)
+            ]
+    except* ServiceError as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in running]
+
+
+def _prepare(picture: bytes, plans: Sequence[Plan], max_pixels: int) -> list[Cuts]:
+    """Decode once and cut each plan's canvases; members with one plan share them."""
+    upright = images.decode(picture, max_pixels=max_pixels)
+    made = {plan: Cuts(plan, views.canvases(upright, plan)) for plan in plans}
+    return [made[plan] for plan in plans]

@@ -1,0 +1,223 @@
+"""What each command does, once its arguments are understood."""
+
+import asyncio
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvicorn
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from service import app, evaluation, store
+from service.classifier import Classifier
+from service.ensemble import Ensemble, Prediction
+from service.errors import ModelError, ServiceError
+from service.evaluation import Score
+from service.settings import Settings
+from service.store import Store
+
+Command = Callable[[Settings, dict[str, Any]], int]
+"""Takes the settings and the command's own arguments, gives the exit status."""
+
+DRAIN_SECONDS = 30  # what a stop waits for the requests that are being answered
+WIDTH = 100  # columns of a table that no terminal shows
+
+T = TypeVar("T")
+
+
+def serve(settings: Settings, _: dict[str, Any]) -> int:
+    """Serve over HTTP until told to stop; fetches what is missing of the model first."""
+    handler = RichHandler(console=_console(stderr=True), show_path=False)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", handlers=[handler])
+    where = store.locate(settings.store)
+    for name in settings.models:
+        if not where.has(name):
+            _download(where, name)
+    failures: list[Exception] = []
+
+    def load(chosen: Settings) -> Ensemble:
+        try:
+            return app.load(chosen)
+        except Exception as error:
+            failures.append(error)
+            server.should_exit = True  # a service without a model has nothing to stay for
+            raise
+
+    config = uvicorn.Config(
+        app.create_app(settings, load=load),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    return 1 if failures else 0
+
+
+def list_models(settings: Settings, _: dict[str, Any]) -> int:
+    """Print the models and whether their weights are there."""
+    where = store.locate(settings.store)
+    table = _table(f"Models in {where.root}", "name", "architecture", "weights", "description")
+    for name in where.names():
+        described = where.manifest(name)
+        there = "ready" if where.has(name) else "not fetched"
+        table.add_row(name, described.architecture, there, described.description)
+    _console().print(table)
+    return 0
+
+
+def fetch_model(settings: Settings, given: dict[str, Any]) -> int:
+    """Download a model's weights."""
+    _download(store.locate(settings.store), given["name"])
+    return 0
+
+
+def import_model(settings: Settings, given: dict[str, Any]) -> int:
+    """Make a file the weights of a model."""
+    where = store.locate(settings.store)
+    file: Path = given["file"]
+    digest = where.install(given["name"], file, source=file.name)
+    _say(f"{given['name']} is in {where.root}, SHA-256 {digest}")
+    return 0
+
+
+def verify_models(settings: Settings, _: dict[str, Any]) -> int:
+    """Check every model's weights against the recorded SHA-256."""
+    where = store.locate(settings.store)
+    status = 0
+    for name in filter(where.has, where.names()):
+        try:
+            _say(f"{name}: {where.verify(name)}")
+        except ModelError as error:
+            _say(f"{name}: {error}", stderr=True)
+            status = 1
+    return status
+
+
+def classify(settings: Settings, given: dict[str, Any]) -> int:
+    """Print the labels of photos; fails if one could not be ranked."""
+    files: list[Path] = given["files"]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"there is no file {file}")
+
+    async def rank(classifier: Classifier) -> list[tuple[Prediction, ...] | ServiceError]:
+        return await evaluation.rank(classifier, files, plan=settings.views, top_k=given["top_k"])
+
+    ranked = _offline(settings, rank)
+    if given["json"]:
+        rows = [_as_json(file, answer) for file, answer in zip(files, ranked, strict=True)]
+        _say(json.dumps(rows, indent=2))
+    else:
+        table = _table("", "picture", "label", "probability")
+        for file, answer in zip(files, ranked, strict=True):
+            _add_ranking(table, file, answer)
+        _console().print(table)
+    return int(any(isinstance(answer, ServiceError) for answer in ranked))
+
+
+def evaluate(settings: Settings, given: dict[str, Any]) -> int:
+    """Print how often the model is right on labelled photos, for each plan of views."""
+
+    async def score(classifier: Classifier) -> list[Score]:
+        photos = evaluation.find(given["folder"], classifier.ensemble.labels)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=_console(stderr=True)) as bar:
+            scores = []
+            for plan in given["plans"]:
+                task = bar.add_task(plan, total=len(photos))
+                advance = functools.partial(bar.advance, task)
+                scores.append(await evaluation.evaluate(classifier, photos, plan, advance))
+        return scores
+
+    scores = _offline(settings, score)
+    if given["json"]:
+        _say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
+    else:
+        table = _table(
+            f"{settings.model} on {given['folder']}", "views", "photos", "top-1", "top-5"
+        )
+        for one in scores:
+            read = one.photos - len(one.unreadable)
+            rates = [f"{100 * hits / max(read, 1):.1f} %" for hits in (one.top1, one.top5)]
+            table.add_row(one.views, str(read), *rates)
+        _console().print(table)
+    for sentence in sorted({sentence for one in scores for sentence in one.unreadable}):
+        _say(sentence, stderr=True)
+    return 0
+
+
+def _offline(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]) -> T:
+    """Do work with a classifier of one's own, without a server."""
+
+    async def run() -> T:
+        classifier = app.create_classifier(settings)
+        async with classifier:
+            await classifier.ready()
+            return await work(classifier)
+
+    return asyncio.run(run())
+
+
+def _download(where: Store, name: str) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=_console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+
+        def progress(have: int, total: int | None) -> None:
+            bar.update(task, completed=have, total=total)
+
+        digest = where.fetch(name, progress)
+    _say(f"{name} is in {where.root}, SHA-256 {digest}", stderr=True)
+
+
+def _as_json(file: Path, answer: tuple[Prediction, ...] | ServiceError) -> dict[str, Any]:
+    if isinstance(answer, ServiceError):
+        return {"file": str(file), "error": str(answer)}
+    return {"file": str(file), "predictions": [dataclasses.asdict(one) for one in answer]}
+
+
+def _add_ranking(table: Table, file: Path, answer: tuple[Prediction, ...] | ServiceError) -> None:
+    if isinstance(answer, ServiceError):
+        table.add_row(file.name, str(answer), "", end_section=True)
+        return
+    for place, one in enumerate(answer):
+        name = "" if place else file.name
+        last = place == len(answer) - 1
+        table.add_row(name, one.label, f"{100 * one.probability:.1f} %", end_section=last)
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title or None)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
+    return table
+
+
+_NUMBERS = {"photos", "top-1", "top-5", "probability"}
+
+
+def _console(*, stderr: bool = False) -> Console:
+    terminal = Console(stderr=stderr)
+    return terminal if terminal.is_terminal else Console(stderr=stderr, width=WIDTH)
+
+
+def _say(sentence: str, *, stderr: bool = False) -> None:
+    _console(stderr=stderr).print(sentence, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,105 @@
+"""What can go wrong, in words for the person who has to act on it.
+
+Every error is one sentence, and has a `code`, a word for machines. None of them knows an HTTP
+status: `service.api.problems` maps each class to one, once.
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Anything the service refuses or fails to do; `str(error)` is the sentence to show."""
+
+    code: ClassVar[str] = "internal"
+
+
+class MalformedRequest(ServiceError):
+    """The request's framing is broken or its body is empty."""
+
+    code = "malformed"
+
+
+class MissingFile(ServiceError):
+    """The request is well formed but holds no picture."""
+
+    code = "missing_file"
+
+
+class TooLarge(ServiceError):
+    """A body, a picture or a number of parts is over its limit."""
+
+    code = "too_large"
+
+
+class SlowUpload(ServiceError):
+    """The request's body did not arrive in time."""
+
+    code = "slow_upload"
+
+
+class UnsupportedType(ServiceError):
+    """The bytes are not one of the accepted picture formats."""
+
+    code = "unsupported_type"
+
+
+class UnreadableImage(ServiceError):
+    """The bytes begin like an accepted format and cannot be decoded."""
+
+    code = "unreadable_image"
+
+
+class InvalidParameter(ServiceError):
+    """A parameter has a value the service does not know."""
+
+    code = "invalid_parameter"
+
+
+class Unavailable(ServiceError):
+    """Not now; the same request may be answered after `retry_after` seconds."""
+
+    def __init__(self, sentence: str, *, retry_after: float) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+
+class Overloaded(Unavailable):
+    """More work is queued than can be done by the request's deadline."""
+
+    code = "overloaded"
+
+
+class NotReady(Unavailable):
+    """The model is still being loaded, warmed or timed."""
+
+    code = "not_ready"
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer did not, or could never, come before the request's deadline."""
+
+    code = "deadline_exceeded"
+
+
+class InferenceFailed(ServiceError):
+    """The device failed while it worked on this request's batch."""
+
+    code = "inference_failed"
+
+
+class CallerGone(ServiceError):
+    """The caller hung up before the answer was there."""
+
+    code = "caller_gone"
+
+
+class ModelError(ServiceError):
+    """A model cannot be found, fetched, read or served."""
+
+
+class BadWeights(ModelError):
+    """A weights file is truncated, foreign, hostile or does not fit its architecture."""
+
+
+class MissingWeights(ModelError):
+    """A model is described in the store but its weights are not there yet."""

@@ -1,0 +1,101 @@
+"""How often a model is right on a folder of labelled photos."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.classifier import Answer, Classifier
+from service.ensemble import Prediction
+from service.errors import ModelError, ServiceError
+from service.manifest import Label
+
+CHUNK = 32  # pictures in flight; enough to fill batches, few enough to keep in memory
+PATIENCE = 1e6  # seconds; nobody waits for one of these pictures
+
+_WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo and the class it is of."""
+
+    path: Path
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What came out for one plan of views."""
+
+    views: str
+    photos: int
+    top1: int
+    top5: int
+    unreadable: tuple[str, ...]
+
+
+def find(folder: Path, labels: Sequence[Label]) -> list[Photo]:
+    """Find photos named by a WordNet id, or in a folder named by an id or a label.
+
+    Raises `ModelError` if there is none, or if the model does not know one's class.
+    """
+    index = {label.name: at for at, label in enumerate(labels)}
+    index |= {label.wnid: at for at, label in enumerate(labels) if label.wnid}
+    photos = []
+    for path, name in _named(folder):
+        if name not in index:
+            raise ModelError(f"{path}: the model has no class {name!r}")
+        photos.append(Photo(path, index[name]))
+    if not photos:
+        raise ModelError(
+            f"{folder} has no photos named by a WordNet id, nor folders named by a class"
+        )
+    return photos
+
+
+def _named(folder: Path) -> Iterator[tuple[Path, str]]:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder")
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and (found := _WNID.match(path.name)):
+            yield path, found[0]
+    for path in sorted(folder.glob("*/*")):
+        if path.is_file() and _is_class(path.parent.name):
+            yield path, path.parent.name
+
+
+def _is_class(name: str) -> bool:
+    return not name.startswith(".")
+
+
+async def rank(
+    classifier: Classifier, paths: Sequence[Path], *, plan: str, top_k: int
+) -> list[tuple[Prediction, ...] | ServiceError]:
+    """Rank the labels of photos that may not fit in memory together, or say what is wrong."""
+    ranked: list[tuple[Prediction, ...] | ServiceError] = []
+    for at in range(0, len(paths), CHUNK):
+        pictures = [path.read_bytes() for path in paths[at : at + CHUNK]]
+        answers = await classifier.classify(pictures, plan=plan, top_k=top_k, seconds=PATIENCE)
+        ranked += [a.predictions if isinstance(a, Answer) else a for a in answers]
+    return ranked
+
+
+async def evaluate(
+    classifier: Classifier, photos: Sequence[Photo], plan: str, advance: Callable[[int], None]
+) -> Score:
+    """Score the photos with one plan of views; `advance` is told as photos are done."""
+    top1 = top5 = 0
+    unreadable = []
+    for at in range(0, len(photos), CHUNK):
+        chunk = photos[at : at + CHUNK]
+        ranked = await rank(classifier, [photo.path for photo in chunk], plan=plan, top_k=5)
+        for photo, predictions in zip(chunk, ranked, strict=True):
+            if isinstance(predictions, ServiceError):
+                unreadable.append(f"{photo.path.name}: {predictions}")
+                continue
+            indices = [prediction.index for prediction in predictions]
+            top1 += indices[0] == photo.index
+            top5 += photo.index in indices
+        advance(len(chunk))
+    return Score(plan, len(photos), top1, top5, tuple(unreadable))

@@ -1,0 +1,1 @@
+"""Weights files: Caffe's, torchvision's and safetensors, read without running their code."""

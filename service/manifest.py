@@ -1,0 +1,95 @@
+"""A model's manifest: all that is known about it besides its weights."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+
+from service.errors import ModelError
+from service.views import CROP, Interpolation, Resize, Rule
+
+Channel = Annotated[float, Field(ge=0, le=255)]
+Format = Literal["caffemodel", "pth", "safetensors"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preprocessing(_Table):
+    """From uint8 pixels to what the network takes: (pixel - mean) * scale, by channel."""
+
+    channels: Literal["RGB", "BGR"]
+    mean: tuple[Channel, Channel, Channel]  # in the order of `channels`, in pixel units
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    resize: Rule  # of `single` and `ten`; the other views say their own
+    side: Annotated[int, Field(ge=CROP, le=1024)]  # pixels
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def resized(self) -> Resize:
+        """The resize rule as `service.views` takes it."""
+        return Resize(self.resize, self.side, self.interpolation)
+
+
+class Source(_Table):
+    """Where the weights can be had, and the digest (or its beginning) that proves them."""
+
+    url: HttpUrl
+    digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{8,64}|sha1:[0-9a-f]{40})$")]
+    format: Format
+
+
+class Accuracy(_Table):
+    """What was published about the weights, in per cent."""
+
+    dataset: str
+    views: str
+    top1: float
+    top5: float
+
+
+class Manifest(_Table):
+    """`model.toml`."""
+
+    architecture: str
+    version: str
+    description: str
+    licence: str
+    classes: Annotated[int, Field(ge=1, le=100_000)]
+    labels: str  # a file of `wnid<TAB>label` lines, in the order of the classes
+    preprocessing: Preprocessing
+    source: Source | None = None
+    accuracy: tuple[Accuracy, ...] = ()
+
+
+class Label(_Table):
+    """A class: its name, and its WordNet id where it has one."""
+
+    name: str
+    wnid: str | None
+
+
+def read(path: Path) -> Manifest:
+    """Read a manifest; raises `ModelError` with the first thing that is wrong with it."""
+    try:
+        return Manifest.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{path}: {where}: {first['msg']}") from error
+
+
+def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
+    """Read the labels of a model, one a line: the WordNet id (or nothing), a tab, the name."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ModelError(f"cannot read the labels {path}: {error.strerror}") from error
+    if len(lines) != classes:
+        raise ModelError(f"{path} has {len(lines)} labels and the model {classes} classes")
+    pairs = [line.rpartition("\t") for line in lines]
+    return tuple(Label(name=name, wnid=wnid or None) for wnid, _, name in pairs)

@@ -1,0 +1,230 @@
+"""The service's metrics: every name, type and label, in a registry of their own.
+
+Names follow Prometheus's conventions: one prefix, base units, `_total` for counters. Label
+values come from closed sets, and every counter starts at zero so that `rate()` sees its first
+event.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+
+import torch
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+from service import views
+from service.ensemble import Ensemble
+from service.errors import ServiceError
+from service.work import Backlog, BatchReport, DropReport
+
+LATENCY = (
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STAGES = ("upload", "decode", "queue", "inference")
+
+
+class Metrics:
+    """Series that reports and gauges are turned into; `registry` is what is scraped."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+
+        self._requests = Counter(
+            "googlenet_requests",
+            "HTTP requests answered, by route template, method and status.",
+            ["route", "method", "code"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "googlenet_request_duration_seconds",
+            "From a request's first byte here to its last byte out.",
+            ["route", "code"],
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "googlenet_requests_in_flight", "HTTP requests being answered.", registry=registry
+        )
+        self._stages = Histogram(
+            "googlenet_stage_duration_seconds",
+            "Where a classification's time goes; a stage of a request or of one of its pictures.",
+            ["stage"],
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self._images = Counter(
+            "googlenet_images",
+            "Pictures by views asked for and outcome: ok, or the code of the error.",
+            ["views", "outcome"],
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "googlenet_rejected",
+            "Requests and pictures refused or failed, by the code of the error.",
+            ["reason"],
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "googlenet_cancelled",
+            "Jobs that left without an answer: late or cancelled, while queued or in a batch.",
+            ["why", "where"],
+            registry=registry,
+        )
+        self._queue_wait = Histogram(
+            "googlenet_queue_wait_seconds",
+            "From a job's submission until its first row runs.",
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self._batches = Counter(
+            "googlenet_batches",
+            "Batches run, by why they had their size: full, drained queue, or a deadline.",
+            ["reason"],
+            registry=registry,
+        )
+        self._batch_failures = Counter(
+            "googlenet_batch_failures", "Batches that the device failed on.", registry=registry
+        )
+        self._batch_rows = Histogram(
+            "googlenet_batch_rows", "Rows in a batch.", buckets=ROWS, registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "googlenet_batch_duration_seconds",
+            "A device's time for a batch.",
+            ["side"],
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self._padding = Counter(
+            "googlenet_batch_padding_rows", "Rows run for nobody.", registry=registry
+        )
+        self._queue_rows = Gauge(
+            "googlenet_queue_rows", "Rows that wait or are being decoded.", registry=registry
+        )
+        self._queue_bytes = Gauge(
+            "googlenet_queue_bytes", "Bytes of the pictures that wait.", registry=registry
+        )
+        self._predicted_wait = Gauge(
+            "googlenet_queue_predicted_seconds",
+            "Predicted seconds until all accepted work is done.",
+            registry=registry,
+        )
+        self._heartbeat = Gauge(
+            "googlenet_worker_last_heartbeat_timestamp_seconds",
+            "When the device last was idle or began a batch.",
+            registry=registry,
+        )
+        self._ready = Gauge(
+            "googlenet_ready", "1 if the readiness probe succeeds, else 0.", registry=registry
+        )
+        self._model = Gauge(
+            "googlenet_model_info",
+            "1 for each model served.",
+            ["name", "version", "sha256", "device", "precision"],
+            registry=registry,
+        )
+        self._load_seconds = Gauge(
+            "googlenet_model_load_seconds", "Seconds to load the models.", registry=registry
+        )
+        self._warmup_seconds = Gauge(
+            "googlenet_model_warmup_seconds",
+            "Of the load, seconds to warm up and time every batch size.",
+            registry=registry,
+        )
+        Gauge(
+            "googlenet_build_info",
+            "1, with the versions that run.",
+            ["version", "python", "torch", "cuda"],
+            registry=registry,
+        ).labels(
+            metadata.version("googlenet-service"),
+            platform.python_version(),
+            torch.__version__,
+            torch.version.cuda or "none",
+        ).set(1)
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        for stage in STAGES:
+            self._stages.labels(stage)
+        for error in _leaves(ServiceError):
+            self._rejected.labels(error.code)
+        for plan in views.NAMES:
+            self._images.labels(plan, "ok")
+        for why in ("late", "cancelled"):
+            for where in ("queue", "batch"):
+                self._dropped.labels(why, where)
+        for reason in ("full", "drained", "deadline"):
+            self._batches.labels(reason)
+        for side in (views.CROP, views.DENSE):
+            self._batch_seconds.labels(side)
+
+    def request(self, route: str, method: str, code: int, seconds: float) -> None:
+        """Count an answered request."""
+        self._requests.labels(route, method, code).inc()
+        self._request_seconds.labels(route, code).observe(seconds)
+
+    def in_flight(self, change: int) -> None:
+        """Count a request in (1) or out (-1)."""
+        self._in_flight.inc(change)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """Record how long a stage of a request took."""
+        self._stages.labels(stage).observe(seconds)
+
+    def image(self, plan: str, error: ServiceError | None = None) -> None:
+        """Count a picture answered, or refused."""
+        self._images.labels(plan, error.code if error else "ok").inc()
+
+    def rejected(self, error: ServiceError) -> None:
+        """Count a request or a picture refused."""
+        self._rejected.labels(error.code).inc()
+
+    def work(self, report: BatchReport | DropReport) -> None:
+        """Turn what the batcher reports into series."""
+        match report:
+            case DropReport(why, where):
+                self._dropped.labels(why, where).inc()
+            case BatchReport():
+                self._batches.labels(report.reason).inc()
+                self._batch_failures.inc(report.failed)
+                self._batch_rows.observe(report.rows)
+                self._batch_seconds.labels(report.key.side).observe(report.seconds)
+                self._padding.inc(report.size - report.rows)
+                for seconds in report.queue_seconds:
+                    self._queue_wait.observe(seconds)
+
+    def loaded(self, ensemble: Ensemble, seconds: float) -> None:
+        """Name the models that are served from now on, and how long they took to load."""
+        for member in ensemble.members:
+            self._model.labels(
+                member.name, member.version, member.sha256, ensemble.device, ensemble.precision
+            ).set(1)
+        self._load_seconds.set(seconds)
+        self._warmup_seconds.set(ensemble.warmup_seconds)
+
+    def watch(self, *, ready: Callable[[], bool], backlog: Callable[[], Backlog]) -> None:
+        """Ask these at every scrape for what has no event to report it."""
+        self._ready.set_function(ready)
+        self._queue_rows.set_function(lambda: backlog().rows)
+        self._queue_bytes.set_function(lambda: backlog().nbytes)
+        self._predicted_wait.set_function(lambda: backlog().seconds)
+        self._heartbeat.set_function(lambda: time.time() - backlog().stalled)
+
+
+def _leaves(error: type[ServiceError]) -> list[type[ServiceError]]:
+    below = error.__subclasses__()
+    return [leaf for child in below for leaf in _leaves(child)] if below else [error]

@@ -1,0 +1,169 @@
+"""GoogLeNet as table 1 of "Going Deeper with Convolutions" has it (arXiv 1409.4842).
+
+Local response normalisation, real 5x5 convolutions, biases and no batch norm. Pools round up,
+as Caffe's do, which gives table 1's sizes and is what the public BVLC weights were trained with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """One row of table 1: the number of filters in each part of an inception module."""
+
+    conv_1x1: int
+    reduce_3x3: int
+    conv_3x3: int
+    reduce_5x5: int
+    conv_5x5: int
+    pool_proj: int
+
+    @property
+    def out(self) -> int:
+        """Channels of the module's output."""
+        return self.conv_1x1 + self.conv_3x3 + self.conv_5x5 + self.pool_proj
+
+
+TABLE_1: Mapping[str, Width] = {
+    "3a": Width(64, 96, 128, 16, 32, 32),
+    "3b": Width(128, 128, 192, 32, 96, 64),
+    "4a": Width(192, 96, 208, 16, 48, 64),
+    "4b": Width(160, 112, 224, 24, 64, 64),
+    "4c": Width(128, 128, 256, 24, 64, 64),
+    "4d": Width(112, 144, 288, 32, 64, 64),
+    "4e": Width(256, 160, 320, 32, 128, 128),
+    "5a": Width(256, 160, 320, 32, 128, 128),
+    "5b": Width(384, 192, 384, 48, 128, 128),
+}
+
+
+class LocalResponseNorm(nn.Module):
+    """Divide by (1 + 1e-4 * mean of the squares of five neighbouring channels) ** 0.75.
+
+    Equal to `torch.nn.LocalResponseNorm(5)` to 2e-6. Written as a sum of five shifted slices
+    because PyTorch's own is slow on a CPU and missing for bfloat16.
+    """
+
+    size, alpha, beta = 5, 1e-4, 0.75
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> the same
+        channels = x.shape[1]
+        squares = F.pad(x * x, (0, 0, 0, 0, self.size // 2, self.size // 2))
+        total = squares[:, :channels]
+        for shift in range(1, self.size):
+            total = total + squares[:, shift : shift + channels]
+        # ** -0.75 as two roots: 1 / (r * sqrt(r)) with r = sqrt(base).
+        root = (1 + (self.alpha / self.size) * total).sqrt()
+        return x * (root * root.sqrt()).reciprocal()
+
+
+class Inception(nn.Module):
+    """Four branches over one input, concatenated by channel."""
+
+    def __init__(self, channels: int, width: Width) -> None:
+        super().__init__()
+        self.conv_1x1 = nn.Conv2d(channels, width.conv_1x1, 1)
+        self.reduce_3x3 = nn.Conv2d(channels, width.reduce_3x3, 1)
+        self.conv_3x3 = nn.Conv2d(width.reduce_3x3, width.conv_3x3, 3, padding=1)
+        self.reduce_5x5 = nn.Conv2d(channels, width.reduce_5x5, 1)
+        self.conv_5x5 = nn.Conv2d(width.reduce_5x5, width.conv_5x5, 5, padding=2)
+        self.pool_proj = nn.Conv2d(channels, width.pool_proj, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, width.out, H, W)
+        branches = (
+            self.conv_1x1(x),
+            self.conv_3x3(F.relu(self.reduce_3x3(x))),
+            self.conv_5x5(F.relu(self.reduce_5x5(x))),
+            self.pool_proj(F.max_pool2d(x, 3, stride=1, padding=1)),
+        )
+        return F.relu(torch.cat(branches, dim=1))
+
+
+class Auxiliary(nn.Module):
+    """A small classifier on an inner module; its loss (times 0.3) helps training only."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 128, 1)
+        self.hidden = nn.Linear(128 * 4 * 4, 1024)
+        self.linear = nn.Linear(1024, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, 14, 14) -> (N, classes)
+        x = F.relu(self.conv(F.avg_pool2d(x, 5, stride=3)))
+        x = F.relu(self.hidden(x.flatten(1)))
+        return self.linear(F.dropout(x, 0.7, training=self.training))  # type: ignore[no-any-return]  # nn.Module calls are untyped
+
+
+class GoogLeNet(nn.Module):
+    """Table 1; `auxiliary` adds the two classifiers that only training uses.
+
+    Takes float (N, 3, H, W), mean subtracted, H and W at least 193, and gives logits
+    (N, classes). A picture larger than 224 is evaluated densely, as VGG does it: average
+    pooling and the last layer are linear, so the mean over the map of pooled windows put
+    through that layer is the mean of its class map. In training mode, with auxiliary
+    classifiers, gives (logits, logits on 4a, logits on 4d) and needs 224x224.
+    """
+
+    def __init__(self, classes: int = 1000, *, auxiliary: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
+        self.reduce2 = nn.Conv2d(64, 64, 1)
+        self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
+        self.norm = LocalResponseNorm()
+        channels = 192
+        self.inception = nn.ModuleDict()
+        for name, width in TABLE_1.items():
+            self.inception[name] = Inception(channels, width)
+            channels = width.out
+        self.linear = nn.Linear(channels, classes)
+        self.auxiliary = auxiliary
+        if auxiliary:
+            self.aux_4a = Auxiliary(TABLE_1["4a"].out, classes)
+            self.aux_4d = Auxiliary(TABLE_1["4d"].out, classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        x = _halve(F.relu(self.conv1(x)))  # (N, 64, 56, 56)
+        x = F.relu(self.reduce2(self.norm(x)))
+        x = _halve(self.norm(F.relu(self.conv2(x))))  # (N, 192, 28, 28)
+        inception = self.inception
+        x = _halve(inception["3b"](inception["3a"](x)))  # (N, 480, 14, 14)
+        x_4a = inception["4a"](x)
+        x_4d = inception["4d"](inception["4c"](inception["4b"](x_4a)))
+        x = _halve(inception["4e"](x_4d))  # (N, 832, 7, 7)
+        x = inception["5b"](inception["5a"](x))
+        x = F.avg_pool2d(x, 7, stride=1).mean((2, 3))  # (N, 1024)
+        logits: Tensor = self.linear(F.dropout(x, 0.4, training=self.training))
+        if self.training and self.auxiliary:
+            return logits, self.aux_4a(x_4a), self.aux_4d(x_4d)
+        return logits
+
+
+def _halve(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, stride=2, ceil_mode=True)
+
+
+def caffe_layers() -> dict[str, str]:
+    """Name each layer of the public BVLC prototxt by the module here that is the same."""
+    names = {
+        "conv1/7x7_s2": "conv1",
+        "conv2/3x3_reduce": "reduce2",
+        "conv2/3x3": "conv2",
+        "loss3/classifier": "linear",
+    }
+    parts = {
+        "1x1": "conv_1x1",
+        "3x3_reduce": "reduce_3x3",
+        "3x3": "conv_3x3",
+        "5x5_reduce": "reduce_5x5",
+        "5x5": "conv_5x5",
+        "pool_proj": "pool_proj",
+    }
+    for name in TABLE_1:
+        for theirs, ours in parts.items():
+            names[f"inception_{name}/{theirs}"] = f"inception.{name}.{ours}"
+    return names

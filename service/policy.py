@@ -1,0 +1,202 @@
+"""What to run next, and whom to refuse: the batcher's decisions, without clock, loop or I/O.
+
+Three rules:
+
+1. *Whatever fits and serves most.* When a device is free, rows of one key are taken in order
+   and put into the bucket that serves most rows a second by the measured costs, among those
+   that let the first of them meet its deadline. Nothing ever waits for company.
+2. *Earliest deadline first; large jobs yield while they can afford to.* A job that does not fit
+   one batch lets the others pass as long as it would meet its deadline even if it were served
+   last; so a 144-view job never makes a one-view request wait for more than one batch.
+3. *Admit what would be done in time if it were served last.* That is enough to keep every
+   promise: a newcomer overtakes only jobs with later deadlines than its own, and all of the
+   queue, those jobs too, is done before its own deadline.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal, NamedTuple
+
+Reason = Literal["full", "drained", "deadline"]
+
+
+class Key(NamedTuple):
+    """What rows must share to go in one batch."""
+
+    member: int  # which model of the ensemble
+    side: int  # pixels of a view
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Measured seconds of every bucket (batch size) of every key."""
+
+    seconds: Mapping[Key, Mapping[int, float]]
+
+    def largest(self, key: Key) -> int:
+        """Give the most rows that run at once."""
+        return max(self.seconds[key])
+
+    def of(self, key: Key, rows: int) -> float:
+        """Predict the seconds for `rows` rows of one key: best buckets, then what is left."""
+        buckets = self.seconds[key]
+        best = min(buckets, key=lambda size: buckets[size] / size)
+        rest = rows % best
+        remainder = min(cost for size, cost in buckets.items() if size >= rest) if rest else 0.0
+        return rows // best * buckets[best] + remainder
+
+    def total(self, rows: Mapping[Key, int]) -> float:
+        """Predict the seconds for the rows of several keys."""
+        return sum(self.of(key, count) for key, count in rows.items())
+
+    def observed(self, key: Key, size: int, seconds: float, *, weight: float = 0.1) -> "Costs":
+        """Move one bucket's cost towards what it took just now."""
+        buckets = dict(self.seconds[key])
+        buckets[size] += weight * (seconds - buckets[size])
+        return Costs({**self.seconds, key: buckets})
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job as the policy sees it: `left` rows are still to be taken.
+
+    A `large` job is one that never fitted one batch, however little of it is left.
+    """
+
+    key: Key
+    left: int
+    deadline: float
+    large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """The next batch: how many rows of which queue positions, in a bucket of `size` rows."""
+
+    key: Key
+    size: int
+    takes: tuple[tuple[int, int], ...]  # (position in the queue, rows)
+    reason: Reason
+
+    @property
+    def rows(self) -> int:
+        """Rows that are somebody's; the rest of the bucket is padding."""
+        return sum(rows for _, rows in self.takes)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with the queue now: whom to drop as too late, and what to run if anything."""
+
+    late: tuple[int, ...]  # queue positions that cannot meet their deadline any more
+    run: Formation | None
+
+
+def form(queue: Sequence[Waiting], costs: Costs, now: float) -> Decision:
+    """Decide what a free device runs; `queue` is in order of deadlines.
+
+    Looks no further than the batch needs: a late job deeper in the queue is found later.
+    """
+    late: list[int] = []
+    same: list[int] = []  # the positions whose rows may share the batch
+    rows = 0
+    for at in _order(queue, costs, now):
+        job = queue[at]
+        if same and job.key != queue[same[0]].key:
+            continue
+        if costs.of(job.key, job.left) > job.deadline - now:
+            late.append(at)
+            continue
+        same.append(at)
+        rows += job.left
+        if rows >= costs.largest(job.key):
+            break
+    if not same:
+        return Decision(tuple(late), None)
+    first = queue[same[0]]
+    size, reason = _bucket(costs.seconds[first.key], rows, first.deadline - now)
+    takes = _fill(((at, queue[at].left) for at in same), size)
+    return Decision(tuple(late), Formation(first.key, size, tuple(takes), reason))
+
+
+def _order(queue: Sequence[Waiting], costs: Costs, now: float) -> Iterable[int]:
+    large = [at for at, job in enumerate(queue) if job.large]
+    if not large or now + costs.total(rows_left(queue)) > queue[large[0]].deadline:
+        return range(len(queue))
+    return chain((at for at, job in enumerate(queue) if not job.large), large)
+
+
+def rows_left(queue: Iterable[Waiting]) -> dict[Key, int]:
+    """Count the rows that wait, by key."""
+    rows: dict[Key, int] = {}
+    for job in queue:
+        rows[job.key] = rows.get(job.key, 0) + job.left
+    return rows
+
+
+def _bucket(buckets: Mapping[int, float], rows: int, slack: float) -> tuple[int, Reason]:
+    def rate(size: int) -> tuple[float, int]:  # rows a second; of equals, the smaller bucket
+        return min(rows, size) / buckets[size], -size
+
+    # Never empty: a first job that no bucket serves in time was dropped as late.
+    chosen = max((size for size, cost in buckets.items() if cost <= slack), key=rate)
+    if chosen < max(buckets, key=rate):
+        return chosen, "deadline"
+    return chosen, "full" if rows >= chosen else "drained"
+
+
+def _fill(jobs: Iterable[tuple[int, int]], room: int) -> Iterator[tuple[int, int]]:
+    for at, left in jobs:
+        taken = min(room, left)
+        if not taken:
+            return
+        room -= taken
+        yield at, taken
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """All accepted work that is not done, and the devices that share it."""
+
+    running: float  # seconds of work left in the batches that run, as predicted
+    rows: Mapping[Key, int]  # rows that wait or whose pictures are being decoded
+    devices: int = 1
+
+    def seconds(self, costs: Costs) -> float:
+        """Predict when all of it is done."""
+        return (self.running + costs.total(self.rows)) / self.devices
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether work may join the load, and in how many seconds it could."""
+
+    alone: float  # seconds it takes when nothing else runs
+    done_in: float  # seconds until everything, this work included, is done
+    retry_after: float  # seconds until it would be admitted: 0 for now, infinity for never
+
+    @property
+    def admitted(self) -> bool:
+        """Is there time for it now."""
+        return self.retry_after == 0
+
+    @property
+    def possible(self) -> bool:
+        """Would there be time for it on idle devices."""
+        return math.isfinite(self.retry_after)
+
+
+def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> Admission:
+    """Decide whether work that must be done in `seconds` may join the load."""
+    together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
+    done_in = replace(load, rows=together).seconds(costs)
+    alone = Load(0.0, rows, load.devices).seconds(costs)
+    late = max(0.0, done_in - seconds)
+    return Admission(alone, done_in, late if alone <= seconds else math.inf)
+
+
+def remaining(expected: float, elapsed: float) -> float:
+    """Predict how much longer a batch runs; one that is overdue, as long again as it is."""
+    return abs(expected - elapsed)

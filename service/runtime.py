@@ -1,0 +1,83 @@
+"""The device: which one, in what precision, and what a batch costs on it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from service.errors import ModelError
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
+    """Give the devices for `auto` (every GPU, else the CPU), `cpu`, `cuda` (all) or `cuda:N`.
+
+    `gpus` is how many there are. Raises `ModelError` for a device that is not there.
+    """
+    if choice == "cpu" or (choice == "auto" and not gpus):
+        return (torch.device("cpu"),)
+    if not gpus:
+        raise ModelError(f"there is no GPU for device {choice!r}; use auto or cpu")
+    if choice in {"auto", "cuda"}:
+        return tuple(torch.device("cuda", index) for index in range(gpus))
+    device = torch.device(choice)
+    if device.index >= gpus:
+        raise ModelError(f"there is no {choice!r}: this machine's {gpus} GPUs begin at cuda:0")
+    return (device,)
+
+
+def precision(choice: str) -> torch.dtype:
+    """Give the number format of the forward; `auto` is float32, which is exact everywhere."""
+    return PRECISIONS["float32" if choice == "auto" else choice]
+
+
+def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:
+    """Give the buckets: powers of two up to `max_batch` (0: 16 on a CPU, 64 on a GPU)."""
+    most = max_batch or (16 if device.type == "cpu" else 64)
+    powers = [2**power for power in range(most.bit_length())]
+    return tuple(sorted({*powers, most}))
+
+
+def forwards(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Give a context to run forwards in: no gradients, and on a GPU a stream of its own."""
+    if device.type == "cpu":
+        return torch.inference_mode
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's stub
+
+    @contextmanager
+    def on_stream() -> Iterator[None]:
+        with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(stream):
+            yield
+
+    return on_stream
+
+
+def to_device(arrays: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Bring uint8 tensors to a device; to a GPU as one pinned, asynchronous copy."""
+    if device.type == "cpu":
+        return list(arrays)
+    flat = torch.cat([array.flatten() for array in arrays]).pin_memory()
+    there = flat.to(device, non_blocking=True)
+    parts = torch.split(there, [array.numel() for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def measure(run: Callable[[], object], *, repeats: int = 2) -> float:
+    """Warm up with one run, then give the seconds of the quickest of `repeats` more.
+
+    The quickest, since a device takes the same time for the same work and everything else
+    that a run meets only adds; costs are kept up to date while serving.
+    """
+    run()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

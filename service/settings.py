@@ -1,0 +1,96 @@
+"""Every setting: its name, its default, its bounds and what it changes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PlanName = Literal["single", "ten", "paper", "dense"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What a person may choose, read from arguments or `GOOGLENET_...` variables, once."""
+
+    model_config = SettingsConfigDict(env_prefix="GOOGLENET_", frozen=True, extra="forbid")
+
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    model: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9_]+(,[a-z0-9_]+)*$",
+            description="model to serve; several, separated by commas, are averaged",
+        ),
+    ] = "googlenet"
+    views: Annotated[
+        PlanName,
+        Field(description="views of a picture when the request names none; more cost more"),
+    ] = "ten"
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+            description="auto (every GPU, else the CPU), cpu, cuda or cuda:N",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        Field(description="number format of the forward; below float32 is faster, less exact"),
+    ] = "auto"
+    store: Annotated[
+        Path | None,
+        Field(description="folder of models; default: the checkout's, else the user's cache"),
+    ] = None
+    timeout_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="longest a request may take; also what it is admitted by"),
+    ] = 10.0
+    max_batch: Annotated[
+        int,
+        Field(ge=0, le=256, description="most rows in one forward; 0: 16 on a CPU, 64 on a GPU"),
+    ] = 0
+    max_body_bytes: Annotated[
+        int,
+        Field(ge=1024, le=1024 * MEBIBYTE, description="largest request body; over it is a 413"),
+    ] = 20 * MEBIBYTE
+    max_pixels: Annotated[
+        int,
+        Field(ge=1, le=178_000_000, description="largest picture, width x height; over it a 413"),
+    ] = 50_000_000
+    max_files: Annotated[
+        int,
+        Field(ge=1, le=1024, description="most pictures in one request; over it is a 413"),
+    ] = 16
+    max_upload_bytes: Annotated[
+        int,
+        Field(ge=1024, description="memory for all uploads in flight; over it is a 503"),
+    ] = 256 * MEBIBYTE
+    upload_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="longest a body may take to arrive; over it is a 408"),
+    ] = 30.0
+    max_queue_bytes: Annotated[
+        int,
+        Field(ge=1024, description="memory for decoded pictures that wait; over it is a 503"),
+    ] = 512 * MEBIBYTE
+    decode_threads: Annotated[
+        int,
+        Field(ge=0, le=256, description="threads that decode pictures; 0: one per core"),
+    ] = 0
+    stall_seconds: Annotated[
+        float,
+        Field(gt=0, description="a forward that runs longer than this fails the liveness probe"),
+    ] = 60.0
+    log_level: Annotated[LogLevel, Field(description="least severe message that is logged")] = (
+        "info"
+    )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names in `model`, in order."""
+        return tuple(self.model.split(","))

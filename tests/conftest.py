@@ -1,0 +1,110 @@
+"""What tests share: the real weights and photos, and a fake model for the one seam."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.ensemble import Cuts, Ensemble, Member, Probabilities
+from service.manifest import Label
+from service.policy import Costs, Key
+from service.settings import Settings
+from service.store import Store
+from service.views import CROP, DENSE, Resize
+from service.work import Batch, Lane
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("TESTS_SHARED", ROOT.parent / "shared"))
+BUCKETS = (1, 2, 4, 8, 16)
+
+
+def missing(what: str) -> NoReturn:
+    """Skip loudly, or fail where nothing may be missing."""
+    if os.environ.get("TESTS_STRICT"):
+        pytest.fail(f"{what} is missing, and TESTS_STRICT is set")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights, reference activations and photos."""
+    if not SHARED.is_dir():
+        missing(f"the folder of real weights and photos {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def beagle(shared: Path) -> bytes:
+    """A photo of a beagle, class 162."""
+    return (shared / "photos/flickr/beagle.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def real_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the real BVLC weights, imported from Caffe's own file."""
+    store = Store(tmp_path_factory.mktemp("store"), ROOT / "model_store")
+    weights = shared / "weights/bvlc_googlenet.caffemodel"
+    store.install("bvlc_googlenet", weights, source=weights.name)
+    return store
+
+
+@pytest.fixture(scope="session")
+def real_client(real_store: Store) -> Iterator[TestClient]:
+    """A client of the real service on the real weights, in float32, ready."""
+    settings = Settings(
+        model="bvlc_googlenet", store=real_store.root, device="cpu", precision="float32"
+    )
+    with TestClient(create_app(settings)) as client:
+        wait_ready(client)
+        yield client
+
+
+def wait_ready(client: TestClient) -> None:
+    """Wait for the model, as a start-up probe does."""
+    import time  # noqa: PLC0415 - the one place that polls, as probes do
+
+    for _ in range(600):
+        if client.get("/readyz").status_code == 200:
+            return
+        time.sleep(0.1)
+    pytest.fail("the service did not become ready in a minute")
+
+
+Run = Callable[[Batch[Cuts]], Sequence[Probabilities]]
+
+
+def mean_colour(batch: Batch[Cuts]) -> list[Probabilities]:
+    """A fake model with three classes: how red, green and blue a slice's views are, summed."""
+    results = []
+    for part in batch.slices:
+        total = np.zeros(3)
+        for view in part.payload.plan.views[part.start : part.stop]:
+            canvas = part.payload.canvases[view.canvas]
+            square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
+            colour = square.mean(axis=(0, 1))
+            total += colour / max(colour.sum(), 1e-9)
+        results.append(total)
+    return results
+
+
+def fake_ensemble(
+    run: Run = mean_colour, *, seconds_per_row: float = 0.001, members: int = 1, lanes: int = 1
+) -> Ensemble:
+    """A model that answers by `run`, and says that its rows cost `seconds_per_row`."""
+    keys = [Key(member, side) for member in range(members) for side in (CROP, DENSE)]
+    return Ensemble(
+        members=tuple(
+            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256)) for n in range(members)
+        ),
+        labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),
+        lanes=tuple(Lane(run, number) for number in range(lanes)),
+        costs=Costs({key: {size: seconds_per_row * size for size in BUCKETS} for key in keys}),
+        device="cpu",
+        precision="float32",
+        warmup_seconds=0.0,
+    )
