@@ -77,10 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", type=Path, metavar="DIR")
     evaluate.add_argument(
         "--plans",
-        nargs="+",
-        choices=views.NAMES,
-        default=["single", "ten"],
-        help="the views to evaluate with (default: single ten)",
+        type=_plans,
+        default="single,ten",
+        help="the views to evaluate with, separated by commas (default: single,ten)",
     )
     _add_settings(evaluate, _OFFLINE)
     evaluate.set_defaults(run=commands.evaluate)
@@ -88,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (classify, evaluate):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
+
+
+def _plans(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in views.NAMES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(views.NAMES)}")
+    return names
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

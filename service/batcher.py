@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, Self
 
 from service import policy
-from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError
+from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError, TooLarge
 from service.policy import Costs, Key, Waiting
 from service.work import (
     Backlog,
@@ -37,6 +37,8 @@ from service.work import (
 )
 
 logger = logging.getLogger(__name__)
+
+STOPPING = "the service is stopping"
 
 
 @dataclass(eq=False, slots=True)
@@ -58,6 +60,15 @@ class Seat(Generic[P, R]):
     parts: list[tuple[int, R]] = field(default_factory=list)  # (first row, result)
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A batch on a lane: since when, and for how many seconds."""
+
+    device: int
+    started: float
+    expected: float
+
+
 class Batcher(Generic[P, R]):
     """Forms batches for the lanes for as long as it is entered."""
 
@@ -75,7 +86,7 @@ class Batcher(Generic[P, R]):
         self._nbytes = 0  # of those, the payloads
         self._serial = 0
         self._arrived = asyncio.Event()
-        self._running: dict[int, tuple[float, float]] = {}  # by lane: (started, expected)
+        self._running: dict[int, _Run] = {}  # by lane, in the order in which they began
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
         self._threads: list[ThreadPoolExecutor] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,7 +103,7 @@ class Batcher(Generic[P, R]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for seat in self._seats:
-            _fail(seat, InferenceFailed("the service is stopping"))
+            _fail(seat, InferenceFailed(STOPPING))
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
 
@@ -120,6 +131,8 @@ class Batcher(Generic[P, R]):
         Raises `DeadlineExceeded` or `InferenceFailed`. A caller that is cancelled while its
         rows wait takes them along: they cost no forward.
         """
+        if not self.alive:
+            raise InferenceFailed(STOPPING)
         seat.payload = payload
         seat.submitted = time.monotonic()
         seat.future = asyncio.get_running_loop().create_future()
@@ -128,8 +141,9 @@ class Batcher(Generic[P, R]):
         try:
             await seat.future
         except asyncio.CancelledError:
-            late = time.monotonic() >= seat.waiting.deadline
-            self._report(DropReport("late" if late else "cancelled", _where(seat)))
+            if seat.future.cancelled():  # else it had an outcome, which was reported
+                late = time.monotonic() >= seat.waiting.deadline
+                self._report(DropReport("late" if late else "cancelled", _where(seat)))
             raise
         finally:
             self.release(seat)
@@ -158,7 +172,7 @@ class Batcher(Generic[P, R]):
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""
         now = time.monotonic()
-        oldest = min((started for started, _ in self._running.values()), default=now)
+        oldest = min((run.started for run in self._running.values()), default=now)
         seconds = self._load().seconds(self._costs)
         return Backlog(self._rows.total(), self._nbytes, seconds, now - oldest)
 
@@ -166,11 +180,13 @@ class Batcher(Generic[P, R]):
 
     def _load(self) -> policy.Load:
         now = time.monotonic()
-        running = sum(
-            policy.remaining(expected, now - started)
-            for started, expected in self._running.values()
-        )
-        return policy.Load(running, self._rows, self._devices)
+        seconds = 0.0
+        turns = dict(self._freed)  # by device: since when it has been at what it is doing
+        for run in self._running.values():
+            since = max(run.started, turns.get(run.device, run.started))
+            seconds += policy.remaining(run.expected, max(0.0, now - since))
+            turns[run.device] = now  # whatever else is on the device has still to begin
+        return policy.Load(seconds, self._rows, self._devices)
 
     def _seat(self, demand: Demand, deadline: float) -> Seat[P, R]:
         self._serial += 1
@@ -195,15 +211,19 @@ class Batcher(Generic[P, R]):
             )
         if not admission.admitted:
             raise Overloaded(
-                f"{self._rows.total()} rows are queued: this would be done in {admission.done_in:.2f} s, "
-                f"and the deadline is {seconds:.2f} s",
+                f"{self._rows.total()} rows are queued: this would be done in "
+                f"{admission.done_in:.2f} s, and the deadline is {seconds:.2f} s",
                 retry_after=admission.retry_after,
             )
-        nbytes = self._nbytes + sum(demand.nbytes for demand in demands)
+        nbytes = sum(demand.nbytes for demand in demands)
         if nbytes > self._max_bytes:
+            raise TooLarge(
+                f"the views asked for take {nbytes} bytes, and the limit is {self._max_bytes}; "
+                "ask for fewer views or pictures"
+            )
+        if self._nbytes + nbytes > self._max_bytes:
             raise Overloaded(
-                f"the pictures that wait would take {nbytes} bytes, and the limit is "
-                f"{self._max_bytes}",
+                f"the pictures that wait fill their {self._max_bytes} bytes of memory",
                 retry_after=load.seconds(self._costs),
             )
 
@@ -266,12 +286,15 @@ class Batcher(Generic[P, R]):
         seats: Sequence[Seat[P, R]],
     ) -> None:
         started = time.monotonic()
-        self._running[number] = started, self._costs.seconds[batch.key][batch.size]
+        expected = self._costs.seconds[batch.key][batch.size]
+        self._running[number] = _Run(lane.device, started, expected)
         failed = True
         try:
             loop = asyncio.get_running_loop()
             results = await loop.run_in_executor(thread, lane.run, batch)
-            for seat, part, result in zip(seats, batch.slices, results, strict=True):
+            # All of them are matched before the first is told.
+            matched = list(zip(seats, batch.slices, results, strict=True))
+            for seat, part, result in matched:
                 _give(seat, part, result, batch.rows)
             failed = False
         finally:

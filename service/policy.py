@@ -2,20 +2,22 @@
 
 Three rules:
 
-1. *Whatever fits and serves most.* When a device is free, rows of one key are taken in order
-   and put into the bucket that serves most rows a second by the measured costs, among those
-   that let the first of them meet its deadline. Nothing ever waits for company.
+1. *Cheapest cover.* When a device is free, the rows of one key that wait are covered by the set
+   of buckets that costs least by measurement, and the largest of these is run, filled in order;
+   of the buckets that let the first of them meet its deadline. Nothing waits for company.
 2. *Earliest deadline first; large jobs yield while they can afford to.* A job that does not fit
    one batch lets the others pass as long as it would meet its deadline even if it were served
    last; so a 144-view job never makes a one-view request wait for more than one batch.
-3. *Admit what would be done in time if it were served last.* That is enough to keep every
-   promise: a newcomer overtakes only jobs with later deadlines than its own, and all of the
-   queue, those jobs too, is done before its own deadline.
+3. *Admit what would be done in time if it were served last.* A newcomer overtakes only jobs with
+   later deadlines than its own, and all of the queue, those jobs too, is done before its own
+   deadline: so it breaks no promise. Runs cannot be interrupted and a tight deadline may force
+   a small one, which is why one largest run of each key is kept in hand.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -40,12 +42,8 @@ class Costs:
         return max(self.seconds[key])
 
     def of(self, key: Key, rows: int) -> float:
-        """Predict the seconds for `rows` rows of one key: best buckets, then what is left."""
-        buckets = self.seconds[key]
-        best = min(buckets, key=lambda size: buckets[size] / size)
-        rest = rows % best
-        remainder = min(cost for size, cost in buckets.items() if size >= rest) if rest else 0.0
-        return rows // best * buckets[best] + remainder
+        """Predict the seconds for `rows` rows of one key, by their cheapest cover."""
+        return cover(tuple(self.seconds[key].items()), rows).seconds
 
     def total(self, rows: Mapping[Key, int]) -> float:
         """Predict the seconds for the rows of several keys."""
@@ -56,6 +54,42 @@ class Costs:
         buckets = dict(self.seconds[key])
         buckets[size] += weight * (seconds - buckets[size])
         return Costs({**self.seconds, key: buckets})
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Buckets that together hold some rows: what they cost, and the largest of them."""
+
+    seconds: float = 0.0
+    largest: int = 0
+
+
+def cover(buckets: tuple[tuple[int, float], ...], rows: int) -> Cover:
+    """Find the cheapest buckets, given as (size, seconds), that hold `rows` rows."""
+    sizes = dict(buckets)
+    best = min(sizes, key=lambda size: sizes[size] / size)
+    # What is beyond the largest bucket goes by whole best ones; the rest is in the table.
+    whole = max(0, math.ceil((rows - max(sizes)) / best))
+    rest = _covers(buckets)[max(0, rows - whole * best)]
+    return Cover(whole * sizes[best] + rest.seconds, max(rest.largest, best if whole else 0))
+
+
+@lru_cache(maxsize=256)
+def _covers(buckets: tuple[tuple[int, float], ...]) -> tuple[Cover, ...]:
+    """Find the cheapest cover for every number of rows up to the largest bucket."""
+    found = [Cover()]
+    for rows in range(1, max(size for size, _ in buckets) + 1):
+        found.append(
+            min(
+                (
+                    Cover(seconds + rest.seconds, max(size, rest.largest))
+                    for size, seconds in buckets
+                    for rest in (found[max(0, rows - size)],)
+                ),
+                key=lambda cover: (cover.seconds, cover.largest),
+            )
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +171,10 @@ def rows_left(queue: Iterable[Waiting]) -> dict[Key, int]:
 
 
 def _bucket(buckets: Mapping[int, float], rows: int, slack: float) -> tuple[int, Reason]:
-    def rate(size: int) -> tuple[float, int]:  # rows a second; of equals, the smaller bucket
-        return min(rows, size) / buckets[size], -size
-
     # Never empty: a first job that no bucket serves in time was dropped as late.
-    chosen = max((size for size, cost in buckets.items() if cost <= slack), key=rate)
-    if chosen < max(buckets, key=rate):
+    in_time = tuple((size, seconds) for size, seconds in buckets.items() if seconds <= slack)
+    chosen = cover(in_time, rows).largest
+    if chosen < cover(tuple(buckets.items()), rows).largest:
         return chosen, "deadline"
     return chosen, "full" if rows >= chosen else "drained"
 
@@ -190,10 +222,12 @@ class Admission:
 
 def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> Admission:
     """Decide whether work that must be done in `seconds` may join the load."""
+    alone = Load(0.0, rows, load.devices).seconds(costs)
     together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
     done_in = replace(load, rows=together).seconds(costs)
-    alone = Load(0.0, rows, load.devices).seconds(costs)
-    late = max(0.0, done_in - seconds)
+    others = done_in > alone
+    in_hand = sum(costs.seconds[k][costs.largest(k)] for k, count in together.items() if count)
+    late = max(0.0, done_in + in_hand * others - seconds)
     return Admission(alone, done_in, late if alone <= seconds else math.inf)
 
 

@@ -144,6 +144,7 @@ class Store:
         with fresh.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
+        fresh.chmod(0o644)  # safetensors makes a file that only its owner can read
         self._record(name, [*self._recorded(name), digest])
         fresh.replace(path)
         self._record(name, [digest])

@@ -1,10 +1,18 @@
 """What tests share: the real weights and photos, and a fake model for the one seam."""
 
 import os
+import re
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import httpx2
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -64,10 +72,46 @@ def real_client(real_store: Store) -> Iterator[TestClient]:
         yield client
 
 
-def wait_ready(client: TestClient) -> None:
-    """Wait for the model, as a start-up probe does."""
-    import time  # noqa: PLC0415 - the one place that polls, as probes do
+@dataclass(frozen=True)
+class Served:
+    """A real process that serves the real weights."""
 
+    port: int
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[Served]:
+    """Serve in a process of its own, on a free port; the first line with the port ends the wait."""
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"running on http://[\d.]+:(\d+)", line):
+                # Somebody has to go on reading, or the process would block on a full pipe.
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                yield Served(int(found[1]), process)
+                break
+        else:
+            pytest.fail("the process ended without serving")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def served(real_store: Store) -> Iterator[Served]:
+    """A ready process on the real weights, in float32."""
+    store = str(real_store.root)
+    with serving("--model", "bvlc_googlenet", "--store", store, "--precision", "float32") as ours:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
+            wait_ready(client)
+        yield ours
+
+
+def wait_ready(client: httpx2.Client) -> None:
+    """Wait for the model, as a start-up probe does."""
     for _ in range(600):
         if client.get("/readyz").status_code == 200:
             return

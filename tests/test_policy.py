@@ -1,0 +1,452 @@
+"""The batcher's decisions: what runs next, and who is refused. No clock, no loop, no threads."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.policy import (
+    Costs,
+    Decision,
+    Formation,
+    Key,
+    Load,
+    Waiting,
+    admit,
+    form,
+    remaining,
+    rows_left,
+)
+
+A, B = Key(0, 224), Key(1, 256)
+# Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
+MEASURED = {1: 5, 2: 6, 4: 8, 8: 12, 16: 20}
+COSTS = Costs({A: MEASURED, B: MEASURED})
+FAR = 1_000_000
+
+
+def job(left: int = 1, deadline: float = FAR, key: Key = A, *, large: bool = False) -> Waiting:
+    return Waiting(key, left, deadline, large)
+
+
+def run(queue: Sequence[Waiting], costs: Costs = COSTS, now: float = 0) -> Formation:
+    chosen = form(queue, costs, now).run
+    assert chosen is not None
+    return chosen
+
+
+# What rows cost.
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [
+        (0, 0),
+        (1, 5),
+        (3, 8),  # padded to four
+        (7, 12),
+        (16, 20),
+        (17, 20 + 5),
+        (144, 9 * 20),
+    ],
+)
+def test_rows_cost_the_best_buckets_and_then_one_for_what_is_left(rows: int, seconds: int) -> None:
+    assert COSTS.of(A, rows) == seconds
+
+
+def test_the_best_bucket_is_the_one_measured_best_not_the_largest() -> None:
+    costs = Costs({A: {1: 3, 4: 4, 16: 32}})
+    assert costs.of(A, 16) == 4 * 4
+    assert costs.largest(A) == 16
+
+
+def test_what_is_left_goes_where_it_is_cheapest_even_if_that_is_a_larger_bucket() -> None:
+    assert Costs({A: {1: 9, 2: 5, 4: 6}}).of(A, 1) == 5
+
+
+def test_the_total_adds_up_each_key_on_its_own() -> None:
+    assert COSTS.total({A: 1, B: 1}) == 5 + 5
+    assert COSTS.total({A: 2}) == 6
+    assert COSTS.total({}) == 0
+
+
+def test_an_observation_moves_one_bucket_of_one_key_and_nothing_else() -> None:
+    moved = COSTS.observed(A, 4, 18, weight=0.5)
+    assert moved.seconds == {A: {**MEASURED, 4: 13}, B: MEASURED}
+    assert COSTS.seconds[A][4] == 8  # values are frozen
+
+
+def test_observations_converge_on_what_a_bucket_takes_now() -> None:
+    costs = COSTS
+    for _ in range(200):
+        costs = costs.observed(A, 1, 1.0)
+    assert costs.of(A, 1) == pytest.approx(1.0)
+
+
+def test_rows_left_are_counted_by_key() -> None:
+    assert rows_left([job(2), job(3, key=B), job(4)]) == {A: 6, B: 3}
+
+
+# Which bucket.
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        (1, 1),
+        (3, 4),  # three in a bucket of four are quicker served than two in one of two
+        (7, 8),
+        (9, 8),  # but nine in a bucket of sixteen are not than eight in one of eight
+        (16, 16),
+        (100, 16),
+    ],
+)
+def test_the_bucket_is_the_one_that_serves_most_rows_a_second(rows: int, size: int) -> None:
+    assert run([job()] * rows).size == size
+
+
+def test_of_two_buckets_that_serve_alike_the_smaller_is_taken() -> None:
+    assert run([job()] * 8, Costs({A: {4: 4, 8: 8}})).size == 4
+
+
+def test_a_larger_bucket_that_was_measured_slower_is_left_alone() -> None:
+    assert run([job()] * 16, Costs({A: {8: 8, 16: 100}})).size == 8
+
+
+def test_a_full_batch_says_so() -> None:
+    chosen = run([job(10), job(10)])
+    assert chosen == Formation(A, 16, ((0, 10), (1, 6)), "full")
+    assert chosen.rows == 16
+
+
+def test_a_batch_that_took_everything_and_has_room_says_drained() -> None:
+    chosen = run([job(2), job(1)])
+    assert chosen == Formation(A, 4, ((0, 2), (1, 1)), "drained")
+    assert chosen.rows == 3
+
+
+def test_a_bucket_kept_small_for_the_sake_of_the_first_deadline_says_so() -> None:
+    assert run([job(deadline=6), *[job()] * 15]) == Formation(A, 2, ((0, 1), (1, 1)), "deadline")
+
+
+def test_a_bucket_that_just_meets_the_first_deadline_is_allowed() -> None:
+    assert run([job(deadline=20), *[job()] * 15]).size == 16
+    assert run([job(deadline=19), *[job()] * 15]).size == 8
+
+
+# Whose rows.
+
+
+def test_an_empty_queue_runs_nothing() -> None:
+    assert form([], COSTS, 0) == Decision((), None)
+
+
+def test_rows_are_taken_in_order_of_deadlines() -> None:
+    assert run([job(7, 100), job(7, 200), job(7, 300)]).takes == ((0, 7), (1, 7), (2, 2))
+
+
+def test_rows_of_another_key_wait_for_their_own_batch() -> None:
+    queue = [job(3), job(3, key=B), job(1)]
+    assert run(queue) == Formation(A, 4, ((0, 3), (2, 1)), "full")
+    assert run(queue[1:]) == Formation(B, 4, ((0, 3),), "drained")
+
+
+def test_a_job_that_can_no_longer_be_in_time_is_dropped_and_costs_no_room() -> None:
+    decision = form([job(1, deadline=104), job(2, deadline=200)], COSTS, now=100)
+    assert decision == Decision((0,), Formation(A, 2, ((1, 2),), "full"))
+
+
+def test_a_job_that_is_just_in_time_is_not_dropped() -> None:
+    assert form([job(1, deadline=105)], COSTS, now=100).late == ()
+
+
+def test_when_all_are_late_all_are_dropped_and_nothing_runs() -> None:
+    assert form([job(1, 1), job(1, 2, B)], COSTS, now=0) == Decision((0, 1), None)
+
+
+def test_a_late_job_of_another_key_or_behind_a_full_batch_is_found_later() -> None:
+    assert form([job(), job(deadline=1, key=B)], COSTS, now=0).late == ()
+    assert form([job(16), job(deadline=1)], COSTS, now=0).late == ()
+
+
+# Large jobs yield.
+
+
+def test_a_large_job_that_can_afford_it_lets_later_deadlines_pass() -> None:
+    queue = [job(144, 500, large=True), job(1, 600)]
+    assert run(queue).takes == ((1, 1), (0, 15))
+
+
+def test_a_large_job_lets_other_keys_pass_too() -> None:
+    assert run([job(144, 500, large=True), job(1, 600, B)]) == Formation(B, 1, ((1, 1),), "full")
+
+
+def test_a_large_job_yields_until_being_served_last_would_make_it_late() -> None:
+    all_of_it = COSTS.of(A, 145)
+    small = job(1, 600)
+    assert run([job(144, all_of_it, large=True), small]).takes[0] == (1, 1)
+    assert run([job(144, all_of_it - 1, large=True), small]).takes == ((0, 16),)
+
+
+def test_what_is_left_of_a_large_job_yields_still() -> None:
+    assert run([job(1, 500, large=True), job(16, 600)]).takes == ((1, 16),)
+
+
+def test_a_job_that_fits_one_batch_does_not_yield() -> None:
+    assert run([job(16, 500), job(1, 600)]).takes == ((0, 16),)
+
+
+def test_large_jobs_among_themselves_go_by_deadline() -> None:
+    assert run([job(20, 500, large=True), job(20, 600, large=True)]).takes == ((0, 16),)
+
+
+def test_one_large_job_that_cannot_afford_it_ends_the_yielding_of_all() -> None:
+    queue = [job(32, 45, large=True), job(32, 900, large=True), job(1, 950)]
+    assert run(queue).takes == ((0, 16),)
+
+
+# Who is refused.
+
+
+def test_work_is_admitted_if_it_would_be_done_in_time_after_everything_else() -> None:
+    load = Load(running=7, rows={A: 16, B: 1})
+    in_hand = 20 + 20  # a largest run of each key
+    admission = admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand)
+    assert admission.admitted
+    assert not admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand - 1).admitted
+    assert admission.possible
+    assert admission.done_in == 7 + 20 + 6
+    assert admission.alone == 5
+
+
+def test_work_that_must_wait_is_told_for_how_long() -> None:
+    load = Load(running=7, rows={A: 16})
+    admission = admit(load, {A: 16}, COSTS, seconds=30)
+    assert not admission.admitted
+    assert admission.possible
+    assert admission.retry_after == 7 + 20 + 20 + 20 - 30
+    later = replace(load, running=load.running - 7, rows={A: 6})  # so many seconds later
+    assert admit(later, {A: 16}, COSTS, seconds=30).retry_after < admission.retry_after
+
+
+def test_work_that_idle_devices_could_not_do_in_time_is_never_admitted() -> None:
+    admission = admit(Load(0, {}), {A: 16, B: 1}, COSTS, seconds=24)
+    assert not admission.admitted
+    assert not admission.possible
+    assert admission.retry_after == math.inf
+
+
+def test_devices_share_the_load() -> None:
+    assert Load(10, {A: 16}, devices=3).seconds(COSTS) == 10
+    assert admit(Load(10, {A: 16}, devices=2), {A: 16}, COSTS, seconds=25 + 20).admitted
+    assert not admit(Load(10, {A: 16}, devices=2), {A: 16}, COSTS, seconds=24 + 20).admitted
+
+
+def test_work_alone_needs_nothing_in_hand() -> None:
+    assert admit(Load(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    running=st.integers(0, 300),
+    rows=st.integers(0, 50),
+    wanted=st.integers(1, 20),
+    seconds=st.integers(0, 100),
+)
+def test_retry_after_is_truthful(running: int, rows: int, wanted: int, seconds: int) -> None:
+    """When so many seconds of the work are done the same is admitted, and not before."""
+    load = Load(running, {A: rows})
+    wait = admit(load, {A: wanted}, COSTS, seconds).retry_after
+    if 0 < wait <= running:
+        assert admit(replace(load, running=running - wait), {A: wanted}, COSTS, seconds).admitted
+        sooner = replace(load, running=running - wait + 1)
+        assert not admit(sooner, {A: wanted}, COSTS, seconds).admitted
+
+
+@pytest.mark.parametrize(("elapsed", "seconds"), [(0, 10), (4, 6), (10, 0), (13, 3)])
+def test_an_overdue_batch_is_expected_to_take_as_long_again(elapsed: int, seconds: int) -> None:
+    assert remaining(10, elapsed) == seconds
+
+
+# Whatever is queued.
+
+buckets = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 40), min_size=1)
+any_costs = st.builds(lambda a, b: Costs({A: a, B: b}), buckets, buckets)
+waiting = st.builds(
+    Waiting,
+    key=st.sampled_from([A, B]),
+    left=st.integers(1, 40),
+    deadline=st.integers(0, 300),
+    large=st.booleans(),
+)
+queues = st.lists(waiting, max_size=12).map(lambda jobs: sorted(jobs, key=attrgetter("deadline")))
+
+
+@settings(deadline=None, derandomize=True)
+@given(queues, any_costs, st.integers(0, 100))
+def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int) -> None:
+    decision = form(queue, costs, now)
+    late = [costs.of(job.key, job.left) > job.deadline - now for job in queue]
+    assert all(late[at] for at in decision.late)
+    if decision.run is None:  # work-conserving: nothing runs only if nothing could be in time
+        assert len(decision.late) == len(queue)
+        return
+    chosen = decision.run
+    table = costs.seconds[chosen.key]
+    assert chosen.size in table
+    assert 0 < chosen.rows <= chosen.size
+    assert {queue[at].key for at, _ in chosen.takes} == {chosen.key}
+    assert all(0 < rows <= queue[at].left for at, rows in chosen.takes)
+    assert len({at for at, _ in chosen.takes}) == len(chosen.takes)
+    assert not any(late[at] for at, _ in chosen.takes)
+    # The first of them, and so everybody with a later deadline, has its rows back in time.
+    assert table[chosen.size] <= queue[chosen.takes[0][0]].deadline - now
+    if chosen.reason == "full":
+        assert chosen.rows == chosen.size
+
+
+@settings(deadline=None, derandomize=True)
+@given(queues, any_costs, st.integers(0, 100))
+def test_the_first_job_that_is_not_late_always_gets_on(
+    queue: list[Waiting], costs: Costs, now: int
+) -> None:
+    small = [replace(job, large=False) for job in queue]
+    first = next(
+        (at for at, job in enumerate(small) if costs.of(job.key, job.left) <= job.deadline - now),
+        None,
+    )
+    chosen = form(small, costs, now).run
+    assert (chosen.takes[0][0] if chosen else None) == first
+
+
+# The promise.
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A job that comes at `at` and must be done in `seconds`."""
+
+    at: int
+    key: Key
+    rows: int
+    seconds: int
+
+
+@dataclass
+class Simulation:
+    """One device that takes exactly as long as its table says, ruled by `admit` and `form`."""
+
+    costs: Costs
+    now: float = 0
+    busy_until: float = 0
+    queue: list[tuple[Waiting, int]] = field(default_factory=list)  # in order, with who it is
+    admitted: dict[int, float] = field(default_factory=dict)  # deadlines
+    done: dict[int, float] = field(default_factory=dict)  # when
+    dropped: dict[int, float] = field(default_factory=dict)  # when
+    batches: list[set[int]] = field(default_factory=list)  # who was in each
+    batches_before: dict[int, int] = field(default_factory=dict)  # begun when each came
+
+    def play(self, arrivals: Sequence[Arrival]) -> "Simulation":
+        """Let them come, work until all is done or given up, and say what became of it."""
+        for who, arrival in enumerate(sorted(arrivals, key=attrgetter("at"))):
+            self._work(until=arrival.at)
+            self._arrive(who, arrival)
+        self._work(until=math.inf)
+        assert self.admitted.keys() == self.done.keys() | self.dropped.keys()
+        return self
+
+    def _arrive(self, who: int, arrival: Arrival) -> None:
+        self.now = arrival.at
+        self.batches_before[who] = len(self.batches)
+        load = Load(max(0, self.busy_until - self.now), rows_left(job for job, _ in self.queue))
+        if admit(load, {arrival.key: arrival.rows}, self.costs, arrival.seconds).admitted:
+            deadline = self.admitted[who] = self.now + arrival.seconds
+            large = arrival.rows > self.costs.largest(arrival.key)
+            self.queue.append((Waiting(arrival.key, arrival.rows, deadline, large), who))
+            self.queue.sort(key=lambda entry: (entry[0].deadline, entry[1]))
+
+    def _work(self, until: float) -> None:
+        """Start all batches that begin before `until`: who comes then finds the device taken."""
+        while self.queue and max(self.now, self.busy_until) < until:
+            self.now = max(self.now, self.busy_until)
+            self._start(form([job for job, _ in self.queue], self.costs, self.now))
+
+    def _start(self, decision: Decision) -> None:
+        self.dropped |= {self.queue[at][1]: self.now for at in decision.late}
+        takes = dict(decision.run.takes) if decision.run else {}
+        if decision.run:
+            self.busy_until = self.now + self.costs.seconds[decision.run.key][decision.run.size]
+            self.batches.append({self.queue[at][1] for at in takes})
+        queue, self.queue = self.queue, []
+        for at, (job, who) in enumerate(queue):
+            left = job.left - takes.get(at, 0)
+            if not left:
+                self.done[who] = self.busy_until
+            elif at not in decision.late:
+                self.queue.append((replace(job, left=left), who))
+
+
+arrivals = st.lists(
+    st.builds(
+        Arrival,
+        at=st.integers(0, 120),
+        key=st.sampled_from([A, B]),
+        rows=st.integers(1, 40),
+        seconds=st.integers(1, 250),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(arrivals, any_costs)
+def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
+    arrivals: list[Arrival], costs: Costs
+) -> None:
+    """What holds for every table: an admitted job ends by its deadline, with an answer or without.
+
+    The bound is exact, not "up to one batch": a running batch is part of the load at admission,
+    a batch is never longer than the first of its jobs has time, and the others have more; a
+    batch that large jobs yield to is never longer than all the work that waits, for which they
+    have time.
+    """
+    end = Simulation(costs).play(arrivals)
+    for who, when in (end.done | end.dropped).items():
+        assert when <= end.admitted[who]
+
+
+# Tables by which larger batches cost more, but less for each row: those that machines measure.
+growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).map(
+    lambda ab: {size: ab[0] + size * ab[1] for size in (1, 2, 4, 8, 16)}
+)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(arrivals, st.builds(lambda a, b: Costs({A: a, B: b}), growing, growing))
+def test_who_is_admitted_is_answered_in_time(arrivals: list[Arrival], costs: Costs) -> None:
+    """The promise, to the letter, on a device that costs what it was measured to."""
+    end = Simulation(costs).play(arrivals)
+    assert end.dropped == {}
+    assert all(when <= end.admitted[who] for who, when in end.done.items())
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    total=st.integers(17, 200),
+    smalls=st.lists(st.integers(0, 300), min_size=1, max_size=8),
+    key=st.sampled_from([A, B]),
+    seconds=st.integers(400, 20_000),
+)
+def test_a_large_job_makes_a_small_one_wait_for_the_running_batch_only(
+    total: int, smalls: list[int], key: Key, seconds: int
+) -> None:
+    """Whenever it comes, its deadline before or after: the next batch that is formed has it."""
+    large = Arrival(0, A, total, 10_000)
+    end = Simulation(COSTS).play([large, *(Arrival(at, key, 1, seconds) for at in smalls)])
+    assert end.done.keys() == end.admitted.keys() == {*range(len(smalls) + 1)}
+    for who, begun in list(end.batches_before.items())[1:]:
+        assert who in end.batches[begun]
