@@ -82,7 +82,7 @@ class Classifier:
     async def __aenter__(self) -> Self:
         threads = self._limits.decode_threads or os.cpu_count() or 1
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._life.callback(self._decoders.shutdown, wait=False, cancel_futures=True)
+        self._life.callback(self._decoders.shutdown, wait=False)
         self._loading = asyncio.create_task(self._start())
         return self
 

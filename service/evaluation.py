@@ -1,7 +1,8 @@
 """How often a model is right on a folder of labelled photos."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,16 +37,15 @@ class Score:
 
 
 def find(folder: Path, labels: Sequence[Label]) -> list[Photo]:
-    """Find photos named by a WordNet id, or in a folder named by an id or a label.
+    """Find photos named by a WordNet id; if there are none, folders named by an id or a label.
 
-    Raises `ModelError` if there is none, or if the model does not know one's class.
+    Raises `ModelError` if there is nothing, or if the model does not know one's class.
     """
-    index = {label.name: at for at, label in enumerate(labels)}
-    index |= {label.wnid: at for at, label in enumerate(labels) if label.wnid}
+    index = _index(labels)
     photos = []
-    for path, name in _named(folder):
+    for path, name in _named_files(folder) or _named_folders(folder):
         if name not in index:
-            raise ModelError(f"{path}: the model has no class {name!r}")
+            raise ModelError(f"{path}: the model has no class {name!r}, or several")
         photos.append(Photo(path, index[name]))
     if not photos:
         raise ModelError(
@@ -54,19 +54,27 @@ def find(folder: Path, labels: Sequence[Label]) -> list[Photo]:
     return photos
 
 
-def _named(folder: Path) -> Iterator[tuple[Path, str]]:
+def _index(labels: Sequence[Label]) -> dict[str, int]:
+    """Map WordNet ids, and the names that only one class has, to classes."""
+    often = Counter(label.name for label in labels)
+    index = {label.name: at for at, label in enumerate(labels) if often[label.name] == 1}
+    return index | {label.wnid: at for at, label in enumerate(labels) if label.wnid}
+
+
+def _named_files(folder: Path) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder")
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and (found := _WNID.match(path.name)):
-            yield path, found[0]
-    for path in sorted(folder.glob("*/*")):
-        if path.is_file() and _is_class(path.parent.name):
-            yield path, path.parent.name
+    found = [(path, _WNID.match(path.name)) for path in sorted(folder.iterdir())]
+    return [(path, match[0]) for path, match in found if match and path.is_file()]
 
 
-def _is_class(name: str) -> bool:
-    return not name.startswith(".")
+def _named_folders(folder: Path) -> list[tuple[Path, str]]:
+    paths = [path for path in sorted(folder.glob("*/*")) if path.is_file()]
+    return [
+        (path, path.parent.name)
+        for path in paths
+        if not path.name.startswith(".") and not path.parent.name.startswith(".")
+    ]
 
 
 async def rank(

@@ -8,6 +8,7 @@ import struct
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from service.errors import TooLarge, UnreadableImage, UnsupportedType
@@ -38,6 +39,7 @@ _BROKEN = (
     OverflowError,
     MemoryError,
     struct.error,
+    Warning,  # where the process makes errors of them
     zlib.error,
 )
 
@@ -98,21 +100,27 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _eight_bits(picture).convert("RGB")
     if picture.mode in _ALPHA or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _eight_bits(picture).convert("RGB")
     return picture.convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scale a 16- or 32-bit grey picture to 8 bits, which Pillow would clip."""
-    grey = np.asarray(picture, dtype=np.float32)
-    if picture.mode == "F":  # no format says what white is: take the brightest pixel
-        grey = np.nan_to_num(grey - np.nanmin(grey), posinf=0.0)
-        white = float(grey.max()) or 1.0
+    if picture.mode == "F":
+        share = _share(np.asarray(picture, dtype=np.float64))
     else:
-        white = 65535.0
-    return Image.fromarray((grey * (255.0 / white)).clip(0, 255).round().astype(np.uint8))
+        share = np.asarray(picture, dtype=np.float32) / 65535
+    return Image.fromarray((share * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def _share(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Put floats between 0 and 1: no format says what white is, so the brightest pixel is."""
+    finite = grey[np.isfinite(grey)]
+    black, white = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    grey = np.nan_to_num(grey, nan=black, posinf=white, neginf=black)
+    return (grey - black) / ((white - black) or 1.0)

@@ -46,22 +46,30 @@ def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:
 
 def forwards(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """Give a context to run forwards in: no gradients, and on a GPU a stream of its own."""
-    if device.type == "cpu":
-        return torch.inference_mode
+    return torch.inference_mode if device.type == "cpu" else _on_stream(device)
+
+
+def _on_stream(  # pragma: no cover - needs a GPU
+    device: torch.device,
+) -> Callable[[], AbstractContextManager[None]]:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's stub
 
     @contextmanager
-    def on_stream() -> Iterator[None]:
+    def entered() -> Iterator[None]:
         with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(stream):
             yield
 
-    return on_stream
+    return entered
 
 
 def to_device(arrays: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """Bring uint8 tensors to a device; to a GPU as one pinned, asynchronous copy."""
-    if device.type == "cpu":
-        return list(arrays)
+    return list(arrays) if device.type == "cpu" else _copied(arrays, device)
+
+
+def _copied(  # pragma: no cover - needs a GPU
+    arrays: Sequence[torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
     flat = torch.cat([array.flatten() for array in arrays]).pin_memory()
     there = flat.to(device, non_blocking=True)
     parts = torch.split(there, [array.numel() for array in arrays])

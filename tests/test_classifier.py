@@ -1,0 +1,626 @@
+"""One picture in, one ranking out: loading, answers, refusals, and every way to leave early."""
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from conftest import fake_ensemble, mean_colour
+from PIL import Image
+
+from service.classifier import LOADING_RETRY, Answer, Classifier, Limits
+from service.ensemble import Cuts, Ensemble, Probabilities
+from service.errors import (
+    CallerGone,
+    DeadlineExceeded,
+    InferenceFailed,
+    ModelError,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+    UnreadableImage,
+    UnsupportedType,
+)
+from service.work import Backlog, Batch, BatchReport, DropReport
+
+LIMITS = Limits(max_pixels=100_000, max_queue_bytes=10**9, decode_threads=1, stall_seconds=60)
+PATIENCE = 30.0  # seconds, for what happens at once
+NOTHING = Backlog()
+
+
+def png(colour: str, side: int = 32) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+RED, GREEN, BLUE = png("red"), png("lime"), png("blue")
+
+
+@dataclass
+class Device:
+    """A fake device that notes its batches, and may be held up or fail."""
+
+    blocked: bool = False
+    fails_member: int | None = None
+    blocks_member: int | None = None
+    batches: list[Batch[Cuts]] = field(default_factory=list)
+    started: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, batch: Batch[Cuts]) -> list[Probabilities]:
+        """Note the batch, wait if held up, and answer by colour."""
+        self.batches.append(batch)
+        member = batch.key.member
+        if member == self.fails_member:
+            message = "the device is on fire"
+            raise RuntimeError(message)
+        if self.blocked or member == self.blocks_member:
+            self.started.set()
+            assert self.go.wait(PATIENCE)
+        return mean_colour(batch)
+
+    async def is_busy(self) -> None:
+        """Wait until it runs a batch that it holds up."""
+        assert await asyncio.to_thread(self.started.wait, PATIENCE)
+
+
+def classifier(
+    load: Callable[[], Ensemble] = fake_ensemble,
+    *,
+    limits: Limits = LIMITS,
+    report: Callable[[BatchReport | DropReport], None] = lambda _: None,
+) -> Classifier:
+    return Classifier(load, limits, report)
+
+
+@asynccontextmanager
+async def serving(
+    ensemble: Ensemble | None = None,
+    *,
+    limits: Limits = LIMITS,
+    report: Callable[[BatchReport | DropReport], None] = lambda _: None,
+    device: Device | None = None,
+) -> AsyncIterator[Classifier]:
+    """A classifier that has loaded; a device that is held up is let go in the end."""
+    if ensemble is None:
+        ensemble = fake_ensemble(device.run if device else mean_colour)
+    try:
+        async with classifier(lambda: ensemble, limits=limits, report=report) as entered:
+            await entered.ready()
+            yield entered
+    finally:
+        if device:
+            device.go.set()
+
+
+async def ask(
+    served: Classifier, *pictures: bytes, plan: str = "single", seconds: float = PATIENCE
+) -> list[Answer | ServiceError]:
+    return await served.classify(pictures, plan=plan, top_k=3, seconds=seconds)
+
+
+def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
+    """The most probable label of each answer, or what is wrong with it."""
+    return [
+        answer.predictions[0].label if isinstance(answer, Answer) else type(answer).__name__
+        for answer in answers
+    ]
+
+
+def nothing_is_held(served: Classifier, *, running: int = 0) -> None:
+    """All seats are given back but those of the pictures that the device is at."""
+    one = served.ensemble.demands(served.ensemble.plans("single"))[0].nbytes
+    backlog = served.backlog()
+    assert (backlog.rows, backlog.nbytes) == (0, running * one)
+
+
+async def all_are_decoded(served: Classifier) -> None:
+    """A sole decoder takes pictures in order: when this one is refused, the others are queued."""
+    await asyncio.sleep(0)  # a task that was just made begins
+    assert best(await ask(served, b"text")) == ["UnsupportedType"]
+
+
+# Loading.
+
+
+def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
+    async def main() -> None:
+        loaded = threading.Event()
+
+        def load() -> Ensemble:
+            assert loaded.wait(PATIENCE)
+            return fake_ensemble()
+
+        async with classifier(load) as served:
+            with pytest.raises(NotReady, match="being loaded, warmed and timed") as refused:
+                await ask(served, RED)
+            assert refused.value.retry_after == LOADING_RETRY
+            assert served.loaded == "the model is being loaded, warmed and timed"
+            assert served.worked is None  # to load is no standstill
+            assert served.backlog() == NOTHING
+            with pytest.raises(NotReady):
+                _ = served.ensemble
+            loaded.set()
+            await served.ready()
+            assert served.loaded is served.worked is None
+            assert served.ensemble.name == "fake0"
+            assert best(await ask(served, RED)) == ["red"]
+
+    asyncio.run(main())
+
+
+def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
+    def load() -> Ensemble:
+        message = "the weights are damaged"
+        raise ModelError(message)
+
+    async def main() -> None:
+        async with classifier(load) as served:
+            for _ in range(2):
+                with pytest.raises(ModelError, match="the weights are damaged"):
+                    await served.ready()
+            assert served.loaded == "the model could not be loaded; the log says why"
+            assert served.worked == served.loaded
+            with pytest.raises(NotReady, match="could not be loaded"):
+                await ask(served, RED)
+
+    asyncio.run(main())
+
+
+def test_leaving_while_the_model_loads_does_not_wait_for_it() -> None:
+    loaded = threading.Event()
+
+    def load() -> Ensemble:
+        assert loaded.wait(PATIENCE)
+        return fake_ensemble()
+
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE / 2):
+            async with classifier(load) as served:
+                pass
+        assert served.loaded is not None
+        loaded.set()
+
+    asyncio.run(main())
+
+
+def test_by_default_there_is_a_decoder_for_each_core() -> None:
+    async def main() -> None:
+        limits = Limits(100_000, 10**9, decode_threads=0, stall_seconds=60)
+        async with serving(limits=limits) as served:
+            assert best(await ask(served, RED)) == ["red"]
+
+    asyncio.run(main())
+
+
+# Answers.
+
+
+def test_a_picture_gets_its_labels_most_probable_first() -> None:
+    async def main() -> None:
+        async with serving() as served:
+            (answer,) = await ask(served, png("#806020"))
+            assert isinstance(answer, Answer)
+            labels = [prediction.label for prediction in answer.predictions]
+            assert labels == ["red", "green", "blue"]
+            assert [p.probability for p in answer.predictions] == pytest.approx([0.5, 0.375, 0.125])
+            timing = answer.timing
+            assert min(timing.decode, timing.queue, timing.inference) >= 0
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_no_more_labels_are_given_than_asked_for() -> None:
+    async def main() -> None:
+        async with serving() as served:
+            (answer,) = await served.classify([RED], plan="single", top_k=1, seconds=PATIENCE)
+            assert isinstance(answer, Answer)
+            assert [prediction.label for prediction in answer.predictions] == ["red"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("plan", ["single", "ten", "paper", "dense"])
+def test_several_pictures_are_answered_in_their_order(plan: str) -> None:
+    async def main() -> None:
+        async with serving() as served:
+            answers = await ask(served, BLUE, RED, GREEN, RED, plan=plan)
+            assert best(answers) == ["blue", "red", "green", "red"]
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_a_bad_picture_has_its_own_error_and_harms_no_other() -> None:
+    async def main() -> None:
+        async with serving() as served:
+            answers = await ask(served, RED, b"text", GREEN[:60], png("blue", 400), GREEN)
+            kinds = ["red", "UnsupportedType", "UnreadableImage", "TooLarge", "green"]
+            assert best(answers) == kinds
+            for answer, kind in zip(
+                answers[1:4], (UnsupportedType, UnreadableImage, TooLarge), strict=True
+            ):
+                assert isinstance(answer, kind)
+                assert str(answer)
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_a_bad_picture_costs_no_forward() -> None:
+    async def main() -> None:
+        device = Device()
+        async with serving(device=device) as served:
+            assert best(await ask(served, b"text")) == ["UnsupportedType"]
+            nothing_is_held(served)
+        assert not device.batches
+
+    asyncio.run(main())
+
+
+def test_a_bad_picture_gives_its_seat_back_before_the_others_are_done() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(device=device) as served:
+            asking = asyncio.create_task(ask(served, RED, b"text"))
+            await device.is_busy()
+            await all_are_decoded(served)
+            nothing_is_held(served, running=1)
+            device.go.set()
+            assert best(await asking) == ["red", "UnsupportedType"]
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_batches_are_reported() -> None:
+    async def main() -> None:
+        reports: list[BatchReport | DropReport] = []
+        async with serving(report=reports.append) as served:
+            await ask(served, RED, plan="ten")
+        assert all(isinstance(report, BatchReport) for report in reports)
+        assert sum(report.rows for report in reports if isinstance(report, BatchReport)) == 10
+
+    asyncio.run(main())
+
+
+# Refusals.
+
+
+def test_what_could_never_be_done_in_time_is_refused_at_once() -> None:
+    async def main() -> None:
+        device = Device()
+        async with serving(fake_ensemble(device.run, seconds_per_row=1.0)) as served:
+            with pytest.raises(DeadlineExceeded, match="when nothing else runs"):
+                await ask(served, RED, plan="ten", seconds=5.0)
+            nothing_is_held(served)
+        assert not device.batches
+
+    asyncio.run(main())
+
+
+def test_what_does_not_fit_in_memory_beside_the_others_is_refused_at_once() -> None:
+    async def main() -> None:
+        limits = Limits(100_000, max_queue_bytes=200_000, decode_threads=1, stall_seconds=60)
+        device = Device(blocked=True)
+        async with serving(device=device, limits=limits) as served:
+            first = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            with pytest.raises(Overloaded, match="200000"):
+                await ask(served, RED)
+            device.go.set()
+            assert best(await first) == ["red"]
+            assert best(await ask(served, GREEN)) == ["green"]
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_what_could_never_fit_in_memory_is_too_large() -> None:
+    async def main() -> None:
+        limits = Limits(100_000, max_queue_bytes=200_000, decode_threads=1, stall_seconds=60)
+        async with serving(limits=limits) as served:
+            with pytest.raises(TooLarge, match="200000"):
+                await ask(served, RED, plan="paper")
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_done_in_time_behind_the_others_is_refused_at_once() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(fake_ensemble(device.run, seconds_per_row=1.0), device=device) as served:
+            first = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            second = asyncio.create_task(ask(served, RED, plan="ten"))
+            await all_are_decoded(served)
+            with pytest.raises(Overloaded) as refused:
+                await ask(served, RED, seconds=5.0)
+            assert refused.value.retry_after > 0
+            device.go.set()
+            assert best([*await first, *await second]) == ["red", "red"]
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+# Deadlines.
+
+
+def test_each_picture_that_is_not_done_by_the_deadline_says_so() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(device=device) as served:
+            first = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            late = await ask(served, RED, b"text", GREEN, seconds=0.3)
+            kinds = ["DeadlineExceeded", "UnsupportedType", "DeadlineExceeded"]
+            assert best(late) == kinds
+            nothing_is_held(served, running=1)
+            device.go.set()
+            assert best(await first) == ["red"]
+            nothing_is_held(served)
+        assert len(device.batches) == 1  # the late ones cost no forward
+
+    asyncio.run(main())
+
+
+# Callers that leave.
+
+
+def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        hung_up = asyncio.Event()
+        reports: list[BatchReport | DropReport] = []
+
+        async def gone() -> None:
+            await hung_up.wait()
+
+        async with serving(device=device, report=reports.append) as served:
+            first = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            second = asyncio.create_task(
+                served.classify([RED, GREEN], plan="ten", top_k=1, seconds=PATIENCE, gone=gone)
+            )
+            await all_are_decoded(served)
+            assert served.backlog().rows == 20
+            hung_up.set()
+            with pytest.raises(CallerGone, match="hung up"):
+                await second
+            nothing_is_held(served, running=1)
+            device.go.set()
+            assert best(await first) == ["red"]
+        assert len(device.batches) == 1
+        assert reports[:2] == [DropReport("cancelled", "queue")] * 2
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_is_gone_already_costs_nothing() -> None:
+    async def main() -> None:
+        async def gone() -> None:
+            return
+
+        device = Device()
+        async with serving(device=device) as served:
+            with pytest.raises(CallerGone):
+                await served.classify([RED], plan="ten", top_k=1, seconds=PATIENCE, gone=gone)
+            nothing_is_held(served)
+            assert best(await ask(served, RED)) == ["red"]
+        assert len(device.batches) == 1
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_stays_is_no_longer_watched_once_it_is_answered() -> None:
+    async def main() -> None:
+        left: list[str] = []
+
+        async def gone() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.append("watching")
+
+        async with serving() as served:
+            answers = await served.classify(
+                [RED], plan="single", top_k=1, seconds=PATIENCE, gone=gone
+            )
+            assert best(answers) == ["red"]
+            assert left == ["watching"]
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_caller_takes_its_rows_along() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(device=device) as served:
+            first = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            second = asyncio.create_task(ask(served, RED, GREEN, plan="ten"))
+            await all_are_decoded(served)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            nothing_is_held(served, running=1)
+            device.go.set()
+            assert best(await first) == ["red"]
+        assert len(device.batches) == 1
+
+    asyncio.run(main())
+
+
+def test_cancelling_a_caller_whose_batch_runs_gives_its_seat_back() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(device=device) as served:
+            first = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            nothing_is_held(served)
+            device.go.set()
+            assert best(await ask(served, GREEN)) == ["green"]
+
+    asyncio.run(main())
+
+
+# Leaving.
+
+
+def test_leaving_tells_those_whose_work_is_queued_or_runs() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(device=device) as served:
+            running = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            waiting = asyncio.create_task(ask(served, GREEN, BLUE))
+            await all_are_decoded(served)
+        answers = [*await running, *await waiting]
+        assert [str(answer) for answer in answers] == ["the service is stopping"] * 3
+        assert all(isinstance(answer, InferenceFailed) for answer in answers)
+        assert len(device.batches) == 1
+
+    asyncio.run(main())
+
+
+class Slow(bytes):
+    """A picture that a decoder is at until `go` is set."""
+
+    started: threading.Event
+    go: threading.Event
+
+    def startswith(self, *prefix: object) -> bool:
+        """Keep the decoder waiting where it looks at the first bytes."""
+        self.started.set()
+        assert self.go.wait(PATIENCE)
+        return super().startswith(*prefix)
+
+
+def slow() -> Slow:
+    picture = Slow(RED)
+    picture.started, picture.go = threading.Event(), threading.Event()
+    return picture
+
+
+def test_leaving_while_a_picture_is_decoded_answers_and_does_not_hang() -> None:
+    """Both the picture that a decoder is at and the one that waits for that decoder."""
+
+    async def main() -> None:
+        picture = slow()
+        async with serving() as served:
+            asking = asyncio.create_task(ask(served, picture, RED))
+            assert await asyncio.to_thread(picture.started.wait, PATIENCE)
+        picture.go.set()
+        async with asyncio.timeout(PATIENCE / 2):
+            answers = await asking
+        assert best(answers) == ["InferenceFailed"] * 2
+
+    asyncio.run(main())
+
+
+def test_after_leaving_the_work_is_at_a_standstill() -> None:
+    async def main() -> None:
+        async with serving() as served:
+            assert served.worked is None
+        assert served.worked == "the batcher's loop has ended"
+
+    asyncio.run(main())
+
+
+# Ensembles, and devices that fail.
+
+
+def test_the_members_of_an_ensemble_share_a_decoded_picture() -> None:
+    async def main() -> None:
+        device = Device()
+        async with serving(fake_ensemble(device.run, members=2)) as served:
+            assert best(await ask(served, RED, GREEN)) == ["red", "green"]
+            nothing_is_held(served)
+        slices = [part for batch in device.batches for part in batch.slices]
+        assert {batch.key.member for batch in device.batches} == {0, 1}
+        assert len({id(part.payload) for part in slices}) == 2  # one a picture
+
+    asyncio.run(main())
+
+
+def test_an_ensembles_answer_is_the_mean_of_its_members() -> None:
+    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+        """The first member is sure of red, the second of blue, but less so."""
+        row = ([1.0, 0.0, 0.0], [0.0, 0.2, 0.8])[batch.key.member]
+        return [np.array(row) * part.rows for part in batch.slices]
+
+    async def main() -> None:
+        async with serving(fake_ensemble(run, members=2)) as served:
+            (answer,) = await ask(served, RED, plan="ten")
+            assert isinstance(answer, Answer)
+            ranking = [(p.label, round(p.probability, 6)) for p in answer.predictions]
+            assert ranking == [("red", 0.5), ("blue", 0.4), ("green", 0.1)]
+
+    asyncio.run(main())
+
+
+def test_an_error_in_one_member_ends_the_wait_for_the_other() -> None:
+    async def main() -> None:
+        device = Device(blocks_member=0, fails_member=1)
+        ensemble = fake_ensemble(device.run, members=2, lanes=2)
+        async with serving(ensemble, device=device) as served:
+            (answer,) = await ask(served, RED)
+            assert isinstance(answer, InferenceFailed)
+            assert not device.go.is_set()  # the other member is still at it
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
+def test_a_device_that_fails_fails_its_batch_and_serves_the_next() -> None:
+    async def main() -> None:
+        device = Device(fails_member=0)
+        async with serving(device=device) as served:
+            assert best(await ask(served, RED)) == ["InferenceFailed"]
+            nothing_is_held(served)
+            device.fails_member = None
+            assert best(await ask(served, RED)) == ["red"]
+            assert served.worked is None
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_runs_for_too_long_is_a_standstill() -> None:
+    async def main() -> None:
+        limits = Limits(100_000, 10**9, decode_threads=1, stall_seconds=0.0)
+        device = Device(blocked=True)
+        async with serving(device=device, limits=limits) as served:
+            assert served.worked is None
+            asking = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            assert served.worked == "a batch has been running for 0 s"
+            device.go.set()
+            assert best(await asking) == ["red"]
+            assert served.worked is None
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_runs_is_no_standstill_yet() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        async with serving(device=device) as served:
+            asking = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            assert served.worked is None
+            device.go.set()
+            await asking
+
+    asyncio.run(main())

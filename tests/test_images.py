@@ -1,0 +1,514 @@
+"""Bytes to an upright RGB picture: every format, every mode, everything that can be wrong."""
+
+import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
+from service.images import decode
+
+LIMIT = 50_000_000
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+LOSSLESS = ("PNG", "GIF", "BMP", "TIFF")
+MAGICS = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"RIFF\x40\0\0\0WEBP",
+    b"RIFF\x40\0\0\0WEBPVP8 ",
+    b"RIFF\x40\0\0\0WEBPVP8L",
+    b"RIFF\x40\0\0\0WEBPVP8X",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\0\x08\0\0\0",
+    b"MM\0*\0\0\0\x08",
+    b"II+\0\x08\0\0\0",
+    b"MM\0+\0\x08\0\0",
+)
+ORIENTATION = 0x0112
+WHITE, BLACK, RED, GREEN = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 128, 0)
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def row(data: bytes) -> list[tuple[int, int, int]]:
+    """Decode a picture and give the pixels of its first row."""
+    picture = decode(data, max_pixels=LIMIT)
+    assert picture.mode == "RGB"
+    return [picture.getpixel((x, 0)) for x in range(picture.width)]
+
+
+def grey(*values: int) -> list[tuple[int, int, int]]:
+    return [(value, value, value) for value in values]
+
+
+def patches(width: int = 32, height: int = 16) -> Image.Image:
+    """A picture that looks different from every side: four colours, smooth enough for JPEG."""
+    picture = Image.new("RGB", (width, height), RED)
+    picture.paste(GREEN, (width // 2, 0, width, height // 2))
+    picture.paste((0, 0, 200), (0, height // 2, width // 2, height))
+    picture.paste((240, 240, 90), (width // 2, height // 2, width, height))
+    return picture
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    assert a.size == b.size
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+
+
+def outcome(data: bytes, max_pixels: int = 1_000_000) -> Image.Image | ServiceError:
+    """Decode what may be broken: anything but a picture or these three errors is a bug."""
+    try:
+        picture = decode(data, max_pixels=max_pixels)
+    except (UnsupportedType, UnreadableImage, TooLarge) as error:
+        return error
+    assert picture.mode == "RGB"
+    assert picture.width * picture.height <= max_pixels
+    return picture
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+def png(pixels: npt.NDArray[np.generic], colour: int, *, depth: int, extra: bytes = b"") -> bytes:
+    """Write a PNG of one row in a form that Pillow reads and does not write."""
+    header = struct.pack(">IIBBBBB", len(pixels), 1, depth, colour, 0, 0, 0)
+    content = zlib.compress(b"\0" + pixels.tobytes())
+    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+# Formats.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_accepted_format_is_decoded(kind: str) -> None:
+    picture = decode(encoded(patches(), kind), max_pixels=LIMIT)
+    assert picture.mode == "RGB"
+    error = np.asarray(picture, np.int16) - np.asarray(patches(), np.int16)
+    assert np.abs(error).mean() <= (0 if kind in LOSSLESS else 12)
+
+
+def test_big_and_little_endian_and_bigtiff_are_tiff() -> None:
+    for data in (
+        encoded(patches(), "TIFF", big_tiff=True),
+        encoded(Image.frombytes("I;16B", (1, 1), b"\x80\0"), "TIFF"),
+    ):
+        assert decode(data, max_pixels=LIMIT).mode == "RGB"
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"])
+def test_compressed_tiff_is_decoded(compression: str) -> None:
+    data = encoded(patches(), "TIFF", compression=compression)
+    assert difference(decode(data, max_pixels=LIMIT), patches()) == 0
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "JPEG2000", "PDF"])
+def test_a_format_pillow_knows_but_the_service_does_not_accept_is_unsupported(kind: str) -> None:
+    with pytest.raises(UnsupportedType, match="not a JPEG, PNG, WebP, GIF, BMP or TIFF"):
+        decode(encoded(patches(), kind), max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"\xff\xd8", b"hello, I am photo.jpg", b"RIFF1234WAVE"]
+)
+def test_what_begins_like_no_picture_is_unsupported(data: bytes) -> None:
+    with pytest.raises(UnsupportedType):
+        decode(data, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, WHITE)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert row(data) == [RED] * 8
+
+
+# Modes.
+
+
+def test_grey_becomes_rgb() -> None:
+    picture = Image.frombytes("L", (3, 1), bytes([0, 100, 255]))
+    assert row(encoded(picture, "PNG")) == grey(0, 100, 255)
+
+
+def test_one_bit_becomes_black_and_white() -> None:
+    picture = Image.frombytes("L", (2, 1), bytes([0, 255])).convert("1")
+    assert row(encoded(picture, "PNG")) == [BLACK, WHITE]
+
+
+def palette() -> Image.Image:
+    picture = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+    picture.putpalette([*RED, *GREEN, *BLACK])
+    return picture
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_a_palette_is_looked_up(kind: str) -> None:
+    assert row(encoded(palette(), kind)) == [RED, GREEN, BLACK]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_palette_entry_becomes_white(kind: str) -> None:
+    assert row(encoded(palette(), kind, transparency=0)) == [WHITE, GREEN, BLACK]
+
+
+def test_a_half_transparent_palette_entry_is_blended() -> None:
+    data = encoded(palette(), "PNG", transparency=bytes([255, 255, 128]))
+    assert row(data) == [RED, GREEN, (127, 127, 127)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_goes_over_white(kind: str) -> None:
+    picture = Image.new("RGBA", (3, 1))
+    for x, alpha in enumerate((0, 128, 255)):
+        picture.putpixel((x, 0), (255, 0, 0, alpha))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert row(encoded(picture, kind, **options)) == [WHITE, (255, 127, 127), RED]
+
+
+def test_grey_with_alpha_goes_over_white() -> None:
+    picture = Image.frombytes("LA", (3, 1), bytes([0, 0, 0, 128, 0, 255]))
+    assert row(encoded(picture, "PNG")) == grey(255, 127, 0)
+
+
+def test_a_transparent_colour_of_an_rgb_png_becomes_white() -> None:
+    picture = Image.new("RGB", (2, 1), RED)
+    picture.putpixel((1, 0), GREEN)
+    assert row(encoded(picture, "PNG", transparency=RED)) == [WHITE, GREEN]
+
+
+def test_a_cmyk_jpeg_is_converted_and_its_profile_ignored() -> None:
+    picture = patches().convert("CMYK")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options = {"quality": 100, "subsampling": 0}
+    plain = decode(encoded(picture, "JPEG", **options), max_pixels=LIMIT)
+    profiled = decode(encoded(picture, "JPEG", icc_profile=profile, **options), max_pixels=LIMIT)
+    assert difference(plain, patches()) <= 8
+    assert difference(plain, profiled) == 0
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB", "CMYK", "RGBX"])
+def test_other_colour_spaces_of_tiff_become_rgb(mode: str) -> None:
+    data = encoded(Image.new("RGB", (1, 1), (200, 30, 60)).convert(mode), "TIFF")
+    assert np.abs(np.subtract(row(data)[0], (200, 30, 60))).max() <= 3
+
+
+# 16 and 32 bits.
+
+DEEP = np.array([0, 1000, 32768, 65535], np.uint16)
+SHALLOW = grey(0, 4, 128, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
+    assert row(encoded(Image.fromarray(DEEP[None]), kind)) == SHALLOW
+
+
+def test_big_endian_16_bit_grey_is_scaled() -> None:
+    picture = Image.frombytes("I;16B", (4, 1), DEEP.astype(">u2").tobytes())
+    assert row(encoded(picture, "TIFF")) == SHALLOW
+
+
+def test_16_bit_rgb_is_scaled() -> None:
+    data = png(DEEP[[[0, 2, 3], [3, 1, 0]]].astype(">u2"), 2, depth=16)
+    assert row(data) == [(0, 128, 255), (255, 3, 0)]
+
+
+def test_16_bit_grey_with_alpha_goes_over_white() -> None:
+    data = png(np.array([[0, 0], [0, 65535], [32768, 65535]], ">u2"), 4, depth=16)
+    assert row(data) == grey(255, 0, 128)
+
+
+def test_16_bit_grey_with_a_transparent_value_is_scaled_and_not_clipped() -> None:
+    """PNG's tRNS chunk; whether the transparent pixel itself turns white is left open."""
+    data = png(DEEP.astype(">u2"), 0, depth=16, extra=chunk(b"tRNS", struct.pack(">H", 1000)))
+    black, _, middle, white = row(data)
+    assert [black, middle, white] == grey(0, 128, 255)
+
+
+def test_32_bit_integers_are_taken_for_16_bit_ones() -> None:
+    picture = Image.fromarray(np.array([[-5, 0, 32768, 65535, 2**31 - 1]], np.int32))
+    assert row(encoded(picture, "TIFF")) == grey(0, 0, 128, 255, 255)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def floats(*values: float) -> bytes:
+    return encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 1e-3, 3e38])
+def test_floats_are_scaled_from_the_darkest_to_the_brightest(white: float) -> None:
+    assert row(floats(0, white / 2, white)) == grey(0, 128, 255)
+
+
+def test_floats_may_be_negative() -> None:
+    assert row(floats(-1, 0, 1)) == grey(0, 128, 255)
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_floats_that_are_not_finite_leave_the_others_as_they_are(odd: float) -> None:
+    assert row(floats(0, 0.5, 1, odd))[:3] == grey(0, 128, 255)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(NAN, NAN), (INF, INF), (-INF, -INF), (NAN, INF, -INF), (0, 1e-45), (-3.4e38, 3.4e38), (5, 5)],
+)
+def test_floats_without_a_usable_range_still_make_a_picture(values: tuple[float, ...]) -> None:
+    assert len(row(floats(*values))) == len(values)
+
+
+# Upright.
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_is_turned_upright(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(patches(), kind, exif=exif)
+    reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    picture = decode(data, max_pixels=LIMIT)
+    assert picture.size == ((32, 16) if orientation < 5 else (16, 32))
+    assert difference(picture, reference.convert("RGB")) == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_show_the_same_picture(orientation: int) -> None:
+    """The stored pixels are turned by the inverse of what the tag says."""
+    stored = {
+        1: patches(),
+        2: patches().transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: patches().transpose(Image.Transpose.ROTATE_180),
+        4: patches().transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: patches().transpose(Image.Transpose.TRANSPOSE),
+        6: patches().transpose(Image.Transpose.ROTATE_90),
+        7: patches().transpose(Image.Transpose.TRANSVERSE),
+        8: patches().transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(stored, "PNG", exif=exif)
+    assert difference(decode(data, max_pixels=LIMIT), patches()) == 0
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_makes_no_sense_is_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(patches(), "PNG", exif=exif)
+    assert difference(decode(data, max_pixels=LIMIT), patches()) == 0
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"",
+        b"garbage, not a directory",
+        b"II*\0",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\0\0\0\0",  # so many values
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x07\0\x01\0\0\0\x06\0\0\0\0\0\0\0",  # not a number
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as in production: Pillow warns of some
+def test_a_broken_exif_block_is_no_reason_to_refuse_a_picture(block: bytes, kind: str) -> None:
+    data = encoded(patches(), kind, exif=b"Exif\0\0" + block)
+    assert decode(data, max_pixels=LIMIT).size == (32, 16)
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
+def test_the_smallest_and_the_thinnest_pictures_are_pictures(
+    kind: str, size: tuple[int, int]
+) -> None:
+    assert decode(encoded(Image.new("RGB", size), kind), max_pixels=LIMIT).size == size
+
+
+def test_a_picture_of_just_the_most_pixels_is_taken_and_one_more_is_not() -> None:
+    data = encoded(Image.new("RGB", (10, 10)), "PNG")
+    assert decode(data, max_pixels=100).size == (10, 10)
+    with pytest.raises(TooLarge, match="10x10 is over 99 pixels"):
+        decode(data, max_pixels=99)
+
+
+def claiming(kind: str, width: int, height: int) -> bytes:
+    """A few bytes whose header says that they are a picture of that size."""
+    data = bytearray(encoded(Image.new("RGB", (10, 10)), kind))
+    if kind == "PNG":
+        data[8:33] = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    if kind == "JPEG":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    if kind == "GIF":
+        data[6:10] = struct.pack("<HH", width, height)
+    if kind == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    if kind == "WEBP":
+        lossless = b"VP8L" + struct.pack("<I", 10) + b"\x2f"
+        size = struct.pack("<I", (width - 1) | (height - 1) << 14)
+        data = bytearray(b"RIFF" + struct.pack("<I", 22) + b"WEBP" + lossless + size + bytes(5))
+    if kind == "TIFF":
+        tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 100, 277: 1, 279: 100}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
+        data = bytearray(b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(100))
+    return bytes(data)
+
+
+BEYOND_PILLOWS_LIMIT = (16_383, 16_383)  # 268 million pixels, and as large as WebP can say
+WITHIN_PILLOWS_LIMIT = (12_000, 10_000)
+
+
+@pytest.mark.parametrize("size", [WITHIN_PILLOWS_LIMIT, BEYOND_PILLOWS_LIMIT])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_a_header_over_the_limit_is_too_large(
+    kind: str, size: tuple[int, int], action: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(TooLarge, match=f"over {LIMIT} pixels"):
+            decode(claiming(kind, *size), max_pixels=LIMIT)
+
+
+def test_a_header_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
+    """In a process of its own, whose peak nothing else has raised."""
+    files = []
+    for kind in KINDS:
+        for size in (WITHIN_PILLOWS_LIMIT, BEYOND_PILLOWS_LIMIT):
+            files.append(tmp_path / f"{kind}{size[0]}")
+            files[-1].write_bytes(claiming(kind, *size))
+    script = (
+        "import pathlib, resource, sys\n"
+        "from service.images import decode, TooLarge\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before, refused = None, 0\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: decode(pathlib.Path(path).read_bytes(), max_pixels=50_000_000)\n"
+        "    except TooLarge: refused += 1\n"
+        "    before = before or peak()\n"  # after the first, which imports Pillow's plugins
+        "print(refused, peak() - before)\n"
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-W", "ignore", "-c", script, *map(str, files)]
+    done = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True)  # noqa: S603 - our own script
+    refused, grown = map(int, done.stdout.split())
+    assert refused == len(files)
+    assert grown < 32 * 1024  # KiB; one such picture would take 360 MB
+
+
+# Broken.
+
+
+def test_a_photo_cut_short_anywhere_is_unreadable(beagle: bytes) -> None:
+    for length in range(512, len(beagle), 512):
+        error = outcome(beagle[:length], LIMIT)
+        assert isinstance(error, UnreadableImage), f"{length} of {len(beagle)} bytes"
+        assert str(error) == "the JPEG picture is broken or cut short; send it whole"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_cut_short_anywhere_is_refused_or_a_picture(kind: str) -> None:
+    whole = valid(kind)
+    for length in range(len(whole)):
+        outcome(whole[:length])
+    assert isinstance(outcome(whole[: len(whole) // 2]), UnreadableImage)
+
+
+@cache
+def valid(kind: str) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    options = {"exif": exif} if kind in {"JPEG", "PNG", "WEBP", "TIFF"} else {}
+    return encoded(Image.fromarray(noise), kind, **options)
+
+
+@cache
+def samples() -> tuple[bytes, ...]:
+    """Valid files of every format, and of the modes and compressions with code of their own."""
+    picture = patches(20, 12)
+    return (
+        *(valid(kind) for kind in KINDS),
+        encoded(picture, "JPEG", progressive=True),
+        encoded(picture, "MPO", save_all=True, append_images=[picture]),
+        encoded(picture.convert("RGBA"), "PNG"),
+        encoded(picture, "PNG", save_all=True, append_images=[picture.rotate(180)]),
+        encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(180)]),
+        encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)]),
+        encoded(palette(), "PNG", transparency=0),
+        encoded(palette(), "BMP"),
+        encoded(picture, "TIFF", compression="tiff_lzw"),
+        encoded(picture, "TIFF", compression="jpeg"),
+        encoded(Image.fromarray(DEEP[None]), "PNG"),
+        floats(0, 1, 2),
+    )
+
+
+Flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6)
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@settings(deadline=None, max_examples=400)
+@given(magic=st.sampled_from(MAGICS), rest=st.binary(max_size=300))
+def test_random_bytes_after_a_magic_are_refused_or_a_picture(
+    action: str, magic: bytes, rest: bytes
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        outcome(magic + rest)
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+@settings(deadline=None, max_examples=600)
+@given(which=st.integers(0, 17), flips=Flips, cut=st.integers(0, 40))
+def test_changed_bytes_are_refused_or_a_picture(
+    action: str, which: int, flips: list[tuple[float, int]], cut: int
+) -> None:
+    """With warnings as errors, as in these tests, and without, as in production."""
+    data = bytearray(samples()[which])
+    for place, value in flips:
+        data[int(place**2 * len(data))] = value  # squared: headers are where it hurts
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        outcome(bytes(data[: len(data) - cut]))
+
+
+def test_a_tiff_that_pillow_warns_of_is_a_picture_in_production() -> None:
+    data = bytearray(encoded(patches(), "TIFF"))
+    at = data.index(struct.pack("<HHI", 257, 4, 1))  # ImageLength: claim a value more
+    data[at : at + 8] = struct.pack("<HHI", 257, 3, 2)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert decode(bytes(data), max_pixels=LIMIT).size == (32, 16)
+    assert "too many entries" in str(warned[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(outcome(bytes(data)), UnreadableImage)

@@ -1,0 +1,135 @@
+"""The device: which one, in what precision, in which batch sizes, and what a run costs."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from service import runtime
+from service.errors import ModelError
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
+)
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpus", "expected"),
+    [
+        ("auto", 0, ["cpu"]),
+        ("auto", 1, ["cuda:0"]),
+        ("auto", 2, ["cuda:0", "cuda:1"]),
+        ("cpu", 0, ["cpu"]),
+        ("cpu", 2, ["cpu"]),
+        ("cuda", 1, ["cuda:0"]),
+        ("cuda", 2, ["cuda:0", "cuda:1"]),
+        ("cuda:0", 1, ["cuda:0"]),
+        ("cuda:0", 2, ["cuda:0"]),
+        ("cuda:1", 2, ["cuda:1"]),
+    ],
+)
+def test_a_choice_becomes_devices(choice: str, gpus: int, expected: list[str]) -> None:
+    assert [str(device) for device in runtime.devices(choice, gpus)] == expected
+
+
+@pytest.mark.parametrize("choice", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_where_there_is_none_is_refused_with_what_to_do(choice: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no GPU for device '{choice}'; use auto or cpu"):
+        runtime.devices(choice, 0)
+
+
+@pytest.mark.parametrize(("choice", "gpus"), [("cuda:1", 1), ("cuda:2", 2)])
+def test_a_gpu_that_is_not_there_is_refused(choice: str, gpus: int) -> None:
+    with pytest.raises(ModelError, match=f"there is no '{choice}': this machine's {gpus} GPUs"):
+        runtime.devices(choice, gpus)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("auto", torch.float32),
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_precision_is_exact_unless_asked_otherwise(choice: str, expected: torch.dtype) -> None:
+    assert runtime.precision(choice) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "max_batch", "expected"),
+    [
+        ("cpu", 0, (1, 2, 4, 8, 16)),
+        ("cuda", 0, (1, 2, 4, 8, 16, 32, 64)),
+        ("cpu", 1, (1,)),
+        ("cpu", 2, (1, 2)),
+        ("cpu", 3, (1, 2, 3)),
+        ("cpu", 64, (1, 2, 4, 8, 16, 32, 64)),
+        ("cuda", 48, (1, 2, 4, 8, 16, 32, 48)),
+    ],
+)
+def test_sizes_are_powers_of_two_and_the_most(
+    device: str, max_batch: int, expected: tuple[int, ...]
+) -> None:
+    assert runtime.sizes(torch.device(device), max_batch) == expected
+
+
+def test_a_forward_on_the_cpu_keeps_no_gradients() -> None:
+    forward = runtime.forwards(CPU)
+    for _ in range(2):  # a context for every run
+        with forward():
+            assert torch.is_inference_mode_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_on_the_cpu_nothing_is_copied() -> None:
+    arrays = [torch.zeros(2, 3, dtype=torch.uint8), torch.ones(4, dtype=torch.uint8)]
+    there = runtime.to_device(arrays, CPU)
+    assert [a.data_ptr() for a in there] == [a.data_ptr() for a in arrays]
+
+
+def lasting(*seconds: float) -> Callable[[], None]:
+    """A run that takes so long the first time, so long the second, ..."""
+    times = iter(seconds)
+    return lambda: time.sleep(next(times))
+
+
+def test_a_run_costs_what_its_quickest_repeat_takes() -> None:
+    assert 0.01 <= runtime.measure(lasting(0.0, 0.06, 0.01)) < 0.06
+
+
+def test_the_run_that_warms_up_is_not_counted() -> None:
+    assert runtime.measure(lasting(0.0, 0.02, 0.02)) >= 0.02
+
+
+def test_repeats_are_as_many_as_asked_and_one_to_warm_up() -> None:
+    runs: list[None] = []
+    runtime.measure(lambda: runs.append(None), repeats=5)
+    assert len(runs) == 6
+
+
+@needs_gpu
+def test_on_a_gpu_arrays_arrive_as_they_were() -> None:
+    arrays = [
+        torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((5, 5, 3), (1,), (2, 7, 3))
+    ]
+    gpu = torch.device("cuda", 0)
+    there = runtime.to_device(arrays, gpu)
+    assert all(array.device == gpu for array in there)
+    assert all(torch.equal(ours.cpu(), array) for ours, array in zip(there, arrays, strict=True))
+
+
+@needs_gpu
+def test_a_forward_on_a_gpu_has_a_stream_of_its_own() -> None:
+    gpu = torch.device("cuda", 0)
+    one, other = runtime.forwards(gpu), runtime.forwards(gpu)
+    streams = []
+    for forward in (one, one, other):
+        with forward():
+            assert torch.is_inference_mode_enabled()
+            streams.append(torch.cuda.current_stream(gpu))
+    assert streams[0] == streams[1] != streams[2]
+    assert torch.cuda.current_stream(gpu) == torch.cuda.default_stream(gpu)
