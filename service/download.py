@@ -28,9 +28,10 @@ def download(url: str, part: Path, *, digest: str, progress: Progress) -> None:
     try:
         _transfer(url, part, progress)
     except urllib.error.HTTPError as error:
-        raise ModelError(f"{url} answers {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        with error:  # it is the response, too
+            raise ModelError(f"{url} answers {error.code} {error.reason}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(getattr(error, "reason", error)).strip()
         raise ModelError(f"cannot download {url}: {reason}; what came is kept") from error
     check(part, digest)
 
@@ -57,6 +58,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - the same
     except urllib.error.HTTPError as error:
         if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            error.close()
             return  # all of it is there already
         raise
     with response:

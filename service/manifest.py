@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, HttpUrl, ValidationError
 
 from service.errors import ModelError
 from service.views import CROP, Interpolation, Resize, Rule
@@ -22,7 +22,7 @@ class Preprocessing(_Table):
 
     channels: Literal["RGB", "BGR"]
     mean: tuple[Channel, Channel, Channel]  # in the order of `channels`, in pixel units
-    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (1.0, 1.0, 1.0)
     resize: Rule  # of `single` and `ten`; the other views say their own
     side: Annotated[int, Field(ge=CROP, le=1024)]  # pixels
     interpolation: Interpolation = "bilinear"
@@ -87,8 +87,9 @@ def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
     """Read the labels of a model, one a line: the WordNet id (or nothing), a tab, the name."""
     try:
         lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ModelError(f"cannot read the labels {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"cannot read the labels {path}: {reason}") from error
     if len(lines) != classes:
         raise ModelError(f"{path} has {len(lines)} labels and the model {classes} classes")
     pairs = [line.rpartition("\t") for line in lines]

@@ -7,6 +7,7 @@ among those that come with the service.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from service.networks import ARCHITECTURES, Architecture
 
 WEIGHTS = "weights.safetensors"
 RECORD = WEIGHTS + ".sha256"
+
+_NAME = re.compile(r"[a-z0-9_]{1,64}")  # what the folder of a model may be called
 
 _READERS: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
     ".pth": pickled.read,
@@ -61,8 +64,8 @@ class Store:
 
     def names(self) -> list[str]:
         """Name every model that has a manifest."""
-        found = {path.parent.name for path in self.root.glob("*/model.toml")}
-        return sorted(found | {path.parent.name for path in self.builtin.glob("*/model.toml")})
+        folders = [path.parent.name for root in self._roots for path in root.glob("*/model.toml")]
+        return sorted({name for name in folders if _NAME.fullmatch(name)})
 
     def manifest(self, name: str) -> Manifest:
         """Read a model's manifest; raises `ModelError` for a name the store does not know."""
@@ -84,21 +87,23 @@ class Store:
         Raises `MissingWeights` with what to do about it, `BadWeights`, or `ModelError`.
         """
         described = self.manifest(name)
-        path = self._weights_path(name)
-        digest = self.verify(name)
-        state = _fitting(safetensor.read(path), described, path.name)
+        data = self._weights(name)  # read once: what is checked is what is served
+        state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
+        digest = hashlib.sha256(data).hexdigest()
         return Model(name, described, self.labels(name), digest, state)
 
     def verify(self, name: str) -> str:
         """Give the SHA-256 of a model's weights if it is the recorded one."""
-        path = self._weights_path(name)
+        return hashlib.sha256(self._weights(name)).hexdigest()
+
+    def _weights(self, name: str) -> bytes:
         if not self.has(name):
             raise MissingWeights(self._how_to_get(name))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest not in self._recorded(name):
+        path = self._weights_path(name)
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() not in self._recorded(name):
             raise BadWeights(f"{path} was changed or damaged: its SHA-256 is not the recorded one")
-        return digest
+        return data
 
     def install(self, name: str, file: Path, *, source: str) -> str:
         """Make a weights file the model's weights, and give their SHA-256.
@@ -144,7 +149,6 @@ class Store:
         with fresh.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        fresh.chmod(0o644)  # safetensors makes a file that only its owner can read
         self._record(name, [*self._recorded(name), digest])
         fresh.replace(path)
         self._record(name, [digest])
@@ -171,14 +175,19 @@ class Store:
         except OSError as error:
             raise ModelError(f"cannot write to {folder}: {error.strerror or error}") from error
 
+    @property
+    def _roots(self) -> tuple[Path, Path]:
+        return self.root, self.builtin
+
     def _weights_path(self, name: str) -> Path:
         return self.root / name / WEIGHTS
 
     def _manifest_path(self, name: str) -> Path:
-        for folder in (self.root, self.builtin):
-            path = folder / name / "model.toml"
-            if name.isidentifier() and path.is_file():
-                return path
+        if _NAME.fullmatch(name):
+            for root in self._roots:
+                path = root / name / "model.toml"
+                if path.is_file():
+                    return path
         raise ModelError(f"there is no model {name!r}; there are {', '.join(self.names())}")
 
     def _how_to_get(self, name: str) -> str:
@@ -261,7 +270,9 @@ def _fitting(content: Mapping[str, object], described: Manifest, file: str) -> d
             raise BadWeights(f"{file} lacks {name!r}, or is of another architecture")
         if value.shape != shape:
             raise BadWeights(f"{name!r} of {file} is {[*value.shape]}, not {[*shape]}")
-        if not value.isfinite().all():
-            raise BadWeights(f"{name!r} of {file} holds numbers that are not finite")
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            raise BadWeights(f"{name!r} of {file} does not hold plain floating-point numbers")
         state[name] = value.float()
+        if not state[name].isfinite().all():
+            raise BadWeights(f"{name!r} of {file} holds numbers that are not finite")
     return state

@@ -59,10 +59,11 @@ def _tensor(blob: Any, layer: str) -> Tensor:
         shape = list(blob.shape.dim)
     else:
         shape = [blob.num, blob.channels, blob.height, blob.width]
-    values = np.asarray(blob.data or blob.double_data, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+        values = np.asarray(blob.data or blob.double_data, dtype=np.float32)
     if min(shape, default=1) < 1 or int(np.prod(shape, dtype=object)) != values.size:
         raise BadWeights(f"layer {layer!r} says it is {shape} but holds {values.size} numbers")
-    return torch.from_numpy(values.reshape(shape))
+    return torch.from_numpy(values).reshape(shape)
 
 
 def _net_parameter() -> Any:

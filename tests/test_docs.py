@@ -1,0 +1,103 @@
+"""The documentation is true: its commands run, its tables are those of the code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Served, missing
+
+from service.api.problems import CLIENT_CLOSED_REQUEST, STATUS
+from service.settings import Settings
+from service.store import Store
+
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def settings_table() -> str:
+    rows = ["| setting | default | what it changes |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `--{name.replace('_', '-')}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    written = re.search(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", README, re.DOTALL)
+    assert written is not None
+    assert written[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def test_the_table_of_errors_has_every_status() -> None:
+    written = {int(status) for status in re.findall(r"^\| (\d{3}) \|", README, re.MULTILINE)}
+    assert written == {*STATUS.values()} - {CLIENT_CLOSED_REQUEST}
+
+
+@pytest.fixture(scope="module")
+def desk(shared: Path, real_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the documentation names."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("beagle.jpg", "tractor.jpg"):
+        shutil.copy(shared / "photos/flickr" / name, folder)
+    (folder / "photos").mkdir()
+    for photo in sorted((shared / "photos").glob("*.JPEG"))[:4]:
+        shutil.copy(photo, folder / "photos")
+    own = folder / "store/parts"
+    own.mkdir(parents=True)
+    example = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    thousand = example[1].replace("classes = 12", "classes = 1000")
+    (own / "model.toml").write_text(thousand, "utf-8")
+    (own / "labels.tsv").write_text("".join(f"\tpart {n}\n" for n in range(1000)), "utf-8")
+    weights = real_store.root / "bvlc_googlenet/weights.safetensors"
+    shutil.copy(weights, folder / "parts.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("curl")])
+def test_requests_are_answered(command: str, desk: Path, served: Served) -> None:
+    if not shutil.which("curl"):
+        missing("curl")
+    there = command.replace("localhost:8000", f"127.0.0.1:{served.port}")
+    answer = subprocess.run(  # noqa: S602 - our own README
+        there.replace("curl", "curl --silent --show-error --fail", 1),
+        shell=True, cwd=desk, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("googlenet-service")])
+def test_commands_succeed(command: str, desk: Path, real_store: Store) -> None:
+    program = f"{sys.executable} -m service"
+    done = subprocess.run(  # noqa: S602 - our own README
+        command.replace("googlenet-service", program, 1),
+        shell=True, cwd=desk, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "GOOGLENET_STORE": str(real_store.root), "GOOGLENET_MAX_BATCH": "4"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_knows_its_targets(command: str) -> None:
+    if not shutil.which("make"):
+        missing("make")
+    plan = subprocess.run(  # noqa: S603 - our own README
+        [*command.split(), "--dry-run"],
+        cwd=ROOT, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert plan.returncode == 0, plan.stderr
+    assert "googlenet-service serve" in plan.stdout
+
+
+def test_every_command_of_the_readme_is_run() -> None:
+    others = [c for c in COMMANDS if not c.startswith(("curl", "googlenet-service", "make"))]
+    assert others == []

@@ -1,0 +1,175 @@
+"""A manifest says all about a model besides its weights, or one sentence about what is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from torchvision.models import GoogLeNet_Weights
+
+from service import manifest
+from service.errors import ModelError
+from service.manifest import Label
+from service.networks import ARCHITECTURES
+from service.views import Resize
+
+STORE = ROOT / "model_store"
+COMMITTED = ("bvlc_googlenet", "googlenet")
+
+
+def test_the_committed_models_are_these() -> None:
+    assert {path.parent.name for path in STORE.glob("*/model.toml")} == set(COMMITTED)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_committed_manifest_is_complete(name: str) -> None:
+    read = manifest.read(STORE / name / "model.toml")
+    assert read.architecture in ARCHITECTURES
+    assert read.classes == 1000
+    assert read.source is not None
+    assert read.accuracy
+    assert all(0 < one.top1 < one.top5 < 100 for one in read.accuracy)
+
+
+def test_googlenets_source_is_torchvisions_own() -> None:
+    source = manifest.read(STORE / "googlenet" / "model.toml").source
+    assert source is not None
+    assert str(source.url) == GoogLeNet_Weights.IMAGENET1K_V1.url
+    beginning = source.digest.removeprefix("sha256:")
+    assert GoogLeNet_Weights.IMAGENET1K_V1.url.endswith(f"/googlenet-{beginning}.pth")
+    assert source.format == "pth"
+
+
+def test_googlenet_is_resized_as_torchvision_resizes() -> None:
+    chosen = manifest.read(STORE / "googlenet" / "model.toml").preprocessing
+    assert GoogLeNet_Weights.IMAGENET1K_V1.transforms().resize_size == [256]
+    assert chosen.resized == Resize("short", 256, "bilinear")
+
+
+def test_googlenets_accuracy_is_torchvisions() -> None:
+    (published,) = manifest.read(STORE / "googlenet" / "model.toml").accuracy
+    theirs = GoogLeNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
+    assert (published.top1, published.top5) == (theirs["acc@1"], theirs["acc@5"])
+
+
+def test_bvlcs_source_is_the_published_one() -> None:
+    source = manifest.read(STORE / "bvlc_googlenet" / "model.toml").source
+    assert source is not None
+    assert str(source.url) == "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel"
+    assert source.digest == "sha1:405fc5acd08a3bb12de8ee5e23a96bec22f08204"
+
+
+# Labels
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_labels_are_in_the_order_of_the_weights(name: str, shared: Path) -> None:
+    described = manifest.read(STORE / name / "model.toml")
+    labels = manifest.read_labels(STORE / name / described.labels, described.classes)
+    assert [label.wnid for label in labels] == json.loads(
+        (shared / "reference/wnids.json").read_text()
+    )
+    assert [label.name for label in labels] == GoogLeNet_Weights.IMAGENET1K_V1.meta["categories"]
+
+
+def labels_file(folder: Path, content: bytes) -> Path:
+    path = folder / "labels.tsv"
+    path.write_bytes(content)
+    return path
+
+
+def test_a_label_may_lack_a_wordnet_id(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, b"n02088364\tbeagle\n\tmutt\ncat\n")
+    assert manifest.read_labels(path, 3) == (
+        Label(name="beagle", wnid="n02088364"),
+        Label(name="mutt", wnid=None),
+        Label(name="cat", wnid=None),
+    )
+
+
+def test_labels_may_have_any_letters_and_windows_line_ends(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, "épagneul\r\n犬\r\n".encode())
+    assert [label.name for label in manifest.read_labels(path, 2)] == ["épagneul", "犬"]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_wrong_number_of_labels_is_refused(classes: int, tmp_path: Path) -> None:
+    path = labels_file(tmp_path, b"a\nb\nc\n")
+    with pytest.raises(ModelError) as caught:
+        manifest.read_labels(path, classes)
+    assert str(caught.value) == f"{path} has 3 labels and the model {classes} classes"
+
+
+def test_missing_labels_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        manifest.read_labels(tmp_path / "no.tsv", 3)
+    sentence = f"cannot read the labels {tmp_path / 'no.tsv'}: No such file or directory"
+    assert str(caught.value) == sentence
+
+
+def test_labels_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, "épagneul\n".encode("latin-1"))
+    with pytest.raises(ModelError, match=r"labels\.tsv"):
+        manifest.read_labels(path, 1)
+
+
+def test_a_path_to_labels_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read the labels"):
+        manifest.read_labels(tmp_path / "a\0b", 1)
+
+
+# What is wrong with a manifest
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A copy of a committed manifest."""
+    return Path(shutil.copy(STORE / "bvlc_googlenet" / "model.toml", tmp_path / "model.toml"))
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "said"),
+    [
+        ("classes = 1000", "classes", "is not TOML: Expected '='"),
+        ("classes = 1000", "classes = 1000\ncolour = 1", "colour: Extra inputs are not permitted"),
+        ("side = 256", "side = 256\nedge = 1", "preprocessing.edge: Extra inputs"),
+        ("classes = 1000", "", "classes: Field required"),
+        ("classes = 1000", "classes = 'many'", "classes: Input should be a valid integer"),
+        ("classes = 1000", "classes = 0", "classes: Input should be greater than or equal to 1"),
+        ("classes = 1000", "classes = 100001", "classes: Input should be less than or equal"),
+        ('"1"', "1", "version: Input should be a valid string"),
+        ('"BGR"', '"GRB"', "preprocessing.channels: Input should be 'RGB' or 'BGR'"),
+        ("123]", "256]", "preprocessing.mean.2: Input should be less than or equal to 255"),
+        ("117, 123]", "117]", "preprocessing.mean.2: Field required"),
+        ("side = 256", "side = 223", "preprocessing.side: Input should be greater than or equal"),
+        ("side = 256", "side = 1025", "preprocessing.side: Input should be less than or equal"),
+        ("side = 256", "side = 256\nscale = [1.0, nan, 1.0]", "preprocessing.scale.1: "),
+        ("side = 256", "side = 256\nscale = [1.0, 1.0, inf]", "preprocessing.scale.2: "),
+        ('"warp"', '"crop"', "preprocessing.resize: Input should be 'warp' or 'short'"),
+        ('"caffemodel"', '"onnx"', "source.format: Input should be 'caffemodel', 'pth' or"),
+        ("sha1:405f", "sha1:", "source.digest: String should match pattern"),
+        ("sha1:405f", "md5:", "source.digest: String should match pattern"),
+        ("http://dl", "file://dl", "source.url: URL scheme should be 'http' or 'https'"),
+        ("top1 = 68.7", "top1 = true_", "is not TOML"),
+        ("top1 = 68.7", "top1 = 'most'", "accuracy.0.top1: Input should be a valid number"),
+    ],
+)
+def test_the_first_thing_that_is_wrong_with_a_manifest_is_said(
+    there: str, instead: str, said: str, described: Path
+) -> None:
+    text = described.read_text()
+    assert there in text
+    described.write_text(text.replace(there, instead, 1))
+    with pytest.raises(ModelError) as caught:
+        manifest.read(described)
+    sentence = str(caught.value)
+    assert sentence.startswith(str(described))
+    assert said in sentence
+    assert "\n" not in sentence
+
+
+def test_a_manifest_that_is_not_text_is_refused(described: Path) -> None:
+    described.write_bytes(b"\xff\xfe\0")
+    with pytest.raises(ModelError, match="is not TOML"):
+        manifest.read(described)

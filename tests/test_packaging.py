@@ -1,0 +1,52 @@
+"""The wheel works where there is no checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the service as its wheel installs it, its dependencies aside."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(  # noqa: S603 - our own package
+        [*pip, "install", "--no-deps", "--no-build-isolation", "--target", folder, ROOT],
+        check=True, timeout=120,
+    )  # fmt: skip
+    return folder
+
+
+def run(site: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own package
+        [sys.executable, "-P", "-m", "service", *arguments],
+        env={**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(cache)},
+        cwd=cache, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_an_installed_wheel_knows_the_built_in_models(site: Path, tmp_path: Path) -> None:
+    listed = run(site, tmp_path, "models", "list")
+    assert listed.returncode == 0, listed.stderr
+    assert "bvlc_googlenet" in listed.stdout
+    assert str(tmp_path / "googlenet-service/model_store") in listed.stdout.replace("\n", "")
+
+
+def test_an_installed_wheel_keeps_weights_in_the_users_cache(
+    site: Path, tmp_path: Path, shared: Path
+) -> None:
+    weights = str(shared / "weights/bvlc_googlenet.caffemodel")
+    imported = run(site, tmp_path, "models", "import", "bvlc_googlenet", weights)
+    assert imported.returncode == 0, imported.stderr
+    assert (tmp_path / "googlenet-service/model_store/bvlc_googlenet/weights.safetensors").is_file()
+    assert run(site, tmp_path, "models", "verify").stdout.startswith("bvlc_googlenet: ")
+
+
+def test_only_manifests_and_labels_are_in_the_wheel(site: Path) -> None:
+    store = site / "service/model_store"
+    files = {path.suffix for path in store.rglob("*") if path.is_file()}
+    assert files == {".toml", ".tsv"}

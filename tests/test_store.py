@@ -1,0 +1,724 @@
+"""What the store serves is what was put there, whole, checked and fitting, whatever went wrong."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT
+from test_download import Website, serving, silent
+from test_formats import field, varint
+from torch import Tensor
+
+from service import store as stores
+from service.download import CHUNK
+from service.errors import BadWeights, MissingWeights, ModelError, ServiceError
+from service.networks import ARCHITECTURES
+from service.store import RECORD, WEIGHTS, Store
+
+State = dict[str, Tensor]
+
+MANIFEST = """
+architecture = "{architecture}"
+version = "1"
+description = "a test's"
+licence = "none"
+classes = 3
+labels = "labels.tsv"
+
+[preprocessing]
+channels = "RGB"
+mean = [104, 117, 123]
+resize = "warp"
+side = 256
+"""
+SOURCE = """
+[source]
+url = "{url}"
+digest = "sha256:{digest}"
+format = "{format}"
+"""
+
+
+def describe(root: Path, more: str = "", *, architecture: str = "googlenet") -> Store:
+    """A store at `root` that knows one model, `small`, of three classes."""
+    folder = root / "small"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath("model.toml").write_text(MANIFEST.format(architecture=architecture) + more)
+    folder.joinpath("labels.tsv").write_text("red\ngreen\nblue\n")
+    return Store(root, root / "nothing")
+
+
+def sourced(root: Path, url: str, file: Path) -> Store:
+    """The same, with an address for its weights."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return describe(root, SOURCE.format(url=url, digest=digest, format=file.suffix[1:]))
+
+
+def random_state(architecture: str = "googlenet", seed: int = 0) -> State:
+    """Weights for three classes."""
+    with torch.device("meta"):
+        state = ARCHITECTURES[architecture].build(3).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(v.shape, generator=generator) * 0.01 for name, v in state.items()}
+
+
+def as_caffe(state: State, *, leave_out: str = "") -> bytes:
+    """Weights in Caffe's format, encoded by hand, perhaps without a layer."""
+
+    def blob(values: Tensor) -> bytes:
+        shape = b"".join(varint(side) for side in values.shape)
+        return field(7, field(1, shape)) + field(5, values.numpy().astype("<f4").tobytes())
+
+    layers = ARCHITECTURES["googlenet"].caffe_layers()
+    return b"".join(
+        field(
+            100,
+            field(1, layer.encode())
+            + field(7, blob(state[f"{module}.weight"]))
+            + field(7, blob(state[f"{module}.bias"])),
+        )
+        for layer, module in layers.items()
+        if layer != leave_out
+    )
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def refusal(
+    kind: type[ServiceError], call: Callable[..., object], *arguments: object, **named: object
+) -> str:
+    """The sentence with which the store refuses."""
+    with pytest.raises(kind) as caught:
+        call(*arguments, **named)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """The small model's weights."""
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def files(state: State, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The small model's weights as a file, by the file's ending."""
+    folder = tmp_path_factory.mktemp("files")
+    made = {end: folder / f"small.{end}" for end in ("caffemodel", "pth", "pt", "safetensors")}
+    made["caffemodel"].write_bytes(as_caffe(state))
+    torch.save(state, made["pth"])
+    torch.save(state, made["pt"])
+    safetensors.torch.save_file(state, made["safetensors"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def filled(files: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the small model's weights; tests leave it as it is."""
+    store = describe(tmp_path_factory.mktemp("filled"))
+    store.install("small", files["pth"], source="a test")
+    return store
+
+
+@pytest.fixture
+def copied(filled: Store, tmp_path: Path) -> Store:
+    """A copy of that store, to do anything with."""
+    shutil.copytree(filled.root, tmp_path / "copied")
+    return Store(tmp_path / "copied", tmp_path / "nothing")
+
+
+# Importing
+
+
+@pytest.mark.parametrize("ending", ["caffemodel", "pth", "pt", "safetensors"])
+def test_every_format_is_imported_to_the_same_weights(
+    ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    store = describe(tmp_path)
+    digest = store.install("small", files[ending], source=files[ending].name)
+    assert store.has("small")
+    model = store.load("small")
+    assert model.sha256 == digest == store.verify("small")
+    assert (model.name, model.manifest.version) == ("small", "1")
+    assert [label.name for label in model.labels] == ["red", "green", "blue"]
+    assert same(model.state, state)
+
+
+def test_a_loaded_model_makes_a_network_ready_to_serve(filled: Store, state: State) -> None:
+    network = filled.load("small").network()
+    assert not network.training
+    assert same(network.state_dict(), state)
+
+
+def test_the_digest_is_that_of_the_file(filled: Store) -> None:
+    with (filled.root / "small" / WEIGHTS).open("rb") as file:
+        assert filled.verify("small") == hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_the_same_weights_have_the_same_digest_however_often_they_are_imported(
+    filled: Store, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    digest = describe(tmp_path).install("small", files["pth"], source="a test")
+    assert digest == filled.verify("small")
+
+
+def test_weights_are_for_everyone_to_read(filled: Store) -> None:
+    for name in (WEIGHTS, RECORD):
+        assert (filled.root / "small" / name).stat().st_mode & 0o777 == 0o644
+
+
+def test_the_record_is_one_that_sha256sum_reads(filled: Store) -> None:
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("sha256sum is missing")
+    command = [tool, "--check", "--strict", RECORD]
+    checked = subprocess.run(  # noqa: S603 - a fixed command
+        command, cwd=filled.root / "small", capture_output=True, text=True, check=True
+    )
+    assert checked.stdout == f"{WEIGHTS}: OK\n"
+
+
+def test_importing_leaves_nothing_else_behind(filled: Store) -> None:
+    there = {path.name for path in (filled.root / "small").iterdir()}
+    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, RECORD}
+
+
+def test_importing_replaces_the_weights(copied: Store, tmp_path: Path) -> None:
+    fresh = random_state(seed=1)
+    torch.save(fresh, tmp_path / "fresh.pth")
+    digest = copied.install("small", tmp_path / "fresh.pth", source="a test")
+    assert copied.verify("small") == digest
+    assert same(copied.load("small").state, fresh)
+    record = (copied.root / "small" / RECORD).read_text()
+    assert record == f"{digest}  {WEIGHTS}\n"
+
+
+def test_a_store_can_import_its_own_file(copied: Store, state: State) -> None:
+    copied.install("small", copied.root / "small" / WEIGHTS, source="itself")
+    assert same(copied.load("small").state, state)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_other_floats_are_kept_as_float32(kind: torch.dtype, state: State, tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    torch.save({name: value.to(kind) for name, value in state.items()}, tmp_path / "other.pth")
+    store.install("small", tmp_path / "other.pth", source="a test")
+    kept = store.load("small").state
+    assert same(kept, {name: value.to(kind).float() for name, value in state.items()})
+
+
+def test_weights_that_share_memory_are_imported(state: State, tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    tied = {**state, "reduce2.bias": state["conv1.bias"]}
+    torch.save(tied, tmp_path / "tied.pth")
+    store.install("small", tmp_path / "tied.pth", source="a test")
+    assert same(store.load("small").state, tied)
+
+
+def test_what_only_training_uses_is_dropped(state: State, tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    torch.save({**state, "aux_4a.conv.bias": torch.zeros(128)}, tmp_path / "trained.pth")
+    store.install("small", tmp_path / "trained.pth", source="a test")
+    assert same(store.load("small").state, state)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_counters_of_batch_norm_may_be_there_or_not(
+    counted: bool,  # noqa: FBT001 - a parameter
+    tmp_path: Path,
+) -> None:
+    store = describe(tmp_path, architecture="torchvision_googlenet")
+    state = random_state("torchvision_googlenet")
+    plain = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(state if counted else plain, tmp_path / "other.pth")
+    store.install("small", tmp_path / "other.pth", source="a test")
+    model = store.load("small")
+    assert same(model.state, plain)
+    assert plain.keys() < model.network().state_dict().keys()
+
+
+# Files that are refused
+
+
+def changed(name: str, value: object) -> Callable[[State], dict[str, object]]:
+    return lambda state: {**state, name: value}
+
+
+def without(name: str) -> Callable[[State], dict[str, object]]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+MISFITS: dict[str, tuple[Callable[[State], dict[str, object]], str]] = {
+    "another network": (
+        lambda _: {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)},
+        "bad.pth is of another architecture: it has 'layer1.0.conv1.weight'",
+    ),
+    "nothing": (lambda _: {}, "bad.pth lacks 'conv1.weight', or is of another architecture"),
+    "a missing bias": (without("linear.bias"), "bad.pth lacks 'linear.bias', or is of another"),
+    "other classes": (
+        changed("linear.bias", torch.zeros(1000)),
+        "'linear.bias' of bad.pth is [1000], not [3]",
+    ),
+    "turned": (
+        changed("linear.weight", torch.zeros(1024, 3)),
+        "'linear.weight' of bad.pth is [1024, 3], not [3, 1024]",
+    ),
+    "not a number": (
+        changed("linear.bias", torch.tensor([0, float("nan"), 0])),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "infinite": (
+        changed("linear.bias", torch.tensor([0, 0, float("-inf")])),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "too large for float32": (
+        changed("linear.bias", torch.full((3,), 1e300, dtype=torch.float64)),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "float8": (
+        changed("linear.bias", torch.full((3,), float("nan")).to(torch.float8_e4m3fn)),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "complex": (changed("linear.bias", torch.zeros(3, dtype=torch.complex64)), "'linear.bias' of"),
+    "no data": (changed("linear.bias", torch.zeros(3, device="meta")), "'linear.bias' of"),
+    "sparse": (changed("linear.bias", torch.zeros(3).to_sparse()), "'linear.bias' of bad.pth"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
+    misfit: str, copied: Store, state: State, tmp_path: Path
+) -> None:
+    edit, said = MISFITS[misfit]
+    torch.save(edit(state), tmp_path / "bad.pth")
+    before = {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()}
+    sentence = refusal(BadWeights, copied.install, "small", tmp_path / "bad.pth", source="a test")
+    assert sentence.startswith(said)
+    assert "\n" not in sentence
+    assert {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()} == before
+
+
+def test_a_bad_file_does_not_even_make_a_folder(tmp_path: Path) -> None:
+    described = describe(tmp_path / "builtin")
+    store = Store(tmp_path / "root", described.root)
+    (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    refusal(BadWeights, store.install, "small", tmp_path / "bad.safetensors", source="")
+    assert not store.root.exists()
+
+
+def test_a_caffe_model_that_lacks_a_layer_is_refused(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "bad.caffemodel"
+    path.write_bytes(as_caffe(state, leave_out="inception_5b/pool_proj"))
+    sentence = refusal(BadWeights, describe(tmp_path).install, "small", path, source="")
+    assert sentence.startswith("bad.caffemodel lacks 'inception.5b.pool_proj.weight'")
+
+
+def test_a_caffe_model_of_other_classes_is_refused(shared: Path, tmp_path: Path) -> None:
+    published = shared / "weights/bvlc_googlenet.caffemodel"
+    sentence = refusal(BadWeights, describe(tmp_path).install, "small", published, source="")
+    assert sentence == (
+        "layer 'loss3/classifier' of bvlc_googlenet.caffemodel is [1, 1, 1000, 1024], not [3, 1024]"
+    )
+
+
+def test_a_caffe_model_is_of_no_use_to_torchvisions_network(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    store = describe(tmp_path, architecture="torchvision_googlenet")
+    sentence = refusal(BadWeights, store.install, "small", files["caffemodel"], source="")
+    assert sentence.startswith("small.caffemodel lacks 'conv1.conv.weight'")
+
+
+@pytest.mark.parametrize("name", ["weights.onnx", "weights", "weights.PTH"])
+def test_a_file_with_another_ending_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    sentence = refusal(BadWeights, describe(tmp_path).install, "small", tmp_path / name, source="")
+    assert sentence == f"{name} has none of the endings .caffemodel, .pth, .pt, .safetensors"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.pth", tmp_path):
+        sentence = refusal(ModelError, describe(tmp_path).install, "small", path, source="")
+        assert sentence == f"there is no file {path}"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    described = describe(tmp_path / "builtin")
+    (tmp_path / "root").write_text("a file where the store should be")
+    store = Store(tmp_path / "root", described.root)
+    assert not store.has("small")
+    sentence = refusal(ModelError, store.install, "small", files["pth"], source="")
+    assert sentence == f"cannot write to {tmp_path / 'root' / 'small'}: Not a directory"
+
+
+def test_weights_that_cannot_be_written_are_one_sentence(
+    copied: Store, files: Mapping[str, Path]
+) -> None:
+    """As when the disk is full; the old ones stay."""
+    (copied.root / "small" / "weights.part").mkdir()
+    digest = copied.verify("small")
+    sentence = refusal(ModelError, copied.install, "small", files["pth"], source="")
+    assert sentence.startswith("cannot write")
+    assert "\n" not in sentence
+    assert copied.verify("small") == digest
+
+
+# Names and places
+
+
+@pytest.mark.parametrize(
+    "name", ["large", "", ".", "..", "../small", "./small", "small/", "a/b", "sm\0all", "x" * 300]
+)
+def test_a_name_that_the_store_does_not_know_is_refused(name: str, filled: Store) -> None:
+    for call in (filled.manifest, filled.labels, filled.load, lambda n: filled.fetch(n, silent)):
+        sentence = refusal(ModelError, call, name)
+        assert sentence == f"there is no model {name!r}; there are small"
+    sentence = refusal(ModelError, filled.install, name, filled.root, source="")
+    assert sentence == f"there is no model {name!r}; there are small"
+
+
+def test_an_absolute_path_is_no_name(filled: Store) -> None:
+    name = str(filled.root / "small")
+    assert "there is no model" in refusal(ModelError, filled.load, name)
+
+
+def test_every_model_that_is_listed_can_be_described(tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    shutil.copytree(tmp_path / "small", tmp_path / "small-2")
+    assert [store.manifest(name).classes for name in store.names()] == [3] * len(store.names())
+
+
+def test_a_store_without_models_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path / "root", tmp_path / "builtin")
+    assert store.names() == []
+    assert refusal(ModelError, store.load, "small").startswith("there is no model 'small'")
+
+
+def test_a_manifest_in_the_store_goes_before_a_built_in_one(tmp_path: Path) -> None:
+    describe(tmp_path / "root", architecture="torchvision_googlenet")
+    describe(tmp_path / "builtin", architecture="googlenet")
+    both = Store(tmp_path / "root", tmp_path / "builtin")
+    assert both.names() == ["small"]
+    assert both.manifest("small").architecture == "torchvision_googlenet"
+    assert Store(tmp_path, tmp_path / "builtin").manifest("small").architecture == "googlenet"
+
+
+def test_an_unknown_architecture_is_named(files: Mapping[str, Path], tmp_path: Path) -> None:
+    store = describe(tmp_path, architecture="vgg16")
+    sentence = refusal(ModelError, store.install, "small", files["pth"], source="")
+    assert sentence == (
+        "there is no architecture 'vgg16'; there are googlenet, torchvision_googlenet"
+    )
+
+
+def test_a_checkout_has_its_store_in_itself(tmp_path: Path) -> None:
+    assert stores.locate(None) == Store(ROOT / "model_store", ROOT / "model_store")
+    assert stores.locate(tmp_path) == Store(tmp_path, ROOT / "model_store")
+    assert stores.locate(tmp_path).names() == ["bvlc_googlenet", "googlenet"]
+
+
+LOCATE = """
+from service import store
+found = store.locate(None)
+print(found.root, found.builtin, *found.names(), sep="\\n")
+"""
+
+
+def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_users_cache(
+    tmp_path: Path,
+) -> None:
+    site = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "service", site / "service")
+    for manifest in (ROOT / "model_store").glob("*/model.toml"):
+        folder = site / "service/model_store" / manifest.parent.name
+        folder.mkdir(parents=True)
+        shutil.copy(manifest, folder)
+    environment = {**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with running(LOCATE, cwd=tmp_path, environment=environment) as process:
+        root, builtin, *names = process.stdout.read().split()
+    assert root == str(tmp_path / "cache" / "googlenet-service" / "model_store")
+    assert builtin == str(site / "service/model_store")
+    assert names == ["bvlc_googlenet", "googlenet"]
+
+
+# Damage
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    nowhere = "wherever the model was made"
+    for call in (store.load, store.verify):
+        assert refusal(MissingWeights, call, "small").splitlines() == [
+            f"The weights of 'small' are not in {tmp_path}.",
+            "With a network:     googlenet-service models fetch small",
+            f"Without, bring the file from {nowhere}:  googlenet-service models import small FILE",
+        ]
+
+
+@pytest.mark.parametrize("place", [0, 8, 1000, -1])
+def test_one_damaged_byte_is_noticed(place: int, copied: Store) -> None:
+    path = copied.root / "small" / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    for call in (copied.load, copied.verify, lambda name: copied.fetch(name, silent)):
+        with pytest.raises(ModelError):
+            call("small")
+    sentence = refusal(BadWeights, copied.load, "small")
+    assert sentence == f"{path} was changed or damaged: its SHA-256 is not the recorded one"
+
+
+def test_a_missing_record_is_noticed(copied: Store) -> None:
+    (copied.root / "small" / RECORD).unlink()
+    assert "changed or damaged" in refusal(BadWeights, copied.load, "small")
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"\n \n", b"\xff\xfe", b"0" * 64 + b"  " + WEIGHTS.encode()]
+)
+def test_a_damaged_record_is_noticed(record: bytes, copied: Store) -> None:
+    (copied.root / "small" / RECORD).write_bytes(record)
+    assert "changed or damaged" in refusal(BadWeights, copied.load, "small")
+
+
+def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) -> None:
+    path = copied.root / "small" / WEIGHTS
+    safetensors.torch.save_file({"fc.bias": torch.zeros(3)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copied.root / "small" / RECORD).write_text(f"{digest}  {WEIGHTS}\n")
+    sentence = refusal(BadWeights, copied.load, "small")
+    assert sentence == f"{WEIGHTS} is of another architecture: it has 'fc.bias'"
+
+
+def test_damaged_weights_are_mended_by_importing_them_again(
+    copied: Store, files: Mapping[str, Path], state: State
+) -> None:
+    (copied.root / "small" / WEIGHTS).write_bytes(b"damaged")
+    copied.install("small", files["pth"], source="a test")
+    assert same(copied.load("small").state, state)
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("ending", ["caffemodel", "pth", "safetensors"])
+def test_weights_are_fetched_once(
+    ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int | None]] = []
+    with serving(site := Website(files[ending].read_bytes())) as url:
+        store = sourced(tmp_path, url, files[ending])
+        digest = store.fetch("small", lambda *now: told.append(now))
+        assert store.fetch("small", silent) == digest
+    assert site.ranges == [None]
+    assert told[-1] == (len(site.content), len(site.content))
+    assert same(store.load("small").state, state)
+    there = {path.name for path in (tmp_path / "small").iterdir()}
+    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, RECORD}
+
+
+def test_where_the_weights_came_from_is_written_into_them(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with serving(Website(files["pth"].read_bytes())) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        store.fetch("small", silent)
+    with safetensors.safe_open(tmp_path / "small" / WEIGHTS, "pt") as file:
+        assert file.metadata()["source"] == url
+
+
+def test_without_a_network_both_ways_to_the_weights_are_told(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with serving(lambda _: None) as url:
+        pass
+    store = sourced(tmp_path, url, files["pth"])
+    sentence, *advice = refusal(ModelError, store.fetch, "small", silent).splitlines()
+    assert sentence.startswith(f"cannot download {url}: ")
+    assert advice == [
+        f"The weights of 'small' are not in {tmp_path}.",
+        "With a network:     googlenet-service models fetch small",
+        f"Without, bring the file from {url}:  googlenet-service models import small FILE",
+    ]
+    assert not store.has("small")
+
+
+def test_a_download_that_broke_off_goes_on(
+    files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    site = Website(files["pth"].read_bytes())
+    site.cut = 2 * CHUNK
+    with serving(site) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        assert "fetch again to go on" in refusal(ModelError, store.fetch, "small", silent)
+        assert not store.has("small")
+        store.fetch("small", silent)
+    assert site.ranges == [None, f"bytes={2 * CHUNK}-"]
+    assert sum(site.sent) == len(site.content)
+    assert same(store.load("small").state, state)
+
+
+def test_another_file_than_the_manifests_is_not_installed(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with serving(Website(files["pt"].read_bytes() + b"!")) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        assert "it was deleted" in refusal(ModelError, store.fetch, "small", silent)
+    assert not store.has("small")
+    assert not (tmp_path / "small" / "download.pth").exists()
+
+
+def test_a_model_without_a_source_cannot_be_fetched(tmp_path: Path) -> None:
+    sentence = refusal(ModelError, describe(tmp_path).fetch, "small", silent)
+    assert sentence == "the manifest of 'small' names no source; import its weights"
+
+
+# Processes that meet, and processes that die
+
+FETCH = """
+import sys
+from pathlib import Path
+from service.store import Store
+root = Path(sys.argv[1])
+Store(root, root).fetch("small", lambda have, total: print(have, flush=True))
+"""
+
+FETCH_TWICE = """
+import os, sys
+from pathlib import Path
+from service.store import Store
+root = Path(sys.argv[1])
+child = os.fork()
+print("fetching", flush=True)
+print(Store(root, root).fetch("small", lambda have, total: None), flush=True)
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+# In three children, dies before the first, second and third time a file is renamed.
+IMPORT_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from service.store import Store
+for deaths in range(3):
+    child = os.fork()
+    if child == 0:
+        renames = []
+        def count(event, arguments):
+            if event == "os.rename":
+                renames.append(arguments)
+                if len(renames) > deaths:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        root = Path(sys.argv[2 + deaths])
+        Store(root, root).install("small", Path(sys.argv[1]), source="a test")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@contextmanager
+def running(
+    script: str,
+    *arguments: Path,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator["subprocess.Popen[str]"]:
+    """A process of its own that runs a script; it is gone at the end, whatever happens."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(  # noqa: S603 - our own script
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_two_processes_that_fetch_at_once_take_turns(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    site = Website(files["pth"].read_bytes())
+    both_fetch = threading.Event()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        both_fetch.wait(60)
+        site(request)
+
+    with serving(answer) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        with running(FETCH_TWICE, tmp_path) as process:
+            assert [process.stdout.readline() for _ in range(2)] == ["fetching\n"] * 2
+            both_fetch.set()
+            *digests, status = process.stdout.read().split()
+    assert status == "0"
+    assert digests == [store.verify("small")] * 2
+    assert site.ranges == [None]
+
+
+def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_goes_on_with(
+    files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    content = files["pth"].read_bytes()
+    killed = threading.Event()
+
+    def stall(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content[: 2 * CHUNK])
+        killed.wait(60)
+
+    with serving(stall) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        with running(FETCH, tmp_path) as process:
+            told = [process.stdout.readline() for _ in range(2)]
+            process.kill()
+        killed.set()
+    assert told == [f"{CHUNK}\n", f"{2 * CHUNK}\n"]
+    assert process.returncode == -signal.SIGKILL
+    assert not store.has("small")
+    have = (tmp_path / "small" / "download.pth").stat().st_size
+    assert CHUNK <= have <= 2 * CHUNK
+    with serving(site := Website(content)) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        store.fetch("small", silent)
+    assert site.ranges == [f"bytes={have}-"]
+    assert same(store.load("small").state, state)
+
+
+def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_served(
+    filled: Store, state: State, tmp_path: Path
+) -> None:
+    """At each of the three steps the weights that are visible match a recorded digest."""
+    old, fresh = filled.verify("small"), random_state(seed=1)
+    torch.save(fresh, tmp_path / "fresh.pth")
+    roots = [shutil.copytree(filled.root, tmp_path / str(deaths)) for deaths in range(3)]
+    with running(IMPORT_AND_DIE, tmp_path / "fresh.pth", *roots) as process:
+        assert process.stdout.read().split() == [str(-signal.SIGKILL)] * 3
+
+    left = [Store(root, tmp_path / "nothing") for root in roots]
+    recorded = [len((root / "small" / RECORD).read_text().splitlines()) for root in roots]
+    assert recorded == [1, 2, 2]
+    assert [store.verify("small") == old for store in left] == [True, True, False]
+    served = [store.load("small").state for store in left]
+    assert [same(one, state) for one in served] == [True, True, False]
+    assert same(served[2], fresh)
+    digest = left[1].install("small", tmp_path / "fresh.pth", source="a test")
+    assert (roots[1] / "small" / RECORD).read_text() == f"{digest}  {WEIGHTS}\n"
+    assert left[1].verify("small") == digest
