@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = verbs.add_parser("classify", help="name what is on photos, without a server")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    classify.add_argument("--top-k", type=int, default=5, help="how many labels (default: 5)")
+    classify.add_argument("--top-k", type=_positive, default=5, help="how many labels (default: 5)")
     _add_settings(classify, [*_OFFLINE, "views"])
     classify.set_defaults(run=commands.classify)
 
@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (classify, evaluate):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def _plans(text: str) -> list[str]:

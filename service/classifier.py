@@ -97,6 +97,10 @@ class Classifier:
         loop = asyncio.get_running_loop()
         try:
             ensemble = await loop.run_in_executor(self._decoders, self._load)
+        except ServiceError as error:
+            logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
+            self._failure = error
+            return
         except Exception as error:  # a model may fail to load in any way; the probes tell
             logger.exception("the model could not be loaded")
             self._failure = error

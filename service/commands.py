@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Coroutine
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from service import app, evaluation, store
 from service.classifier import Classifier
@@ -67,8 +70,21 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
-    server.run()
+    with _ending_well():
+        server.run()
     return 1 if failures else 0
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Make a stop by signal a success: uvicorn, when it is done, raises what stopped it again."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in asked}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def list_models(settings: Settings, _: dict[str, Any]) -> int:
@@ -196,10 +212,10 @@ def _as_json(file: Path, answer: tuple[Prediction, ...] | ServiceError) -> dict[
 
 def _add_ranking(table: Table, file: Path, answer: tuple[Prediction, ...] | ServiceError) -> None:
     if isinstance(answer, ServiceError):
-        table.add_row(file.name, str(answer), "", end_section=True)
+        table.add_row(Text(file.name), str(answer), "", end_section=True)
         return
     for place, one in enumerate(answer):
-        name = "" if place else file.name
+        name = Text("" if place else file.name)  # not markup, whatever it looks like
         last = place == len(answer) - 1
         table.add_row(name, one.label, f"{100 * one.probability:.1f} %", end_section=last)
 
@@ -220,4 +236,6 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _say(sentence: str, *, stderr: bool = False) -> None:
-    _console(stderr=stderr).print(sentence, soft_wrap=True, markup=False, highlight=False)
+    _console(stderr=stderr).print(
+        sentence, soft_wrap=True, markup=False, emoji=False, highlight=False
+    )

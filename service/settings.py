@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     ] = None
     timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="longest a request may take; also what it is admitted by"),
+        Field(ge=0.01, le=600, description="longest a request may take; what it is admitted by"),
     ] = 10.0
     max_batch: Annotated[
         int,

@@ -86,11 +86,13 @@ def serving(*arguments: str) -> Iterator[Served]:
     command = [sys.executable, "-m", "service", "serve", "--port", "0", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
     assert process.stderr is not None
+    reader = None
     try:
         for line in process.stderr:
             if found := re.search(r"running on http://[\d.]+:(\d+)", line):
                 # Somebody has to go on reading, or the process would block on a full pipe.
-                threading.Thread(target=process.stderr.read, daemon=True).start()
+                reader = threading.Thread(target=process.stderr.read)
+                reader.start()
                 yield Served(int(found[1]), process)
                 break
         else:
@@ -98,6 +100,9 @@ def serving(*arguments: str) -> Iterator[Served]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+        if reader:
+            reader.join()
+        process.stderr.close()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,9 @@ from torch import Tensor
 from service.errors import BadWeights
 from service.formats import caffemodel, pickled, safetensor
 
+# torch.load warns of this before it refuses; as an error here it would be refused for that.
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
 Reader = Callable[[Path], object]
 NetParameter = type(caffemodel._net_parameter())  # noqa: SLF001 - writes what the reader reads
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service import images, views
 from service.api import problems
 from service.api.problems import Problem
-from service.api.uploads import FIELD, Bounds, Budget, Upload, read
+from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
 from service.classifier import Answer, Classifier
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -83,7 +83,7 @@ _BODY = {
                     "properties": {FIELD: {"type": "array", "items": _BINARY, "minItems": 1}},
                 }
             },
-            **{kind: {"schema": _BINARY} for kind in images.MEDIA_TYPES},
+            **{kind: {"schema": _BINARY} for kind in (*images.MEDIA_TYPES, RAW)},
         },
     }
 }
@@ -92,6 +92,7 @@ _BODY = {
 def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
+    most_ms = int(settings.timeout_seconds * 1000)
     budget = Budget(settings.max_upload_bytes)
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
 
@@ -104,14 +105,13 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
     async def classify(
         request: Request,
         plan: Annotated[
-            PlanName | None,
+            PlanName,
             Query(alias="views", description="views of each picture; more cost more"),
-        ] = None,
+        ] = settings.views,
         top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
         x_timeout_ms: Annotated[
-            int | None,
-            Header(ge=1, description="the request's own deadline, within the server's"),
-        ] = None,
+            int, Header(ge=1, description="the request's own deadline, within the server's")
+        ] = most_ms,
     ) -> Response:
         """Name what is on a picture, or on several; a bad one never spoils the others.
 
@@ -119,9 +119,6 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         One picture answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
-        chosen: PlanName = plan or settings.views
-        most = settings.timeout_seconds
-        seconds = min(most, x_timeout_ms / 1000) if x_timeout_ms else most
         name = classifier.ensemble.name  # refuses before the upload while there is no model
         with budget.share() as share:
             started = time.monotonic()
@@ -129,23 +126,23 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
             metrics.stage("upload", time.monotonic() - started)
             answers = await classifier.classify(
                 [upload.data for upload in uploads],
-                plan=chosen,
+                plan=plan,
                 top_k=top_k,
-                seconds=seconds,
+                seconds=min(most_ms, x_timeout_ms) / 1000,
                 gone=lambda: _gone(request),
             )
-        _count(metrics, chosen, answers)
+        _count(metrics, plan, answers)
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):
                 raise first
-            body: BaseModel = One(model=name, views=chosen, predictions=_predictions(first))
+            body: BaseModel = One(model=name, views=plan, predictions=_predictions(first))
         else:
             for answer in answers:
                 if isinstance(answer, ServiceError):
                     metrics.rejected(answer)
             results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
-            body = Several(model=name, views=chosen, results=results)
+            body = Several(model=name, views=plan, results=results)
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",

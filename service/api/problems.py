@@ -117,9 +117,9 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         return response(problem(error.status_code, code, error.detail, request), error.headers)
 
     async def on_bug(request: Request, _: Exception) -> Response:
-        return response(
-            problem(500, ServiceError.code, "an internal error; it was logged", request)
-        )
+        described = problem(500, ServiceError.code, "an internal error; it was logged", request)
+        # Answered outside the middleware that else names the request.
+        return response(described, {"X-Request-ID": request_id(request.scope)})
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

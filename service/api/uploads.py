@@ -25,7 +25,8 @@ from service.errors import (
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-FIELD = "file"
+FIELD = "file"  # the name of a form's picture parts
+RAW = "application/octet-stream"  # as good as image/* for a picture that is the body
 BUSY_RETRY = 1.0  # seconds; uploads come and go faster than anyone could predict
 _MAX_PARTS_BESIDES = 16  # form fields nobody asked for
 
@@ -94,7 +95,7 @@ async def read(request: Request, bounds: Bounds, share: Share) -> list[Upload]:
             chunks = _bounded(request, bounds.nbytes, share)
             if kind == b"multipart/form-data":
                 return await _parts(chunks, options, bounds.files)
-            if kind.startswith(b"image/") or kind == b"application/octet-stream":
+            if kind.startswith(b"image/") or kind == RAW.encode():
                 return [await _raw(chunks)]
     except TimeoutError as error:
         raise SlowUpload(f"the body did not arrive within {bounds.seconds:g} s") from error

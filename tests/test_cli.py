@@ -1,0 +1,480 @@
+"""The command line: what each command prints, and how each failure is told."""
+
+import functools
+import hashlib
+import http.server
+import json
+import logging
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from conftest import ROOT, wait_ready
+
+from service.__main__ import main
+from service.settings import Settings
+from service.store import RECORD, WEIGHTS, Store
+
+COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
+            "classify", "evaluate"]  # fmt: skip
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GOOGLENET_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def real(real_store: Store) -> list[str]:
+    """The options for the real weights, loaded quickly."""
+    return ["--model", "bvlc_googlenet", "--store", str(real_store.root), "--max-batch", "2"]
+
+
+@pytest.fixture
+def damaged(real_store: Store, tmp_path: Path) -> Path:
+    """A store with weights of which a byte was changed."""
+    root = tmp_path / "damaged"
+    shutil.copytree(real_store.root, root)
+    with (root / "bvlc_googlenet" / WEIGHTS).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    return root
+
+
+def refused(arguments: list[str], capsys: Captured) -> tuple[int, str]:
+    """Run a command that fails before it prints anything, and give its status and sentence."""
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # argparse's way
+        status = int(stop.code or 0)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return status, printed.err
+
+
+# Calling.
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help(command: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: googlenet-service {command}".rstrip())
+
+
+def test_every_setting_is_an_option_of_serve_with_its_help(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name, setting in Settings.model_fields.items():
+        assert setting.description, name
+        default = "" if setting.default is None else f" (default: {setting.default})"
+        assert f"--{name.replace('_', '-')} VALUE {setting.description}{default}" in told
+
+
+VALUES = {
+    "host": "::1", "port": "0", "model": "a,b", "views": "paper", "device": "cuda:1",
+    "precision": "bfloat16", "store": "here", "timeout_seconds": "1.5", "max_batch": "3",
+    "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
+    "upload_seconds": "2.5", "max_queue_bytes": "8192", "decode_threads": "2",
+    "stall_seconds": "9.5", "log_level": "debug",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"GOOGLENET_{name.upper()}", VALUES[name])
+    assert str(getattr(Settings(), name)) == VALUES[name]
+    assert Settings().model_dump(exclude={name}) == {
+        other: field.default for other, field in Settings.model_fields.items() if other != name
+    }
+
+
+def test_a_variable_is_heeded_and_an_option_comes_before_it(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path / "a"))
+    assert main(["models", "list"]) == 0
+    assert str(tmp_path / "a") in capsys.readouterr().out.replace("\n", "")
+    assert main(["models", "list", "--store", str(tmp_path / "b")]) == 0
+    assert str(tmp_path / "b") in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("serve --port 99999", "--port: Input should be less than or equal to 65535"),
+        ("serve --port soon", "--port: Input should be a valid integer"),
+        ("serve --max-batch=-1", "--max-batch: Input should be greater than or equal to 0"),
+        ("serve --model ../secret", "--model: String should match pattern"),
+        ("serve --device tpu", "--device: String should match pattern"),
+        ("serve --precision float8", "--precision: Input should be 'auto', 'float32'"),
+        ("serve --log-level loud", "--log-level: Input should be 'debug'"),
+        (
+            "serve --timeout-seconds 0",
+            "--timeout-seconds: Input should be greater than or equal to 0.01",
+        ),
+        ("classify a.jpg --views eleven", "--views: Input should be 'single', 'ten'"),
+        ("classify a.jpg --top-k many", "--top-k: "),
+        ("classify a.jpg --top-k 0", "--top-k: "),
+        ("classify a.jpg --top-k -3", "--top-k: "),
+        ("evaluate photos --plans ten,eleven", "'eleven' is not one of single, ten, paper, dense"),
+        ("serve --speed 9", "unrecognized arguments: --speed 9"),
+        ("classify", "the following arguments are required: FILE"),
+        ("models", "the following arguments are required: ACTION"),
+        ("paint", "invalid choice: 'paint'"),
+        ("", "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_call_is_told_in_a_sentence(
+    arguments: str, sentence: str, capsys: Captured
+) -> None:
+    status, told = refused(arguments.split(), capsys)
+    assert status == 2
+    assert sentence in told.splitlines()[-1]
+
+
+def test_a_wrong_variable_is_told_in_a_sentence(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLENET_MAX_BATCH", "many")
+    status, told = refused(["models", "list"], capsys)
+    assert status == 2
+    assert told.startswith("googlenet-service: --max-batch: Input should be a valid integer")
+    assert told.count("\n") == 1
+
+
+def test_the_package_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["googlenet-service", "models", "verify"])
+    monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "service.__main__")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("service", run_name="__main__")
+    assert stop.value.code == 0
+
+
+# Models.
+
+
+def test_models_are_listed(real_store: Store, capsys: Captured) -> None:
+    assert main(["models", "list", "--store", str(real_store.root)]) == 0
+    rows = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:4]]
+        for line in capsys.readouterr().out.splitlines()
+        if len(cells := line.split("│")) > 4 and cells[1].strip()
+    }
+    assert rows == {
+        "bvlc_googlenet": ["googlenet", "ready"],
+        "googlenet": ["torchvision_googlenet", "not fetched"],
+    }
+
+
+def test_a_file_is_imported(shared: Path, tmp_path: Path, capsys: Captured) -> None:
+    weights = str(shared / "weights/bvlc_googlenet.caffemodel")
+    assert main(["models", "import", "bvlc_googlenet", weights, "--store", str(tmp_path)]) == 0
+    digest = hashlib.sha256((tmp_path / "bvlc_googlenet" / WEIGHTS).read_bytes()).hexdigest()
+    told = f"bvlc_googlenet is in {tmp_path}, SHA-256 {digest}\n"
+    assert capsys.readouterr().out == told
+
+
+def test_weights_are_verified(real_store: Store, capsys: Captured) -> None:
+    assert main(["models", "verify", "--store", str(real_store.root)]) == 0
+    digest = real_store.verify("bvlc_googlenet")
+    assert capsys.readouterr().out == f"bvlc_googlenet: {digest}\n"
+
+
+def test_a_store_without_weights_is_verified(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["models", "verify", "--store", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
+    status, told = refused(["models", "verify", "--store", str(damaged)], capsys)
+    assert status == 1
+    path = damaged / "bvlc_googlenet" / WEIGHTS
+    why = "was changed or damaged: its SHA-256 is not the recorded one"
+    assert told == f"bvlc_googlenet: {path} {why}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("models fetch vgg", "there is no model 'vgg'; there are bvlc_googlenet, googlenet"),
+        ("models fetch ../up", "there is no model '../up'; there are bvlc_googlenet, googlenet"),
+        ("models import vgg a.pth", "there is no model 'vgg'; there are bvlc_googlenet, googlenet"),
+        ("models import googlenet a.pth", "there is no file a.pth"),
+        ("classify a.jpg", "there is no file a.jpg"),
+        ("classify .", "there is no file ."),
+    ],
+)
+def test_what_is_not_there_is_told_in_a_sentence(
+    arguments: str, sentence: str, tmp_path: Path, capsys: Captured
+) -> None:
+    status, told = refused([*arguments.split(), "--store", str(tmp_path)], capsys)
+    assert (status, told.splitlines()[-1]) == (1, f"googlenet-service: {sentence}")
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors", "caffemodel", "txt"])
+def test_a_file_that_holds_no_weights_is_told_and_not_imported(
+    ending: str, tmp_path: Path, capsys: Captured
+) -> None:
+    file = tmp_path / f"a.{ending}"
+    file.write_text("no weights")
+    status, told = refused(
+        ["models", "import", "googlenet", str(file), "--store", str(tmp_path)], capsys
+    )
+    assert status == 1
+    assert told.startswith("googlenet-service: ")
+    assert f"a.{ending}" in told
+    assert told.count("\n") == 1
+    assert not [*tmp_path.rglob(WEIGHTS)]
+
+
+# Fetching, from a web server of our own.
+
+
+@pytest.fixture
+def remote(shared: Path, tmp_path: Path) -> Iterator[Path]:
+    """A store whose one model can be fetched from a web server."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    weights = shared / "weights"
+    folder = tmp_path / "store/far"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "model_store/imagenet.tsv", folder.parent)
+    manifest = (ROOT / "model_store/bvlc_googlenet/model.toml").read_text("utf-8")
+    digest = hashlib.sha1((weights / "bvlc_googlenet.caffemodel").read_bytes()).hexdigest()  # noqa: S324 - no secret
+    files = functools.partial(Quiet, directory=str(weights))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), files) as server:
+        ours = f"http://127.0.0.1:{server.server_port}/bvlc_googlenet.caffemodel"
+        manifest = manifest.replace("405fc5acd08a3bb12de8ee5e23a96bec22f08204", digest)
+        manifest = manifest.replace(
+            "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel", ours
+        )
+        (folder / "model.toml").write_text(manifest, "utf-8")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder.parent
+        server.shutdown()
+        thread.join()
+
+
+def test_weights_are_fetched_once(remote: Path, capsys: Captured) -> None:
+    assert main(["models", "fetch", "far", "--store", str(remote)]) == 0
+    digest = (remote / "far" / RECORD).read_text().split()[0]
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"far is in {remote}, SHA-256 {digest}\n" in told.err
+    before = (remote / "far" / WEIGHTS).stat().st_mtime_ns
+    assert main(["models", "fetch", "far", "--store", str(remote)]) == 0
+    assert (remote / "far" / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_weights_that_cannot_be_fetched_are_told_with_what_to_do(
+    remote: Path, capsys: Captured
+) -> None:
+    manifest = remote / "far/model.toml"
+    manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
+    status, told = refused(["models", "fetch", "far", "--store", str(remote)], capsys)
+    assert status == 1
+    problem, missing, fetch, bring = told.strip().splitlines()[-4:]
+    assert problem.endswith(".gone answers 404 File not found")
+    assert problem.startswith("googlenet-service: http://127.0.0.1:")
+    assert missing == f"The weights of 'far' are not in {remote}."
+    assert fetch.endswith("googlenet-service models fetch far")
+    assert bring.endswith("googlenet-service models import far FILE")
+
+
+# Photos, without a server.
+
+
+def test_photos_are_ranked_in_a_table(real: list[str], shared: Path, capsys: Captured) -> None:
+    photos = [str(shared / f"photos/flickr/{name}.jpg") for name in ("beagle", "tractor")]
+    assert main(["classify", *photos, *real, "--views", "single", "--top-k", "2"]) == 0
+    table = capsys.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("│")
+    ]
+    assert [(row[0], row[1]) for row in rows[::2]] == [
+        ("beagle.jpg", "beagle"),
+        ("tractor.jpg", "tractor"),
+    ]
+    assert [row[0] for row in rows[1::2]] == ["", ""]
+    assert all(row[2].endswith(" %") for row in rows)
+
+
+def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
+    real: list[str], shared: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    beagle = str(shared / "photos/flickr/beagle.jpg")
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    assert main(["classify", beagle, str(text), *real, "--json"]) == 1
+    good, bad = json.loads(capsys.readouterr().out)
+    assert good["file"] == beagle
+    assert len(good["predictions"]) == 5
+    first = good["predictions"][0]
+    assert (first["label"], first["wnid"], first["index"]) == ("beagle", "n02088364", 162)
+    assert 0.5 < first["probability"] < 1
+    assert bad == {"file": str(text), "error": "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"}
+
+
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_names_of_files_are_shown_as_they_are(
+    form: list[str],
+    real: list[str],
+    tmp_path: Path,
+    capsys: Captured,
+) -> None:
+    names = ["[red]a.jpg", "b[1].jpg", ":dog:.jpg"]
+    for name in names:
+        (tmp_path / name).write_text("no picture")
+    files = [str(tmp_path / name) for name in names]
+    assert main(["classify", *files, *real, *form]) == 1
+    printed = capsys.readouterr().out
+    for name in names:
+        assert name in printed
+
+
+def test_missing_weights_are_told_in_three_lines(shared: Path, tmp_path: Path) -> None:
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", "classify", shared / "photos/flickr/beagle.jpg",
+         "--store", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    missing, fetch, bring = done.stderr.splitlines()
+    assert missing == f"googlenet-service: The weights of 'googlenet' are not in {tmp_path}."
+    assert fetch.endswith("googlenet-service models fetch googlenet")
+    assert bring.endswith("googlenet-service models import googlenet FILE")
+
+
+@pytest.fixture
+def photos(shared: Path, tmp_path: Path) -> Path:
+    """Six labelled photos, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for photo in sorted((shared / "photos").glob("*.JPEG"))[:6]:
+        (folder / photo.name).symlink_to(photo)
+    (folder / "n01491361_no_picture.JPEG").write_text("no picture")
+    return folder
+
+
+def test_the_accuracy_is_given_as_json(photos: Path, real: list[str], capsys: Captured) -> None:
+    assert main(["evaluate", str(photos), *real, "--plans", "single", "--json"]) == 0
+    printed = capsys.readouterr()
+    [score] = json.loads(printed.out)
+    sentence = "n01491361_no_picture.JPEG: not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
+    assert score["views"] == "single"
+    assert score["photos"] == 7
+    assert 3 <= score["top1"] <= score["top5"] <= 6
+    assert score["unreadable"] == [sentence]
+    assert printed.err.endswith(f"{sentence}\n")
+
+
+def test_the_accuracy_is_given_in_a_table(photos: Path, real: list[str], capsys: Captured) -> None:
+    assert main(["evaluate", str(photos), *real, "--plans", "single,dense"]) == 0
+    printed = capsys.readouterr()
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in printed.out.splitlines()
+        if line.startswith("│")
+    ]
+    assert [row[:2] for row in rows] == [["single", "6"], ["dense", "6"]]
+    for _, _, *rates in rows:
+        top1, top5 = (float(rate.removesuffix(" %")) for rate in rates)
+        assert 50 <= top1 <= top5 <= 100
+    assert printed.err.count("n01491361_no_picture.JPEG: not a JPEG") == 1
+
+
+def test_a_folder_without_labelled_photos_is_told(
+    real: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    status, told = refused(["evaluate", str(tmp_path), *real], capsys)
+    assert status == 1
+    assert told.splitlines()[-1].startswith(f"googlenet-service: {tmp_path} has no photos named")
+
+
+# Serving, in this process: `tests/test_process.py` has one of its own.
+
+
+@pytest.fixture
+def _signals_and_log_as_before() -> Iterator[None]:
+    # uvicorn raises the signal that stopped it again, for whoever ran it: here, for nobody.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    signal.signal(signal.SIGTERM, before)
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def once_ready(port: int, ask: Callable[[httpx2.Client], None]) -> threading.Thread:
+    """Ask a service that will be ready on this port, then stop this process's server."""
+
+    def wait_and_ask() -> None:
+        transport = httpx2.HTTPTransport(retries=20)
+        try:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", transport=transport) as client:
+                wait_ready(client)
+                ask(client)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait_and_ask)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_serving_fetches_what_is_missing_and_ends_in_order(
+    remote: Path, beagle: bytes, capsys: Captured
+) -> None:
+    answers = []
+
+    def ask(client: httpx2.Client) -> None:
+        answers.append(client.post("/classify?views=single&top_k=1", files={"file": beagle}))
+
+    port = free_port()
+    asking = once_ready(port, ask)
+    status = main(
+        ["serve", "--model", "far", "--store", str(remote), "--max-batch", "1", "--port", str(port)]
+    )
+    asking.join()
+    assert status == 0
+    assert answers[0].json()["predictions"][0]["label"] == "beagle"
+    assert "server" not in answers[0].headers
+    assert f"far is in {remote}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_serving_ends_with_a_failure_when_the_model_cannot_be_loaded(damaged: Path) -> None:
+    arguments = ["serve", "--model", "bvlc_googlenet", "--store", str(damaged), "--port", "0"]
+    assert main(arguments) == 1

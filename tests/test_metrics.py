@@ -1,0 +1,381 @@
+"""What is counted: names, labels, zeros, and the numbers after known traffic."""
+
+import asyncio
+import platform
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib import metadata
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from conftest import fake_ensemble, mean_colour, wait_ready
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+from starlette.types import Message
+from starlette.websockets import WebSocketDisconnect
+from test_classify import JPEG, Gate, parts, plain, service
+from test_uploads import asgi
+
+from service import views
+from service.app import create_app
+from service.ensemble import Cuts, Ensemble, Probabilities
+from service.policy import Costs, Key
+from service.settings import Settings
+from service.work import Batch
+
+SETTINGS = Settings(model="fake", max_body_bytes=100_000)
+REASONS = (
+    *("malformed", "missing_file", "too_large", "slow_upload", "unsupported_type"),
+    *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
+    *("inference_failed", "caller_gone", "internal"),
+)
+STAGES = ("upload", "decode", "queue", "inference")
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    """A client of a ready service of its own, on a fake model."""
+    with service(lambda _: fake_ensemble(), SETTINGS) as client:
+        yield client
+
+
+def families(client: TestClient) -> list[Metric]:
+    return list(text_string_to_metric_families(client.get("/metrics").text))
+
+
+def counts(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
+    """Give a series' values by its labels, in the order of their names."""
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in families(client)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def value(client: TestClient, name: str, *labels: str) -> float:
+    return counts(client, name)[labels]
+
+
+def nonzero(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
+    return {labels: count for labels, count in counts(client, name).items() if count}
+
+
+ZEROS = {
+    "googlenet_images_total": [("ok", plan) for plan in views.NAMES],
+    "googlenet_rejected_total": [(reason,) for reason in REASONS],
+    "googlenet_cancelled_total": [*product(("queue", "batch"), ("late", "cancelled"))],
+    "googlenet_batches_total": [("full",), ("drained",), ("deadline",)],
+    "googlenet_batch_failures_total": [()],
+    "googlenet_batch_padding_rows_total": [()],
+    "googlenet_stage_duration_seconds_count": [(stage,) for stage in STAGES],
+    "googlenet_queue_wait_seconds_count": [()],
+    "googlenet_batch_rows_count": [()],
+    "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
+    "googlenet_queue_rows": [()],
+    "googlenet_queue_bytes": [()],
+    "googlenet_queue_predicted_seconds": [()],
+}
+
+
+@pytest.mark.parametrize(("name", "labels"), ZEROS.items(), ids=ZEROS)
+def test_before_anything_happens_every_series_is_at_zero(
+    name: str, labels: list[tuple[str, ...]], client: TestClient
+) -> None:
+    assert counts(client, name) == dict.fromkeys(labels, 0)
+
+
+def test_every_name_has_the_prefix_and_help(client: TestClient) -> None:
+    client.post("/classify", files=parts(plain("red")))
+    for family in families(client):
+        assert family.name.startswith(("googlenet_", "python_", "process_"))
+        assert family.documentation.strip(), f"{family.name} has no help"
+    ours = {family.name for family in families(client) if family.name.startswith("googlenet_")}
+    assert {
+        *("googlenet_requests", "googlenet_request_duration_seconds"),
+        *("googlenet_requests_in_flight", "googlenet_ready", "googlenet_model_info"),
+        *("googlenet_model_load_seconds", "googlenet_model_warmup_seconds"),
+        *("googlenet_worker_last_heartbeat_timestamp_seconds", "googlenet_build_info"),
+    } < ours
+
+
+def test_two_apps_count_apart(client: TestClient) -> None:
+    with service(lambda _: fake_ensemble()) as other:
+        other.post("/classify", files=parts(plain("red")))
+        assert value(other, "googlenet_images_total", "ok", "ten") == 1
+        assert value(client, "googlenet_images_total", "ok", "ten") == 0
+
+
+def test_requests_are_counted_by_route_method_and_status(client: TestClient) -> None:
+    client.post("/classify", files=parts(plain("red")))
+    client.post("/classify?views=single", files=parts(plain("red")))
+    client.post("/classify", content=b"no picture", headers=JPEG)
+    client.get("/classify")
+    client.get("/models")
+    client.get("/nothing")
+    counted = counts(client, "googlenet_requests_total")
+    del counted["200", "GET", "/readyz"]
+    assert counted == {
+        ("200", "POST", "/classify"): 2,
+        ("415", "POST", "/classify"): 1,
+        ("405", "GET", "/classify"): 1,
+        ("200", "GET", "/models"): 1,
+        ("404", "GET", "unmatched"): 1,
+    }
+    timed = counts(client, "googlenet_request_duration_seconds_count")
+    assert timed["200", "/classify"] == 2
+    assert timed["404", "unmatched"] == 1
+
+
+def test_label_values_never_come_from_the_input(client: TestClient) -> None:
+    for path in ("/a", "/b/c", "/classify/", "/%00", "/models/x", "/docs/../x", "/läßt"):
+        client.get(path)
+    for method in ("BREW", "PROPFIND", "GETS", "X" * 100):
+        client.request(method, "/nothing")
+        client.request(method, "/models")
+    client.post("/classify?views=mine&top_k=-1", files={"mine": b""}, headers={"x-request-id": "m"})
+    closed = {
+        "route": {
+            *("/classify", "/models", "/livez", "/readyz", "/startupz", "/metrics", "unmatched"),
+        },
+        "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
+        "code": {"200", "307", "404", "405", "422", "503"},
+        "views": {*views.NAMES},
+        "reason": {*REASONS, "full", "drained", "deadline"},
+        "outcome": {"ok", *REASONS},
+    }
+    for family in families(client):
+        if family.name.startswith("googlenet_"):
+            for sample in family.samples:
+                for label, known in closed.items():
+                    assert sample.labels.get(label) in {None, *known}, sample
+    assert value(client, "googlenet_requests_total", "404", "other", "unmatched") == 4
+    assert value(client, "googlenet_requests_total", "405", "other", "/models") == 4
+
+
+def test_pictures_are_counted_by_views_and_outcome(client: TestClient) -> None:
+    client.post("/classify", files=parts(plain("red"), b"text", plain("red"), plain("red")[:50]))
+    client.post("/classify?views=dense", files=parts(plain("red")))
+    client.post("/classify?views=single", content=b"text", headers=JPEG)
+    assert nonzero(client, "googlenet_images_total") == {
+        ("ok", "ten"): 2,
+        ("unsupported_type", "ten"): 1,
+        ("unreadable_image", "ten"): 1,
+        ("ok", "dense"): 1,
+        ("unsupported_type", "single"): 1,
+    }
+    assert nonzero(client, "googlenet_rejected_total") == {
+        ("unsupported_type",): 2,
+        ("unreadable_image",): 1,
+    }
+
+
+def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
+    client.post("/classify", content=b"", headers=JPEG)
+    client.post("/classify", content=b"x" * 100_001, headers=JPEG)
+    client.post("/classify?top_k=0", files=parts(plain("red")))
+    client.post("/classify", files={"other": b"x"})
+    client.post("/classify", json={})
+    client.post("/classify?views=paper", files=parts(plain("red")), headers={"x-timeout-ms": "1"})
+    assert nonzero(client, "googlenet_rejected_total") == {
+        ("malformed",): 1,
+        ("too_large",): 1,
+        ("invalid_parameter",): 1,
+        ("missing_file",): 1,
+        ("unsupported_type",): 1,
+        ("deadline_exceeded",): 1,
+    }
+    assert nonzero(client, "googlenet_images_total") == {}
+
+
+def test_the_stages_of_what_was_answered_are_timed(client: TestClient) -> None:
+    client.post("/classify", files=parts(plain("red"), plain("red"), b"text"))
+    client.post("/classify", content=b"", headers=JPEG)
+    assert counts(client, "googlenet_stage_duration_seconds_count") == {
+        ("upload",): 1,
+        ("decode",): 2,
+        ("queue",): 2,
+        ("inference",): 2,
+    }
+
+
+def only(size: int) -> Costs:
+    """Give the costs of a device that knows one batch size."""
+    return Costs({Key(0, side): {size: 0.001} for side in (views.CROP, views.DENSE)})
+
+
+def test_batches_their_rows_and_their_padding_are_counted() -> None:
+    with service(lambda _: replace(fake_ensemble(), costs=only(4))) as client:
+        client.post("/classify", files=parts(plain("red")))  # ten views: 4, 4 and 2
+        client.post("/classify?views=dense", files=parts(plain("red")))  # 2
+        assert nonzero(client, "googlenet_batches_total") == {("full",): 2, ("drained",): 2}
+        assert value(client, "googlenet_batch_rows_count") == 4
+        assert value(client, "googlenet_batch_rows_sum") == 12
+        assert value(client, "googlenet_batch_padding_rows_total") == 4
+        by_side = counts(client, "googlenet_batch_duration_seconds_count")
+        assert by_side == {("224",): 3, ("288",): 1}
+        assert value(client, "googlenet_queue_wait_seconds_count") == 2
+        assert value(client, "googlenet_batch_failures_total") == 0
+
+
+def test_batches_that_fail_are_counted() -> None:
+    failures = iter([RuntimeError()])
+
+    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+        for failure in failures:
+            raise failure
+        return mean_colour(batch)
+
+    with service(lambda _: fake_ensemble(run)) as client:
+        for _ in range(2):
+            client.post("/classify?views=single", files=parts(plain("red")))
+        assert value(client, "googlenet_batch_failures_total") == 1
+        assert sum(counts(client, "googlenet_batches_total").values()) == 2
+        assert nonzero(client, "googlenet_rejected_total") == {("inference_failed",): 1}
+        assert nonzero(client, "googlenet_images_total") == {
+            ("inference_failed", "single"): 1,
+            ("ok", "single"): 1,
+        }
+
+
+def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
+    gate = Gate()
+    gauges = ("queue_rows", "queue_bytes", "queue_predicted_seconds", "requests_in_flight")
+
+    def gauged(client: TestClient) -> list[float]:
+        return [value(client, f"googlenet_{name}") for name in gauges]
+
+    with service(lambda _: replace(fake_ensemble(gate), costs=only(1))) as client:
+        assert gauged(client) == [0, 0, 0, 1]  # in flight: the scrape
+        with ThreadPoolExecutor() as threads, gate.shut():
+            answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
+            assert gate.entered.wait(10)
+            rows, nbytes, seconds, in_flight = gauged(client)
+            assert rows == 9  # of ten, one is in the batch that runs
+            assert nbytes == 3 * 256 * 256
+            assert seconds > 0
+            assert in_flight == 2
+        assert answer.result().status_code == 200
+        assert gauged(client) == [0, 0, 0, 1]
+
+
+def test_jobs_that_were_too_late_are_counted() -> None:
+    gate = Gate()
+    with service(lambda _: fake_ensemble(gate)) as client:
+        with ThreadPoolExecutor() as threads, gate.shut():
+            sent = {"files": parts(plain("red")), "headers": {"x-timeout-ms": "500"}}
+            running = threads.submit(client.post, "/classify?views=single", **sent)
+            assert gate.entered.wait(10)
+            queued = threads.submit(client.post, "/classify?views=single", **sent)
+            assert running.result().status_code == queued.result().status_code == 504
+            assert nonzero(client, "googlenet_cancelled_total") == {
+                ("batch", "late"): 1,
+                ("queue", "late"): 1,
+            }
+        assert client.post("/classify", files=parts(plain("red"))).status_code == 200
+
+
+def test_a_caller_that_hangs_up_while_its_picture_waits_costs_no_batch() -> None:
+    gate = Gate()
+
+    async def hanging_up() -> AsyncIterator[Message]:
+        yield {"type": "http.request", "body": plain("red")}
+        await asyncio.sleep(0.5)  # time for the picture to be decoded and queued
+        yield {"type": "http.disconnect"}
+
+    headers = {"content-type": "image/png"}
+    with service(lambda _: fake_ensemble(gate)) as client:
+        with ThreadPoolExecutor() as threads, gate.shut():
+            first = threads.submit(client.post, "/classify?views=single", files=parts(plain("red")))
+            assert gate.entered.wait(10)
+            asgi(client, hanging_up().__anext__, headers)
+            assert nonzero(client, "googlenet_cancelled_total") == {("queue", "cancelled"): 1}
+            assert value(client, "googlenet_queue_rows") == 0
+        assert first.result().status_code == 200
+        assert client.post("/classify?views=single", files=parts(plain("red"))).status_code == 200
+        assert value(client, "googlenet_batch_rows_sum") == 2
+        assert nonzero(client, "googlenet_rejected_total") == {("caller_gone",): 1}
+        assert value(client, "googlenet_requests_total", "499", "POST", "/classify") == 1
+
+
+def test_a_caller_that_hangs_up_while_its_batch_runs_is_counted_too() -> None:
+    gate = Gate()
+
+    async def hanging_up() -> AsyncIterator[Message]:
+        yield {"type": "http.request", "body": plain("red")}
+        yield {"type": "http.request"}  # nothing more of a body is no hanging up
+        await asyncio.to_thread(gate.entered.wait, 10)
+        yield {"type": "http.disconnect"}
+
+    with service(lambda _: fake_ensemble(gate)) as client, gate.shut():
+        asgi(client, hanging_up().__anext__, {"content-type": "image/png"})
+        assert nonzero(client, "googlenet_cancelled_total") == {("batch", "cancelled"): 1}
+
+
+def test_a_bug_is_counted_as_a_500() -> None:
+    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+        return [np.arange(9.0) for _ in batch.slices]  # there are three labels
+
+    with service(lambda _: fake_ensemble(run), raise_server_exceptions=False) as client:
+        client.post("/classify", files=parts(plain("red")))
+        assert value(client, "googlenet_requests_total", "500", "POST", "/classify") == 1
+        assert value(client, "googlenet_requests_in_flight") == 1
+
+
+def test_readiness_and_the_models_are_told_once_they_are_there() -> None:
+    loaded = threading.Event()
+
+    def load(_: Settings) -> Ensemble:
+        assert loaded.wait(20)
+        return fake_ensemble(members=2)
+
+    with TestClient(create_app(SETTINGS, load=load)) as client:
+        try:
+            assert value(client, "googlenet_ready") == 0
+            assert counts(client, "googlenet_model_info") == {}
+        finally:
+            loaded.set()
+        wait_ready(client)
+        assert value(client, "googlenet_ready") == 1
+        assert counts(client, "googlenet_model_info") == {
+            ("cpu", name, "float32", "0" * 64, "1"): 1 for name in ("fake0", "fake1")
+        }
+        assert value(client, "googlenet_model_load_seconds") > 0
+        assert value(client, "googlenet_model_warmup_seconds") == 0
+
+
+def test_the_versions_that_run_are_told(client: TestClient) -> None:
+    [(labels, one)] = counts(client, "googlenet_build_info").items()
+    assert one == 1
+    assert labels == (
+        torch.version.cuda or "none",
+        platform.python_version(),
+        torch.__version__,
+        metadata.version("googlenet-service"),
+    )
+
+
+def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -> None:
+    gate = Gate()
+    with service(lambda _: fake_ensemble(gate)) as client:
+        name = "googlenet_worker_last_heartbeat_timestamp_seconds"
+        assert time.time() - value(client, name) < 1
+        with ThreadPoolExecutor() as threads, gate.shut():
+            threads.submit(client.post, "/classify", files=parts(plain("red")))
+            assert gate.entered.wait(10)
+            beats = [value(client, name), value(client, name)]
+        assert beats[1] == pytest.approx(beats[0], abs=0.01)
+        assert beats[1] > time.time() - 5
+
+
+def test_what_is_no_request_is_not_counted() -> None:
+    with TestClient(create_app(SETTINGS, load=lambda _: fake_ensemble())) as client:
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/classify"):
+            pass
+        assert counts(client, "googlenet_requests_total") == {}

@@ -1,0 +1,202 @@
+"""The real process: it listens, becomes ready, serves, and ends as it is told to."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from conftest import ROOT, Served, missing, serving, wait_ready
+
+from service.store import WEIGHTS, Store
+
+
+def options(store: Path, max_batch: int = 1) -> list[str]:
+    """Serve the real weights, loaded quickly, with time for a busy machine."""
+    return [
+        *("--model", "bvlc_googlenet", "--store", str(store), "--device", "cpu"),
+        *("--max-batch", str(max_batch), "--timeout-seconds", "600"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def served(real_store: Store) -> Iterator[Served]:
+    """A ready process on the real weights that no other module asks."""
+    with serving(*options(real_store.root, 4)) as ours, client_of(ours.port) as client:
+        wait_ready(client)
+        yield ours
+
+
+@contextmanager
+def client_of(port: int) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+        yield client
+
+
+def samples(client: httpx2.Client) -> dict[str, float]:
+    """Give the metrics' values, by name with labels."""
+    lines = client.get("/metrics").text.splitlines()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what only a scrape can tell."""
+    for _ in range(200):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not come to hold in 10 s")
+
+
+def curl(*arguments: str) -> tuple[str, dict[str, str], str]:
+    """Run curl, and give the status, the headers and the body it got."""
+    if not shutil.which("curl"):
+        missing("curl")
+    done = subprocess.run(  # noqa: S603 - our own arguments
+        ["curl", "--silent", "--show-error", "--include", *arguments],  # noqa: S607 - any curl
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *_, head, body = re.sub(r"HTTP/1.1 100 Continue\r?\n\r?\n", "", done.stdout).split("\n\n", 1)
+    status, *lines = head.splitlines()
+    headers = dict(line.split(": ", 1) for line in lines)
+    return status.split(" ", 1)[1], headers, body
+
+
+def test_curl_is_told_what_is_on_the_picture(served: Served, shared: Path) -> None:
+    url = f"http://127.0.0.1:{served.port}/classify"
+    status, headers, body = curl("-F", f"file=@{shared}/photos/flickr/beagle.jpg", url)
+    assert status == "200 OK"
+    assert headers["content-type"] == "application/json"
+    assert '"predictions":[{"label":"beagle"' in body
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize("how", [
+    ["-F", "file=@{}"],
+    ["-F", "file=@{}", "-H", "Expect:"],  # curl does not ask before it sends
+    ["-X", "POST", "-T", "{}", "-H", "Transfer-Encoding: chunked", "-H", "Content-Type: image/png"],
+    ["-X", "POST", "-T", "{}", "-H", "Transfer-Encoding: chunked", "-H", "Content-Type: image/png",
+     "-H", "Expect:"],
+], ids=["declared", "declared, at once", "chunked", "chunked, at once"])  # fmt: skip
+def test_curl_can_read_why_an_upload_is_too_large(
+    how: list[str], served: Served, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(30 * 1024 * 1024)
+    arguments = [argument.format(large) for argument in how]
+    status, headers, body = curl(*arguments, f"http://127.0.0.1:{served.port}/classify")
+    assert status == "413 Request Entity Too Large"
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    assert '"code":"too_large"' in body
+
+
+def test_a_client_that_leaves_the_queue_costs_no_forward(served: Served, beagle: bytes) -> None:
+    left = 'googlenet_cancelled_total{where="queue",why="cancelled"}'
+    request = (
+        f"POST /classify?views=ten HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n"
+        f"Content-Length: {len(beagle)}\r\n\r\n"
+    ).encode() + beagle
+    with client_of(served.port) as client, ThreadPoolExecutor() as threads:
+        before = samples(client)
+        others = [
+            threads.submit(client.post, "/classify?views=ten", files={"file": beagle})
+            for _ in range(6)
+        ]
+        until(lambda: samples(client)["googlenet_requests_in_flight"] == 7)
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(request)
+            until(lambda: samples(client)["googlenet_requests_in_flight"] == 8)
+            time.sleep(0.5)  # to be decoded and queued, behind those with earlier deadlines
+        until(lambda: samples(client)[left] > before[left])
+        assert [other.result().status_code for other in others] == [200] * 6
+        after = samples(client)
+        assert after[left] == before[left] + 1
+        rows = "googlenet_batch_rows_sum"
+        assert after[rows] == before[rows] + 60
+        assert after["googlenet_queue_rows"] == 0
+        gone = 'googlenet_requests_total{code="499",method="POST",route="/classify"}'
+        assert after[gone] == before.get(gone, 0) + 1
+
+
+@contextmanager
+def started(store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start a process whose log one can read, and give the port it listens on."""
+    process = subprocess.Popen(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", "serve", "--port", "0", *options(store)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        log = iter(process.stderr.readline, "")
+        ports = (re.search(r"running on http://127\.0\.0\.1:(\d+)", line) for line in log)
+        yield process, next(int(found[1]) for found in ports if found)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_listens_at_once_becomes_ready_and_at_a_signal_answers_and_ends(
+    number: signal.Signals, real_store: Store, beagle: bytes
+) -> None:
+    with (
+        started(real_store.root) as (process, port),
+        client_of(port) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        early = client.get("/readyz")
+        assert (early.status_code, early.text) == (
+            503,
+            "the model is being loaded, warmed and timed\n",
+        )
+        refused = client.post("/classify", files={"file": beagle})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        wait_ready(client)
+        files = [("file", beagle)] * 4  # forty rows, one at a time: a second or more
+        answer = threads.submit(client.post, "/classify?views=ten", files=files)
+        until(lambda: samples(client)["googlenet_requests_in_flight"] == 2)
+        process.send_signal(number)
+        _, log = process.communicate(timeout=60)
+        assert answer.result().status_code == 200
+    assert "serving bvlc_googlenet on cpu in float32" in " ".join(log.split())
+    assert "Application shutdown complete" in log
+    assert "Traceback" not in log
+    assert process.returncode == 0
+
+
+def test_a_signal_ends_it_while_it_loads(real_store: Store) -> None:
+    with started(real_store.root) as (process, _):
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    assert "Traceback" not in log
+    assert process.returncode == 0
+
+
+def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: Path) -> None:
+    shutil.copytree(real_store.root, tmp_path / "store")
+    with (tmp_path / "store/bvlc_googlenet" / WEIGHTS).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", "serve", "--port", "0", *options(tmp_path / "store")],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    log = " ".join(done.stderr.split())
+    assert log.count("was changed or damaged: its SHA-256 is not the recorded one") == 1
+    assert "Traceback" not in log
