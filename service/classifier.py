@@ -96,7 +96,12 @@ class Classifier:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            ensemble = await loop.run_in_executor(self._decoders, self._load)
+            # In a thread that ends: OpenMP gives up spinning when threads that once computed
+            # are more than the cores, and a lone request would take three times as long.
+            thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+            self._life.callback(thread.shutdown, wait=False)
+            ensemble = await loop.run_in_executor(thread, self._load)
+            thread.shutdown(wait=False)
         except ServiceError as error:
             logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
             self._failure = error

@@ -193,6 +193,7 @@ def _offline(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any
 
 
 def _download(where: Store, name: str) -> None:
+    where.manifest(name)  # an unknown name needs no progress bar
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, TimeRemainingColumn(), console=_console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)

@@ -4,6 +4,7 @@ Probabilities, not logits, are averaged: over a picture's views, then over the m
 (section 7 of the paper).
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,20 @@ from torch import Tensor, nn
 
 from service import runtime, views
 from service.errors import ModelError
-from service.manifest import Label, Preprocessing
+from service.manifest import Label
+from service.packed import Shape
 from service.policy import Costs, Key
 from service.store import Model
 from service.views import Pixels, Plan, Resize
 from service.work import Batch, Demand, Lane, Slice
+
+logger = logging.getLogger(__name__)
+
+SIDES = (views.CROP, views.DENSE)  # of the views that any plan has
+
+# How far a probability may be from float32's for a number format to be chosen by itself. On
+# photos, formats within it agree on the first label (see `benchmarks/`).
+AGREEMENT = 0.05
 
 Probabilities = npt.NDArray[np.float64]  # (classes,)
 
@@ -107,14 +117,19 @@ class Forward(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        shapes: Sequence[Shape],
     ) -> None:
         super().__init__()
-        self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # typed for tensors only
+        preprocessing = model.manifest.preprocessing
+        self.network = runtime.place(model.network(), device, dtype, shapes)
         self.dtype = dtype
         self.is_bgr = preprocessing.channels == "BGR"
-        self.register_buffer("mean", torch.tensor(preprocessing.mean))
-        self.register_buffer("scale", torch.tensor(preprocessing.scale))
+        self.register_buffer("mean", torch.tensor(preprocessing.mean, device=device))
+        self.register_buffer("scale", torch.tensor(preprocessing.scale, device=device))
 
     def forward(self, pixels: Tensor) -> Tensor:
         channels = pixels.flip(-1) if self.is_bgr else pixels
@@ -129,15 +144,18 @@ def load(models: Sequence[Model], *, device: str, precision: str, max_batch: int
     Raises `ModelError` when the models' labels differ or there is no such device.
     """
     _check_labels(models)
+    runtime.keep_memory()
     devices = runtime.devices(device, torch.cuda.device_count())
-    dtype = runtime.precision(precision)
+    dtype = _quickest(models, devices[0], runtime.precisions(precision))
+    sizes = runtime.sizes(devices[0], max_batch)
+    shapes = [Shape(rows, side) for rows in sizes for side in SIDES]
     lanes = tuple(
         lane
         for number, place in enumerate(devices)
-        for lane in _lanes(models, place, dtype, number)
+        for lane in _lanes([Forward(m, place, dtype, shapes) for m in models], place, number)
     )
     started = time.perf_counter()
-    costs = _measured(lanes, len(models), runtime.sizes(devices[0], max_batch))
+    costs = _measured(lanes, len(models), sizes)
     return Ensemble(
         members=tuple(_member(model) for model in models),
         labels=models[0].labels,
@@ -158,6 +176,37 @@ def _check_labels(models: Sequence[Model]) -> None:
             )
 
 
+def _quickest(
+    models: Sequence[Model], device: torch.device, dtypes: Sequence[torch.dtype]
+) -> torch.dtype:
+    """Choose the quickest number format on this device that agrees with float32 there."""
+    if len(dtypes) == 1:
+        return dtypes[0]
+    probe = _probe().to(device)
+    shapes = [Shape(*probe.shape[:2])]
+    exact = [Forward(model, device, torch.float32, shapes) for model in models]
+    seconds = {}
+    with torch.inference_mode():
+        wanted = [forward(probe) for forward in exact]
+        for dtype in dtypes:
+            forwards = [Forward(model, device, dtype, shapes) for model in models]
+            pairs = zip(forwards, wanted, strict=True)
+            apart = max(float((f(probe) - want).abs().max()) for f, want in pairs)
+            if apart <= AGREEMENT:
+                took = runtime.measure(lambda fs=forwards: [f(probe).cpu() for f in fs])  # type: ignore[misc]  # a lambda's default
+                seconds[dtype] = took
+                logger.info("%s: %.1f ms, at most %.4f from float32", dtype, 1e3 * took, apart)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _probe() -> Tensor:
+    """Make pictures to compare number formats on: (8, 224, 224, 3) uint8, smooth and random."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((8, 3, 7, 7), generator=generator) * 255
+    smooth = nn.functional.interpolate(coarse, size=views.CROP, mode="bilinear")
+    return smooth.round().byte().permute(0, 2, 3, 1).contiguous()
+
+
 def _member(model: Model) -> Member:
     described = model.manifest
     return Member(
@@ -170,19 +219,14 @@ def _member(model: Model) -> Member:
 
 
 def _lanes(
-    models: Sequence[Model], device: torch.device, dtype: torch.dtype, number: int
+    members: Sequence[Forward], device: torch.device, number: int
 ) -> list[Lane[Cuts, Probabilities]]:
-    members = [
-        Forward(model.network(), model.manifest.preprocessing, dtype).to(device).eval()
-        for model in models
-    ]
-
     # On a GPU one batch is copied while the other is computed.
     return [_lane(members, device, number) for _ in range(1 if device.type == "cpu" else 2)]
 
 
 def _lane(
-    members: Sequence[nn.Module], device: torch.device, number: int
+    members: Sequence[Forward], device: torch.device, number: int
 ) -> Lane[Cuts, Probabilities]:
     forward = runtime.forwards(device)
 
@@ -228,7 +272,7 @@ def _measured(
 ) -> Costs:
     """Run every size of every key on every lane; a key costs what its slowest lane takes."""
     seconds: Mapping[Key, dict[int, float]] = {
-        Key(member, side): {} for member in range(members) for side in (views.CROP, views.DENSE)
+        Key(member, side): {} for member in range(members) for side in SIDES
     }
     for key, buckets in seconds.items():
         blank = np.zeros((key.side, key.side, 3), np.uint8)

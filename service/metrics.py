@@ -1,8 +1,8 @@
 """The service's metrics: every name, type and label, in a registry of their own.
 
 Names follow Prometheus's conventions: one prefix, base units, `_total` for counters. Label
-values come from closed sets, and every counter starts at zero so that `rate()` sees its first
-event.
+values come from closed sets, and what can be told beforehand starts at zero, so that `rate()`
+sees the first event.
 """
 
 import platform
@@ -195,17 +195,16 @@ class Metrics:
 
     def work(self, report: BatchReport | DropReport) -> None:
         """Turn what the batcher reports into series."""
-        match report:
-            case DropReport(why, where):
-                self._dropped.labels(why, where).inc()
-            case BatchReport():
-                self._batches.labels(report.reason).inc()
-                self._batch_failures.inc(report.failed)
-                self._batch_rows.observe(report.rows)
-                self._batch_seconds.labels(report.key.side).observe(report.seconds)
-                self._padding.inc(report.size - report.rows)
-                for seconds in report.queue_seconds:
-                    self._queue_wait.observe(seconds)
+        if isinstance(report, DropReport):
+            self._dropped.labels(report.why, report.where).inc()
+            return
+        self._batches.labels(report.reason).inc()
+        self._batch_failures.inc(report.failed)
+        self._batch_rows.observe(report.rows)
+        self._batch_seconds.labels(report.key.side).observe(report.seconds)
+        self._padding.inc(report.size - report.rows)
+        for seconds in report.queue_seconds:
+            self._queue_wait.observe(seconds)
 
     def loaded(self, ensemble: Ensemble, seconds: float) -> None:
         """Name the models that are served from now on, and how long they took to load."""

@@ -1,12 +1,22 @@
-"""The device: which one, in what precision, and what a batch costs on it."""
+"""The device: which one, in what form and precision a network runs on it, and what it costs."""
 
+import ctypes
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import nn
 
+from service import packed
 from service.errors import ModelError
+from service.packed import Shape
+
+# glibc's malloc.h: what to trim at, and whether to map large blocks apart. One arena for all
+# threads, since only the main one may grow beyond 64 MiB.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_MALLOC = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 1}
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -32,9 +42,30 @@ def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
     return (device,)
 
 
-def precision(choice: str) -> torch.dtype:
-    """Give the number format of the forward; `auto` is float32, which is exact everywhere."""
-    return PRECISIONS["float32" if choice == "auto" else choice]
+def precisions(choice: str) -> tuple[torch.dtype, ...]:
+    """Give the number formats of the forward that are allowed; `auto` allows all."""
+    return tuple(PRECISIONS.values()) if choice == "auto" else (PRECISIONS[choice],)
+
+
+def place(
+    network: nn.Module, device: torch.device, dtype: torch.dtype, shapes: Sequence[Shape]
+) -> nn.Module:
+    """Take over a network and put it on a device, in the form that is quickest there."""
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's stub
+        return packed.pack(network, dtype, shapes)
+    placed: nn.Module = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
+    return placed
+
+
+def keep_memory() -> None:
+    """Let the C library keep the memory of large tensors instead of giving it back each time.
+
+    Given back, it is cleared and mapped anew, page by page, for every layer of every batch.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for parameter, value in _MALLOC.items():
+            library.mallopt(parameter, value)
 
 
 def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:

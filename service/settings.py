@@ -40,7 +40,9 @@ class Settings(BaseSettings):
     ] = "auto"
     precision: Annotated[
         Precision,
-        Field(description="number format of the forward; below float32 is faster, less exact"),
+        Field(
+            description="number format of the forward; auto: the quickest that agrees with float32"
+        ),
     ] = "auto"
     store: Annotated[
         Path | None,

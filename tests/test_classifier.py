@@ -173,6 +173,20 @@ def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
     asyncio.run(main())
 
 
+def test_a_load_that_fails_by_a_bug_is_no_service_either(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Ensemble:
+        raise RuntimeError("out of memory")
+
+    async def scene() -> None:
+        async with Classifier(broken, LIMITS, lambda _: None) as classifier:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await classifier.ready()
+            assert classifier.loaded == "the model could not be loaded; the log says why"
+
+    asyncio.run(scene())
+    assert "out of memory" in caplog.text
+
+
 def test_leaving_while_the_model_loads_does_not_wait_for_it() -> None:
     loaded = threading.Event()
 

@@ -13,7 +13,7 @@ from conftest import ROOT, fake_ensemble
 from PIL import Image
 from torch import Tensor, nn
 
-from service import ensemble, views
+from service import ensemble, runtime, views
 from service.ensemble import Cuts, Ensemble, Probabilities
 from service.errors import ModelError
 from service.images import decode
@@ -128,7 +128,7 @@ def toy() -> Model:
 
 
 def load(
-    *models: Model, device: str = "cpu", precision: str = "float32", max_batch: int = 1
+    *models: Model, device: str = "cpu", precision: str = "float32", max_batch: int = 10
 ) -> Ensemble:
     return ensemble.load(models, device=device, precision=precision, max_batch=max_batch)
 
@@ -188,11 +188,12 @@ def test_a_large_job_split_at_odd_places_has_the_same_sum(toy: Model) -> None:
     served = load(toy)
     run = served.lanes[0].run
     payload = cuts(noise(6), "paper")
-    (all_,) = run(batch(whole(payload)))
-    places = [0, 5, 6, 77, 144]
-    parts = [
-        run(batch(Slice(payload, start, stop), size=80))[0] for start, stop in pairwise(places)
+    tens = [
+        run(batch(Slice(payload, at, min(at + 10, 144)), size=10))[0] for at in range(0, 144, 10)
     ]
+    all_ = np.sum(tens, axis=0)
+    places = [0, 5, 6, *range(7, 144, 8), 144]
+    parts = [run(batch(Slice(payload, start, stop), size=8))[0] for start, stop in pairwise(places)]
     assert np.sum(parts, axis=0) == pytest.approx(all_, abs=1e-5)
     assert all_.sum() == pytest.approx(144, abs=1e-4)
     assert by_class(served, [parts], "paper") == pytest.approx(all_ / 144, abs=1e-6)
@@ -345,7 +346,7 @@ def test_a_job_gets_the_same_answer_alone_among_others_and_in_pieces(
 ) -> None:
     run = real.lanes[0].run
     one, two, three = (cuts(photo, "ten") for photo in photos[:3])
-    (alone,) = run(batch(Slice(one, 0, 3)))
+    (alone,) = run(batch(Slice(one, 0, 3), size=4))
     _, among, _ = run(batch(Slice(two, 4, 5), Slice(one, 0, 3), Slice(three, 0, 1), size=8))
     pieces = [run(batch(Slice(one, *piece), size=2))[0] for piece in ((0, 1), (1, 3))]
     assert among / 3 == pytest.approx(alone / 3, abs=1e-5)
@@ -386,3 +387,27 @@ def test_a_gpu_gives_the_answers_of_the_cpu(
     for photo in photos:
         for name in ("ten", "dense"):
             assert rank(on_gpu, photo, name) == pytest.approx(rank(real, photo, name), abs=1e-3)
+
+
+# The precision that chooses itself.
+
+
+class Fragile(Colours):
+    """A network that only float32 is good enough for."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - as above
+        return super().forward(x) + 100 * (x.dtype != torch.float32) * torch.tensor([1, 0, 0])
+
+
+class Delicate(Toy):
+    """Its model."""
+
+    def network(self) -> nn.Module:
+        """Build it."""
+        return Fragile(float(self.state["sharpness"]))
+
+
+def test_auto_takes_only_what_agrees_with_float32(toy: Model) -> None:
+    delicate = Delicate("toy", toy.manifest, toy.labels, toy.sha256, toy.state)
+    assert load(delicate, precision="auto", max_batch=1).precision == "float32"
+    assert load(toy, precision="auto", max_batch=1).precision in runtime.PRECISIONS

@@ -16,7 +16,7 @@ from torchvision import models
 from torchvision.transforms.functional import normalize
 
 from service.networks import ARCHITECTURES
-from service.networks.googlenet import TABLE_1, GoogLeNet, LocalResponseNorm
+from service.networks.googlenet import TABLE_1, GoogLeNet, LocalResponseNorm, Neighbours
 from service.store import Store
 
 
@@ -47,7 +47,7 @@ def lively(network: nn.Module, seed: int = 0) -> nn.Module:
     """The network with random parameters that keep the activations' size through all layers."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, Neighbours):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5, generator=generator)
@@ -78,8 +78,8 @@ def activations(reference: Mapping[str, Tensor], real_store: Store) -> Mapping[s
     return {
         "data": calls["conv1"][0].given,
         "conv1_7x7_s2": calls["conv1"][0].gave.relu(),
-        "pool1_norm1": calls["norm"][0].gave,
-        "conv2_norm2": calls["norm"][1].gave,
+        "pool1_norm1": calls["norm1"][0].gave,
+        "conv2_norm2": calls["norm2"][0].gave,
         "pool2_3x3_s2": calls["inception.3a"][0].given,
         "inception_3a_output": calls["inception.3a"][0].gave,
         "inception_3b_output": calls["inception.3b"][0].gave,
@@ -188,7 +188,7 @@ def layers() -> Layers:
     """Names and modules of the layers with parameters, by the row of table 1 they belong to."""
     rows = defaultdict(list)
     for name, module in GoogLeNet(auxiliary=False).named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, Neighbours):
             row = name.split(".")[1] if name.startswith("inception") else name
             rows["conv2" if row == "reduce2" else row].append((name, module))
     return rows
@@ -326,22 +326,22 @@ def test_each_loss_reaches_the_layers_below_its_classifier_and_no_others() -> No
 def test_response_norm_is_pytorchs(channels: int, size: float) -> None:
     x = noise(2, channels, 5, 7) * size
     torch.testing.assert_close(
-        LocalResponseNorm()(x), nn.LocalResponseNorm(5)(x), rtol=2e-6, atol=0
+        LocalResponseNorm(channels)(x), nn.LocalResponseNorm(5)(x), rtol=2e-6, atol=0
     )
 
 
 def test_response_norm_works_in_bfloat16_as_far_as_its_eight_bits_go() -> None:
     x = noise(2, 64, 9, 9) * 100
-    halved = LocalResponseNorm()(x.bfloat16())
+    halved = LocalResponseNorm(64).bfloat16()(x.bfloat16())
     assert halved.dtype == torch.bfloat16
-    torch.testing.assert_close(halved.float(), LocalResponseNorm()(x), rtol=2**-5, atol=0)
+    torch.testing.assert_close(halved.float(), LocalResponseNorm(64)(x), rtol=2**-5, atol=0)
 
 
 def test_response_norm_keeps_channels_last() -> None:
     x = noise(2, 64, 9, 9) * 100
-    last = LocalResponseNorm()(x.contiguous(memory_format=torch.channels_last))
+    last = LocalResponseNorm(64)(x.contiguous(memory_format=torch.channels_last))
     assert last.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(last, LocalResponseNorm()(x), rtol=2e-6, atol=0)
+    torch.testing.assert_close(last, LocalResponseNorm(64)(x), rtol=2e-6, atol=0)
 
 
 # Other numbers of classes, larger pictures

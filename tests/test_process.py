@@ -1,5 +1,6 @@
 """The real process: it listens, becomes ready, serves, and ends as it is told to."""
 
+import http.client
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -103,6 +104,19 @@ def test_curl_can_read_why_an_upload_is_too_large(
     assert headers["content-type"] == "application/problem+json"
     assert headers["connection"] == "close"
     assert '"code":"too_large"' in body
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_everything_before_reading_is_told_too(*, chunked: bool, served: Served) -> None:
+    chunk = bytes(1024 * 1024)
+    headers = {"Content-Type": "image/png"}
+    headers |= {} if chunked else {"Content-Length": str(30 * len(chunk))}
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    with closing(connection):
+        connection.request("POST", "/classify", iter([chunk] * 30), headers, encode_chunked=chunked)
+        response = connection.getresponse()
+        assert response.status == 413
+        assert b'"code":"too_large"' in response.read()
 
 
 def test_a_client_that_leaves_the_queue_costs_no_forward(served: Served, beagle: bytes) -> None:

@@ -1,5 +1,6 @@
 """The device: which one, in what precision, in which batch sizes, and what a run costs."""
 
+import platform
 import time
 from collections.abc import Callable
 
@@ -46,17 +47,16 @@ def test_a_gpu_that_is_not_there_is_refused(choice: str, gpus: int) -> None:
         runtime.devices(choice, gpus)
 
 
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        ("auto", torch.float32),
-        ("float32", torch.float32),
-        ("bfloat16", torch.bfloat16),
-        ("float16", torch.float16),
-    ],
-)
-def test_precision_is_exact_unless_asked_otherwise(choice: str, expected: torch.dtype) -> None:
-    assert runtime.precision(choice) == expected
+def test_a_precision_is_what_is_asked_for_and_auto_allows_all() -> None:
+    assert runtime.precisions("bfloat16") == (torch.bfloat16,)
+    assert runtime.precisions("auto") == (torch.float32, torch.bfloat16, torch.float16)
+
+
+def test_without_onednn_a_network_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network = torch.nn.Conv2d(3, 4, 1)
+    assert runtime.place(network, torch.device("cpu"), torch.bfloat16, []) is network
+    assert network.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -133,3 +133,12 @@ def test_a_forward_on_a_gpu_has_a_stream_of_its_own() -> None:
             streams.append(torch.cuda.current_stream(gpu))
     assert streams[0] == streams[1] != streams[2]
     assert torch.cuda.current_stream(gpu) == torch.cuda.default_stream(gpu)
+
+
+@pytest.mark.parametrize("library", ["glibc", "musl"])
+def test_memory_is_kept_where_the_c_library_can(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: (library, "1"))
+    runtime.keep_memory()
+    assert torch.zeros(2**24).sum() == 0

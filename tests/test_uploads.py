@@ -306,17 +306,32 @@ def asgi(client: TestClient, receive: Receive, headers: dict[str, str]) -> list[
 def test_a_slow_upload_is_answered_with_408_and_the_end_of_the_connection() -> None:
     impatient = Settings(model="fake", upload_seconds=0.02)
     with service(lambda _: fake_ensemble(), impatient) as client:
-        start, body = asgi(client, never, {"content-type": FORM, "transfer-encoding": "chunked"})
+        start, *bodies = asgi(client, never, {"content-type": FORM, "transfer-encoding": "chunked"})
     headers = dict(start["headers"])
     assert start["status"] == 408
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"connection"] == b"close"
-    assert b'"code":"slow_upload"' in body["body"]
+    assert b'"code":"slow_upload"' in bodies[0]["body"]
+
+
+def test_what_still_comes_after_a_refusal_is_read_and_forgotten() -> None:
+    chunks_to_come = iter([4, 3, 2, 1, 0])
+
+    async def receive() -> Message:
+        more = next(chunks_to_come) > 0
+        return {"type": "http.request", "body": bytes(1000), "more_body": more}
+
+    small = Settings(model="fake", max_body_bytes=1024)
+    with service(lambda _: fake_ensemble(), small) as client:
+        start, *_ = asgi(client, receive, {**JPEG, "transfer-encoding": "chunked"})
+    assert start["status"] == 413
+    # Closing on a caller that still sends would reset the connection and lose the answer.
+    assert [*chunks_to_come] == []
 
 
 def test_a_caller_that_hangs_up_while_sending_is_counted_as_499() -> None:
     with service(lambda _: fake_ensemble()) as client:
-        start, _ = asgi(client, hang_up, {"content-type": FORM})
+        start, *_ = asgi(client, hang_up, {"content-type": FORM})
         counted = 'googlenet_requests_total{code="499",method="POST",route="/classify"} 1.0'
         assert counted in client.get("/metrics").text
     assert start["status"] == 499

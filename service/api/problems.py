@@ -39,7 +39,7 @@ class Problem(BaseModel):
     """What went wrong (RFC 9457)."""
 
     type: Annotated[str, Field(examples=["urn:googlenet-service:problem:unreadable_image"])]
-    title: Annotated[str, Field(examples=["Unprocessable Content"])]
+    title: Annotated[str, Field(examples=["Unprocessable Entity"])]
     status: Annotated[int, Field(examples=[422])]
     detail: Annotated[
         str, Field(examples=["the JPEG picture is broken or cut short; send it whole"])

@@ -1,5 +1,7 @@
 """What every request has: a name, a count, a duration. One ASGI middleware around the app."""
 
+import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -12,6 +14,7 @@ from service.metrics import Metrics
 _ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _KEY = "googlenet.request_id"
+_LINGER = 2.0  # seconds a caller has to notice an answer that came before its body was read
 
 
 def request_id(scope: Scope) -> str:
@@ -53,6 +56,11 @@ class Requests:
                 sent["X-Request-ID"] = scope[_KEY]
                 if unread:  # answered before its body was read: the connection cannot go on
                     sent["Connection"] = "close"
+            if message["type"] == "http.response.body" and unread:
+                # Closing on a caller that still sends would take the answer from it.
+                await send({**message, "more_body": True})
+                await _linger(receive)
+                message = {"type": "http.response.body"}
             await send(message)
 
         self._metrics.in_flight(1)
@@ -64,3 +72,11 @@ class Requests:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.request(route, method, status, time.monotonic() - started)
+
+
+async def _linger(receive: Receive) -> None:
+    """Read and forget what still comes, until the caller has sent or left, or time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while (await receive()).get("more_body", False):
+                pass

@@ -64,7 +64,9 @@ class Share:
     used: int = 0
 
     def add(self, nbytes: int) -> None:
-        """Use more; raises `Overloaded` when there is no more."""
+        """Use more; raises `Overloaded` when there is no more, `TooLarge` when there never is."""
+        if self.used + nbytes > self.budget.limit:
+            raise TooLarge(f"the body is over {self.budget.limit} bytes, the memory for uploads")
         if self.budget.used + nbytes > self.budget.limit:
             raise Overloaded(
                 f"uploads in flight fill their {self.budget.limit} bytes of memory",
