@@ -26,6 +26,7 @@ def options(store: Path, max_batch: int = 1) -> list[str]:
     return [
         *("--model", "bvlc_googlenet", "--store", str(store), "--device", "cpu"),
         *("--max-batch", str(max_batch), "--timeout-seconds", "600"),
+        *("--precision", "float32"),
     ]
 
 

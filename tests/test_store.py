@@ -617,7 +617,8 @@ from pathlib import Path
 from service.store import Store
 root = Path(sys.argv[1])
 child = os.fork()
-print("fetching", flush=True)
+sys.stdout.write("fetching" + chr(10))
+sys.stdout.flush()
 print(Store(root, root).fetch("small", lambda have, total: None), flush=True)
 if child:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
