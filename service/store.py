@@ -87,23 +87,23 @@ class Store:
         Raises `MissingWeights` with what to do about it, `BadWeights`, or `ModelError`.
         """
         described = self.manifest(name)
-        data = self._weights(name)  # read once: what is checked is what is served
+        data, digest = self._weights(name)  # read once: what is checked is what is served
         state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
-        digest = hashlib.sha256(data).hexdigest()
         return Model(name, described, self.labels(name), digest, state)
 
     def verify(self, name: str) -> str:
         """Give the SHA-256 of a model's weights if it is the recorded one."""
-        return hashlib.sha256(self._weights(name)).hexdigest()
+        return self._weights(name)[1]
 
-    def _weights(self, name: str) -> bytes:
+    def _weights(self, name: str) -> tuple[bytes, str]:
         if not self.has(name):
             raise MissingWeights(self._how_to_get(name))
         path = self._weights_path(name)
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() not in self._recorded(name):
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._recorded(name):
             raise BadWeights(f"{path} was changed or damaged: its SHA-256 is not the recorded one")
-        return data
+        return data, digest
 
     def install(self, name: str, file: Path, *, source: str) -> str:
         """Make a weights file the model's weights, and give their SHA-256.
