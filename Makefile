@@ -3,17 +3,21 @@
 PYTHON ?= python3
 VENV   ?= .venv
 MODEL  ?= googlenet
+PHOTOS ?= ../shared/photos
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: run test check pytest install clean
+.PHONY: run test bench check pytest install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
 	$(BIN)/googlenet-service serve --model $(MODEL) --host $(HOST) --port $(PORT)
 
 test: check pytest ## Every check and every test
+
+bench: install ## Measure the service on PHOTOS, beside what its engine does without one
+	$(BIN)/googlenet-service bench --model $(MODEL) $(PHOTOS)
 
 check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

@@ -13,7 +13,17 @@ from service.commands import Command
 from service.errors import ServiceError
 from service.settings import Settings
 
-_OFFLINE = ("model", "device", "precision", "store", "max_batch", "max_pixels", "decode_threads")
+_OFFLINE = (
+    *("model", "device", "precision", "store", "max_batch", "cores", "executors"),
+    *("max_pixels", "decode_threads"),
+)
+
+_BENCH = (
+    ("--seconds", 5, "seconds of each run"),
+    ("--rounds", 3, "rounds of the closed loop; figures are their medians"),
+    ("--requests", 10_000, "requests between the first and the last look at the memory"),
+    ("--deadline", 1000, "milliseconds that random arrivals have"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(serve, Settings.model_fields)
     serve.set_defaults(run=commands.serve)
 
-    models = verbs.add_parser("models", help="list, fetch, import or verify models")
+    models = verbs.add_parser("models", help="list, fetch, import, quantize or verify models")
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list the models and whether they can be served")
     listing.set_defaults(run=commands.list_models)
@@ -62,9 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     import_.add_argument("name", metavar="NAME")
     import_.add_argument("file", metavar="FILE", type=Path)
     import_.set_defaults(run=commands.import_model)
+    quantize = actions.add_parser("quantize", help="calibrate a model for int8 on pictures")
+    quantize.add_argument("name", metavar="NAME")
+    quantize.add_argument(
+        "--calibrate", required=True, type=Path, metavar="DIR", help="pictures like those to come"
+    )
+    quantize.set_defaults(run=commands.quantize_model)
     verify = actions.add_parser("verify", help="check all weights against their SHA-256")
     verify.set_defaults(run=commands.verify_models)
-    for action in (listing, fetch, import_, verify):
+    for action in (listing, fetch, import_, quantize, verify):
         _add_settings(action, ["store"])
 
     classify = verbs.add_parser("classify", help="name what is on photos, without a server")
@@ -81,10 +97,31 @@ def _parser() -> argparse.ArgumentParser:
         default="single,ten",
         help="the views to evaluate with, separated by commas (default: single,ten)",
     )
+    evaluate.add_argument(
+        "--compare",
+        action="store_true",
+        help="with the first of the views, compare every number format's answers with float32's",
+    )
     _add_settings(evaluate, _OFFLINE)
     evaluate.set_defaults(run=commands.evaluate)
 
-    for verb in (classify, evaluate):
+    bench = verbs.add_parser("bench", help="measure a service: how fast, and how near the limit")
+    bench.add_argument("folder", type=Path, metavar="DIR", help="pictures to send")
+    bench.add_argument("--url", metavar="URL", help="measure the service there, not one of its own")
+    for name, default, what in _BENCH:
+        text = f"{what} (default: {default})"
+        bench.add_argument(name, type=_positive, default=default, metavar="N", help=text)
+    bench.add_argument(
+        "--slo",
+        type=_positive,
+        default=0,
+        metavar="MS",
+        help="latency objective (default: 100 where decoding and computing one picture takes 13)",
+    )
+    _add_settings(bench, _OFFLINE)
+    bench.set_defaults(run=commands.bench)
+
+    for verb in (classify, evaluate, bench):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

@@ -7,7 +7,7 @@ from importlib import metadata
 
 from fastapi import FastAPI
 
-from service import ensemble, store
+from service import ensemble, runtime, store
 from service.api import classify, health, problems
 from service.api.requests import Requests
 from service.classifier import Classifier, Limits
@@ -22,10 +22,12 @@ def load(settings: Settings) -> Ensemble:
     """Read the models from the store and put them on the device: blocking, seconds long."""
     where = store.locate(settings.store)
     return ensemble.load(
-        [where.load(name) for name in settings.models],
+        runtime.compute(lambda: [where.load(name) for name in settings.models]),
         device=settings.device,
         precision=settings.precision,
         max_batch=settings.max_batch,
+        cores=settings.cores,
+        executors=settings.executors,
     )
 
 

@@ -76,7 +76,8 @@ class Batcher(Generic[P, R]):
         self, lanes: Sequence[Lane[P, R]], costs: Costs, *, max_bytes: int, report: Report
     ) -> None:
         self._lanes = lanes
-        self._devices = len({lane.device for lane in lanes})
+        self._devices = {lane.device for lane in lanes if not lane.alone}
+        self._alone = max(lane.alone for lane in lanes)  # rows that all devices are for
         self._costs = costs
         self._max_bytes = max_bytes
         self._report = report
@@ -85,7 +86,7 @@ class Batcher(Generic[P, R]):
         self._rows: Counter[Key] = Counter()  # of those, the rows not yet taken
         self._nbytes = 0  # of those, the payloads
         self._serial = 0
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()  # something came or went, or a lane is free
         self._running: dict[int, _Run] = {}  # by lane, in the order in which they began
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
         self._threads: list[ThreadPoolExecutor] = []
@@ -117,7 +118,7 @@ class Batcher(Generic[P, R]):
         `DeadlineExceeded` when idle devices could not do them in time either. Leaving releases
         the seats.
         """
-        self._check(demands, deadline - time.monotonic())
+        self.check(demands, deadline - time.monotonic())
         seats = [self._seat(demand, deadline) for demand in demands]
         try:
             yield seats
@@ -125,80 +126,8 @@ class Batcher(Generic[P, R]):
             for seat in seats:
                 self.release(seat)
 
-    async def submit(self, seat: Seat[P, R], payload: P) -> Outcome[R]:
-        """Queue a payload on its seat and wait for the results of all its rows.
-
-        Raises `DeadlineExceeded` or `InferenceFailed`. A caller that is cancelled while its
-        rows wait takes them along: they cost no forward.
-        """
-        if not self.alive:
-            raise InferenceFailed(STOPPING)
-        seat.payload = payload
-        seat.submitted = time.monotonic()
-        seat.future = asyncio.get_running_loop().create_future()
-        insort(self._queue, seat, key=_order)
-        self._arrived.set()
-        try:
-            await seat.future
-        except asyncio.CancelledError:
-            if seat.future.cancelled():  # else it had an outcome, which was reported
-                late = time.monotonic() >= seat.waiting.deadline
-                self._report(DropReport("late" if late else "cancelled", _where(seat)))
-            raise
-        finally:
-            self.release(seat)
-        return Outcome(
-            tuple(part for _, part in sorted(seat.parts, key=lambda part: part[0])),
-            seat.started - seat.submitted,
-            time.monotonic() - seat.started,
-            seat.batch_rows,
-        )
-
-    def release(self, seat: Seat[P, R]) -> None:
-        """Give a seat back, with the rows it has not had served; twice is harmless."""
-        if seat in self._seats:
-            self._seats.remove(seat)
-            self._rows[seat.demand.key] -= seat.waiting.left
-            self._nbytes -= seat.demand.nbytes
-            self._unqueue(seat)
-
-    # What a probe or a gauge asks.
-
-    @property
-    def alive(self) -> bool:
-        """Is every lane's loop turning."""
-        return not any(task.done() for task in self._tasks)
-
-    def backlog(self) -> Backlog:
-        """Sum up what has been accepted and is not done."""
-        now = time.monotonic()
-        oldest = min((run.started for run in self._running.values()), default=now)
-        seconds = self._load().seconds(self._costs)
-        return Backlog(self._rows.total(), self._nbytes, seconds, now - oldest)
-
-    # Coming in.
-
-    def _load(self) -> policy.Load:
-        now = time.monotonic()
-        seconds = 0.0
-        turns = dict(self._freed)  # by device: since when it has been at what it is doing
-        for run in self._running.values():
-            since = max(run.started, turns.get(run.device, run.started))
-            seconds += policy.remaining(run.expected, max(0.0, now - since))
-            turns[run.device] = now  # whatever else is on the device has still to begin
-        return policy.Load(seconds, self._rows, self._devices)
-
-    def _seat(self, demand: Demand, deadline: float) -> Seat[P, R]:
-        self._serial += 1
-        large = demand.rows > self._costs.largest(demand.key)
-        waiting = Waiting(demand.key, demand.rows, deadline, large)
-        seat: Seat[P, R] = Seat(demand, (deadline, self._serial), waiting, undone=demand.rows)
-        self._seats.add(seat)
-        self._rows[demand.key] += demand.rows
-        self._nbytes += demand.nbytes
-        return seat
-
-    def _check(self, demands: Sequence[Demand], seconds: float) -> None:
+    def check(self, demands: Sequence[Demand], seconds: float) -> None:
+        """Raise what `reserve` would, for jobs that must be done in so many seconds."""
         rows: Counter[Key] = Counter()
         for demand in demands:
             rows[demand.key] += demand.rows
@@ -227,6 +156,80 @@ class Batcher(Generic[P, R]):
                 retry_after=load.seconds(self._costs),
             )
 
+    async def submit(self, seat: Seat[P, R], payload: P) -> Outcome[R]:
+        """Queue a payload on its seat and wait for the results of all its rows.
+
+        Raises `DeadlineExceeded` or `InferenceFailed`. A caller that is cancelled while its
+        rows wait takes them along: they cost no forward.
+        """
+        if not self.alive:
+            raise InferenceFailed(STOPPING)
+        seat.payload = payload
+        seat.submitted = time.monotonic()
+        seat.future = asyncio.get_running_loop().create_future()
+        insort(self._queue, seat, key=_order)
+        self._changed.set()
+        try:
+            await seat.future
+        except asyncio.CancelledError:
+            if seat.future.cancelled():  # else it had an outcome, which was reported
+                late = time.monotonic() >= seat.waiting.deadline
+                self._report(DropReport("late" if late else "cancelled", _where(seat)))
+            raise
+        finally:
+            self.release(seat)
+        return Outcome(
+            tuple(part for _, part in sorted(seat.parts, key=lambda part: part[0])),
+            seat.started - seat.submitted,
+            time.monotonic() - seat.started,
+            seat.batch_rows,
+        )
+
+    def release(self, seat: Seat[P, R]) -> None:
+        """Give a seat back, with the rows it has not had served; twice is harmless."""
+        if seat in self._seats:
+            self._seats.remove(seat)
+            self._rows[seat.demand.key] -= seat.waiting.left
+            self._nbytes -= seat.demand.nbytes
+            self._unqueue(seat)
+            self._changed.set()  # what is left may be another lane's turn
+
+    # What a probe or a gauge asks.
+
+    @property
+    def alive(self) -> bool:
+        """Is every lane's loop turning."""
+        return not any(task.done() for task in self._tasks)
+
+    def backlog(self) -> Backlog:
+        """Sum up what has been accepted and is not done."""
+        now = time.monotonic()
+        oldest = min((run.started for run in self._running.values()), default=now)
+        seconds = self._load().seconds(self._costs)
+        return Backlog(self._rows.total(), self._nbytes, seconds, now - oldest)
+
+    # Coming in.
+
+    def _load(self) -> policy.Load:
+        now = time.monotonic()
+        seconds = 0.0
+        turns = dict(self._freed)  # by device: since when it has been at what it is doing
+        for run in self._running.values():
+            since = max(run.started, turns.get(run.device, run.started))
+            seconds += policy.remaining(run.expected, max(0.0, now - since))
+            turns[run.device] = now  # whatever else is on the device has still to begin
+        return policy.Load(seconds, self._rows, len(self._devices))
+
+    def _seat(self, demand: Demand, deadline: float) -> Seat[P, R]:
+        self._serial += 1
+        large = demand.rows > self._costs.largest(demand.key)
+        waiting = Waiting(demand.key, demand.rows, deadline, large)
+        seat: Seat[P, R] = Seat(demand, (deadline, self._serial), waiting, undone=demand.rows)
+        self._seats.add(seat)
+        self._rows[demand.key] += demand.rows
+        self._nbytes += demand.nbytes
+        return seat
+
     def _unqueue(self, seat: Seat[P, R]) -> None:
         at = bisect_left(self._queue, seat.order, key=_order)
         if at < len(self._queue) and self._queue[at] is seat:
@@ -236,15 +239,21 @@ class Batcher(Generic[P, R]):
 
     async def _serve(self, number: int, lane: Lane[P, R], thread: ThreadPoolExecutor) -> None:
         while True:
-            if not self._queue:
-                self._arrived.clear()
-                await self._arrived.wait()
+            while not (self._queue and self._is_turn_of(lane)):
+                self._changed.clear()
+                await self._changed.wait()
             await self._execute(number, lane, thread)
 
+    def _is_turn_of(self, lane: Lane[P, R]) -> bool:
+        """Tell whether a lane may run: the one that needs all devices, or one of the others."""
+        if self._running:
+            return not lane.alone and not any(self._lanes[at].alone for at in self._running)
+        return bool(lane.alone) == (self._rows.total() <= self._alone)
+
     async def _execute(self, number: int, lane: Lane[P, R], thread: ThreadPoolExecutor) -> None:
-        concerned = [*self._queue]  # whom a failure to form concerns: everyone
+        queue = concerned = [*self._queue]  # whom a failure to form concerns: everyone
         try:
-            batch, concerned = self._form()
+            batch, concerned = self._form(queue, lane)
             if batch is not None:
                 await self._run(number, lane, thread, batch, concerned)
         except Exception:
@@ -253,10 +262,15 @@ class Batcher(Generic[P, R]):
                 self._unqueue(seat)
                 _fail(seat, InferenceFailed("the device failed on this batch; try again"))
 
-    def _form(self) -> tuple[Batch[P] | None, list[Seat[P, R]]]:
+    def _form(
+        self, queue: Sequence[Seat[P, R]], lane: Lane[P, R]
+    ) -> tuple[Batch[P] | None, list[Seat[P, R]]]:
         now = time.monotonic()
-        queue = [*self._queue]
-        decision = policy.form([seat.waiting for seat in queue], self._costs, now)
+        others = self._devices - {run.device for run in self._running.values()} - {lane.device}
+        free = 1 if lane.alone else 1 + len(others)
+        waiting = [seat.waiting for seat in queue]
+        devices = len(self._devices)
+        decision = policy.form(waiting, self._costs, now, free=free, devices=devices)
         for at in decision.late:
             self._report(DropReport("late", _where(queue[at])))
             self._unqueue(queue[at])
@@ -264,8 +278,11 @@ class Batcher(Generic[P, R]):
         run = decision.run
         if run is None:
             return None, []
+        size = run.size
+        if lane.alone:  # which has the smallest sizes only, whatever the others cost by now
+            size = min(size for size in self._costs.seconds[run.key] if size >= run.rows)
         slices = tuple(self._take(queue[at], rows, now) for at, rows in run.takes)
-        return Batch(run.key, run.size, slices, run.reason), [queue[at] for at, _ in run.takes]
+        return Batch(run.key, size, slices, run.reason), [queue[at] for at, _ in run.takes]
 
     def _take(self, seat: Seat[P, R], rows: int, now: float) -> Slice[P]:
         start = seat.demand.rows - seat.waiting.left
@@ -303,7 +320,8 @@ class Batcher(Generic[P, R]):
             seconds = now - max(started, self._freed.get(lane.device, started))
             self._freed[lane.device] = now
             del self._running[number]
-            if not failed:
+            self._changed.set()
+            if not failed and not lane.alone:  # what a batch costs with all devices at it is less
                 self._costs = self._costs.observed(batch.key, batch.size, seconds)
             self._report(_reported(batch, seats, seconds, failed=failed))
 

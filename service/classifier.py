@@ -7,17 +7,17 @@ batcher, and ranks what comes back, all within the request's deadline.
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from service import images, views
+from service import images, runtime, views
 from service.batcher import Batcher, Seat
-from service.ensemble import Cuts, Ensemble, Prediction, Probabilities
+from service.ensemble import Ensemble, Prediction
 from service.errors import CallerGone, DeadlineExceeded, NotReady, ServiceError
+from service.forward import Cuts, Probabilities
 from service.views import Plan
 from service.work import Backlog, Outcome, Report
 
@@ -80,7 +80,7 @@ class Classifier:
         self._life = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        threads = self._limits.decode_threads or os.cpu_count() or 1
+        threads = self._limits.decode_threads or runtime.cores()
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._life.callback(self._decoders.shutdown, wait=False)
         self._loading = asyncio.create_task(self._start())
@@ -96,8 +96,6 @@ class Classifier:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            # In a thread that ends: OpenMP gives up spinning when threads that once computed
-            # are more than the cores, and a lone request would take three times as long.
             thread = ThreadPoolExecutor(1, thread_name_prefix="load")
             self._life.callback(thread.shutdown, wait=False)
             ensemble = await loop.run_in_executor(thread, self._load)
@@ -162,6 +160,12 @@ class Classifier:
         if stalled > self._limits.stall_seconds:
             return f"a batch has been running for {stalled:.0f} s"
         return None
+
+    def check(self, *, plan: str, seconds: float) -> None:
+        """Raise at once what even a single picture would be refused with."""
+        serving = self._ready()
+        demands = serving.ensemble.demands(serving.ensemble.plans(plan))
+        serving.batcher.check(demands, seconds)
 
     async def classify(
         self,
@@ -232,7 +236,7 @@ class Classifier:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         cuts = await loop.run_in_executor(
-            self._decoders, _prepare, picture, plans, self._limits.max_pixels
+            self._decoders, prepare, picture, plans, self._limits.max_pixels
         )
         decoded = time.monotonic() - started
         outcomes = await _together(serving.batcher, seats, cuts)
@@ -261,8 +265,9 @@ async def _together(
     return [task.result() for task in running]
 
 
-def _prepare(picture: bytes, plans: Sequence[Plan], max_pixels: int) -> list[Cuts]:
+def prepare(picture: bytes, plans: Sequence[Plan], max_pixels: int) -> list[Cuts]:
     """Decode once and cut each plan's canvases; members with one plan share them."""
-    upright = images.decode(picture, max_pixels=max_pixels)
+    enough = max(plan.enough for plan in plans)
+    upright = images.decode(picture, max_pixels=max_pixels, enough=enough)
     made = {plan: Cuts(plan, views.canvases(upright, plan)) for plan in plans}
     return [made[plan] for plan in plans]

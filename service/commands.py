@@ -25,11 +25,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from service import app, evaluation, store
+from service import app, evaluation, quantization, runtime, store
+from service.bench import measure
+from service.bench.photos import read
+from service.bench.report import tables
 from service.classifier import Classifier
-from service.ensemble import Ensemble, Prediction
+from service.ensemble import Ensemble
 from service.errors import ModelError, ServiceError
-from service.evaluation import Score
+from service.evaluation import Photo, Ranked, Score
 from service.settings import Settings
 from service.store import Store
 
@@ -114,6 +117,22 @@ def import_model(settings: Settings, given: dict[str, Any]) -> int:
     return 0
 
 
+def quantize_model(settings: Settings, given: dict[str, Any]) -> int:
+    """Make int8 a number format of a model, if it agrees with float32 on pictures."""
+    where = store.locate(settings.store)
+    model = where.load(given["name"])
+    trial = quantization.attempt(model, read(given["calibrate"]), max_pixels=settings.max_pixels)
+    found = (
+        f"int8 has the first label of float32 on {trial.same} of {trial.pictures} pictures, and "
+        f"no probability is further from it than {trial.furthest:.3f}"
+    )
+    if not trial.passed:
+        raise ModelError(f"{found}; that is not near enough, and nothing was recorded")
+    where.quantize(model, trial.largest)
+    _say(f"{found}; {model.name} may be served with --precision int8")
+    return 0
+
+
 def verify_models(settings: Settings, _: dict[str, Any]) -> int:
     """Check every model's weights against the recorded SHA-256."""
     where = store.locate(settings.store)
@@ -134,7 +153,7 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
         if not file.is_file():
             raise ModelError(f"there is no file {file}")
 
-    async def rank(classifier: Classifier) -> list[tuple[Prediction, ...] | ServiceError]:
+    async def rank(classifier: Classifier) -> list[Ranked]:
         return await evaluation.rank(classifier, files, plan=settings.views, top_k=given["top_k"])
 
     ranked = _offline(settings, rank)
@@ -151,15 +170,16 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
 
 def evaluate(settings: Settings, given: dict[str, Any]) -> int:
     """Print how often the model is right on labelled photos, for each plan of views."""
+    folder: Path = given["folder"]
+    if given["compare"]:
+        return _compare(settings, folder, given["plans"][0])
 
     async def score(classifier: Classifier) -> list[Score]:
-        photos = evaluation.find(given["folder"], classifier.ensemble.labels)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=_console(stderr=True)) as bar:
+        photos = evaluation.find(folder, classifier.ensemble.labels)
+        with _counting() as bar:
             scores = []
             for plan in given["plans"]:
-                task = bar.add_task(plan, total=len(photos))
-                advance = functools.partial(bar.advance, task)
+                advance = functools.partial(bar.advance, bar.add_task(plan, total=len(photos)))
                 scores.append(await evaluation.evaluate(classifier, photos, plan, advance))
         return scores
 
@@ -167,16 +187,83 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
     if given["json"]:
         _say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
     else:
-        table = _table(
-            f"{settings.model} on {given['folder']}", "views", "photos", "top-1", "top-5"
-        )
+        table = _table(f"{settings.model} on {folder}", "views", "photos", "top-1", "top-5")
         for one in scores:
-            read = one.photos - len(one.unreadable)
-            rates = [f"{100 * hits / max(read, 1):.1f} %" for hits in (one.top1, one.top5)]
-            table.add_row(one.views, str(read), *rates)
+            table.add_row(one.views, *_rates(one))
         _console().print(table)
     for sentence in sorted({sentence for one in scores for sentence in one.unreadable}):
         _say(sentence, stderr=True)
+    return 0
+
+
+def _compare(settings: Settings, folder: Path, plan: str) -> int:
+    """Print how near each number format's answers are to float32's, which come first."""
+
+    def ranked(precision: str) -> tuple[list[Photo], list[Ranked]]:
+        async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
+            labels = classifier.ensemble.labels
+            photos = evaluation.find(folder, labels)
+            with _counting() as bar:
+                advance = functools.partial(bar.advance, bar.add_task(precision, total=len(photos)))
+                every = len(labels)
+                return photos, await evaluation.rank_all(
+                    classifier, photos, plan, advance, top_k=every
+                )
+
+        return _offline(settings.model_copy(update={"precision": precision}), rank)
+
+    photos, exact = ranked("float32")
+    table = _table(
+        f"{settings.model}, {plan}, on {folder}",
+        *("precision", "photos", "top-1", "top-5", "same first label", "furthest probability"),
+    )
+    sentences = []
+    for precision in runtime.PRECISIONS:
+        try:
+            answers = exact if precision == "float32" else ranked(precision)[1]
+        except ModelError as error:  # int8 is not for every model and device
+            sentences.append(f"{precision}: {error}")
+            continue
+        near = evaluation.compare(photos, exact, answers)
+        rates = _rates(evaluation.score(plan, photos, answers))
+        table.add_row(precision, *rates, str(near.same), f"{near.furthest:.4f}")
+        sentences += [f"{precision}: {sentence}" for sentence in near.different]
+    _console().print(table)
+    for sentence in sentences:
+        _say(sentence)
+    return 0
+
+
+def _rates(score: Score) -> list[str]:
+    read = score.photos - len(score.unreadable)
+    return [str(read), *(f"{100 * hits / max(read, 1):.1f} %" for hits in (score.top1, score.top5))]
+
+
+def _counting() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=_console(stderr=True))
+
+
+def bench(settings: Settings, given: dict[str, Any]) -> int:
+    """Measure a service, another's if there is a `url`, and print the figures."""
+    options = measure.Options(
+        seconds=given["seconds"],
+        rounds=given["rounds"],
+        requests=given["requests"],
+        slo=given["slo"] / 1000,
+        deadline=given["deadline"] / 1000,
+    )
+    folder: Path = given["folder"]
+    say = functools.partial(_say, stderr=True)
+    report = asyncio.run(
+        measure.other(given["url"], folder, options, say)
+        if given["url"]
+        else measure.ours(settings, folder, options, say)
+    )
+    if given["json"]:
+        _say(json.dumps(dataclasses.asdict(report), indent=2))
+    else:
+        _console().print(tables(report))
     return 0
 
 
@@ -205,13 +292,13 @@ def _download(where: Store, name: str) -> None:
     _say(f"{name} is in {where.root}, SHA-256 {digest}", stderr=True)
 
 
-def _as_json(file: Path, answer: tuple[Prediction, ...] | ServiceError) -> dict[str, Any]:
+def _as_json(file: Path, answer: Ranked) -> dict[str, Any]:
     if isinstance(answer, ServiceError):
         return {"file": str(file), "error": str(answer)}
     return {"file": str(file), "predictions": [dataclasses.asdict(one) for one in answer]}
 
 
-def _add_ranking(table: Table, file: Path, answer: tuple[Prediction, ...] | ServiceError) -> None:
+def _add_ranking(table: Table, file: Path, answer: Ranked) -> None:
     if isinstance(answer, ServiceError):
         table.add_row(Text(file.name), str(answer), "", end_section=True)
         return
@@ -228,7 +315,9 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-_NUMBERS = {"photos", "top-1", "top-5", "probability"}
+_NUMBERS = {
+    *("photos", "top-1", "top-5", "probability", "same first label", "furthest probability")
+}
 
 
 def _console(*, stderr: bool = False) -> Console:

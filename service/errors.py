@@ -103,3 +103,7 @@ class BadWeights(ModelError):
 
 class MissingWeights(ModelError):
     """A model is described in the store but its weights are not there yet."""
+
+
+class BenchError(ServiceError):
+    """There is nothing to measure, or it cannot be reached."""

@@ -14,6 +14,8 @@ from service.manifest import Label
 CHUNK = 32  # pictures in flight; enough to fill batches, few enough to keep in memory
 PATIENCE = 1e6  # seconds; nobody waits for one of these pictures
 
+Ranked = tuple[Prediction, ...] | ServiceError
+
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -79,9 +81,9 @@ def _named_folders(folder: Path) -> list[tuple[Path, str]]:
 
 async def rank(
     classifier: Classifier, paths: Sequence[Path], *, plan: str, top_k: int
-) -> list[tuple[Prediction, ...] | ServiceError]:
+) -> list[Ranked]:
     """Rank the labels of photos that may not fit in memory together, or say what is wrong."""
-    ranked: list[tuple[Prediction, ...] | ServiceError] = []
+    ranked: list[Ranked] = []
     for at in range(0, len(paths), CHUNK):
         pictures = [path.read_bytes() for path in paths[at : at + CHUNK]]
         answers = await classifier.classify(pictures, plan=plan, top_k=top_k, seconds=PATIENCE)
@@ -93,17 +95,65 @@ async def evaluate(
     classifier: Classifier, photos: Sequence[Photo], plan: str, advance: Callable[[int], None]
 ) -> Score:
     """Score the photos with one plan of views; `advance` is told as photos are done."""
+    ranked = await rank_all(classifier, photos, plan, advance, top_k=5)
+    return score(plan, photos, ranked)
+
+
+async def rank_all(
+    classifier: Classifier,
+    photos: Sequence[Photo],
+    plan: str,
+    advance: Callable[[int], None],
+    *,
+    top_k: int,
+) -> list[Ranked]:
+    """Rank the photos' labels; `advance` is told as photos are done."""
+    ranked: list[Ranked] = []
+    for at in range(0, len(photos), CHUNK):
+        paths = [photo.path for photo in photos[at : at + CHUNK]]
+        ranked += await rank(classifier, paths, plan=plan, top_k=top_k)
+        advance(len(paths))
+    return ranked
+
+
+def score(plan: str, photos: Sequence[Photo], ranked: Sequence[Ranked]) -> Score:
+    """Count how often the first label, or one of the first five, was right."""
     top1 = top5 = 0
     unreadable = []
-    for at in range(0, len(photos), CHUNK):
-        chunk = photos[at : at + CHUNK]
-        ranked = await rank(classifier, [photo.path for photo in chunk], plan=plan, top_k=5)
-        for photo, predictions in zip(chunk, ranked, strict=True):
-            if isinstance(predictions, ServiceError):
-                unreadable.append(f"{photo.path.name}: {predictions}")
-                continue
-            indices = [prediction.index for prediction in predictions]
-            top1 += indices[0] == photo.index
-            top5 += photo.index in indices
-        advance(len(chunk))
+    for photo, predictions in zip(photos, ranked, strict=True):
+        if isinstance(predictions, ServiceError):
+            unreadable.append(f"{photo.path.name}: {predictions}")
+            continue
+        indices = [prediction.index for prediction in predictions[:5]]
+        top1 += indices[0] == photo.index
+        top5 += photo.index in indices
     return Score(plan, len(photos), top1, top5, tuple(unreadable))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near two rankings of the same photos are, of all classes each."""
+
+    same: int  # photos with the same first label
+    furthest: float  # the largest difference of a probability
+    different: tuple[str, ...]  # a sentence for each photo with another first label
+
+
+def compare(
+    photos: Sequence[Photo], exact: Sequence[Ranked], ranked: Sequence[Ranked]
+) -> Agreement:
+    """Compare rankings with exact ones; photos that could not be read count for nothing."""
+    same, furthest, different = 0, 0.0, []
+    for photo, wanted, got in zip(photos, exact, ranked, strict=True):
+        if isinstance(wanted, ServiceError) or isinstance(got, ServiceError):
+            continue
+        probable = {one.index: one.probability for one in wanted}
+        furthest = max(furthest, *(abs(one.probability - probable[one.index]) for one in got))
+        if got[0].index == wanted[0].index:
+            same += 1
+        else:
+            different.append(
+                f"{photo.path.name}: {got[0].label} {got[0].probability:.3f}, "
+                f"exactly {wanted[0].label} {wanted[0].probability:.3f}"
+            )
+    return Agreement(same, furthest, tuple(different))

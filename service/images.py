@@ -44,8 +44,11 @@ _BROKEN = (
 )
 
 
-def decode(data: bytes, *, max_pixels: int) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int, enough: int | None = None) -> Image.Image:
     """Decode the first frame, turn it upright and make it RGB (alpha over white).
+
+    A JPEG whose short side is at least twice, 4 or 8 times the pixels that are `enough` comes
+    out at that fraction of its size: the decoder then computes fewer pixels.
 
     The format is told by the bytes, never by a name or a header. The picture's size is checked
     before any pixel is decoded. Colour profiles are ignored, as the training of these networks
@@ -61,6 +64,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     if picture.width * picture.height > max_pixels:
         raise TooLarge(f"{picture.width}x{picture.height} is over {max_pixels} pixels")
     try:
+        if enough is not None:
+            picture.draft(None, (enough, enough))  # for JPEG only; nothing for the others
         picture.load()
         turn = _UPRIGHT.get(_orientation(picture))
         upright = picture.transpose(turn) if turn is not None else picture
@@ -106,7 +111,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -5,12 +5,13 @@ What PyTorch's compiler would make of it, without a compiler and in milliseconds
 - each convolution with the ReLU that follows it is one call of oneDNN, on weights laid out for
   the processor (its matrix units included) and for the very shape it will be given;
 - batch norm is folded into the convolution before it;
-- max pooling is a maximum of shifted slices, without the indices that only training needs.
+- max pooling is a maximum of shifted slices, without the indices that only training needs;
+- in int8, whatever is between two convolutions and never below zero stays in bytes.
 """
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -19,9 +20,23 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import optimization
 from torch.fx.passes.shape_prop import ShapeProp
 
+from service.errors import ModelError
+from service.networks.googlenet import LocalResponseNorm
+from service.operators import (
+    LARGEST,
+    ByteConv,
+    BytePool,
+    MaxPool,
+    Norm,
+    PackedConv,
+    ToBytes,
+    ToFloats,
+)
+
 _RELUS = (F.relu, torch.relu)
-_ROOTS = ("sqrt", "rsqrt")  # their results are never below zero
+_POSITIVE = ("sqrt", *_RELUS)  # their results are never below zero
 _KEEPING = (torch.cat, operator.mul)  # nor are theirs, if what they are given is not
+_KEEPING_MODULES = (nn.MaxPool2d, LocalResponseNorm)
 
 
 class Shape(NamedTuple):
@@ -44,149 +59,237 @@ class Packed(nn.Module):
         return logits
 
 
-def pack(network: nn.Module, dtype: torch.dtype, shapes: Sequence[Shape]) -> Packed:
-    """Take over a network in evaluation mode; what is neither convolution nor pool stays."""
-    traced = fx.GraphModule(network, _Tracer().trace(network))
-    folded = cast("fx.GraphModule", optimization.fuse(traced, no_trace=True).to(dtype))
+def floats(dtype: torch.dtype) -> torch.dtype:
+    """Give the number format of what is not in bytes, the network's input among it."""
+    return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+def pack(
+    network: nn.Module,
+    dtype: torch.dtype,
+    shapes: Sequence[Shape],
+    largest: Mapping[str, float] | None = None,
+) -> Packed:
+    """Take over a network in evaluation mode; what is neither convolution nor pool stays.
+
+    For int8 `largest` holds what `calibrate` found.
+    """
+    exact = _folded(network)
+    known = (largest or {}) if dtype == torch.int8 else None
+    if known is not None and not {node.name for node in exact.graph.nodes} <= {*known}:
+        raise ModelError("the network was not calibrated for int8, or has changed since")
+    plain = copy.deepcopy(exact).to(floats(dtype))
     graphs = {}
     for side in {shape.side for shape in shapes}:
         with torch.inference_mode():
-            ShapeProp(folded).propagate(torch.zeros((1, 3, side, side), dtype=dtype))
+            ShapeProp(plain).propagate(torch.zeros((1, 3, side, side), dtype=floats(dtype)))
         for shape in shapes:
             if shape.side == side:
-                graphs[shape] = _rewritten(folded, shape.rows)
+                rewriting = _Rewriting(plain, exact, shape.rows, floats(dtype), known)
+                graphs[shape] = rewriting.graph()
     return Packed(graphs)
 
 
-class _Tracer(fx.Tracer):
-    """Takes every convolution as a whole, whoever's class it is."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _rewritten(network: fx.GraphModule, rows: int) -> fx.GraphModule:
-    modules = dict(network.named_modules())
-    made: dict[str, nn.Module] = {}
-    graph = copy.deepcopy(network.graph)
-    for node in list(graph.nodes):
-        module = modules[node.target] if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d):
-            follower = _relu_after(node)
-            shape = [rows, *node.args[0].meta["tensor_meta"].shape[1:]]
-            new: nn.Module = PackedConv(module, shape, relu=follower is not None)
-            if follower is not None:
-                follower.replace_all_uses_with(node)
-                graph.erase_node(follower)
-        elif isinstance(module, nn.MaxPool2d) and MaxPool.takes(module):
-            new = MaxPool(module, positive=_is_positive(node.args[0], made))
-        else:
-            continue
-        node.target = f"packed_{node.name}"  # its own, though the network may use one twice
-        made[node.target] = new
-    rest = {**dict(network.named_parameters()), **dict(network.named_buffers()), **modules}
-    return fx.GraphModule({**rest, **made}, graph)
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Find the largest value of every tensor within a network, on batches of its input."""
+    recorder = _Recorder(_folded(network))
+    with torch.inference_mode():
+        for batch in batches:
+            recorder.run(batch)
+    return recorder.largest
 
 
-def _relu_after(node: fx.Node) -> fx.Node | None:
-    """Find the ReLU that is the only one to use a node's result."""
-    if len(node.users) != 1:
-        return None
-    (user,) = node.users
-    return user if user.op == "call_function" and user.target in _RELUS else None
+class _Recorder(fx.Interpreter):
+    """Runs a network and remembers the largest value that each node had."""
 
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.largest: dict[str, float] = {}
 
-def _is_positive(node: fx.Node, made: Mapping[str, nn.Module]) -> bool:
-    """Prove, if it is easy, that a node's result is nowhere below zero."""
-    if node.op == "call_module":
-        return bool(getattr(made.get(str(node.target)), "positive", False))
-    if node.target in _ROOTS:
-        return True
-    return node.target in _KEEPING and all(
-        _is_positive(before, made) for before in node.all_input_nodes
-    )
-
-
-class PackedConv(nn.Module):
-    """A convolution in oneDNN's own layout for one shape, with its ReLU if it has one.
-
-    `shape` is that of its input: rows, channels, height, width.
-    """
-
-    def __init__(self, conv: nn.Conv2d, shape: list[int], *, relu: bool) -> None:
-        super().__init__()
-        self.positive = relu
-        self._where = (
-            [int(side) for side in conv.padding],
-            list(conv.stride),
-            list(conv.dilation),
-            conv.groups,
-        )
-        # The operators are those that PyTorch's own compiler (Inductor) calls.
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(  # noqa: SLF001
-            conv.weight.detach(), *self._where, shape
-        )
-        self._bias = None if conv.bias is None else conv.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Do what the convolution and its ReLU did."""
-        after = "relu" if self.positive else "none"
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001
-            x, self._weight, self._bias, *self._where, after, [], ""
-        )
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        value = float(result.max()) if isinstance(result, Tensor) else 0.0
+        self.largest[n.name] = max(self.largest.get(n.name, 0.0), value)
         return result
 
 
-class MaxPool(nn.Module):
-    """Max pooling without indices: first down the columns, then along the rows."""
+def _folded(network: nn.Module) -> fx.GraphModule:
+    traced = fx.GraphModule(network, _Tracer().trace(network))
+    return cast("fx.GraphModule", optimization.fuse(traced, no_trace=True))
 
-    @staticmethod
-    def takes(pool: nn.MaxPool2d) -> bool:
-        """Tell whether every window of a pool has its unpadded first pixel in the picture."""
-        padding, kernel = _side(pool.padding), _side(pool.kernel_size)
-        return not padding or (not pool.ceil_mode and 2 * padding < kernel)
 
-    def __init__(self, pool: nn.MaxPool2d, *, positive: bool) -> None:
-        super().__init__()
-        self.positive = positive
-        self._kernel, self._stride = _side(pool.kernel_size), _side(pool.stride)
-        self._padding, self._rounds_up = _side(pool.padding), pool.ceil_mode
+class _Tracer(fx.Tracer):
+    """Takes every convolution and normalisation as a whole, whoever's class it is."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Do what the pooling did."""
-        # The bits of positive halves are in order as integers, which are quicker to compare.
-        integers = self.positive and x.dtype.itemsize == torch.int16.itemsize
-        y = x.view(torch.int16) if integers else x
-        for dim in (2, 3):
-            y = self._along(y, dim)
-        return y.view(x.dtype)
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, nn.Conv2d | LocalResponseNorm)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
-    def _along(self, x: Tensor, dim: int) -> Tensor:
-        kernel, stride, padding = self._kernel, self._stride, self._padding
-        length = x.shape[dim]
-        room = length + 2 * padding - kernel
-        outputs = (-(-room // stride) if self._rounds_up else room // stride) + 1
-        if (outputs - 1) * stride >= length + padding:
-            outputs -= 1  # a window may not begin behind the end
-        # Shift by shift, beginning with the one that is in every window.
-        largest = _every(x, dim, 0, stride, outputs).clone(memory_format=torch.channels_last)
-        for shift in range(-padding, kernel - padding):
-            first, end = (
-                max(0, -(shift // stride)),
-                min(outputs, (length - 1 - shift) // stride + 1),
+
+class _Rewriting:
+    """The making of one graph: of what is needed in floats, in bytes, or in both."""
+
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        exact: fx.GraphModule,
+        rows: int,
+        dtype: torch.dtype,
+        largest: Mapping[str, float] | None,
+    ) -> None:
+        self._nodes = list(network.graph.nodes)
+        self._modules = dict(network.named_modules())
+        self._exact = dict(exact.named_modules())
+        self._rest = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        self._rows, self._dtype, self._largest = rows, dtype, largest or {}
+        self._graph = fx.Graph()
+        self._made: dict[str, nn.Module] = {}
+        self._floats: dict[fx.Node, fx.Node] = {}
+        self._bytes: dict[fx.Node, fx.Node] = {}
+        self._relus = {conv: relu for conv in self._nodes if (relu := self._relu_after(conv))}
+        self._positive = self._find_positive()
+        self._wanted = self._find_wanted()  # in bytes
+        self._groups = self._find_groups()
+
+    def graph(self) -> fx.GraphModule:
+        """Make it."""
+        convs = {relu: conv for conv, relu in self._relus.items()}
+        for node in self._nodes:
+            module = self._module(node)
+            if node in convs:
+                self._convolve(convs[node], node)
+            elif isinstance(module, nn.Conv2d):
+                if node not in self._relus:
+                    self._convolve(node, node)
+            elif node in self._wanted and self._passes(node):
+                self._pass(node)
+            elif isinstance(module, LocalResponseNorm) and Norm.takes(self._dtype):
+                self._normalise(node, module)
+            elif isinstance(module, nn.MaxPool2d) and MaxPool.takes(module):
+                pool = MaxPool(module, positive=node in self._positive)
+                self._floats[node] = self._call(node, pool, self._floats[node.args[0]])
+            else:
+                self._floats[node] = self._graph.node_copy(node, self._floats.__getitem__)
+            self._convert(node)
+        return fx.GraphModule({**self._rest, **self._modules, **self._made}, self._graph)
+
+    # What the network is like.
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self._modules[str(node.target)] if node.op == "call_module" else None
+
+    def _relu_after(self, node: fx.Node) -> fx.Node | None:
+        """Find the ReLU that is the only one to use a convolution's result."""
+        if not isinstance(self._module(node), nn.Conv2d) or len(node.users) != 1:
+            return None
+        (user,) = node.users
+        return user if user.op == "call_function" and user.target in _RELUS else None
+
+    def _find_positive(self) -> set[fx.Node]:
+        """Prove, where it is easy, that a node's result is nowhere below zero."""
+        found: set[fx.Node] = set()
+        for node in self._nodes:
+            keeps = node.target in _KEEPING or isinstance(self._module(node), _KEEPING_MODULES)
+            if node.target in _POSITIVE or (keeps and found.issuperset(node.all_input_nodes)):
+                found.add(node)
+        return found
+
+    def _takes_bytes(self, node: fx.Node) -> bool:
+        module = self._module(node)
+        return (
+            bool(self._largest)
+            and isinstance(module, nn.Conv2d)
+            and ByteConv.takes(module)
+            and node.args[0] in self._positive
+        )
+
+    def _passes(self, node: fx.Node) -> bool:
+        """Tell whether a node only moves values, so that it can do so with bytes."""
+        return node.target is torch.cat or isinstance(self._module(node), nn.MaxPool2d)
+
+    def _find_wanted(self) -> set[fx.Node]:
+        """Find the nodes of which a convolution of bytes makes use, through those that pass."""
+        wanted: set[fx.Node] = set()
+        for node in reversed(self._nodes):
+            users = [self._takes_bytes(u) or (u in wanted and self._passes(u)) for u in node.users]
+            if node in self._positive and any(users):
+                wanted.add(node)
+        return wanted
+
+    def _find_groups(self) -> dict[fx.Node, fx.Node]:
+        """Put together what must have one scale: a node that passes, and what it passes on."""
+        groups = {node: node for node in self._wanted}
+        for node in self._nodes:
+            if node in self._wanted and self._passes(node):
+                joined = {groups[one] for one in (node, *node.all_input_nodes)}
+                groups |= {one: node for one, group in groups.items() if group in joined}
+        return groups
+
+    def _scale(self, node: fx.Node) -> float:
+        group = [one for one, its in self._groups.items() if its is self._groups[node]]
+        largest = max(1e-6, *(self._largest[one.name] for one in group))
+        for one in group:
+            if isinstance(norm := self._module(one), LocalResponseNorm):
+                return Norm.scale(norm, largest)
+        return largest / LARGEST[torch.uint8]
+
+    # What becomes of it.
+
+    def _convolve(self, conv: fx.Node, value: fx.Node) -> None:
+        """Emit a convolution whose result, after its ReLU if it has one, is `value`."""
+        source = conv.args[0]
+        assert isinstance(source, fx.Node)  # noqa: S101 - a convolution has one input
+        shape = self._shape(source)
+        module, relu = self._modules[str(conv.target)], value is not conv
+        if self._takes_bytes(conv):
+            after = self._scale(value) if value in self._wanted else None
+            exact = self._exact[str(conv.target)]
+            new: nn.Module = ByteConv(
+                cast("nn.Conv2d", exact),
+                shape,
+                self._scale(source),
+                after,
+                dtype=self._dtype,
+                relu=relu,
             )
-            if shift and first < end:
-                part = largest.narrow(dim, first, end - first)
-                picked = _every(x, dim, first * stride + shift, stride, end - first)
-                torch.maximum(part, picked, out=part)
-        return largest
+            place = self._floats if after is None else self._bytes
+            place[value] = self._call(conv, new, self._bytes[source])
+        else:
+            new = PackedConv(cast("nn.Conv2d", module), shape, relu=relu)
+            self._floats[value] = self._call(conv, new, self._floats[source])
 
+    def _normalise(self, node: fx.Node, norm: LocalResponseNorm) -> None:
+        (source,) = node.all_input_nodes
+        scale = self._scale(node) if node in self._wanted else None
+        new = Norm(norm, self._shape(source), self._dtype, scale)
+        place = self._floats if scale is None else self._bytes
+        place[node] = self._call(node, new, self._floats[source])
 
-def _side(value: int | tuple[int, ...]) -> int:
-    """Give the side of a square window, however it was said."""
-    return value if isinstance(value, int) else value[0]
+    def _pass(self, node: fx.Node) -> None:
+        module = self._module(node)
+        if isinstance(module, nn.MaxPool2d):
+            (source,) = node.all_input_nodes
+            self._bytes[node] = self._call(node, BytePool(module), self._bytes[source])
+        else:
+            self._bytes[node] = self._graph.node_copy(node, self._bytes.__getitem__)
 
+    def _convert(self, node: fx.Node) -> None:
+        """Emit the other form of a node's result, if somebody wants it too."""
+        if node in self._wanted and node not in self._bytes:
+            new: nn.Module = ToBytes(self._scale(node), self._dtype)
+            self._bytes[node] = self._call(node, new, self._floats[node])
+        elif node in self._bytes and not all(self._is_content(user) for user in node.users):
+            new = ToFloats(self._scale(node), self._dtype)
+            self._floats[node] = self._call(node, new, self._bytes[node])
 
-def _every(x: Tensor, dim: int, start: int, stride: int, count: int) -> Tensor:
-    """Take `count` slices across a dimension, `stride` apart."""
-    return x[(slice(None),) * dim + (slice(start, start + (count - 1) * stride + 1, stride),)]
+    def _is_content(self, user: fx.Node) -> bool:
+        """Tell whether bytes are what a user takes."""
+        return self._takes_bytes(user) or (user in self._wanted and self._passes(user))
+
+    def _shape(self, node: fx.Node) -> list[int]:
+        return [self._rows, *node.meta["tensor_meta"].shape[1:]]
+
+    def _call(self, node: fx.Node, module: nn.Module, source: fx.Node) -> fx.Node:
+        name = f"packed_{node.name}_{len(self._made)}"  # its own, though a module may be used twice
+        self._made[name] = module
+        return self._graph.call_module(name, (source,))

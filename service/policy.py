@@ -2,16 +2,18 @@
 
 Three rules:
 
-1. *Cheapest cover.* When a device is free, the rows of one key that wait are covered by the set
-   of buckets that costs least by measurement, and the largest of these is run, filled in order;
-   of the buckets that let the first of them meet its deadline. Nothing waits for company.
+1. *Cheapest cover.* When a device is free, the rows of one key that wait, or its share of them
+   if others are free too, are covered by the set of buckets that costs least by measurement, and
+   the largest of these is run, filled in order; of the buckets that let the first of them meet
+   its deadline. Nothing waits for company.
 2. *Earliest deadline first; large jobs yield while they can afford to.* A job that does not fit
    one batch lets the others pass as long as it would meet its deadline even if it were served
    last; so a 144-view job never makes a one-view request wait for more than one batch.
 3. *Admit what would be done in time if it were served last.* A newcomer overtakes only jobs with
    later deadlines than its own, and all of the queue, those jobs too, is done before its own
    deadline: so it breaks no promise. Runs cannot be interrupted and a tight deadline may force
-   a small one, which is why one largest run of each key is kept in hand.
+   a small one, which is why one largest run of each key is kept in hand; and several devices
+   share work by whole runs, so the last may end one run later than an even share would.
 """
 
 import math
@@ -48,6 +50,11 @@ class Costs:
     def total(self, rows: Mapping[Key, int]) -> float:
         """Predict the seconds for the rows of several keys."""
         return sum(self.of(key, count) for key, count in rows.items())
+
+    def longest(self, rows: Mapping[Key, int]) -> float:
+        """Predict the seconds of the longest batch that these rows may be in."""
+        fitting = {key: min(count, self.largest(key)) for key, count in rows.items()}
+        return max((self.of(key, count) for key, count in fitting.items()), default=0.0)
 
     def observed(self, key: Key, size: int, seconds: float, *, weight: float = 0.1) -> "Costs":
         """Move one bucket's cost towards what it took just now."""
@@ -128,36 +135,41 @@ class Decision:
     run: Formation | None
 
 
-def form(queue: Sequence[Waiting], costs: Costs, now: float) -> Decision:
-    """Decide what a free device runs; `queue` is in order of deadlines.
+def form(
+    queue: Sequence[Waiting], costs: Costs, now: float, *, free: int = 1, devices: int = 1
+) -> Decision:
+    """Decide what one of `free` free devices runs, of `devices`; `queue` is by deadline.
 
-    Looks no further than the batch needs: a late job deeper in the queue is found later.
+    It takes its share and leaves theirs to the others. Looks no further than the batch needs:
+    a late job deeper in the queue is found later.
     """
     late: list[int] = []
     same: list[int] = []  # the positions whose rows may share the batch
     rows = 0
-    for at in _order(queue, costs, now):
+    for at in _order(queue, costs, now, devices):
         job = queue[at]
         if same and job.key != queue[same[0]].key:
             continue
-        if costs.of(job.key, job.left) > job.deadline - now:
+        if costs.of(job.key, math.ceil(job.left / devices)) > job.deadline - now:
             late.append(at)
             continue
         same.append(at)
         rows += job.left
-        if rows >= costs.largest(job.key):
+        if rows >= free * costs.largest(job.key):
             break
     if not same:
         return Decision(tuple(late), None)
     first = queue[same[0]]
-    size, reason = _bucket(costs.seconds[first.key], rows, first.deadline - now)
+    share = math.ceil(rows / free)
+    size, reason = _bucket(costs.seconds[first.key], share, first.deadline - now)
     takes = _fill(((at, queue[at].left) for at in same), size)
     return Decision(tuple(late), Formation(first.key, size, tuple(takes), reason))
 
 
-def _order(queue: Sequence[Waiting], costs: Costs, now: float) -> Iterable[int]:
+def _order(queue: Sequence[Waiting], costs: Costs, now: float, devices: int) -> Iterable[int]:
     large = [at for at, job in enumerate(queue) if job.large]
-    if not large or now + costs.total(rows_left(queue)) > queue[large[0]].deadline:
+    everything = Load(0.0, rows_left(queue), devices)
+    if not large or now + everything.seconds(costs) > queue[large[0]].deadline:
         return range(len(queue))
     return chain((at for at, job in enumerate(queue) if not job.large), large)
 
@@ -197,8 +209,13 @@ class Load:
     devices: int = 1
 
     def seconds(self, costs: Costs) -> float:
-        """Predict when all of it is done."""
-        return (self.running + costs.total(self.rows)) / self.devices
+        """Predict when all of it is done, at the latest.
+
+        Devices share the work but not a batch: one may have to run the longest alone when the
+        others have nothing left (Graham's bound for list scheduling).
+        """
+        shared = (self.running + costs.total(self.rows)) / self.devices
+        return shared + (1 - 1 / self.devices) * costs.longest(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +239,13 @@ class Admission:
 
 def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> Admission:
     """Decide whether work that must be done in `seconds` may join the load."""
-    alone = Load(0.0, rows, load.devices).seconds(costs)
-    together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
-    done_in = replace(load, rows=together).seconds(costs)
-    others = done_in > alone
-    in_hand = sum(costs.seconds[k][costs.largest(k)] for k, count in together.items() if count)
-    late = max(0.0, done_in + in_hand * others - seconds)
+    alone = costs.total({key: math.ceil(count / load.devices) for key, count in rows.items()})
+    done_in, in_hand = alone, 0.0
+    if load.running or any(load.rows.values()):
+        together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
+        in_hand = sum(costs.seconds[k][costs.largest(k)] for k, n in together.items() if n)
+        done_in = replace(load, rows=together).seconds(costs)
+    late = max(0.0, done_in + in_hand - seconds)
     return Admission(alone, done_in, late if alone <= seconds else math.inf)
 
 

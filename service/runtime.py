@@ -1,10 +1,15 @@
 """The device: which one, in what form and precision a network runs on it, and what it costs."""
 
 import ctypes
+import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,10 +23,13 @@ from service.packed import Shape
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _MALLOC = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 1}
 
+T = TypeVar("T")
+
 PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 
 
@@ -47,12 +55,24 @@ def precisions(choice: str) -> tuple[torch.dtype, ...]:
     return tuple(PRECISIONS.values()) if choice == "auto" else (PRECISIONS[choice],)
 
 
+def packs(device: torch.device) -> bool:
+    """Tell whether networks are rewritten for a device, which is what int8 needs."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stub
+
+
 def place(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, shapes: Sequence[Shape]
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    shapes: Sequence[Shape],
+    largest: Mapping[str, float] | None,
 ) -> nn.Module:
-    """Take over a network and put it on a device, in the form that is quickest there."""
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's stub
-        return packed.pack(network, dtype, shapes)
+    """Take over a network and put it on a device, in the form that is quickest there.
+
+    `largest` is what int8 needs to know of the network; see `service.packed`.
+    """
+    if packs(device):
+        return packed.pack(network, dtype, shapes, largest)
     placed: nn.Module = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
     return placed
 
@@ -75,9 +95,57 @@ def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, most}))
 
 
-def forwards(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """Give a context to run forwards in: no gradients, and on a GPU a stream of its own."""
-    return torch.inference_mode if device.type == "cpu" else _on_stream(device)
+def cores() -> int:
+    """Count the processors that this process may use: those it runs on, within its quota."""
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(present or 1, _quota(Path("/sys/fs/cgroup/cpu.max"))))
+
+
+def _quota(cpu_max: Path) -> int:
+    """Read how many processors a container may use (Linux, control groups version 2)."""
+    try:
+        quota, period = cpu_max.read_text().split()
+        return sys.maxsize if quota == "max" else int(quota) // int(period)
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+def compute(work: Callable[[], T], threads: int = 0) -> T:
+    """Do work in a thread that ends, on so many cores (0: as many as it chooses itself).
+
+    GNU OpenMP keeps a pool for every thread that ever computed, and gives up spinning between
+    layers when these are more than the cores: a lone request would take three times as long.
+    """
+
+    def limited() -> T:
+        _limit(threads)
+        return work()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="compute") as once:
+        return once.submit(limited).result()
+
+
+def _limit(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)  # of the calling thread, whatever its name says
+
+
+def forwards(device: torch.device, threads: int = 0) -> Callable[[], AbstractContextManager[None]]:
+    """Give a context to run forwards in: no gradients, and a share of the device.
+
+    The share is so many threads of a CPU (0: as they are), or a stream of a GPU.
+    """
+    return _on_cores(threads) if device.type == "cpu" else _on_stream(device)
+
+
+def _on_cores(threads: int) -> Callable[[], AbstractContextManager[None]]:
+    @contextmanager
+    def entered() -> Iterator[None]:
+        _limit(threads)
+        with torch.inference_mode():
+            yield
+
+    return entered
 
 
 def _on_stream(  # pragma: no cover - needs a GPU

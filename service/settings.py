@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PlanName = Literal["single", "ten", "paper", "dense"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 MEBIBYTE = 1024 * 1024
@@ -55,6 +55,14 @@ class Settings(BaseSettings):
     max_batch: Annotated[
         int,
         Field(ge=0, le=256, description="most rows in one forward; 0: 16 on a CPU, 64 on a GPU"),
+    ] = 0
+    cores: Annotated[
+        int,
+        Field(ge=0, le=1024, description="cores a CPU computes on; 0: all that may be used"),
+    ] = 0
+    executors: Annotated[
+        int,
+        Field(ge=0, le=1024, description="batches a CPU computes side by side; 0: by measurement"),
     ] = 0
     max_body_bytes: Annotated[
         int,

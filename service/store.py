@@ -6,6 +6,7 @@ among those that come with the service.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 import platformdirs
 import torch
 from filelock import FileLock
+from pydantic import BaseModel, FiniteFloat, ValidationError
 from torch import Tensor
 
 import service
@@ -28,6 +30,7 @@ from service.networks import ARCHITECTURES, Architecture
 
 WEIGHTS = "weights.safetensors"
 RECORD = WEIGHTS + ".sha256"
+CALIBRATION = "int8.json"
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}")  # what the folder of a model may be called
 
@@ -47,12 +50,18 @@ class Model:
     labels: tuple[Label, ...]
     sha256: str
     state: Mapping[str, Tensor]
+    largest: Mapping[str, float] | None = None  # values within it, if it was calibrated for int8
 
     def network(self) -> torch.nn.Module:
         """Build the network with its weights."""
         network = _architecture(self.manifest).build(self.manifest.classes)
         network.load_state_dict(dict(self.state), strict=False)
         return network.eval()
+
+
+class _Calibration(BaseModel):
+    sha256: str  # of the weights it is for
+    largest: dict[str, FiniteFloat]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,27 @@ class Store:
         described = self.manifest(name)
         data, digest = self._weights(name)  # read once: what is checked is what is served
         state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
-        return Model(name, described, self.labels(name), digest, state)
+        return Model(name, described, self.labels(name), digest, state, self._largest(name, digest))
+
+    def quantize(self, model: Model, largest: Mapping[str, float]) -> None:
+        """Record what int8 has to know of a model, for the weights that it has now."""
+        with self._locked(model.name):
+            path = self._weights_path(model.name).with_name(CALIBRATION)
+            fresh = path.with_suffix(".part")
+            content = {"sha256": model.sha256, "largest": dict(largest)}
+            fresh.write_text(json.dumps(content, indent=1) + "\n", "ascii")
+            fresh.replace(path)
+
+    def _largest(self, name: str, digest: str) -> dict[str, float] | None:
+        """Read what was recorded for these very weights."""
+        path = self._weights_path(name).with_name(CALIBRATION)
+        if not path.is_file():
+            return None
+        try:
+            found = _Calibration.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise BadWeights(f"{path} is damaged; quantize {name!r} again") from error
+        return found.largest if found.sha256 == digest else None
 
     def verify(self, name: str) -> str:
         """Give the SHA-256 of a model's weights if it is the recorded one."""

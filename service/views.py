@@ -105,6 +105,15 @@ class Plan:
         return self.views[0].side
 
     @property
+    def enough(self) -> int:
+        """Pixels of a picture's short side that are as good as more.
+
+        Twice what the resized picture has: resampling then averages what is beyond it anyway
+        (Pillow's `reducing_gap` of 2.0, which its documentation calls close to exact).
+        """
+        return 2 * max(canvas.resize.side for canvas in self.canvases)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the canvases of one picture."""
         return 3 * (sum(c.side**2 for c in self.canvases) + len(self.shrunk) * CROP**2)

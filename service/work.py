@@ -52,11 +52,14 @@ class Batch(Generic[P]):
 class Lane(Generic[P, R]):
     """A way to run batches: a blocking function giving one result a slice, and its device.
 
-    A device has one lane, or two so that one batch is copied while the other is computed.
+    A device has one lane, or two so that one batch is copied while the other is computed. A
+    lane with `alone` above 0 has all devices at once: it runs up to so many rows, when they are
+    all that is to be done, and nothing runs beside it.
     """
 
     run: Callable[[Batch[P]], Sequence[R]]
     device: int = 0
+    alone: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.ensemble import Cuts, Ensemble, Member, Probabilities
+from service.ensemble import Ensemble, Member
+from service.forward import Cuts, Probabilities
 from service.manifest import Label
 from service.policy import Costs, Key
 from service.settings import Settings
@@ -65,7 +66,12 @@ def real_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def real_client(real_store: Store) -> Iterator[TestClient]:
     """A client of the real service on the real weights, in float32, ready."""
     settings = Settings(
-        model="bvlc_googlenet", store=real_store.root, device="cpu", precision="float32"
+        model="bvlc_googlenet",
+        store=real_store.root,
+        device="cpu",
+        precision="float32",
+        max_batch=8,  # fewer sizes to time
+        executors=1,
     )
     with TestClient(create_app(settings)) as client:
         wait_ready(client)
@@ -109,7 +115,8 @@ def serving(*arguments: str) -> Iterator[Served]:
 def served(real_store: Store) -> Iterator[Served]:
     """A ready process on the real weights, in float32."""
     store = str(real_store.root)
-    with serving("--model", "bvlc_googlenet", "--store", store, "--precision", "float32") as ours:
+    small = ("--max-batch", "4", "--executors", "1", "--precision", "float32")
+    with serving("--model", "bvlc_googlenet", "--store", store, *small) as ours:
         with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
             wait_ready(client)
         yield ours

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher
+from service.batcher import Batcher, Seat
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError, TooLarge
 from service.policy import Costs, Key
 from service.work import Backlog, Batch, BatchReport, Demand, DropReport, Lane, Outcome
@@ -108,11 +108,16 @@ def table(seconds: float = 0.1) -> dict[Key, dict[int, float]]:
 
 def batcher_of(
     *devices: Device,
+    alone: Device | None = None,
+    alone_rows: int = 1,
     costs: Costs | None = None,
     max_bytes: int = 1_000,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
 ) -> Batcher[str, Part]:
+    """Make a batcher; the lane `alone` has all devices, for so many rows that come alone."""
     lanes = [Lane(device.run, number) for number, device in enumerate(devices)]
+    if alone:
+        lanes.append(Lane(alone.run, len(lanes), alone_rows))
     return Batcher(lanes, costs or Costs(table()), max_bytes=max_bytes, report=report)
 
 
@@ -369,6 +374,226 @@ def test_what_batches_take_teaches_the_batcher_what_to_expect() -> None:
             await task
             with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
                 assert batcher.backlog().seconds < before
+
+    play(scene)
+
+
+# Alone, or side by side.
+
+
+def test_what_idle_devices_find_waiting_they_share() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, str(number)) for number in range(8)]
+            halves = [await one.begun(), await two.begun()]
+            assert [(half.size, half.rows) for half in halves] == [(4, 4)] * 2
+            one.end()
+            two.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_what_waits_is_shared_with_idle_devices_only() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, "first")]
+            await one.begun()
+            tasks += [asking(batcher, str(number)) for number in range(8)]
+            assert (await two.begun()).rows == 8
+            one.end()
+            two.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_a_request_that_comes_alone_has_all_devices() -> None:
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        async with batcher_of(one, two, alone=alone) as batcher:
+            for name in ("first", "second"):
+                task = asking(batcher, name)
+                assert truth(await alone.begun()) == [(name, 0, 1)]
+                alone.end()
+                assert (await task).parts == ((name, 0, 1),)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("rows", "is_alone"), [(1, True), (2, True), (3, False)])
+def test_all_devices_are_for_no_more_rows_than_the_lane_says(rows: int, *, is_alone: bool) -> None:
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        async with batcher_of(one, two, alone=alone, alone_rows=2) as batcher:
+            task = asking(batcher, "a", rows)
+            taken = [alone] if is_alone else [one, two]
+            assert sum([(await device.begun()).rows for device in taken]) == rows
+            for device in taken:
+                device.end()
+            await task
+
+    play(scene)
+
+
+def test_a_request_is_not_alone_while_the_pictures_of_others_are_decoded() -> None:
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        async with batcher_of(one, two, alone=alone) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                task = asking(batcher, "a")
+                assert truth(await one.begun()) == [("a", 0, 1)]
+                one.end()
+                await task
+
+    play(scene)
+
+
+def test_nothing_runs_beside_the_lane_of_all_devices_and_those_who_came_follow_it() -> None:
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        async with batcher_of(one, two, alone=alone) as batcher:
+            tasks = [asking(batcher, "first")]
+            await alone.begun()
+            tasks += [asking(batcher, name) for name in ("b", "c")]
+            await settle()
+            assert (one.batch, two.batch) == (None, None)
+            alone.end()
+            assert {truth(await device.begun())[0] for device in (one, two)} == {
+                ("b", 0, 1), ("c", 0, 1),
+            }  # fmt: skip
+            one.end()
+            two.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_beside_what_runs_nothing_has_all_devices() -> None:
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        async with batcher_of(one, two, alone=alone) as batcher:
+            pair = asking(batcher, "pair", rows=2)
+            await one.begun()
+            await two.begun()
+            last = asking(batcher, "last")
+            await settle()
+            assert alone.batch is None
+            two.end()
+            assert truth(await two.begun()) == [("last", 0, 1)]
+            one.end()
+            two.end()
+            await asyncio.gather(pair, last)
+
+    play(scene)
+
+
+def test_one_that_follows_a_batch_that_ends_is_alone() -> None:
+    async def scene() -> None:
+        one, alone = Device(), Device()
+        async with batcher_of(one, alone=alone) as batcher:
+            many = asking(batcher, "many", rows=8)
+            await one.begun()
+            last = asking(batcher, "last")
+            await settle()
+            one.end()
+            assert truth(await alone.begun()) == [("last", 0, 1)]
+            alone.end()
+            await asyncio.gather(many, last)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("verdict", [truth, failure])
+def test_those_who_wait_for_the_lane_of_all_devices_are_served_however_it_ends(
+    verdict: Verdict,
+) -> None:
+    async def scene() -> None:
+        one, alone = Device(), Device()
+        async with batcher_of(one, alone=alone) as batcher:
+            first = asking(batcher, "first")
+            await alone.begun()
+            others = asking(batcher, "others", rows=3)
+            await settle()
+            alone.end(verdict)
+            assert truth(await one.begun()) == [("others", 0, 3)]
+            one.end()
+            await asyncio.gather(first, others, return_exceptions=True)
+            assert others.result().batch_rows == 3
+
+    play(scene)
+
+
+def test_what_a_batch_takes_with_all_devices_at_it_is_nothing_to_the_costs() -> None:
+    async def scene() -> None:
+        one, alone, reports = Device(), Device(), Reports()
+        costs = Costs(table(seconds=1.0))
+        async with batcher_of(one, alone=alone, costs=costs, report=reports) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                before = batcher.backlog().seconds
+            task = asking(batcher, "quick")
+            await alone.begun()
+            alone.end()
+            await task
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                assert batcher.backlog().seconds == before
+        assert [report.rows for report in reports.batches] == [1]
+
+    play(scene)
+
+
+def test_the_lane_of_all_devices_is_no_device_more() -> None:
+    async def scene() -> None:
+        costs = Costs({A: {1: 10.0}})
+        async with batcher_of(Device(), Device(), alone=Device(), costs=costs) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)] * 2, time.monotonic() + MINUTE):
+                assert (
+                    batcher.backlog().seconds == 15
+                )  # an even share, and half of the longest batch
+
+    play(scene)
+
+
+def test_the_lane_of_all_devices_is_given_no_size_that_it_does_not_have() -> None:
+    """However cheap a larger bucket has become since: that lane was made for its rows alone."""
+
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        costs = Costs({A: {1: 1.3, 2: 1.2, 4: 1.1}})
+        async with batcher_of(one, two, alone=alone, costs=costs) as batcher:
+            task = asking(batcher, "a")
+            assert (await alone.begun()).size == 1
+            alone.end()
+            await task
+
+    play(scene)
+
+
+def test_a_seat_given_back_as_the_lane_of_all_devices_ends_leaves_nobody_waiting() -> None:
+    """The moment in which two rows become one: neither kind of lane may think it is the other's."""
+
+    async def scene() -> None:
+        one, two, alone = Device(), Device(), Device()
+        async with batcher_of(one, two, alone=alone) as batcher:
+            spare: asyncio.Future[Seat[str, Part]] = asyncio.get_running_loop().create_future()
+
+            async def give_back_when_done() -> None:
+                await ask(batcher, "first")
+                batcher.release(spare.result())
+
+            first = asyncio.create_task(give_back_when_done())
+            await alone.begun()
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE) as [seat]:
+                spare.set_result(seat)
+                last = asking(batcher, "last")
+                await settle()
+                alone.end()
+                await first
+                assert truth(await alone.begun()) == [("last", 0, 1)]
+                alone.end()
+                await last
 
     play(scene)
 
@@ -670,7 +895,45 @@ def test_more_devices_admit_more() -> None:
     async def scene() -> None:
         async with batcher_of(Device(), Device(), costs=Costs({A: {1: 10.0}})) as batcher:
             with batcher.reserve([Demand(A, 1, 1)] * 2, time.monotonic() + 15):
-                assert batcher.backlog().seconds == 10
+                assert (
+                    batcher.backlog().seconds == 15
+                )  # an even share, and half of the longest batch
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("demand", "seconds", "error"),
+    [
+        (Demand(A, 1, 1), MINUTE, None),
+        (Demand(A, 1, 1), 15.0, Overloaded),
+        (Demand(A, 2, 1), 15.0, DeadlineExceeded),
+        (Demand(A, 1, 101), MINUTE, TooLarge),
+        (Demand(A, 1, 60), MINUTE, Overloaded),
+    ],
+)
+def test_a_check_raises_what_reserving_would_and_holds_nothing(
+    demand: Demand, seconds: float, error: type[ServiceError] | None
+) -> None:
+    def refusal(attempt: Callable[[], None]) -> type[ServiceError] | None:
+        try:
+            attempt()
+        except ServiceError as refused:
+            return type(refused)
+        return None
+
+    async def scene() -> None:
+        async with batcher_of(Device(), costs=Costs({A: {1: 10.0}}), max_bytes=100) as batcher:
+
+            def reserve() -> None:
+                with batcher.reserve([demand], time.monotonic() + seconds):
+                    pass
+
+            with batcher.reserve([Demand(A, 1, 50)], time.monotonic() + MINUTE):
+                held = batcher.backlog()
+                assert refusal(lambda: batcher.check([demand], seconds)) is error
+                assert batcher.backlog() == held
+                assert refusal(reserve) is error
 
     play(scene)
 
@@ -793,14 +1056,22 @@ class End:
 
 @dataclass(frozen=True)
 class Slow:
-    """A key turns out to cost a thousand times as much, unless its cost is known better by now."""
+    """Buckets turn out to cost a thousand times as much, unless that is known better by now."""
 
     key: Key
+    sizes: tuple[int, ...]
 
+
+@dataclass(frozen=True)
+class Calm:
+    """All who are there are served, and nobody comes meanwhile."""
+
+
+Event = Arrive | Cancel | End | Slow | Calm
 
 arrivals = st.builds(
     Arrive,
-    callers=st.integers(1, 6),
+    callers=st.sampled_from([1, 1, 1, 2, 4, 6]),
     key=st.sampled_from(KEYS),
     rows=st.sampled_from([1, 1, 1, 2, 3, 8, 9, 20]),
     turns=st.sampled_from([0, 0, 1, 3]),
@@ -808,19 +1079,28 @@ arrivals = st.builds(
 )
 ends = st.builds(End, st.integers(0, 2), st.sampled_from([truth, truth, truth, failure]))
 cancels = st.builds(Cancel, st.integers(0, 9))
-slows = st.builds(Slow, st.sampled_from(KEYS))
-events = st.one_of(*[arrivals] * 3, *[ends] * 4, *[cancels] * 2, slows)
+slows = st.builds(Slow, st.sampled_from(KEYS), st.sampled_from([BUCKETS, (1,), (1, 2), (8,)]))
+calms = st.just(Calm())
+events = st.one_of(*[arrivals] * 4, *[ends] * 4, *[cancels] * 2, slows, *[calms] * 2)
 
 
 class Story:
     """Callers and devices that do what they like, and what must be true all the same."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, alone_rows: int) -> None:
         self.seconds = table()
-        self.devices = [Device() for _ in range(lanes)]
+        self.beside = [Device() for _ in range(lanes)]
+        self.alone = Device() if alone_rows else None
+        self.alone_rows = alone_rows
+        self.devices = [*self.beside, *([self.alone] if self.alone else [])]
         self.reports = Reports()
         self.batcher = batcher_of(
-            *self.devices, costs=Costs(self.seconds), max_bytes=100, report=self._report
+            *self.beside,
+            alone=self.alone,
+            alone_rows=alone_rows,
+            costs=Costs(self.seconds),
+            max_bytes=100,
+            report=self._report,
         )
         self.callers: dict[str, tuple[Arrive, asyncio.Task[Outcome[Part]]]] = {}
         self.cancelled: set[str] = set()
@@ -828,8 +1108,13 @@ class Story:
         self.taken: list[Part] = []  # by any batch, in order
         self.failed: set[str] = set()  # who was in a batch that failed
         self._changed = asyncio.Event()
+        self.crowded = False  # did anything run beside the lane of all devices
         for device in self.devices:
-            device.notify = self._changed.set
+            device.notify = self._begun
+
+    def _begun(self) -> None:
+        self.crowded |= self.alone in self.running and len(self.running) > 1
+        self._changed.set()
 
     def _report(self, report: BatchReport | DropReport) -> None:
         self.reports(report)
@@ -860,7 +1145,7 @@ class Story:
         """The callers that have neither an answer nor an error yet."""
         return [name for name, (_, task) in self.callers.items() if not task.done()]
 
-    async def happen(self, event: Arrive | Cancel | End | Slow) -> None:
+    async def happen(self, event: Event) -> None:
         """Make one thing happen."""
         match event:
             case Arrive():
@@ -874,14 +1159,17 @@ class Story:
                 self.cancelled.add(name)
             case End(nth, verdict) if self.running:
                 await self._end(self.running[nth % len(self.running)], verdict)
-            case Slow(key):
-                for size in BUCKETS:
+            case Slow(key, sizes):
+                for size in sizes:
                     self.seconds[key][size] *= 1_000
+            case Calm():
+                await self.finish()
 
     async def _end(self, device: Device, verdict: Verdict) -> None:
         batch = await device.begun()
         assert 0 < batch.rows <= batch.size
         assert batch.size in BUCKETS
+        assert device is not self.alone or batch.size <= self.alone_rows
         assert {self.callers[part.payload][0].key for part in batch.slices} == {batch.key}
         self.taken += truth(batch)
         if verdict is failure:
@@ -900,7 +1188,8 @@ class Story:
         await settle()
         await self._until(
             lambda: (
-                len(self.running) == len(self.devices)
+                self.alone in self.running
+                or len(self.running) == len(self.beside)
                 or self.batcher.backlog().rows == self.preparing
             )
         )
@@ -935,12 +1224,12 @@ class Story:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.integers(1, 3), st.lists(events, min_size=10, max_size=60))
+@given(st.integers(1, 3), st.sampled_from([0, 1, 2]), st.lists(events, min_size=10, max_size=60))
 def test_everybody_gets_his_own_answer_or_his_own_error(
-    lanes: int, events: list[Arrive | Cancel | End | Slow]
+    lanes: int, alone_rows: int, events: list[Event]
 ) -> None:
     async def scene() -> None:
-        story = Story(lanes)
+        story = Story(lanes, alone_rows)
         async with story.batcher:
             for event in events:
                 await story.happen(event)
@@ -952,5 +1241,6 @@ def test_everybody_gets_his_own_answer_or_his_own_error(
         for device in story.devices:  # some may run for callers who are gone
             device.end()
         story.everybody_got_his_own()
+        assert not story.crowded
 
     play(scene)

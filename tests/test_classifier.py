@@ -12,8 +12,9 @@ import pytest
 from conftest import fake_ensemble, mean_colour
 from PIL import Image
 
-from service.classifier import LOADING_RETRY, Answer, Classifier, Limits
-from service.ensemble import Cuts, Ensemble, Probabilities
+from service import views
+from service.classifier import LOADING_RETRY, Answer, Classifier, Limits, prepare
+from service.ensemble import Ensemble
 from service.errors import (
     CallerGone,
     DeadlineExceeded,
@@ -26,6 +27,8 @@ from service.errors import (
     UnreadableImage,
     UnsupportedType,
 )
+from service.forward import Cuts, Probabilities
+from service.views import Resize
 from service.work import Backlog, Batch, BatchReport, DropReport
 
 LIMITS = Limits(max_pixels=100_000, max_queue_bytes=10**9, decode_threads=1, stall_seconds=60)
@@ -268,6 +271,21 @@ def test_a_bad_picture_has_its_own_error_and_harms_no_other() -> None:
     asyncio.run(main())
 
 
+def test_a_large_photo_is_decoded_at_no_more_than_the_views_need() -> None:
+    """The forwards see what they saw; only the decoder had less to do."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(file, "JPEG")
+    plan = views.plan("single", Resize("warp", 256))
+    [cuts] = prepare(file.getvalue(), [plan], 10**8)
+    [whole] = views.canvases(Image.open(file), plan)
+    assert cuts.plan == plan
+    assert np.abs(cuts.canvases[0].astype(np.int16) - whole).mean() < 0.5
+    [paper, _] = prepare(file.getvalue(), [views.plan("paper", Resize("warp", 256)), plan], 10**8)
+    exactly = views.canvases(Image.open(file), paper.plan)
+    assert all(np.array_equal(*pair) for pair in zip(paper.canvases, exactly, strict=True))
+
+
 def test_a_bad_picture_costs_no_forward() -> None:
     async def main() -> None:
         device = Device()
@@ -367,6 +385,44 @@ def test_what_cannot_be_done_in_time_behind_the_others_is_refused_at_once() -> N
 
 
 # Deadlines.
+
+
+def test_what_even_one_picture_would_be_refused_with_can_be_asked_beforehand() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        ensemble = fake_ensemble(device.run, seconds_per_row=1.0)
+        async with serving(ensemble, device=device) as served:
+            served.check(plan="ten", seconds=11.0)
+            with pytest.raises(DeadlineExceeded):
+                served.check(plan="ten", seconds=9.0)
+            nothing_is_held(served)
+            first = asyncio.create_task(ask(served, RED, plan="ten"))
+            await device.is_busy()
+            with pytest.raises(Overloaded):
+                served.check(plan="ten", seconds=11.0)
+            served.check(plan="single", seconds=PATIENCE)
+            device.go.set()
+            assert best(await first) == ["red"]
+
+    asyncio.run(main())
+
+
+def test_while_the_model_loads_any_picture_would_be_refused() -> None:
+    async def main() -> None:
+        loaded = threading.Event()
+
+        def load() -> Ensemble:
+            assert loaded.wait(PATIENCE)
+            return fake_ensemble()
+
+        async with classifier(load) as served:
+            with pytest.raises(NotReady):
+                served.check(plan="single", seconds=PATIENCE)
+            loaded.set()
+            await served.ready()
+            served.check(plan="single", seconds=PATIENCE)
+
+    asyncio.run(main())
 
 
 def test_each_picture_that_is_not_done_by_the_deadline_says_so() -> None:

@@ -21,7 +21,8 @@ from starlette.testclient import TestClient
 
 from service.api.problems import STATUS
 from service.app import create_app
-from service.ensemble import Cuts, Ensemble, Probabilities
+from service.ensemble import Ensemble
+from service.forward import Cuts, Probabilities
 from service.policy import Costs, Key
 from service.settings import Settings
 from service.store import Store
@@ -457,15 +458,29 @@ def test_a_method_that_a_path_does_not_know_is_a_problem(
     assert response.headers["allow"] == allowed
 
 
-def test_a_refusal_before_the_body_was_read_ends_the_connection(client: TestClient) -> None:
-    refused = client.post("/classify?top_k=0", content=b"x", headers=JPEG)
+def test_a_refusal_before_a_large_body_was_read_ends_the_connection(client: TestClient) -> None:
+    refused = client.post("/classify?top_k=0", content=bytes(2 * 1024 * 1024), headers=JPEG)
+    assert_problem(refused, 422, "invalid_parameter")
     assert refused.headers["connection"] == "close"
+
+
+def test_a_refusal_before_a_small_body_was_read_keeps_the_connection(client: TestClient) -> None:
+    refused = client.post("/classify?top_k=0", content=b"x", headers=JPEG)
+    assert_problem(refused, 422, "invalid_parameter")
+    assert "connection" not in refused.headers
 
 
 def test_a_refusal_after_the_body_was_read_keeps_the_connection(client: TestClient) -> None:
     refused = client.post("/classify", content=b"x", headers=JPEG)
     assert refused.status_code == 415
     assert "connection" not in refused.headers
+
+
+def test_the_schema_tells_how_many_pictures_there_may_be(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["requestBody"]
+    form = described["content"]["multipart/form-data"]["schema"]
+    assert form["properties"]["file"]["minItems"] == 1
+    assert form["properties"]["file"]["maxItems"] == SETTINGS.max_files == 3
 
 
 # The service's own troubles.

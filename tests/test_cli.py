@@ -17,15 +17,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
-from conftest import ROOT, wait_ready
+from conftest import ROOT, fake_ensemble, mean_colour, wait_ready
+from test_bench import FULL, OTHERS
+from test_classify import plain
 
+from service import app
 from service.__main__ import main
+from service.bench import measure
+from service.bench.figures import Report
+from service.bench.measure import Options, Say
+from service.classifier import Classifier, Limits
+from service.ensemble import Ensemble
+from service.errors import ModelError
+from service.forward import Cuts, Probabilities
+from service.runtime import PRECISIONS
 from service.settings import Settings
 from service.store import RECORD, WEIGHTS, Store
+from service.work import Batch
 
 COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
-            "classify", "evaluate"]  # fmt: skip
+            "classify", "evaluate", "bench"]  # fmt: skip
 
 Captured = pytest.CaptureFixture[str]
 
@@ -88,6 +101,7 @@ def test_every_setting_is_an_option_of_serve_with_its_help(capsys: Captured) -> 
 VALUES = {
     "host": "::1", "port": "0", "model": "a,b", "views": "paper", "device": "cuda:1",
     "precision": "bfloat16", "store": "here", "timeout_seconds": "1.5", "max_batch": "3",
+    "cores": "2", "executors": "4",
     "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
     "upload_seconds": "2.5", "max_queue_bytes": "8192", "decode_threads": "2",
     "stall_seconds": "9.5", "log_level": "debug",
@@ -132,6 +146,11 @@ def test_a_variable_is_heeded_and_an_option_comes_before_it(
         ("classify a.jpg --top-k 0", "--top-k: "),
         ("classify a.jpg --top-k -3", "--top-k: "),
         ("evaluate photos --plans ten,eleven", "'eleven' is not one of single, ten, paper, dense"),
+        ("bench photos --rounds 0", "--rounds: '0' is not a whole number from 1"),
+        ("bench photos --seconds -1", "--seconds: "),
+        ("bench photos --slo fast", "--slo: 'fast' is not a whole number from 1"),
+        ("bench photos --executors=-1", "--executors: Input should be greater than or equal to 0"),
+        ("bench", "the following arguments are required: DIR"),
         ("serve --speed 9", "unrecognized arguments: --speed 9"),
         ("classify", "the following arguments are required: FILE"),
         ("models", "the following arguments are required: ACTION"),
@@ -412,6 +431,151 @@ def test_a_folder_without_labelled_photos_is_told(
     status, told = refused(["evaluate", str(tmp_path), *real], capsys)
     assert status == 1
     assert told.splitlines()[-1].startswith(f"googlenet-service: {tmp_path} has no photos named")
+
+
+# Number formats, with a model that confuses red with green in float16.
+
+COLOURS = (("red", "red"), ("lime", "green"), ("blue", "blue"))
+
+
+def of_colours(settings: Settings) -> Classifier:
+    """Know three colours, as well as the number format allows, and int8 not at all."""
+    mixed = 0.6 if settings.precision == "float16" else 0.01 * (settings.precision != "float32")
+
+    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+        return [
+            np.array([(1 - mixed) * red + mixed * green, mixed * red + (1 - mixed) * green, blue])
+            for red, green, blue in mean_colour(batch)
+        ]
+
+    def load() -> Ensemble:
+        if settings.precision == "int8":
+            raise ModelError("not calibrated")
+        return fake_ensemble(run)
+
+    limits = Limits(max_pixels=10**6, max_queue_bytes=10**9, decode_threads=1, stall_seconds=60)
+    return Classifier(load, limits, lambda _: None)
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> Path:
+    """Photos of three colours in the folders of their labels, and a file that is none."""
+    for colour, label in COLOURS:
+        (tmp_path / label).mkdir()
+        (tmp_path / label / f"{label}.png").write_bytes(plain(colour))
+    (tmp_path / "red/text.png").write_text("no picture")
+    return tmp_path
+
+
+def test_number_formats_are_compared_with_float32(
+    coloured: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "create_classifier", of_colours)
+    assert main(["evaluate", str(coloured), "--compare", "--plans", "single,ten"]) == 0
+    printed = capsys.readouterr().out
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (
+            [cell.strip() for cell in line.split("│")[1:-1]]
+            for line in printed.splitlines()
+            if line.startswith("│")
+        )
+    }
+    assert [*rows] == [name for name in PRECISIONS if name != "int8"]
+    assert rows["float32"] == ["3", "100.0 %", "100.0 %", "3", "0.0000"]
+    assert rows["bfloat16"] == ["3", "100.0 %", "100.0 %", "3", "0.0100"]
+    assert rows["float16"] == ["3", "33.3 %", "100.0 %", "1", "0.6000"]
+    told = [line for line in printed.splitlines() if ": " in line]
+    assert told == [
+        "float16: green.png: red 0.600, exactly green 1.000",
+        "float16: red.png: green 0.600, exactly red 1.000",
+        "int8: not calibrated",
+    ]
+
+
+# Measuring: `tests/test_bench.py` measures, here a report is given.
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What was asked to be measured, by a measurement that takes no time."""
+    asked: list[tuple[object, ...]] = []
+
+    async def other(url: str, folder: Path, options: Options, say: Say) -> Report:
+        asked.append((url, folder, options))
+        say("one moment")
+        return OTHERS
+
+    async def ours(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
+        asked.append((settings, folder, options))
+        say("one moment")
+        return FULL
+
+    monkeypatch.setattr(measure, "other", other)
+    monkeypatch.setattr(measure, "ours", ours)
+    return asked
+
+
+def test_another_service_is_measured_at_its_address(
+    asked: list[tuple[object, ...]], capsys: Captured
+) -> None:
+    options = "--seconds 2 --rounds 4 --requests 50 --slo 250 --deadline 1500"
+    assert main(["bench", "photos", "--url", "http://h:1", *options.split()]) == 0
+    assert asked == [("http://h:1", Path("photos"), Options(2, 4, 50, 0.25, 1.5))]
+    printed = capsys.readouterr()
+    assert "Closed loop" in printed.out
+    assert "ready in" not in printed.out
+    assert printed.err == "one moment\n"
+
+
+def test_a_service_of_ones_own_is_measured_with_the_settings_given(
+    asked: list[tuple[object, ...]], capsys: Captured
+) -> None:
+    assert main(["bench", "photos", "--precision", "float32", "--executors", "2"]) == 0
+    chosen = Settings(precision="float32", executors=2)
+    assert asked == [(chosen, Path("photos"), Options(5, 3, 10_000, 0, 1))]
+    settings = asked[0][0]
+    assert isinstance(settings, Settings)
+    assert settings.model_fields_set == {"precision", "executors"}
+    assert "ready in 9.3 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", [[], ["--url", "http://h:1"]])
+def test_a_report_is_printed_as_json(
+    asked: list[tuple[object, ...]], where: list[str], capsys: Captured
+) -> None:
+    assert main(["bench", "photos", "--json", *where]) == 0
+    assert len(asked) == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert report["subject"]["name"] == "bvlc_googlenet"
+    assert (report["limit"] is None) == bool(where)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("localhost:8000", "'localhost:8000' is not of the form http://host:port"),
+        ("https://localhost", "'https://localhost' is not of the form http://host:port"),
+        ("http://127.0.0.1:1", "no service that is ready answers at 127.0.0.1:1"),
+    ],
+)
+def test_nothing_to_measure_is_told_in_a_sentence(
+    url: str, sentence: str, coloured: Path, capsys: Captured
+) -> None:
+    status, told = refused(["bench", str(coloured / "red"), "--url", url], capsys)
+    assert (status, told) == (1, f"googlenet-service: {sentence}\n")
+
+
+@pytest.mark.parametrize("where", [[], ["--url", "http://127.0.0.1:1"]])
+def test_nothing_to_measure_with_is_told_before_anything_is_started(
+    where: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    for folder, problem in (
+        (tmp_path / "absent", "is not a folder"),
+        (tmp_path, "has no pictures"),
+    ):
+        status, told = refused(["bench", str(folder), *where], capsys)
+        assert (status, told) == (1, f"googlenet-service: {folder} {problem}\n")
 
 
 # Serving, in this process: `tests/test_process.py` has one of its own.

@@ -9,137 +9,53 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import ROOT, fake_ensemble
+from conftest import fake_ensemble
 from PIL import Image
-from torch import Tensor, nn
+from test_forward import (
+    SHORT,
+    WARP,
+    batch,
+    cuts,
+    expected_views,
+    noise,
+    preprocessed,
+    softmax,
+    toy,
+    whole,
+)
 
-from service import ensemble, runtime, views
-from service.ensemble import Cuts, Ensemble, Probabilities
+from service import ensemble, views
+from service.ensemble import Ensemble
 from service.errors import ModelError
+from service.forward import Cuts, Probabilities
 from service.images import decode
-from service.manifest import Label
 from service.policy import Key
 from service.store import Model, Store
 from service.views import CROP, DENSE, Resize
-from service.work import Batch, Demand, Slice
+from service.work import Demand, Slice
 
-CPU = torch.device("cpu")
-WARP, SHORT, STRAIGHT = Resize("warp", 256), Resize("short", 256), Resize("warp", CROP)
+STRAIGHT = Resize("warp", CROP)
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
 )
 
 
-def noise(seed: int, width: int = 300, height: int = 260) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def cuts(picture: Image.Image, name: str, resize: Resize = WARP) -> Cuts:
-    plan = views.plan(name, resize)
-    return Cuts(plan, views.canvases(picture, plan))
-
-
-def whole(payload: Cuts) -> Slice[Cuts]:
-    return Slice(payload, 0, len(payload.plan.views))
-
-
-def batch(*slices: Slice[Cuts], size: int = 0, member: int = 0) -> Batch[Cuts]:
-    rows = sum(part.rows for part in slices)
-    key = Key(member, slices[0].payload.plan.side)
-    return Batch(key, size or rows, slices, "full")
-
-
-def expected_views(part: Slice[Cuts]) -> list[npt.NDArray[np.uint8]]:
-    """A slice's views, cut with numpy."""
-    made = []
-    for view in part.payload.plan.views[part.start : part.stop]:
-        canvas = part.payload.canvases[view.canvas]
-        square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
-        made.append(square[:, ::-1] if view.mirror else square)
-    return made
-
-
-# Cutting.
-
-
-@pytest.mark.parametrize("name", views.NAMES)
-@pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_cut_gives_exactly_the_plans_views(name: str, resize: Resize) -> None:
-    part = whole(cuts(noise(0), name, resize))
-    rows = ensemble.cut(batch(part), CPU)
-    assert rows.dtype == torch.uint8
-    assert np.array_equal(rows.numpy(), np.stack(expected_views(part)))
-
-
-def test_cut_puts_slices_one_after_the_other_and_pads_with_zeros() -> None:
-    one, two = cuts(noise(1), "ten"), cuts(noise(2), "single")
-    slices = [Slice(one, 3, 8), whole(two), Slice(one, 9, 10)]
-    rows = ensemble.cut(batch(*slices, size=16), CPU).numpy()
-    views_ = [view for part in slices for view in expected_views(part)]
-    assert rows.shape == (16, CROP, CROP, 3)
-    assert np.array_equal(rows[:7], np.stack(views_))
-    assert not rows[7:].any()
-
-
-def test_cut_uses_the_side_of_its_key() -> None:
-    rows = ensemble.cut(batch(whole(cuts(noise(3), "dense"))), CPU)
-    assert rows.shape == (2, DENSE, DENSE, 3)
-    assert torch.equal(rows[0].flip(1), rows[1])
-
-
-def test_144_views_split_at_odd_places_are_the_144_views() -> None:
-    payload = cuts(noise(4, 320, 256), "paper")
-    places = [0, 1, 7, 72, 73, 101, 144]
-    pieces = [
-        ensemble.cut(batch(Slice(payload, start, stop)), CPU) for start, stop in pairwise(places)
-    ]
-    assert torch.equal(torch.cat(pieces), ensemble.cut(batch(whole(payload)), CPU))
-
-
-# A network small enough to reckon: how dark a view's colours are, as probabilities.
-
-
-class Colours(nn.Module):
-    """Logits are what the preprocessing made of a view, averaged by channel, times `sharpness`."""
-
-    def __init__(self, sharpness: float) -> None:
-        super().__init__()
-        self.sharpness = nn.Parameter(torch.tensor(sharpness))
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 3)
-        return x.mean((2, 3)) * self.sharpness
-
-
-class Toy(Model):
-    """A model of the store, but for its network."""
-
-    def network(self) -> nn.Module:
-        """Build the toy with its one weight."""
-        return Colours(float(self.state["sharpness"]))
-
-
-@pytest.fixture(scope="module")
-def toy() -> Model:
-    """The toy, with the preprocessing of the BVLC weights: BGR, minus a mean."""
-    described = Store(ROOT, ROOT / "model_store").manifest("bvlc_googlenet")
-    labels = tuple(Label(name=name, wnid=None) for name in ("blue", "green", "red"))
-    return Toy("toy", described, labels, "0" * 64, {"sharpness": torch.tensor(0.1)})
-
-
 def load(
-    *models: Model, device: str = "cpu", precision: str = "float32", max_batch: int = 10
+    *models: Model, device: str = "cpu", precision: str = "float32", max_batch: int = 2
 ) -> Ensemble:
-    return ensemble.load(models, device=device, precision=precision, max_batch=max_batch)
+    return ensemble.load(
+        models, device=device, precision=precision, max_batch=max_batch, executors=1
+    )
 
 
 def rank(served: Ensemble, picture: Image.Image, name: str) -> npt.NDArray[np.float64]:
-    """Run a picture's jobs whole and give the probabilities by class."""
+    """Run a picture's jobs, a view at a time, and give the probabilities by class."""
     plans = served.plans(name)
-    results = [
-        served.lanes[0].run(batch(whole(Cuts(plan, views.canvases(picture, plan))), member=number))
-        for number, plan in enumerate(plans)
-    ]
+    results = []
+    for number, plan in enumerate(plans):
+        payload = Cuts(plan, views.canvases(picture, plan))
+        ones = [Slice(payload, at, at + 1) for at in range(len(plan.views))]
+        results.append([served.lanes[0].run(batch(one, member=number))[0] for one in ones])
     return by_class(served, results, name)
 
 
@@ -153,39 +69,18 @@ def by_class(
     return probabilities
 
 
-def softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    powers = np.exp(np.asarray(logits, np.float64))
-    return powers / powers.sum()
-
-
-def test_channels_are_swapped_before_the_mean_is_subtracted(toy: Model) -> None:
-    picture = Image.new("RGB", (300, 300), (130, 125, 90))
-    bgr = np.array([90 - 104, 125 - 117, 130 - 123])
-    assert rank(load(toy), picture, "single") == pytest.approx(softmax(0.1 * bgr), abs=1e-6)
-
-
-def test_an_rgb_model_with_a_scale_is_fed_in_order_and_scaled(toy: Model) -> None:
-    rgb = toy.manifest.preprocessing.model_copy(
-        update={"channels": "RGB", "mean": (100.0, 110.0, 120.0), "scale": (0.5, 1.0, 2.0)}
-    )
-    model = replace(toy, manifest=toy.manifest.model_copy(update={"preprocessing": rgb}))
-    picture = Image.new("RGB", (300, 300), (104, 113, 119))
-    expected = softmax([0.1 * 4 * 0.5, 0.1 * 3, 0.1 * -1 * 2])
-    assert rank(load(model), picture, "single") == pytest.approx(expected, abs=1e-6)
-
-
-def test_probabilities_and_not_logits_are_averaged_over_the_views(toy: Model) -> None:
+def test_probabilities_and_not_logits_are_averaged_over_the_views() -> None:
     picture = noise(5).resize((8, 8)).resize((256, 256))
     payload = cuts(picture, "ten")
-    mean = toy.manifest.preprocessing.mean
+    mean = toy().manifest.preprocessing.mean
     each = [
         softmax(0.1 * (view.mean((0, 1))[::-1] - mean)) for view in expected_views(whole(payload))
     ]
-    assert rank(load(toy), picture, "ten") == pytest.approx(np.mean(each, axis=0), abs=1e-5)
+    assert rank(load(toy()), picture, "ten") == pytest.approx(np.mean(each, axis=0), abs=1e-5)
 
 
-def test_a_large_job_split_at_odd_places_has_the_same_sum(toy: Model) -> None:
-    served = load(toy)
+def test_a_large_job_split_at_odd_places_has_the_same_sum() -> None:
+    served = load(toy(), max_batch=10)
     run = served.lanes[0].run
     payload = cuts(noise(6), "paper")
     tens = [
@@ -199,48 +94,61 @@ def test_a_large_job_split_at_odd_places_has_the_same_sum(toy: Model) -> None:
     assert by_class(served, [parts], "paper") == pytest.approx(all_ / 144, abs=1e-6)
 
 
-def test_members_are_averaged_after_their_views(toy: Model) -> None:
-    other = replace(toy, name="other", state={"sharpness": torch.tensor(0.03)})
+def test_members_are_averaged_after_their_views() -> None:
+    other = replace(toy(), name="other", state={"sharpness": torch.tensor(0.03)})
     picture = noise(7).resize((4, 4)).resize((300, 200))
-    alone = [rank(load(model), picture, "ten") for model in (toy, other)]
-    together = rank(load(toy, other), picture, "ten")
+    alone = [rank(load(model), picture, "ten") for model in (toy(), other)]
+    together = rank(load(toy(), other), picture, "ten")
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
     assert together == pytest.approx(np.mean(alone, axis=0), abs=1e-7)
 
 
-def test_members_may_resize_in_their_own_ways(toy: Model) -> None:
-    short = toy.manifest.preprocessing.model_copy(update={"resize": "short"})
-    other = replace(toy, manifest=toy.manifest.model_copy(update={"preprocessing": short}))
-    served = load(toy, other)
+def test_members_may_resize_in_their_own_ways() -> None:
+    served = load(toy(), preprocessed(toy(), resize="short"))
     assert [member.resize for member in served.members] == [WARP, SHORT]
     assert served.plans("ten") == (views.plan("ten", WARP), views.plan("ten", SHORT))
 
 
-def test_models_with_different_labels_are_refused(toy: Model) -> None:
-    other = replace(toy, name="other", labels=toy.labels[::-1])
+def test_models_with_different_labels_are_refused() -> None:
+    other = replace(toy(), name="other", labels=toy().labels[::-1])
     with pytest.raises(ModelError, match="toy and other have different labels"):
-        load(toy, toy, other)
+        load(toy(), toy(), other)
 
 
-def test_a_device_that_is_not_there_is_refused(toy: Model) -> None:
+def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelError, match="cuda:99"):
-        load(toy, device="cuda:99")
+        load(toy(), device="cuda:99")
 
 
-def test_an_ensemble_says_what_it_is(toy: Model) -> None:
-    served = load(toy, replace(toy, name="other", sha256="1" * 64), precision="auto")
+def test_an_ensemble_says_what_it_is() -> None:
+    served = load(toy(), replace(toy(), name="other", sha256="1" * 64))
     assert served.name == "toy,other"
     assert (served.device, served.precision) == ("cpu", "float32")
     assert [member.sha256[0] for member in served.members] == ["0", "1"]
     assert served.members[0].architecture == "googlenet"
-    assert served.members[0].version == toy.manifest.version
-    assert served.labels == toy.labels
+    assert served.members[0].version == toy().manifest.version
+    assert served.labels == toy().labels
     assert len(served.lanes) == 1
     assert served.warmup_seconds > 0
 
 
-def test_every_size_of_every_key_is_timed(toy: Model) -> None:
-    costs = load(toy, toy, max_batch=3).costs.seconds
+@pytest.mark.parametrize("executors", [1, 3])
+def test_as_many_batches_are_run_side_by_side_as_was_asked_for(executors: int) -> None:
+    served = ensemble.load(
+        [toy()], device="cpu", precision="float32", max_batch=1, cores=3, executors=executors
+    )
+    assert len([lane for lane in served.lanes if not lane.alone]) == executors
+
+
+def test_no_more_batches_are_run_side_by_side_than_there_are_cores() -> None:
+    served = ensemble.load(
+        [toy()], device="cpu", precision="float32", max_batch=1, cores=2, executors=9
+    )
+    assert len([lane for lane in served.lanes if not lane.alone]) == 2
+
+
+def test_every_size_of_every_key_is_timed() -> None:
+    costs = load(toy(), toy(), max_batch=3).costs.seconds
     assert set(costs) == {Key(member, side) for member in (0, 1) for side in (CROP, DENSE)}
     assert all(set(buckets) == {1, 2, 3} for buckets in costs.values())
     assert all(cost > 0 for buckets in costs.values() for cost in buckets.values())
@@ -296,8 +204,8 @@ def model(real_store: Store) -> Model:
 
 @pytest.fixture(scope="module")
 def real(model: Model) -> Ensemble:
-    """It alone, exact, and quickly timed."""
-    return load(model)
+    """It alone, exact, for up to four rows."""
+    return load(model, max_batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -346,11 +254,11 @@ def test_a_job_gets_the_same_answer_alone_among_others_and_in_pieces(
 ) -> None:
     run = real.lanes[0].run
     one, two, three = (cuts(photo, "ten") for photo in photos[:3])
-    (alone,) = run(batch(Slice(one, 0, 3), size=4))
-    _, among, _ = run(batch(Slice(two, 4, 5), Slice(one, 0, 3), Slice(three, 0, 1), size=8))
-    pieces = [run(batch(Slice(one, *piece), size=2))[0] for piece in ((0, 1), (1, 3))]
-    assert among / 3 == pytest.approx(alone / 3, abs=1e-5)
-    assert np.sum(pieces, axis=0) / 3 == pytest.approx(alone / 3, abs=1e-5)
+    (alone,) = run(batch(Slice(one, 0, 2), size=4))
+    _, among, _ = run(batch(Slice(two, 4, 5), Slice(one, 0, 2), Slice(three, 0, 1), size=4))
+    pieces = [run(batch(Slice(one, at, at + 1), size=size))[0] for at, size in ((0, 1), (1, 2))]
+    assert among / 2 == pytest.approx(alone / 2, abs=1e-5)
+    assert np.sum(pieces, axis=0) / 2 == pytest.approx(alone / 2, abs=1e-5)
 
 
 def test_real_members_are_averaged(model: Model, real: Ensemble, photos: list[Image.Image]) -> None:
@@ -359,7 +267,7 @@ def test_real_members_are_averaged(model: Model, real: Ensemble, photos: list[Im
         name: value * (1 + 0.1 * torch.randn(value.shape, generator=generator))
         for name, value in model.state.items()
     }
-    both = load(model, replace(model, name="perturbed", state=state))
+    both = load(model, replace(model, name="perturbed", state=state), max_batch=1)
     payload = cuts(photos[0], "single")
     one, other = (both.lanes[0].run(batch(whole(payload), member=n))[0] for n in (0, 1))
     assert one == pytest.approx(rank(real, photos[0], "single"), abs=1e-5)
@@ -370,7 +278,7 @@ def test_real_members_are_averaged(model: Model, real: Ensemble, photos: list[Im
 def test_bfloat16_agrees_with_float32_on_what_it_is(
     model: Model, real: Ensemble, photos: list[Image.Image]
 ) -> None:
-    half = load(model, precision="bfloat16")
+    half = load(model, precision="bfloat16", max_batch=1)
     assert half.precision == "bfloat16"
     for photo in photos[:3]:
         exact, rounded = rank(real, photo, "single"), rank(half, photo, "single")
@@ -387,27 +295,3 @@ def test_a_gpu_gives_the_answers_of_the_cpu(
     for photo in photos:
         for name in ("ten", "dense"):
             assert rank(on_gpu, photo, name) == pytest.approx(rank(real, photo, name), abs=1e-3)
-
-
-# The precision that chooses itself.
-
-
-class Fragile(Colours):
-    """A network that only float32 is good enough for."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - as above
-        return super().forward(x) + 100 * (x.dtype != torch.float32) * torch.tensor([1, 0, 0])
-
-
-class Delicate(Toy):
-    """Its model."""
-
-    def network(self) -> nn.Module:
-        """Build it."""
-        return Fragile(float(self.state["sharpness"]))
-
-
-def test_auto_takes_only_what_agrees_with_float32(toy: Model) -> None:
-    delicate = Delicate("toy", toy.manifest, toy.labels, toy.sha256, toy.state)
-    assert load(delicate, precision="auto", max_batch=1).precision == "float32"
-    assert load(toy, precision="auto", max_batch=1).precision in runtime.PRECISIONS

@@ -10,8 +10,9 @@ from PIL import Image
 
 from service import evaluation
 from service.classifier import Classifier, Limits
+from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError, UnreadableImage, UnsupportedType
-from service.evaluation import CHUNK, Photo, Score
+from service.evaluation import CHUNK, Agreement, Photo, Score
 from service.manifest import Label
 
 LABELS = tuple(
@@ -169,6 +170,68 @@ def test_who_waits_is_told_as_photos_are_done(tmp_path: Path) -> None:
     score, steps = scored([Photo(red, RED)] * (CHUNK + 3))
     assert score.top1 == CHUNK + 3
     assert steps == [CHUNK, 3]
+
+
+# Comparing, as a pure function.
+
+
+def ranking(*probabilities: float) -> tuple[Prediction, ...]:
+    """Rank all labels by their probabilities, as a classifier does."""
+    ranked = [
+        Prediction(label.name, label.wnid, index, probability)
+        for index, (label, probability) in enumerate(zip(LABELS, probabilities, strict=True))
+    ]
+    return tuple(sorted(ranked, key=lambda one: -one.probability))
+
+
+UNREADABLE = UnreadableImage("it is broken")
+PHOTOS = [Photo(Path("far/a.png"), RED), Photo(Path("b.png"), GREEN), Photo(Path("c.png"), BLUE)]
+
+
+def test_a_ranking_agrees_with_itself() -> None:
+    exact = [ranking(0.7, 0.2, 0.1), ranking(0, 1, 0), ranking(0.3, 0.3, 0.4)]
+    assert evaluation.compare(PHOTOS, exact, exact) == Agreement(3, 0.0, ())
+
+
+def test_the_furthest_probability_is_of_any_class_of_any_photo() -> None:
+    exact = [ranking(0.7, 0.2, 0.1), ranking(0, 1, 0), ranking(0.3, 0.3, 0.4)]
+    near = [ranking(0.7, 0.2, 0.1), ranking(0.1, 0.9, 0), ranking(0.05, 0.5, 0.45)]
+    found = evaluation.compare(PHOTOS, exact, near)
+    assert found.same == 2
+    assert found.furthest == pytest.approx(0.25)  # red's on the third, which is not its first
+
+
+def test_a_photo_with_another_first_label_is_told_in_a_sentence() -> None:
+    exact = [ranking(0.51, 0.49, 0), ranking(0, 1, 0)]
+    near = [ranking(0.4996, 0.5004, 0), ranking(0, 1, 0)]
+    found = evaluation.compare(PHOTOS[:2], exact, near)
+    assert found.same == 1
+    assert found.different == ("a.png: green 0.500, exactly red 0.510",)
+
+
+def test_agreement_is_with_the_exact_answer_and_not_with_the_truth() -> None:
+    wrong = [ranking(0, 0.9, 0.1)]  # of a red photo
+    assert evaluation.compare(PHOTOS[:1], wrong, wrong).same == 1
+
+
+def test_photos_that_either_could_not_read_are_not_compared() -> None:
+    exact = [UNREADABLE, ranking(0, 1, 0), ranking(0, 0, 1)]
+    near = [ranking(1, 0, 0), UNREADABLE, ranking(0, 0.1, 0.9)]
+    found = evaluation.compare(PHOTOS, exact, near)
+    assert found == Agreement(1, pytest.approx(0.1), ())
+    assert evaluation.compare(PHOTOS, [UNREADABLE] * 3, [UNREADABLE] * 3) == Agreement(0, 0.0, ())
+
+
+def test_a_score_is_of_the_first_five_of_a_longer_ranking() -> None:
+    labels = [Prediction(f"class {n}", None, n, 1 / (n + 1)) for n in range(8)]
+    photos = [Photo(Path(f"{n}.png"), n) for n in (0, 4, 5)]
+    found = evaluation.score("ten", photos, [labels] * 3)
+    assert found == Score("ten", photos=3, top1=1, top5=2, unreadable=())
+
+
+def test_a_score_names_the_unreadable() -> None:
+    found = evaluation.score("ten", PHOTOS[:2], [UNREADABLE, ranking(0, 1, 0)])
+    assert found == Score("ten", 2, 1, 1, ("a.png: it is broken",))
 
 
 def test_the_shared_photos_are_of_a_hundred_classes(shared: Path, tmp_path: Path) -> None:

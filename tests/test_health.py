@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from test_classify import Gate, assert_problem, parts, plain, service, top
 
 from service.app import create_app
-from service.ensemble import Cuts, Ensemble, Probabilities
+from service.ensemble import Ensemble
+from service.forward import Cuts, Probabilities
 from service.settings import Settings
 from service.work import Batch
 

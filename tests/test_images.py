@@ -341,6 +341,106 @@ def test_a_broken_exif_block_is_no_reason_to_refuse_a_picture(block: bytes, kind
     assert decode(data, max_pixels=LIMIT).size == (32, 16)
 
 
+# Fewer pixels where they are enough.
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture without edges, of which JPEG keeps nearly everything."""
+    noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("size", "enough", "expected"),
+    [
+        ((1600, 1200), 512, (800, 600)),
+        ((1200, 1600), 512, (600, 800)),
+        ((1600, 1200), 300, (400, 300)),
+        ((1600, 1200), 20, (200, 150)),  # an eighth is all that there is
+        ((1001, 801), 400, (501, 401)),
+        ((1600, 1200), 601, (1600, 1200)),
+        ((4000, 300), 256, (4000, 300)),
+        ((100, 80), 512, (100, 80)),
+    ],
+)
+def test_a_jpeg_comes_out_at_the_smallest_fraction_that_is_enough(
+    size: tuple[int, int], enough: int, expected: tuple[int, int]
+) -> None:
+    picture = decode(encoded(smooth(*size), "JPEG"), max_pixels=LIMIT, enough=enough)
+    assert picture.size == expected
+    assert picture.mode == "RGB"
+    assert min(size) < enough or min(picture.size) >= enough
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 700))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_no_jpeg_has_less_than_is_enough_unless_it_came_with_less(
+    width: int, height: int, enough: int
+) -> None:
+    picture = decode(
+        encoded(Image.new("RGB", (width, height)), "JPEG"), max_pixels=LIMIT, enough=enough
+    )
+    assert min(picture.size) >= min(width, height, enough)
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_other_formats_come_out_whole(kind: str) -> None:
+    data = encoded(smooth(200, 160), kind)
+    whole = decode(data, max_pixels=LIMIT)
+    assert difference(decode(data, max_pixels=LIMIT, enough=20), whole) == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_of_fewer_pixels_is_turned_upright_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(patches(640, 320), "JPEG", exif=exif)
+    reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    picture = decode(data, max_pixels=LIMIT, enough=80)
+    assert picture.size == ((160, 80) if orientation < 5 else (80, 160))
+    error = np.asarray(picture, np.int16) - np.asarray(reference.reduce(4), np.int16)
+    assert np.abs(error).mean() < 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_jpeg_of_fewer_pixels_that_is_not_rgb_becomes_rgb(mode: str) -> None:
+    data = encoded(smooth(640, 480).convert(mode), "JPEG", quality=95)
+    picture = decode(data, max_pixels=LIMIT, enough=240)
+    whole = decode(data, max_pixels=LIMIT)
+    assert (picture.mode, picture.size) == ("RGB", (320, 240))
+    assert difference(picture, whole.reduce(2)) <= 6
+
+
+def test_of_a_jpeg_with_several_frames_the_first_comes_out_with_fewer_pixels() -> None:
+    data = encoded(smooth(640, 480), "MPO", save_all=True, append_images=[smooth(64, 48)])
+    picture = decode(data, max_pixels=LIMIT, enough=240)
+    assert picture.size == (320, 240)
+    assert difference(picture, smooth(640, 480).reduce(2)) <= 12
+
+
+def test_a_progressive_jpeg_comes_out_with_fewer_pixels() -> None:
+    data = encoded(smooth(640, 480), "JPEG", progressive=True, quality=95)
+    assert decode(data, max_pixels=LIMIT, enough=240).size == (320, 240)
+
+
+def test_a_picture_that_is_too_large_is_so_whatever_would_be_enough() -> None:
+    data = encoded(smooth(640, 480), "JPEG")
+    with pytest.raises(TooLarge, match="640x480 is over 100000 pixels"):
+        decode(data, max_pixels=100_000, enough=50)
+
+
+def test_a_jpeg_that_is_cut_short_is_unreadable_with_fewer_pixels_too() -> None:
+    data = encoded(smooth(640, 480), "JPEG")
+    with pytest.raises(UnreadableImage):
+        decode(data[: len(data) // 2], max_pixels=LIMIT, enough=50)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
+def test_pixels_that_are_rgb_already_are_not_copied(kind: str) -> None:
+    """What Pillow opened knows its format; a copy would not."""
+    assert decode(encoded(patches(), kind), max_pixels=LIMIT).format == kind
+
+
 # Sizes.
 
 

@@ -24,7 +24,8 @@ from test_uploads import asgi
 
 from service import views
 from service.app import create_app
-from service.ensemble import Cuts, Ensemble, Probabilities
+from service.ensemble import Ensemble
+from service.forward import Cuts, Probabilities
 from service.policy import Costs, Key
 from service.settings import Settings
 from service.work import Batch

@@ -138,6 +138,60 @@ def test_a_bucket_that_just_meets_the_first_deadline_is_allowed() -> None:
     assert run([job(deadline=19), *[job()] * 15]).size == 8
 
 
+# Devices that are free together.
+
+
+def shared(rows: int, free: int) -> Formation:
+    chosen = form([job()] * rows, COSTS, 0, free=free).run
+    assert chosen is not None
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("rows", "free", "size", "taken"),
+    [
+        (16, 1, 16, 16),
+        (16, 2, 8, 8),
+        (16, 4, 4, 4),
+        (100, 2, 16, 16),
+        (6, 2, 4, 4),  # a share of three is padded for one device, so a fourth comes along
+        (3, 4, 1, 1),
+        (1, 8, 1, 1),
+    ],
+)
+def test_a_device_takes_its_share_and_leaves_theirs_to_the_others(
+    rows: int, free: int, size: int, taken: int
+) -> None:
+    chosen = shared(rows, free)
+    assert (chosen.size, chosen.rows) == (size, taken)
+
+
+def test_the_share_is_of_the_rows_that_may_be_in_one_batch() -> None:
+    queue = [*[job()] * 4, *[job(key=B)] * 12]
+    assert form(queue, COSTS, 0, free=2).run == Formation(A, 2, ((0, 1), (1, 1)), "full")
+
+
+def test_a_share_is_taken_in_order_of_deadlines_too() -> None:
+    chosen = form([job(3, 100), job(9, 200), job(4, 300)], COSTS, 0, free=2).run
+    assert chosen == Formation(A, 8, ((0, 3), (1, 5)), "full")
+
+
+def test_a_share_is_done_by_the_first_deadline_as_a_whole_would_be() -> None:
+    chosen = form([job(deadline=6), *[job()] * 31], COSTS, 0, free=2).run
+    assert chosen == Formation(A, 2, ((0, 1), (1, 1)), "deadline")
+
+
+@given(st.integers(1, 8), st.integers(0, 60))
+@settings(deadline=None, derandomize=True)
+def test_no_free_device_goes_without_where_there_is_a_row_for_each(free: int, more: int) -> None:
+    """One after the other, each finding fewer free than the one before."""
+    left = free + more
+    for still_free in range(free, 0, -1):
+        taken = shared(left, still_free).rows
+        assert taken >= 1
+        left -= taken
+
+
 # Whose rows.
 
 
@@ -241,9 +295,16 @@ def test_work_that_idle_devices_could_not_do_in_time_is_never_admitted() -> None
 
 
 def test_devices_share_the_load() -> None:
-    assert Load(10, {A: 16}, devices=3).seconds(COSTS) == 10
-    assert admit(Load(10, {A: 16}, devices=2), {A: 16}, COSTS, seconds=25 + 20).admitted
-    assert not admit(Load(10, {A: 16}, devices=2), {A: 16}, COSTS, seconds=24 + 20).admitted
+    # Two thirds of a whole batch may still be to come when an even share would be done.
+    assert Load(10, {A: 16}, devices=3).seconds(COSTS) == pytest.approx(10 + 20 * 2 / 3)
+    load = Load(10, {A: 16}, devices=2)
+    assert admit(load, {A: 16}, COSTS, seconds=25 + 10 + 20).admitted
+    assert not admit(load, {A: 16}, COSTS, seconds=24 + 10 + 20).admitted
+
+
+def test_idle_devices_share_a_job_evenly() -> None:
+    assert admit(Load(0, {}, devices=2), {A: 32}, COSTS, seconds=20).admitted
+    assert not admit(Load(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
 
 
 def test_work_alone_needs_nothing_in_hand() -> None:
@@ -287,9 +348,9 @@ queues = st.lists(waiting, max_size=12).map(lambda jobs: sorted(jobs, key=attrge
 
 
 @settings(deadline=None, derandomize=True)
-@given(queues, any_costs, st.integers(0, 100))
-def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int) -> None:
-    decision = form(queue, costs, now)
+@given(queues, any_costs, st.integers(0, 100), st.integers(1, 4))
+def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int, free: int) -> None:
+    decision = form(queue, costs, now, free=free)
     late = [costs.of(job.key, job.left) > job.deadline - now for job in queue]
     assert all(late[at] for at in decision.late)
     if decision.run is None:  # work-conserving: nothing runs only if nothing could be in time
@@ -310,16 +371,16 @@ def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int) -> N
 
 
 @settings(deadline=None, derandomize=True)
-@given(queues, any_costs, st.integers(0, 100))
+@given(queues, any_costs, st.integers(0, 100), st.integers(1, 4))
 def test_the_first_job_that_is_not_late_always_gets_on(
-    queue: list[Waiting], costs: Costs, now: int
+    queue: list[Waiting], costs: Costs, now: int, free: int
 ) -> None:
     small = [replace(job, large=False) for job in queue]
     first = next(
         (at for at, job in enumerate(small) if costs.of(job.key, job.left) <= job.deadline - now),
         None,
     )
-    chosen = form(small, costs, now).run
+    chosen = form(small, costs, now, free=free).run
     assert (chosen.takes[0][0] if chosen else None) == first
 
 
@@ -338,13 +399,15 @@ class Arrival:
 
 @dataclass
 class Simulation:
-    """One device that takes exactly as long as its table says, ruled by `admit` and `form`."""
+    """Devices that take exactly as long as their table says, ruled by `admit` and `form`."""
 
     costs: Costs
+    devices: int = 1
     now: float = 0
-    busy_until: float = 0
+    busy_until: list[float] = field(default_factory=list)  # each device
     queue: list[tuple[Waiting, int]] = field(default_factory=list)  # in order, with who it is
     admitted: dict[int, float] = field(default_factory=dict)  # deadlines
+    ends: dict[int, float] = field(default_factory=dict)  # of the batches that each was in
     done: dict[int, float] = field(default_factory=dict)  # when
     dropped: dict[int, float] = field(default_factory=dict)  # when
     batches: list[set[int]] = field(default_factory=list)  # who was in each
@@ -352,6 +415,7 @@ class Simulation:
 
     def play(self, arrivals: Sequence[Arrival]) -> "Simulation":
         """Let them come, work until all is done or given up, and say what became of it."""
+        self.busy_until = [0] * self.devices
         for who, arrival in enumerate(sorted(arrivals, key=attrgetter("at"))):
             self._work(until=arrival.at)
             self._arrive(who, arrival)
@@ -362,7 +426,8 @@ class Simulation:
     def _arrive(self, who: int, arrival: Arrival) -> None:
         self.now = arrival.at
         self.batches_before[who] = len(self.batches)
-        load = Load(max(0, self.busy_until - self.now), rows_left(job for job, _ in self.queue))
+        running = sum(max(0, until - self.now) for until in self.busy_until)
+        load = Load(running, rows_left(job for job, _ in self.queue), self.devices)
         if admit(load, {arrival.key: arrival.rows}, self.costs, arrival.seconds).admitted:
             deadline = self.admitted[who] = self.now + arrival.seconds
             large = arrival.rows > self.costs.largest(arrival.key)
@@ -371,21 +436,28 @@ class Simulation:
 
     def _work(self, until: float) -> None:
         """Start all batches that begin before `until`: who comes then finds the device taken."""
-        while self.queue and max(self.now, self.busy_until) < until:
-            self.now = max(self.now, self.busy_until)
-            self._start(form([job for job, _ in self.queue], self.costs, self.now))
+        while self.queue and max(self.now, min(self.busy_until)) < until:
+            self.now = max(self.now, min(self.busy_until))
+            free = sum(end <= self.now for end in self.busy_until)
+            jobs = [job for job, _ in self.queue]
+            decision = form(jobs, self.costs, self.now, free=free, devices=self.devices)
+            self._start(decision)
 
     def _start(self, decision: Decision) -> None:
         self.dropped |= {self.queue[at][1]: self.now for at in decision.late}
         takes = dict(decision.run.takes) if decision.run else {}
+        end = self.now
         if decision.run:
-            self.busy_until = self.now + self.costs.seconds[decision.run.key][decision.run.size]
+            end += self.costs.seconds[decision.run.key][decision.run.size]
+            self.busy_until[self.busy_until.index(min(self.busy_until))] = end
             self.batches.append({self.queue[at][1] for at in takes})
         queue, self.queue = self.queue, []
         for at, (job, who) in enumerate(queue):
             left = job.left - takes.get(at, 0)
+            if at in takes:  # it is done when the last of its batches is
+                self.ends[who] = max(end, self.ends.get(who, end))
             if not left:
-                self.done[who] = self.busy_until
+                self.done[who] = self.ends[who]
             elif at not in decision.late:
                 self.queue.append((replace(job, left=left), who))
 
@@ -403,9 +475,9 @@ arrivals = st.lists(
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(arrivals, any_costs)
+@given(arrivals, any_costs, st.integers(1, 3))
 def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
-    arrivals: list[Arrival], costs: Costs
+    arrivals: list[Arrival], costs: Costs, devices: int
 ) -> None:
     """What holds for every table: an admitted job ends by its deadline, with an answer or without.
 
@@ -414,7 +486,7 @@ def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
     batch that large jobs yield to is never longer than all the work that waits, for which they
     have time.
     """
-    end = Simulation(costs).play(arrivals)
+    end = Simulation(costs, devices).play(arrivals)
     for who, when in (end.done | end.dropped).items():
         assert when <= end.admitted[who]
 
@@ -426,10 +498,12 @@ growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).map(
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
-@given(arrivals, st.builds(lambda a, b: Costs({A: a, B: b}), growing, growing))
-def test_who_is_admitted_is_answered_in_time(arrivals: list[Arrival], costs: Costs) -> None:
-    """The promise, to the letter, on a device that costs what it was measured to."""
-    end = Simulation(costs).play(arrivals)
+@given(arrivals, st.builds(lambda a, b: Costs({A: a, B: b}), growing, growing), st.integers(1, 4))
+def test_who_is_admitted_is_answered_in_time(
+    arrivals: list[Arrival], costs: Costs, devices: int
+) -> None:
+    """The promise, to the letter, on devices that cost what they were measured to."""
+    end = Simulation(costs, devices).play(arrivals)
     assert end.dropped == {}
     assert all(when <= end.admitted[who] for who, when in end.done.items())
 

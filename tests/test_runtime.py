@@ -1,8 +1,12 @@
-"""The device: which one, in what precision, in which batch sizes, and what a run costs."""
+"""The device: which one, its share, in what precision, in which batch sizes, and what it costs."""
 
+import os
 import platform
+import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,13 +53,14 @@ def test_a_gpu_that_is_not_there_is_refused(choice: str, gpus: int) -> None:
 
 def test_a_precision_is_what_is_asked_for_and_auto_allows_all() -> None:
     assert runtime.precisions("bfloat16") == (torch.bfloat16,)
-    assert runtime.precisions("auto") == (torch.float32, torch.bfloat16, torch.float16)
+    assert runtime.precisions("auto") == tuple(runtime.PRECISIONS.values())
+    assert torch.float32 in runtime.precisions("auto")
 
 
 def test_without_onednn_a_network_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     network = torch.nn.Conv2d(3, 4, 1)
-    assert runtime.place(network, torch.device("cpu"), torch.bfloat16, []) is network
+    assert runtime.place(network, CPU, torch.bfloat16, [], None) is network
     assert network.weight.dtype == torch.bfloat16
 
 
@@ -83,6 +88,98 @@ def test_a_forward_on_the_cpu_keeps_no_gradients() -> None:
         with forward():
             assert torch.is_inference_mode_enabled()
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forward_on_the_cpu_has_its_share_of_the_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+
+    def forward() -> int:
+        with runtime.forwards(CPU, threads)():
+            return torch.get_num_threads()
+
+    assert runtime.compute(forward) == threads
+    assert torch.get_num_threads() == before  # whose thread is another
+
+
+def test_a_forward_without_a_share_has_the_threads_that_there_are() -> None:
+    def forward() -> tuple[int, int]:
+        before = torch.get_num_threads()
+        with runtime.forwards(CPU)():
+            return before, torch.get_num_threads()
+
+    before, inside = runtime.compute(forward)
+    assert before == inside
+
+
+# The processors.
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no threads")
+def test_only_processors_that_may_be_used_are_counted() -> None:
+    def bound() -> int:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread alone
+        return runtime.cores()
+
+    assert runtime.compute(bound) == 1
+    assert runtime.cores() == min(len(os.sched_getaffinity(0)), max(1, quota_here()))
+
+
+def quota_here() -> int:
+    return runtime._quota(Path("/sys/fs/cgroup/cpu.max"))  # noqa: SLF001 - takes the file
+
+
+def test_where_nobody_knows_which_may_be_used_all_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert runtime.cores() == max(1, min(os.cpu_count() or 1, quota_here()))
+
+
+@pytest.mark.parametrize(
+    ("content", "processors"),
+    [
+        ("max 100000\n", sys.maxsize),
+        ("150000 100000\n", 1),
+        ("400000 100000\n", 4),
+        ("50000 100000\n", 0),
+        ("", sys.maxsize),
+        ("many 100000\n", sys.maxsize),
+        ("100000\n", sys.maxsize),
+        ("1 2 3\n", sys.maxsize),
+    ],
+)
+def test_a_containers_quota_is_in_whole_processors(
+    content: str, processors: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(content)
+    assert runtime._quota(file) == processors  # noqa: SLF001 - takes the file
+
+
+def test_without_a_file_there_is_no_quota(tmp_path: Path) -> None:
+    assert runtime._quota(tmp_path / "cpu.max") == sys.maxsize  # noqa: SLF001 - takes the file
+
+
+# Work in a thread of its own.
+
+
+def test_work_is_done_in_another_thread_that_has_ended() -> None:
+    worker = runtime.compute(threading.current_thread)
+    assert worker is not threading.current_thread()
+    assert not worker.is_alive()
+
+
+def test_work_has_as_many_threads_as_it_is_given() -> None:
+    assert [runtime.compute(torch.get_num_threads, threads) for threads in (1, 2)] == [1, 2]
+
+
+def test_what_work_raises_is_raised() -> None:
+    def work() -> None:
+        raise ModelError("it does not fit")
+
+    with pytest.raises(ModelError, match="it does not fit"):
+        runtime.compute(work)
 
 
 def test_on_the_cpu_nothing_is_copied() -> None:

@@ -1,5 +1,7 @@
 """Which crops the network sees: counts, places, and pixels like those of the resized picture."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from service import views
+from service.images import decode
 from service.views import CROP, DENSE, NAMES, PAPER_SCALES, Canvas, Plan, Resize, View
 
 WARP, SHORT = Resize("warp", 256), Resize("short", 256)
@@ -245,6 +248,32 @@ def test_paper_sees_each_squares_five_crops_and_the_square_made_small(
         for mine, mirror, theirs in zip(ours, mirrored, reference, strict=True):
             assert difference(mine, theirs) <= 1
             assert difference(mine[:, ::-1], mirror) == 0
+
+
+# How many pixels are enough.
+
+
+@pytest.mark.parametrize(
+    ("name", "enough"), [("single", 512), ("ten", 512), ("dense", 576), ("paper", 704)]
+)
+@pytest.mark.parametrize("resize", [WARP, SHORT])
+def test_twice_the_resized_pictures_side_is_enough(name: str, enough: int, resize: Resize) -> None:
+    assert views.plan(name, resize).enough == enough
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("resize", [WARP, SHORT])
+def test_a_jpeg_with_enough_pixels_is_seen_as_one_with_all_of_them(
+    name: str, resize: Resize, shared: Path
+) -> None:
+    """On the largest photo there is, 1600x1200; it is decoded at half of that."""
+    data = (shared / "photos/n03337140_file.JPEG").read_bytes()
+    plan = views.plan(name, resize)
+    all_, less = (decode(data, max_pixels=10**8, enough=pixels) for pixels in (None, plan.enough))
+    assert (all_.size, less.size) == ((1600, 1200), (1600, 1200) if name == "paper" else (800, 600))
+    for one, other in zip(views.canvases(all_, plan), views.canvases(less, plan), strict=True):
+        assert np.abs(one.astype(np.int16) - other).mean() < 0.5
+        assert difference(one, other) <= 8
 
 
 # Extreme shapes.

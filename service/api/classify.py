@@ -72,21 +72,21 @@ class Models(BaseModel):
 
 
 _BINARY = {"type": "string", "format": "binary"}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FIELD],
-                    "properties": {FIELD: {"type": "array", "items": _BINARY, "minItems": 1}},
-                }
+
+
+def _body(max_files: int) -> dict[str, Any]:
+    """Describe the request's body as OpenAPI does; FastAPI cannot, since we read it ourselves."""
+    pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
+    form = {"type": "object", "required": [FIELD], "properties": {FIELD: pictures}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form},
+                **{kind: {"schema": _BINARY} for kind in (*images.MEDIA_TYPES, RAW)},
             },
-            **{kind: {"schema": _BINARY} for kind in (*images.MEDIA_TYPES, RAW)},
-        },
+        }
     }
-}
 
 
 def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIRouter:
@@ -100,7 +100,7 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         "/classify",
         response_model=One | Several,
         responses=problems.documented(400, 408, 413, 415, 422, 500, 503, 504),
-        openapi_extra=_BODY,
+        openapi_extra=_body(settings.max_files),
     )
     async def classify(
         request: Request,
@@ -119,7 +119,8 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         One picture answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
-        name = classifier.ensemble.name  # refuses before the upload while there is no model
+        seconds = min(most_ms, x_timeout_ms) / 1000
+        classifier.check(plan=plan, seconds=seconds)  # so that a refusal costs no upload
         with budget.share() as share:
             started = time.monotonic()
             uploads = await read(request, bounds, share)
@@ -128,10 +129,11 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
                 [upload.data for upload in uploads],
                 plan=plan,
                 top_k=top_k,
-                seconds=min(most_ms, x_timeout_ms) / 1000,
+                seconds=seconds,
                 gone=lambda: _gone(request),
             )
         _count(metrics, plan, answers)
+        name = classifier.ensemble.name
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):

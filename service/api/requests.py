@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import random
 import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +15,7 @@ _ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _KEY = "googlenet.request_id"
 _LINGER = 2.0  # seconds a caller has to notice an answer that came before its body was read
+_SMALL = 1024 * 1024  # bytes of a body that may come for nothing, so that its connection can go on
 
 
 def request_id(scope: Scope) -> str:
@@ -36,11 +37,11 @@ class Requests:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        scope[_KEY] = given if _ALLOWED.fullmatch(given) else uuid.uuid4().hex
+        scope[_KEY] = given if _ALLOWED.fullmatch(given) else _new_id()
         started = time.monotonic()
         status = 500  # of a request that dies before it answers
 
-        unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        unread = _is_long(headers)
 
         async def receive_noting() -> Message:
             nonlocal unread
@@ -72,6 +73,18 @@ class Requests:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.request(route, method, status, time.monotonic() - started)
+
+
+def _new_id() -> str:
+    return f"{random.getrandbits(128):032x}"  # a name, no secret; uuid4() asks the system
+
+
+def _is_long(headers: Headers) -> bool:
+    """Tell whether a body left unread is too much to let come and be forgotten by uvicorn."""
+    if "transfer-encoding" in headers or "expect" in headers:
+        return True
+    declared = headers.get("content-length", "0")
+    return not declared.isdecimal() or int(declared) > _SMALL
 
 
 async def _linger(receive: Receive) -> None:

@@ -66,15 +66,17 @@ class LocalResponseNorm(nn.Module):
     """
 
     size, alpha = 5, 1e-4
+    # No result is larger: x / (1 + a * x ** 2) ** 0.75 is largest where a * x ** 2 is 2.
+    bound = (2 * size / alpha) ** 0.5 / 3**0.75
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.neighbours = Neighbours(channels)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> the same
-        scaled = x * (self.alpha / self.size) ** 0.5
-        root: Tensor = self.neighbours(scaled * scaled).rsqrt()
-        return x * (root * root.sqrt())  # ** -0.75 = ** -0.5 * ** -0.25
+        scaled = x * (self.alpha / self.size) ** 0.5  # before it is squared: float16 ends at 65504
+        root: Tensor = self.neighbours(torch.square(scaled)).sqrt()
+        return x / (root * root.sqrt())  # ** 0.75 = ** 0.5 * ** 0.25
 
 
 class Inception(nn.Module):

@@ -1,0 +1,134 @@
+"""The figures: what was measured, as values that become JSON or a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from service.bench.load import Run, quantile
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure measured several times: its median, least and greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Sum up some values."""
+        return cls(median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Latencies in seconds; None where there were none."""
+
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+    @classmethod
+    def of(cls, latencies: Sequence[float]) -> "Latency":
+        """Sum up some latencies."""
+        if not latencies:
+            return cls(None, None, None)
+        return cls(*(quantile(latencies, share) for share in (0.5, 0.9, 0.99)))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Seconds until ready: the first time, and again."""
+
+    first: float
+    again: float
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """So many callers, each waiting for its answer."""
+
+    body: str  # form or raw
+    connections: int
+    rate: Spread  # images a second
+    ratio: Spread | None  # of the rate to the limit of the same round
+    latency: Latency
+    failed: int
+
+    @classmethod
+    def of(
+        cls, body: str, connections: int, runs: Sequence[Run], limits: Sequence[float]
+    ) -> "Closed":
+        """Sum up the runs of all rounds, beside the limits of these rounds if they were taken."""
+        ratios = [run.rate / limit for run, limit in zip(runs, limits, strict=False)]
+        return cls(
+            body,
+            connections,
+            Spread.of([run.rate for run in runs]),
+            Spread.of(ratios) if ratios else None,
+            Latency.of([latency for run in runs for latency in run.accepted]),
+            sum(len(run.refused) for run in runs),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lone:
+    """A single caller's median latency beside decode and forward without a server, in seconds."""
+
+    latency: Spread
+    alone: Spread
+    ratio: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Random arrivals at a rate, each with a deadline; latencies count from when they were due."""
+
+    load: float  # arrivals a second, as a share of the closed loop's maximum
+    offered: float  # arrivals a second
+    goodput: float  # answers within the deadline, a second
+    ratio: float  # of the goodput to the maximum measured just before
+    late: int  # accepted, and answered after the deadline
+    accepted: Latency
+    refused: Latency
+    refused_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sustained:
+    """The largest rate of random arrivals that keeps the 99th percentile within an objective."""
+
+    objective: float  # seconds
+    rate: float  # a second; 0 if none did
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident memory, in bytes, after some requests and after more."""
+
+    requests: tuple[int, int]
+    nbytes: tuple[float, float]
+
+    @property
+    def growth(self) -> float:
+        """How much more it was in the end, as a share."""
+        return self.nbytes[1] / self.nbytes[0] - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was measured; what needs a service of one's own is missing for another's."""
+
+    subject: dict[str, str]
+    closed: list[Closed]
+    stages: dict[int, dict[str, float]]  # by connections: mean seconds
+    sustained: Sustained
+    levels: list[Level]
+    memory: Memory | None = None
+    start: Start | None = None
+    forwards: dict[int, float] | None = None  # views a second by batch size
+    limit: Spread | None = None  # images a second
+    lone: Lone | None = None
+    views: dict[str, float] | None = None  # cost of a picture, in those of `single`

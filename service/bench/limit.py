@@ -1,0 +1,158 @@
+"""What this machine could do if there were no server: decode and forward, and nothing else.
+
+Measured in a process of its own, which keeps the models between measurements.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, Self
+
+from service import app, classifier, lanes, runtime
+from service.bench.photos import read
+from service.ensemble import Ensemble
+from service.forward import Cuts
+from service.lanes import ClassifyingLane
+from service.policy import Key
+from service.settings import Settings
+from service.views import CROP
+from service.work import Batch, Slice
+
+_LONE = 40  # pictures, one after the other
+
+Where = Literal["beside", "within"]
+Pictures = list[list[Cuts]]  # what each of some pictures brings, by member
+
+
+class Limit:
+    """A process that decodes and computes when it is asked to."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder
+        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
+
+    def forwards(self) -> dict[int, float]:
+        """Time the network alone: views a second by batch size, with all lanes at work."""
+        return self._process.submit(_forwards, self._settings).result()
+
+    def rate(self, plan: str, seconds: float) -> float:
+        """Decode and rank for so long; gives pictures a second.
+
+        The better of two ways: decoding in threads beside the lanes, and in the lanes' own.
+        """
+        ways: tuple[Where, ...] = ("beside", "within")
+        return max(
+            self._process.submit(
+                _rate, self._settings, self._folder, plan, seconds / len(ways), way
+            ).result()
+            for way in ways
+        )
+
+    def alone(self) -> float:
+        """Decode and rank one picture after the other; gives the median of their seconds."""
+        return self._process.submit(_alone, self._settings, self._folder).result()
+
+
+@cache
+def _loaded(settings: Settings) -> Ensemble:
+    return app.load(settings)
+
+
+@cache
+def _photos(folder: Path) -> list[bytes]:
+    return read(folder)
+
+
+def _side_by_side(ensemble: Ensemble) -> list[ClassifyingLane]:
+    return [lane for lane in ensemble.lanes if not lane.alone]
+
+
+def _forwards(settings: Settings) -> dict[int, float]:
+    ensemble = _loaded(settings)
+    key = Key(0, CROP)
+    sizes = list(ensemble.costs.seconds[key])
+    seconds = lanes.costs(ensemble.lanes, 1, sizes).seconds[key]
+    together = len(_side_by_side(ensemble))
+    return {size: together * size / seconds[size] for size in sizes}
+
+
+def _alone(settings: Settings, folder: Path) -> float:
+    ensemble = _loaded(settings)
+    plans = ensemble.plans("single")
+    lane = max(ensemble.lanes, key=lambda lane: lane.alone)
+
+    def one(photo: bytes) -> float:
+        started = time.perf_counter()
+        cuts = classifier.prepare(photo, plans, settings.max_pixels)
+        for batch in _batches([cuts], 1):
+            lane.run(batch)
+        return time.perf_counter() - started
+
+    photos = itertools.islice(itertools.cycle(_photos(folder)), _LONE)
+    return statistics.median(runtime.compute(lambda: [one(photo) for photo in photos]))
+
+
+def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Where) -> float:
+    ensemble = _loaded(settings)
+    plans = ensemble.plans(plan)
+    size = max(ensemble.costs.seconds[Key(0, plans[0].side)])
+    together = math.lcm(size, len(plans[0].views)) // len(plans[0].views)  # fill whole batches
+    turn = itertools.cycle(_photos(folder))
+
+    def prepare() -> Pictures:
+        photos = [next(turn) for _ in range(together)]
+        return [classifier.prepare(photo, plans, settings.max_pixels) for photo in photos]
+
+    workers = _side_by_side(ensemble)
+    end = time.perf_counter() + seconds
+
+    def work(lane: ClassifyingLane, take: Callable[[], Pictures]) -> float:
+        """Give the lane's own rate, from the end of its first round to that of its last."""
+        ends: list[float] = []
+        while len(ends) < 2 or ends[-1] < end:  # noqa: PLR2004 - a first and a last
+            for batch in _batches(take(), size):
+                lane.run(batch)
+            ends.append(time.perf_counter())
+        return together * (len(ends) - 1) / (ends[-1] - ends[0])
+
+    with (
+        ThreadPoolExecutor(runtime.cores()) as decoders,
+        ThreadPoolExecutor(len(workers)) as computing,
+    ):
+        take = _ahead(decoders, prepare, 2 * len(workers)) if where == "beside" else prepare
+        return sum(computing.map(work, workers, itertools.repeat(take)))
+
+
+def _ahead(
+    decoders: ThreadPoolExecutor, prepare: Callable[[], Pictures], rounds: int
+) -> Callable[[], Pictures]:
+    """Keep so many rounds of pictures in preparation."""
+    pending = deque(decoders.submit(prepare) for _ in range(rounds))
+
+    def take() -> Pictures:
+        pending.append(decoders.submit(prepare))
+        return pending.popleft().result()
+
+    return take
+
+
+def _batches(pictures: Pictures, size: int) -> Iterator[Batch[Cuts]]:
+    """Put all views of some pictures into batches, member by member."""
+    for number, cuts in enumerate(zip(*pictures, strict=True)):
+        rows = [Slice(cut, at, at + 1) for cut in cuts for at in range(len(cut.plan.views))]
+        for first in range(0, len(rows), size):
+            part = tuple(rows[first : first + size])
+            yield Batch(Key(number, cuts[0].plan.side), size, part, "full")

@@ -1,0 +1,107 @@
+"""The report as tables for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from service.bench.figures import Closed, Latency, Level, Report, Spread
+
+_MEBIBYTE = 1024 * 1024
+
+
+def tables(report: Report) -> Group:
+    """Lay the report out."""
+    return Group(*_parts(report))
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
+    yield Text("\n".join(f"{name:10} {value}" for name, value in report.subject.items()))
+    if report.start:
+        yield Text(f"ready in {report.start.first:.1f} s, again {report.start.again:.1f} s")
+    if report.forwards:
+        yield _table("Network alone", ["batch", "views/s"], _rates(report.forwards))
+    if report.limit:
+        yield Text(f"Limit, decode and network without a server: {_spread(report.limit)} images/s")
+    yield _table(
+        "Closed loop",
+        ["body", "connections", "images/s", "of the limit", *_LATENCY, "failed"],
+        [_closed(one) for one in report.closed],
+    )
+    if report.lone:
+        yield Text(
+            f"A lone request: {1e3 * report.lone.latency.median:.1f} ms, without a server "
+            f"{1e3 * report.lone.alone.median:.1f} ms, ratio {_spread(report.lone.ratio, 2)}"
+        )
+    names = list(next(iter(report.stages.values())))
+    yield _table(
+        "Where a request's time goes, mean ms",
+        ["connections", *names, "sum"],
+        [
+            [str(number), *(_ms(found[name]) for name in names), _ms(sum(found.values()))]
+            for number, found in report.stages.items()
+        ],
+    )
+    if report.views:
+        costs = [[plan, f"{cost:.1f}"] for plan, cost in report.views.items()]
+        yield _table("Cost of a picture", ["views", "x single"], costs)
+    slo = report.sustained
+    kept = f"up to {slo.rate:.0f} a second" if slo.rate else "at none of the rates tried"
+    yield Text(f"Random arrivals: 99th percentile within {_ms(slo.objective)} ms {kept}")
+    yield _table(
+        "Random arrivals a second, with a deadline; latency in ms from when they were due",
+        [
+            *("x max", "offered", "in time", "of max", *_LATENCY),
+            *("late", "refused", "in p50", "in p99"),
+        ],
+        [_level(level) for level in report.levels],
+    )
+    if report.memory:
+        before, after = report.memory.nbytes
+        few, many = report.memory.requests
+        yield Text(
+            f"Memory: {before / _MEBIBYTE:.0f} MiB after {few} requests, "
+            f"{after / _MEBIBYTE:.0f} MiB after {many} ({100 * report.memory.growth:+.1f} %)"
+        )
+
+
+_LATENCY = ["p50", "p90", "p99"]
+
+
+def _rates(forwards: dict[int, float]) -> list[list[str]]:
+    return [[str(size), f"{rate:.0f}"] for size, rate in forwards.items()]
+
+
+def _closed(one: Closed) -> list[str]:
+    ratio = _spread(one.ratio, 2) if one.ratio else ""
+    latency = _latency(one.latency)
+    return [one.body, str(one.connections), _spread(one.rate), ratio, *latency, str(one.failed)]
+
+
+def _level(one: Level) -> list[str]:
+    rates = [f"{one.load:g}", f"{one.offered:.0f}", f"{one.goodput:.0f}", f"{one.ratio:.2f}"]
+    refused = [f"{100 * one.refused_share:.0f} %", _ms(one.refused.p50), _ms(one.refused.p99)]
+    return [*rates, *_latency(one.accepted), str(one.late), *refused]
+
+
+def _latency(latency: Latency) -> list[str]:
+    return [_ms(latency.p50), _ms(latency.p90), _ms(latency.p99)]
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.1f}"
+
+
+def _spread(spread: Spread, digits: int = 0) -> str:
+    low, high = (f"{value:.{digits}f}" for value in (spread.least, spread.greatest))
+    return f"{spread.median:.{digits}f} ({low} to {high})"
+
+
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in {"body", "views"} else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

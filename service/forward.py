@@ -1,0 +1,154 @@
+"""A model on its device: uint8 views to probabilities, in the quickest number format."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from service import packed, runtime, views
+from service.errors import ModelError
+from service.manifest import Preprocessing
+from service.packed import Shape
+from service.store import Model
+from service.views import Pixels, Plan
+from service.work import Batch, Slice
+
+logger = logging.getLogger(__name__)
+
+# How far a probability may be from float32's for a number format to be chosen by itself. On
+# photos, formats within it agree on the first label (see `benchmarks/`).
+AGREEMENT = 0.1
+
+Probabilities = npt.NDArray[np.float64]  # (classes,)
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """What a picture brings for one member: its canvases and the views to cut from them."""
+
+    plan: Plan
+    canvases: tuple[Pixels, ...]
+
+
+class Forward(nn.Module):
+    """A member on its device: uint8 views to probabilities.
+
+    Takes (N, side, side, 3) uint8 RGB, gives (N, classes) float32.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        shapes: Sequence[Shape],
+    ) -> None:
+        super().__init__()
+        self.network = runtime.place(model.network(), device, dtype, shapes, model.largest)
+        self.normalise = Normalise(model.manifest.preprocessing, packed.floats(dtype)).to(device)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.normalise(pixels))
+        return logits.float().softmax(1)
+
+
+class Normalise(nn.Module):
+    """The last step of preprocessing: uint8 RGB pixels to what a network takes.
+
+    Takes (N, side, side, 3), gives (N, 3, side, side), channels-last in memory.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, preprocessing: Preprocessing, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.is_bgr = preprocessing.channels == "BGR"
+        self.register_buffer("mean", torch.tensor(preprocessing.mean))
+        self.register_buffer("scale", torch.tensor(preprocessing.scale))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        channels = pixels.flip(-1) if self.is_bgr else pixels
+        x = ((channels.float() - self.mean) * self.scale).to(self.dtype)
+        return x.permute(0, 3, 1, 2)
+
+
+def calibrate(model: Model, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Find what int8 has to know of a model, on batches of views: (N, 224, 224, 3) uint8."""
+    normalise = Normalise(model.manifest.preprocessing, torch.float32)
+    return packed.calibrate(model.network(), map(normalise, batches))
+
+
+def quickest(
+    models: Sequence[Model], device: torch.device, dtypes: Sequence[torch.dtype]
+) -> torch.dtype:
+    """Choose the quickest number format on this device that agrees with float32 there.
+
+    Raises `ModelError` if there is none: int8 is for models that were calibrated, on a CPU.
+    """
+    if not (runtime.packs(device) and all(model.largest for model in models)):
+        dtypes = [dtype for dtype in dtypes if dtype != torch.int8]
+    if not dtypes:
+        raise ModelError(
+            "int8 needs a CPU, and a model that was calibrated for it: "
+            "googlenet-service models quantize NAME --calibrate DIR"
+        )
+    if len(dtypes) == 1:
+        return dtypes[0]
+    probe = _probe().to(device)
+    shapes = [Shape(*probe.shape[:2])]
+    exact = [Forward(model, device, torch.float32, shapes) for model in models]
+    seconds = {}
+    with torch.inference_mode():
+        wanted = [forward(probe) for forward in exact]
+        for dtype in dtypes:
+            exactly = dtype == torch.float32
+            forwards = exact if exactly else [Forward(m, device, dtype, shapes) for m in models]
+            pairs = zip(forwards, wanted, strict=True)
+            apart = max(float((f(probe) - want).abs().max()) for f, want in pairs)
+            if apart <= AGREEMENT:
+                took = runtime.measure(lambda fs=forwards: [f(probe).cpu() for f in fs])  # type: ignore[misc]  # a lambda's default
+                seconds[dtype] = took
+                logger.info("%s: %.1f ms, at most %.4f from float32", dtype, 1e3 * took, apart)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _probe() -> Tensor:
+    """Make pictures to compare number formats on: (8, 224, 224, 3) uint8, smooth and random."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((8, 3, 7, 7), generator=generator) * 255
+    smooth = nn.functional.interpolate(coarse, size=views.CROP, mode="bilinear")
+    return smooth.round().byte().permute(0, 2, 3, 1).contiguous()
+
+
+def cut(batch: Batch[Cuts], device: torch.device) -> Tensor:
+    """Cut a batch's views on its device: (size, side, side, 3) uint8, zeros for padding."""
+    side = batch.key.side
+    rows = torch.zeros((batch.size, side, side, 3), dtype=torch.uint8, device=device)
+    at = 0
+    for part in batch.slices:
+        wanted = part.payload.plan.views[part.start : part.stop]
+        numbers = sorted({view.canvas for view in wanted})
+        tensors = [torch.from_numpy(part.payload.canvases[number]) for number in numbers]
+        canvases = dict(zip(numbers, runtime.to_device(tensors, device), strict=True))
+        for view in wanted:
+            square = canvases[view.canvas][view.top : view.top + side, view.left : view.left + side]
+            rows[at] = square.flip(1) if view.mirror else square
+            at += 1
+    return rows
+
+
+def sums(
+    probabilities: npt.NDArray[np.float32], slices: Sequence[Slice[Cuts]]
+) -> list[Probabilities]:
+    """Sum up each slice's rows of a batch's probabilities, (rows, classes) float32."""
+    ends = np.cumsum([part.rows for part in slices])
+    return [
+        probabilities[end - part.rows : end].sum(axis=0, dtype=np.float64)
+        for end, part in zip(ends, slices, strict=True)
+    ]

@@ -1,0 +1,204 @@
+"""The lanes of the devices: how many, of how many threads, and what each batch size costs.
+
+A GPU has two lanes, so that one batch is copied while the other is computed. A CPU has as many
+as run most rows a second, each with its share of the cores: threads that share a batch wait for
+each other after every layer, and threads with a batch each do not. One more lane has all cores,
+for the request that comes alone.
+"""
+
+import io
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+from PIL import Image
+
+from service import forward, images, runtime, views
+from service.forward import Cuts, Forward, Probabilities
+from service.packed import Shape
+from service.policy import Costs, Key
+from service.store import Model
+from service.views import Plan
+from service.work import Batch, Lane, Slice
+
+logger = logging.getLogger(__name__)
+
+SIDES = (views.CROP, views.DENSE)  # of the views that any plan has
+
+# Of the best throughput, what is as good: noise is larger than the rest.
+_AS_GOOD = 0.95
+
+ClassifyingLane = Lane[Cuts, Probabilities]  # gives the sum of a slice's rows
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a CPU's cores are shared out: so many lanes with so many threads each."""
+
+    lanes: int
+    threads: int
+
+
+def layouts(cores: int, executors: int) -> list[Layout]:
+    """List the ways to share out the cores: 1, 2, 4, ... lanes, or as many as `executors`."""
+    powers = [2**power for power in range(cores.bit_length())]
+    numbers = [min(executors, cores)] if executors else sorted({*powers, cores})
+    return [Layout(number, cores // number) for number in numbers]
+
+
+def best(rates: Mapping[Layout, float]) -> Layout:
+    """Choose by rows a second; among equals the most lanes.
+
+    A lane of one thread loses nothing while its neighbour's core decodes pictures.
+    """
+    enough = _AS_GOOD * max(rates.values())
+    return max((one for one in rates if rates[one] >= enough), key=lambda one: one.lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes lanes for models, in one number format and with these batch sizes."""
+
+    models: Sequence[Model]
+    dtype: torch.dtype
+    sizes: Sequence[int]
+
+    def on_gpus(self, devices: Sequence[torch.device]) -> tuple[ClassifyingLane, ...]:
+        """Make two lanes for each device."""
+        lanes = []
+        for number, device in enumerate(devices):
+            members = self._members(device, self.sizes)
+            lanes += [_lane(members, device, number) for _ in range(2)]
+        return tuple(lanes)
+
+    def on_cpu(self, cores: int, executors: int) -> tuple[ClassifyingLane, ...]:
+        """Make so many lanes for the CPU, or as many as are quickest if `executors` is 0."""
+        layout = self._choose(layouts(cores, executors))
+        beside = self._beside(layout, self.sizes)
+        return (*beside, *self._alone(cores, beside))
+
+    def _choose(self, choices: Sequence[Layout]) -> Layout:
+        if len(choices) == 1:
+            return choices[0]
+        batch = _blank(Key(0, views.CROP), max(self.sizes))
+        rates = {}
+        for layout in choices:
+            seconds = _beside_decoding(self._beside(layout, [batch.size]), batch)
+            rates[layout] = layout.lanes * batch.size / seconds
+            logger.info("%s: %.0f pictures a second", layout, rates[layout])
+        return best(rates)
+
+    def _beside(self, layout: Layout, sizes: Sequence[int]) -> list[ClassifyingLane]:
+        """Make lanes that run side by side."""
+        cpu = torch.device("cpu")
+        members = self._members(cpu, sizes, layout.threads)
+        return [_lane(members, cpu, number, layout.threads) for number in range(layout.lanes)]
+
+    def _alone(self, cores: int, beside: Sequence[ClassifyingLane]) -> list[ClassifyingLane]:
+        """Make a lane of all cores, if it is quicker than one of those that share them."""
+        sizes = [size for size in self.sizes if size < len(beside)]
+        if not sizes:
+            return []
+        cpu = torch.device("cpu")
+        members = self._members(cpu, sizes, cores)
+        alone = _lane(members, cpu, len(beside), cores, alone=max(sizes))
+        lone, shared = (_alone_seconds(lane) for lane in (alone, beside[0]))
+        logger.info("a request alone: %.1f ms on all cores, else %.1f", 1e3 * lone, 1e3 * shared)
+        return [alone] if lone < shared else []
+
+    def _members(
+        self, device: torch.device, sizes: Sequence[int], threads: int = 0
+    ) -> list[Forward]:
+        shapes = [Shape(rows, side) for rows in sizes for side in SIDES]
+        return runtime.compute(
+            lambda: [Forward(model, device, self.dtype, shapes) for model in self.models], threads
+        )
+
+
+def _lane(
+    members: Sequence[Forward],
+    device: torch.device,
+    number: int,
+    threads: int = 0,
+    alone: int = 0,
+) -> ClassifyingLane:
+    forwards = runtime.forwards(device, threads)
+
+    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+        with forwards():
+            rows = forward.cut(batch, device)
+            # The copy to the host waits for the device.
+            probabilities = members[batch.key.member](rows).cpu().numpy()
+        return forward.sums(probabilities, batch.slices)
+
+    return Lane(run, number, alone)
+
+
+def costs(lanes: Sequence[ClassifyingLane], members: int, sizes: Sequence[int]) -> Costs:
+    """Run every size of every key on every lane, and time it as it is under load."""
+    keys = [Key(member, side) for member in range(members) for side in SIDES]
+    seconds: dict[Key, dict[int, float]] = {key: {} for key in keys}
+    for key, size in product(keys, sizes):
+        seconds[key][size] = _seconds(lanes, key, size)
+        for lane in lanes:
+            if size <= lane.alone:
+                runtime.compute(partial(lane.run, _blank(key, size)))
+    return Costs(seconds)
+
+
+def _alone_seconds(lane: ClassifyingLane) -> float:
+    batch = _blank(Key(0, views.CROP), 1)
+    return runtime.compute(lambda: runtime.measure(partial(lane.run, batch)))
+
+
+def _seconds(lanes: Sequence[ClassifyingLane], key: Key, size: int) -> float:
+    """Time a batch with all devices at it, one lane of each at a time; the slowest counts."""
+    batch = _blank(key, size)
+    by_device = defaultdict(list)
+    for lane in lanes:
+        if not lane.alone:
+            by_device[lane.device].append(lane)
+    return max(_together(turn, batch) for turn in zip(*by_device.values(), strict=True))
+
+
+def _together(lanes: Sequence[ClassifyingLane], batch: Batch[Cuts]) -> float:
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        return runtime.measure(lambda: list(threads.map(lambda lane: lane.run(batch), lanes)))
+
+
+def _beside_decoding(lanes: Sequence[ClassifyingLane], batch: Batch[Cuts]) -> float:
+    """Time a batch on every lane while the next one's pictures are decoded, as under load."""
+    decode = partial(images.decode, _sample(), max_pixels=sys.maxsize)
+    with (
+        ThreadPoolExecutor(len(lanes)) as computing,
+        ThreadPoolExecutor(runtime.cores()) as decoding,
+    ):
+
+        def run(lane: ClassifyingLane) -> None:
+            pictures = [decoding.submit(decode) for _ in range(batch.size)]
+            lane.run(batch)
+            wait(pictures)
+
+        return runtime.measure(lambda: list(computing.map(run, lanes)))
+
+
+def _sample() -> bytes:
+    """Make a picture that takes about as long to decode as a photo of its size."""
+    coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    photo = Image.fromarray(coarse).resize((512, 384), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _blank(key: Key, size: int) -> Batch[Cuts]:
+    pixels = np.zeros((key.side, key.side, 3), np.uint8)
+    plan = Plan((), (views.View(0, 0, 0, key.side),))
+    return Batch(key, size, (Slice(Cuts(plan, (pixels,)), 0, 1),) * size, "full")
