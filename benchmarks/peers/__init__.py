@@ -1,0 +1,1 @@
+"""Peers: other serving systems, measured beside this service."""

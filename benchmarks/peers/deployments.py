@@ -1,0 +1,108 @@
+"""How each server is started and asked."""
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.peers import environments
+from service.bench.client import Target
+
+Ask = Callable[[Target, bytes], bytes]  # a picture to a prepared request
+
+OURS = "ours"
+RAW, FORM = "raw", "form"  # the picture as the body itself, or as `curl -F file=@...` sends it
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A server: its command (`{port}` stands for the port) and the ways to ask it."""
+
+    command: tuple[str, ...]
+    asks: Mapping[str, Ask]
+    ready: str = ""  # what answers 200 when it is ready; nothing: ask for a picture
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def interpreter(name: str) -> Path:
+    """Give the Python that runs a server."""
+    return Path(sys.executable) if name == OURS else environments.interpreter(name)
+
+
+def _raw(path: str) -> Ask:
+    return lambda target, picture: target.post(path, picture, {"Content-Type": "image/jpeg"})
+
+
+def _form(path: str) -> Ask:
+    return lambda target, picture: target.post_form(path, picture, {})
+
+
+def _infer(target: Target, picture: bytes) -> bytes:
+    """Prepare Triton's inference request, the picture as a binary tensor of one string."""
+    data = struct.pack("<I", len(picture)) + picture
+    tensor = {
+        "name": "picture",
+        "datatype": "BYTES",
+        "shape": [1, 1],
+        "parameters": {"binary_data_size": len(data)},
+    }
+    answer = {"name": "answer", "parameters": {"binary_data": False}}
+    head = json.dumps({"inputs": [tensor], "outputs": [answer]}).encode()
+    kind = {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(len(head)),
+    }
+    return target.post("/v2/models/googlenet/infer", head + data, kind)
+
+
+def _module(name: str, *options: str) -> tuple[str, ...]:
+    return ("-m", f"benchmarks.peers.servers.{name}", *options)
+
+
+_HERE = ("--host", "127.0.0.1", "--port", "{port}")
+_PORT = {"PORT": "{port}"}
+
+SERVERS: Mapping[str, Deployment] = {
+    OURS: Deployment(
+        (
+            *("-m", "service", "serve", "--model", "bvlc_googlenet", "--views", "single"),
+            *("--precision", "bfloat16", *_HERE),  # as the peers compute with our engine
+        ),
+        {RAW: _raw("/classify"), FORM: _form("/classify")},
+        "/readyz",
+    ),
+    "mosec": Deployment(
+        _module("mosec", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "30000"),
+        {RAW: _raw("/inference")},
+    ),
+    "litserve": Deployment(_module("litserve"), {RAW: _raw("/predict")}, environment=_PORT),
+    "triton": Deployment(
+        _module("triton"),
+        {RAW: _infer},
+        environment={**_PORT, "PYTRITON_HOME": str(environments.PLACE / "triton" / "home")},
+    ),
+    "ray": Deployment(
+        _module("ray"),
+        {RAW: _raw("/classify")},
+        environment={
+            **_PORT,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray's own sockets on the loopback only, as it does where clusters are unusual.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        },
+    ),
+    "bentoml": Deployment(
+        ("-m", "bentoml", "serve", "benchmarks.peers.servers.bentoml:Classifier", *_HERE),
+        {FORM: _form("/classify")},
+        environment={
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": str(environments.PLACE / "bentoml" / "home"),
+        },
+    ),
+    "fastapi": Deployment(
+        ("-m", "uvicorn", "benchmarks.peers.servers.fastapi:app", *_HERE),
+        {FORM: _form("/classify")},
+    ),
+}

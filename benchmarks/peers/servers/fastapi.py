@@ -1,0 +1,16 @@
+"""Plain FastAPI: a handler that is a function, run in uvicorn's pool of threads; no batches."""
+
+from fastapi import FastAPI, UploadFile
+
+from benchmarks.peers import engine
+from benchmarks.peers.engine import Answer
+
+app = FastAPI()
+decoder = engine.Decoder()
+network = engine.Network()
+
+
+@app.post("/classify")
+def classify(file: UploadFile) -> Answer:
+    """Rank one picture."""
+    return network.rank([decoder.decode(file.file.read())])[0]

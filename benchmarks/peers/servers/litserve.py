@@ -1,0 +1,47 @@
+"""LitServe: an API process, queues, and a worker process that decodes and computes."""
+
+import os
+from typing import Annotated, Any
+
+import litserve
+from fastapi import Body
+from torch import Tensor
+
+from benchmarks.peers import engine
+from benchmarks.peers.engine import Answer
+
+
+class API(litserve.LitAPI):
+    """A picture in, labels out."""
+
+    def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
+        """Load, in the process and thread that computes."""
+        self._decoder = engine.Decoder()
+        self._network = engine.Network()
+
+    def decode_request(self, request: Annotated[bytes, Body(media_type="image/jpeg")]) -> bytes:
+        """Hand on the body."""
+        return request
+
+    def batch(self, inputs: list[bytes]) -> list[Tensor]:
+        """Decode a batch."""
+        return self._decoder.decode_all(inputs)
+
+    def predict(self, x: list[Tensor]) -> list[Answer]:
+        """Rank a batch."""
+        return self._network.rank(x)
+
+    def unbatch(self, output: list[Answer]) -> list[Answer]:
+        """Give the answers as they are."""
+        return output
+
+    def encode_response(self, output: Answer) -> Any:
+        """Give an answer as it is."""
+        return output
+
+
+if __name__ == "__main__":
+    wait = engine.choice("WAIT_MS", ours=10, eager=10) / 1000
+    api = API(max_batch_size=engine.MAX_BATCH, batch_timeout=wait)
+    server = litserve.LitServer(api, accelerator="cpu", devices=1, fast_queue=engine.IS_OURS)
+    server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False)

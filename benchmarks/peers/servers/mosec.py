@@ -1,0 +1,44 @@
+"""mosec: processes that decode before a process that computes, each stage its own batch size."""
+
+from typing import Any
+
+import torch
+from mosec import Server, Worker
+
+from benchmarks.peers import engine
+from benchmarks.peers.engine import Answer
+
+
+class Decode(Worker):
+    """Bytes to a tensor, one picture at a time."""
+
+    def __init__(self) -> None:
+        self._decoder = engine.Decoder()
+
+    def deserialize(self, data: bytes) -> bytes:
+        """Take the body as it is; the default would read JSON."""
+        return data
+
+    def forward(self, data: bytes) -> Any:
+        """Decode a picture; an array is quicker to hand on than a tensor."""
+        return self._decoder.decode(data).numpy()
+
+
+class Rank(Worker):
+    """Tensors to labels, in batches."""
+
+    def __init__(self) -> None:
+        self._network = engine.Network()
+
+    def forward(self, data: list[Any]) -> list[Answer]:
+        """Rank a batch."""
+        return self._network.rank([torch.from_numpy(array) for array in data])
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Decode, num=engine.choice("WORKERS", ours=engine.CORES, eager=4))
+    wait = engine.choice("WAIT_MS", ours=2, eager=10)
+    rankers = engine.choice("RANKERS", ours=1, eager=1)
+    server.append_worker(Rank, num=rankers, max_batch_size=engine.MAX_BATCH, max_wait_time=wait)
+    server.run()
