@@ -23,6 +23,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Literal, NamedTuple
 
+_RISE, _FALL = 0.3, 0.05  # of the way to what was observed
+
 Reason = Literal["full", "drained", "deadline"]
 
 
@@ -56,10 +58,14 @@ class Costs:
         fitting = {key: min(count, self.largest(key)) for key, count in rows.items()}
         return max((self.of(key, count) for key, count in fitting.items()), default=0.0)
 
-    def observed(self, key: Key, size: int, seconds: float, *, weight: float = 0.1) -> "Costs":
-        """Move one bucket's cost towards what it took just now."""
+    def observed(self, key: Key, size: int, seconds: float) -> "Costs":
+        """Move one bucket's cost towards what it took just now: up quickly, down slowly.
+
+        What is predicted is promised, so it has to be what a batch takes at most, mostly.
+        """
         buckets = dict(self.seconds[key])
-        buckets[size] += weight * (seconds - buckets[size])
+        change = seconds - buckets[size]
+        buckets[size] += change * (_RISE if change > 0 else _FALL)
         return Costs({**self.seconds, key: buckets})
 
 

@@ -75,14 +75,20 @@ def test_the_total_adds_up_each_key_on_its_own() -> None:
 
 
 def test_an_observation_moves_one_bucket_of_one_key_and_nothing_else() -> None:
-    moved = COSTS.observed(A, 4, 18, weight=0.5)
-    assert moved.seconds == {A: {**MEASURED, 4: 13}, B: MEASURED}
+    moved = COSTS.observed(A, 4, 18)
+    assert moved.seconds == {A: {**MEASURED, 4: 11}, B: MEASURED}
     assert COSTS.seconds[A][4] == 8  # values are frozen
+
+
+def test_what_is_predicted_rises_quickly_and_falls_slowly() -> None:
+    risen = COSTS.observed(A, 4, 18).of(A, 4) - 8
+    fallen = 8 - COSTS.observed(A, 4, -2).of(A, 4)
+    assert risen > 5 * fallen > 0
 
 
 def test_observations_converge_on_what_a_bucket_takes_now() -> None:
     costs = COSTS
-    for _ in range(200):
+    for _ in range(500):
         costs = costs.observed(A, 1, 1.0)
     assert costs.of(A, 1) == pytest.approx(1.0)
 
