@@ -83,8 +83,7 @@ class Ensemble:
         mean = reduce(np.add, by_member) / len(by_member)
         best = _most(mean, top_k)
         return tuple(
-            Prediction(self.labels[i].name, self.labels[i].wnid, int(i), float(mean[i]))
-            for i in best
+            Prediction(self.labels[i].name, self.labels[i].wnid, i, float(mean[i])) for i in best
         )
 
 

@@ -207,12 +207,15 @@ class _Rewriting:
         """Tell whether a node only moves values, so that it can do so with bytes."""
         return node.target is torch.cat or isinstance(self._module(node), nn.MaxPool2d)
 
+    def _uses_bytes(self, user: fx.Node, wanted: set[fx.Node]) -> bool:
+        """Tell whether bytes are what a user takes, or passes on to one that does."""
+        return self._takes_bytes(user) or (user in wanted and self._passes(user))
+
     def _find_wanted(self) -> set[fx.Node]:
         """Find the nodes of which a convolution of bytes makes use, through those that pass."""
         wanted: set[fx.Node] = set()
         for node in reversed(self._nodes):
-            users = [self._takes_bytes(u) or (u in wanted and self._passes(u)) for u in node.users]
-            if node in self._positive and any(users):
+            if node in self._positive and any(self._uses_bytes(u, wanted) for u in node.users):
                 wanted.add(node)
         return wanted
 
@@ -278,13 +281,11 @@ class _Rewriting:
         if node in self._wanted and node not in self._bytes:
             new: nn.Module = ToBytes(self._scale(node), self._dtype)
             self._bytes[node] = self._call(node, new, self._floats[node])
-        elif node in self._bytes and not all(self._is_content(user) for user in node.users):
+        elif node in self._bytes and not all(
+            self._uses_bytes(user, self._wanted) for user in node.users
+        ):
             new = ToFloats(self._scale(node), self._dtype)
             self._floats[node] = self._call(node, new, self._bytes[node])
-
-    def _is_content(self, user: fx.Node) -> bool:
-        """Tell whether bytes are what a user takes."""
-        return self._takes_bytes(user) or (user in self._wanted and self._passes(user))
 
     def _shape(self, node: fx.Node) -> list[int]:
         return [self._rows, *node.meta["tensor_meta"].shape[1:]]

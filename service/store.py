@@ -104,10 +104,8 @@ class Store:
         """Record what int8 has to know of a model, for the weights that it has now."""
         with self._locked(model.name):
             path = self._weights_path(model.name).with_name(CALIBRATION)
-            fresh = path.with_suffix(".part")
             content = {"sha256": model.sha256, "largest": dict(largest)}
-            fresh.write_text(json.dumps(content, indent=1) + "\n", "ascii")
-            fresh.replace(path)
+            _write(path, json.dumps(content, indent=1) + "\n")
 
     def _largest(self, name: str, digest: str) -> dict[str, float] | None:
         """Read what was recorded for these very weights."""
@@ -190,9 +188,7 @@ class Store:
 
     def _record(self, name: str, digests: list[str]) -> None:
         path = self._weights_path(name).with_name(RECORD)
-        fresh = path.with_suffix(".part")
-        fresh.write_text("".join(f"{digest}  {WEIGHTS}\n" for digest in digests), "ascii")
-        fresh.replace(path)
+        _write(path, "".join(f"{digest}  {WEIGHTS}\n" for digest in digests))
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -227,6 +223,13 @@ class Store:
             f"With a network:     googlenet-service models fetch {name}\n"
             f"Without, bring the file from {url}:  googlenet-service models import {name} FILE"
         )
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file's text in one step: it is the old or the new one, never a part."""
+    fresh = path.with_suffix(".part")
+    fresh.write_text(text, "ascii")
+    fresh.replace(path)
 
 
 def locate(root: Path | None) -> Store:

@@ -15,6 +15,7 @@ from benchmarks.peers.environments import Unavailable
 from service.bench import load
 from service.bench.client import Client, Target
 from service.bench.load import OK
+from service.bench.process import free_port
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 _WNID = re.compile(r"^n\d{8}_")
@@ -82,7 +83,7 @@ def _measure(
 ) -> list[Leg]:
     """Start a server, measure it and stop it; raises `Unavailable` with the reason if not."""
     deployment = deployments.SERVERS[name]
-    port = processes.free_port()
+    port = free_port()
     command = [
         str(deployments.interpreter(name)),
         *(part.format(port=port) for part in deployment.command),

@@ -32,7 +32,7 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
 
     What the service has to say it says itself, on standard error.
     """
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1"]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--port", str(port), *arguments])  # noqa: ASYNC220, S603 - ourselves, and at once
@@ -53,7 +53,8 @@ def _expect(process: subprocess.Popen[bytes], started: float) -> None:
         raise BenchError("the service did not become ready; it says why above")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Give a port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
