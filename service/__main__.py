@@ -1,17 +1,20 @@
 """The command line: arguments to a command, and a failure to one sentence and a status."""
 
 import argparse
+import pkgutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from service import commands, views
-from service.commands import Command
+from service import views
 from service.errors import ServiceError
 from service.settings import Settings
+
+Command = Callable[[Settings, dict[str, Any]], int]
+"""Takes the settings and the command's own arguments, gives the exit status."""
 
 _OFFLINE = (
     *("model", "device", "precision", "store", "max_batch", "cores", "executors"),
@@ -29,8 +32,8 @@ _BENCH = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status: 0, 1 for a failure, 2 for a wrong call."""
     given = vars(_parser().parse_args(arguments))
-    run: Command = given.pop("run")
     try:
+        run: Command = pkgutil.resolve_name(given.pop("run"))  # only that, for the rest takes time
         return run(_settings(given), given)
     except ValidationError as error:
         first = error.errors()[0]
@@ -59,27 +62,27 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = verbs.add_parser("serve", help="serve over HTTP; fetches the model if need be")
     _add_settings(serve, Settings.model_fields)
-    serve.set_defaults(run=commands.serve)
+    serve.set_defaults(run="service.serving:serve")
 
     models = verbs.add_parser("models", help="list, fetch, import, quantize or verify models")
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list the models and whether they can be served")
-    listing.set_defaults(run=commands.list_models)
+    listing.set_defaults(run="service.commands:list_models")
     fetch = actions.add_parser("fetch", help="download a model's weights")
     fetch.add_argument("name", metavar="NAME")
-    fetch.set_defaults(run=commands.fetch_model)
+    fetch.set_defaults(run="service.commands:fetch_model")
     import_ = actions.add_parser("import", help="make a file the weights of a model")
     import_.add_argument("name", metavar="NAME")
     import_.add_argument("file", metavar="FILE", type=Path)
-    import_.set_defaults(run=commands.import_model)
+    import_.set_defaults(run="service.commands:import_model")
     quantize = actions.add_parser("quantize", help="calibrate a model for int8 on pictures")
     quantize.add_argument("name", metavar="NAME")
     quantize.add_argument(
         "--calibrate", required=True, type=Path, metavar="DIR", help="pictures like those to come"
     )
-    quantize.set_defaults(run=commands.quantize_model)
+    quantize.set_defaults(run="service.commands:quantize_model")
     verify = actions.add_parser("verify", help="check all weights against their SHA-256")
-    verify.set_defaults(run=commands.verify_models)
+    verify.set_defaults(run="service.commands:verify_models")
     for action in (listing, fetch, import_, quantize, verify):
         _add_settings(action, ["store"])
 
@@ -87,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
     classify.add_argument("--top-k", type=_positive, default=5, help="how many labels (default: 5)")
     _add_settings(classify, [*_OFFLINE, "views"])
-    classify.set_defaults(run=commands.classify)
+    classify.set_defaults(run="service.commands:classify")
 
     evaluate = verbs.add_parser("evaluate", help="measure the accuracy on labelled photos")
     evaluate.add_argument("folder", type=Path, metavar="DIR")
@@ -103,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with the first of the views, compare every number format's answers with float32's",
     )
     _add_settings(evaluate, _OFFLINE)
-    evaluate.set_defaults(run=commands.evaluate)
+    evaluate.set_defaults(run="service.commands:evaluate")
 
     bench = verbs.add_parser("bench", help="measure a service: how fast, and how near the limit")
     bench.add_argument("folder", type=Path, metavar="DIR", help="pictures to send")
@@ -119,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         help="latency objective (default: 100 where decoding and computing one picture takes 13)",
     )
     _add_settings(bench, _OFFLINE)
-    bench.set_defaults(run=commands.bench)
+    bench.set_defaults(run="service.commands:bench")
 
     for verb in (classify, evaluate, bench):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -7,37 +7,26 @@ from importlib import metadata
 
 from fastapi import FastAPI
 
-from service import ensemble, runtime, store
+from service import apart
 from service.api import classify, health, problems
+from service.api.gate import Gate
 from service.api.requests import Requests
 from service.classifier import Classifier, Limits
-from service.ensemble import Ensemble
+from service.ensemble import Backend
 from service.metrics import Metrics
 from service.settings import Settings
 
-Load = Callable[[Settings], Ensemble]
-
-
-def load(settings: Settings) -> Ensemble:
-    """Read the models from the store and put them on the device: blocking, seconds long."""
-    where = store.locate(settings.store)
-    return ensemble.load(
-        runtime.compute(lambda: [where.load(name) for name in settings.models]),
-        device=settings.device,
-        precision=settings.precision,
-        max_batch=settings.max_batch,
-        cores=settings.cores,
-        executors=settings.executors,
-    )
+Load = Callable[[Settings], Backend]
+"""Reads the models and puts them on the device: blocking, seconds long."""
 
 
 def create_classifier(
-    settings: Settings, *, load: Load = load, metrics: Metrics | None = None
+    settings: Settings, *, load: Load = apart.load, metrics: Metrics | None = None
 ) -> Classifier:
     """Put the classifier together; its metrics go nowhere unless there are any."""
     metrics = metrics or Metrics()
 
-    def timed_load() -> Ensemble:
+    def timed_load() -> Backend:
         started = time.perf_counter()
         loaded = load(settings)
         metrics.loaded(loaded, time.perf_counter() - started)
@@ -46,13 +35,12 @@ def create_classifier(
     limits = Limits(
         max_pixels=settings.max_pixels,
         max_queue_bytes=settings.max_queue_bytes,
-        decode_threads=settings.decode_threads,
         stall_seconds=settings.stall_seconds,
     )
     return Classifier(timed_load, limits, metrics.work)
 
 
-def create_app(settings: Settings, *, load: Load = load) -> FastAPI:
+def create_app(settings: Settings, *, load: Load = apart.load) -> FastAPI:
     """Put the service together; `load` is the one place where a test puts something else."""
     metrics = Metrics()
     classifier = create_classifier(settings, load=load, metrics=metrics)
@@ -74,5 +62,6 @@ def create_app(settings: Settings, *, load: Load = load) -> FastAPI:
     app.include_router(classify.router(classifier, settings, metrics))
     app.include_router(health.router(classifier, metrics.registry))
     problems.install(app, metrics)
+    app.add_middleware(Gate, classifier=classifier, settings=settings, metrics=metrics)
     app.add_middleware(Requests, metrics=metrics)
     return app

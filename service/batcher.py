@@ -1,8 +1,7 @@
 """The batcher: rows wait here, and only here.
 
 Jobs bring rows; whenever a lane is free it takes the batch that `service.policy` forms from
-what has arrived by then. Each lane has a thread of its own. The batcher knows no torch, no
-HTTP and no pictures.
+what has arrived by then. The batcher knows no torch, no HTTP and no pictures.
 
 All state lives on the event loop; there is no lock and no timer. Whatever a lane or the policy
 raises is told to the callers concerned and never ends a loop.
@@ -15,7 +14,6 @@ import time
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, Self
 
@@ -89,14 +87,11 @@ class Batcher(Generic[P, R]):
         self._changed = asyncio.Event()  # something came or went, or a lane is free
         self._running: dict[int, _Run] = {}  # by lane, in the order in which they began
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
-        self._threads: list[ThreadPoolExecutor] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         for number, lane in enumerate(self._lanes):
-            thread = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}")
-            self._threads.append(thread)
-            self._tasks.append(asyncio.create_task(self._serve(number, lane, thread)))
+            self._tasks.append(asyncio.create_task(self._serve(number, lane)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -105,8 +100,6 @@ class Batcher(Generic[P, R]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for seat in self._seats:
             _fail(seat, InferenceFailed(STOPPING))
-        for thread in self._threads:
-            thread.shutdown(wait=False, cancel_futures=True)
 
     # What a caller does: reserve, then submit.
 
@@ -237,12 +230,12 @@ class Batcher(Generic[P, R]):
 
     # Going through.
 
-    async def _serve(self, number: int, lane: Lane[P, R], thread: ThreadPoolExecutor) -> None:
+    async def _serve(self, number: int, lane: Lane[P, R]) -> None:
         while True:
             while not (self._queue and self._is_turn_of(lane)):
                 self._changed.clear()
                 await self._changed.wait()
-            await self._execute(number, lane, thread)
+            await self._execute(number, lane)
 
     def _is_turn_of(self, lane: Lane[P, R]) -> bool:
         """Tell whether a lane may run: the one that needs all devices, or one of the others."""
@@ -250,12 +243,12 @@ class Batcher(Generic[P, R]):
             return not lane.alone and not any(self._lanes[at].alone for at in self._running)
         return bool(lane.alone) == (self._rows.total() <= self._alone)
 
-    async def _execute(self, number: int, lane: Lane[P, R], thread: ThreadPoolExecutor) -> None:
+    async def _execute(self, number: int, lane: Lane[P, R]) -> None:
         queue = concerned = [*self._queue]  # whom a failure to form concerns: everyone
         try:
             batch, concerned = self._form(queue, lane)
             if batch is not None:
-                await self._run(number, lane, thread, batch, concerned)
+                await self._run(number, lane, batch, concerned)
         except Exception:
             logger.exception("a batch failed; %d jobs are told so", len(concerned))
             for seat in concerned:  # one error a waiter: each raises its own
@@ -298,7 +291,6 @@ class Batcher(Generic[P, R]):
         self,
         number: int,
         lane: Lane[P, R],
-        thread: ThreadPoolExecutor,
         batch: Batch[P],
         seats: Sequence[Seat[P, R]],
     ) -> None:
@@ -307,8 +299,7 @@ class Batcher(Generic[P, R]):
         self._running[number] = _Run(lane.device, started, expected)
         failed = True
         try:
-            loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(thread, lane.run, batch)
+            results = await lane.run(batch)
             # All of them are matched before the first is told.
             matched = list(zip(seats, batch.slices, results, strict=True))
             for seat, part, result in matched:

@@ -1,6 +1,6 @@
 """One picture in, one ranking out.
 
-Loads the model in the background, admits or refuses, decodes in threads, hands rows to the
+Loads the model in the background, admits or refuses, has pictures decoded, hands rows to the
 batcher, and ranks what comes back, all within the request's deadline.
 """
 
@@ -9,15 +9,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from service import images, runtime, views
 from service.batcher import Batcher, Seat
-from service.ensemble import Ensemble, Prediction
+from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities
 from service.errors import CallerGone, DeadlineExceeded, NotReady, ServiceError
-from service.forward import Cuts, Probabilities
 from service.views import Plan
 from service.work import Backlog, Outcome, Report
 
@@ -32,7 +30,6 @@ class Limits:
 
     max_pixels: int
     max_queue_bytes: int
-    decode_threads: int  # 0: one per core
     stall_seconds: float
 
 
@@ -53,6 +50,15 @@ class Answer:
     timing: Timing
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request asks of each of its pictures."""
+
+    views: str
+    plans: Sequence[Plan]
+    top_k: int
+
+
 async def _never() -> None:
     await asyncio.Event().wait()
 
@@ -64,14 +70,14 @@ async def _leave_with(gone: Callable[[], Awaitable[None]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Serving:
-    ensemble: Ensemble
-    batcher: Batcher[Cuts, Probabilities]
+    backend: Backend
+    batcher: Batcher[Payload, Probabilities]
 
 
 class Classifier:
     """Serves an ensemble while it is entered; loads it first, answering `NotReady` meanwhile."""
 
-    def __init__(self, load: Callable[[], Ensemble], limits: Limits, report: Report) -> None:
+    def __init__(self, load: Callable[[], Backend], limits: Limits, report: Report) -> None:
         self._load = load
         self._limits = limits
         self._report = report
@@ -80,9 +86,6 @@ class Classifier:
         self._life = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        threads = self._limits.decode_threads or runtime.cores()
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._life.callback(self._decoders.shutdown, wait=False)
         self._loading = asyncio.create_task(self._start())
         return self
 
@@ -94,12 +97,14 @@ class Classifier:
 
     async def _start(self) -> None:
         started = time.monotonic()
-        loop = asyncio.get_running_loop()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+        loading = thread.submit(self._load)
+        thread.shutdown(wait=False)
         try:
-            thread = ThreadPoolExecutor(1, thread_name_prefix="load")
-            self._life.callback(thread.shutdown, wait=False)
-            ensemble = await loop.run_in_executor(thread, self._load)
-            thread.shutdown(wait=False)
+            backend = await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_close)
+            raise
         except ServiceError as error:
             logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
             self._failure = error
@@ -108,13 +113,15 @@ class Classifier:
             logger.exception("the model could not be loaded")
             self._failure = error
             return
+        self._life.callback(backend.close)
+        ensemble = backend.ensemble
         batcher = Batcher(
-            ensemble.lanes,
+            backend.lanes,
             ensemble.costs,
             max_bytes=self._limits.max_queue_bytes,
             report=self._report,
         )
-        self._serving = _Serving(ensemble, await self._life.enter_async_context(batcher))
+        self._serving = _Serving(backend, await self._life.enter_async_context(batcher))
         logger.info(
             "serving %s on %s in %s, ready after %.1f s",
             ensemble.name,
@@ -132,7 +139,7 @@ class Classifier:
     @property
     def ensemble(self) -> Ensemble:
         """What is served; raises `NotReady` while there is nothing."""
-        return self._ready().ensemble
+        return self._ready().backend.ensemble
 
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""
@@ -154,6 +161,8 @@ class Classifier:
             return self.loaded
         if self._serving is None:
             return None
+        if not self._serving.backend.alive:
+            return "the process that classifies has ended"
         if not self._serving.batcher.alive:
             return "the batcher's loop has ended"
         stalled = self.backlog().stalled
@@ -164,7 +173,7 @@ class Classifier:
     def check(self, *, plan: str, seconds: float) -> None:
         """Raise at once what even a single picture would be refused with."""
         serving = self._ready()
-        demands = serving.ensemble.demands(serving.ensemble.plans(plan))
+        demands = serving.backend.ensemble.demands(serving.backend.ensemble.plans(plan))
         serving.batcher.check(demands, seconds)
 
     async def classify(
@@ -184,8 +193,8 @@ class Classifier:
         """
         serving = self._ready()
         deadline = time.monotonic() + seconds
-        plans = serving.ensemble.plans(plan)
-        demands = serving.ensemble.demands(plans)
+        wanted = _Wanted(plan, serving.backend.ensemble.plans(plan), top_k)
+        demands = serving.backend.ensemble.demands(wanted.plans)
         with serving.batcher.reserve(demands * len(pictures), deadline) as seats:
             count = len(demands)
             mine = [seats[at : at + count] for at in range(0, len(seats), count)]
@@ -193,7 +202,7 @@ class Classifier:
                 async with asyncio.TaskGroup() as tasks:
                     watching = tasks.create_task(_leave_with(gone))
                     answers = [
-                        tasks.create_task(self._settle(picture, plans, own, top_k, deadline))
+                        tasks.create_task(self._settle(picture, wanted, own, deadline))
                         for picture, own in zip(pictures, mine, strict=True)
                     ]
                     await asyncio.wait(answers)
@@ -210,14 +219,13 @@ class Classifier:
     async def _settle(
         self,
         picture: bytes,
-        plans: Sequence[Plan],
-        seats: Sequence[Seat[Cuts, Probabilities]],
-        top_k: int,
+        wanted: _Wanted,
+        seats: Sequence[Seat[Payload, Probabilities]],
         deadline: float,
     ) -> Answer | ServiceError:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._answer(picture, plans, seats, top_k)
+                return await self._answer(picture, wanted, seats)
         except TimeoutError:
             return DeadlineExceeded("the answer did not come before the deadline")
         except ServiceError as error:
@@ -228,46 +236,39 @@ class Classifier:
     async def _answer(
         self,
         picture: bytes,
-        plans: Sequence[Plan],
-        seats: Sequence[Seat[Cuts, Probabilities]],
-        top_k: int,
+        wanted: _Wanted,
+        seats: Sequence[Seat[Payload, Probabilities]],
     ) -> Answer:
-        serving = self._ready()
+        backend, batcher = self._ready().backend, self._ready().batcher
         started = time.monotonic()
-        loop = asyncio.get_running_loop()
-        cuts = await loop.run_in_executor(
-            self._decoders, prepare, picture, plans, self._limits.max_pixels
-        )
+        payloads = await backend.prepare(picture, wanted.views, self._limits.max_pixels)
         decoded = time.monotonic() - started
-        outcomes = await _together(serving.batcher, seats, cuts)
+        outcomes = await _together(batcher, seats, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
         parts = [outcome.parts for outcome in outcomes]
-        return Answer(
-            serving.ensemble.rank(parts, plans, top_k), Timing(decoded, queued, done - queued)
-        )
+        ranking = backend.ensemble.rank(parts, wanted.plans, wanted.top_k)
+        return Answer(ranking, Timing(decoded, queued, done - queued))
+
+
+def _close(loading: Future[Backend]) -> None:
+    """Close what was loaded after everybody had left."""
+    if not loading.cancelled() and not loading.exception():
+        loading.result().close()
 
 
 async def _together(
-    batcher: Batcher[Cuts, Probabilities],
-    seats: Sequence[Seat[Cuts, Probabilities]],
-    cuts: Sequence[Cuts],
+    batcher: Batcher[Payload, Probabilities],
+    seats: Sequence[Seat[Payload, Probabilities]],
+    payloads: Sequence[Payload],
 ) -> list[Outcome[Probabilities]]:
     """Submit a picture's jobs, one a member; the first error ends them all."""
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(batcher.submit(seat, cut))
-                for seat, cut in zip(seats, cuts, strict=True)
+                tasks.create_task(batcher.submit(seat, payload))
+                for seat, payload in zip(seats, payloads, strict=True)
             ]
     except* ServiceError as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in running]
-
-
-def prepare(picture: bytes, plans: Sequence[Plan], max_pixels: int) -> list[Cuts]:
-    """Decode once and cut each plan's canvases; members with one plan share them."""
-    enough = max(plan.enough for plan in plans)
-    upright = images.decode(picture, max_pixels=max_pixels, enough=enough)
-    made = {plan: Cuts(plan, views.canvases(upright, plan)) for plan in plans}
-    return [made[plan] for plan in plans]

@@ -4,23 +4,24 @@ Probabilities, not logits, are averaged: over a picture's views, then over the m
 (section 7 of the paper).
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any, Protocol
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from service import forward, lanes, runtime, views
-from service.errors import ModelError
-from service.forward import Probabilities
-from service.lanes import ClassifyingLane
+from service import views
 from service.manifest import Label
 from service.policy import Costs, Key
-from service.store import Model
 from service.views import Plan, Resize
-from service.work import Demand
+from service.work import Demand, Lane
+
+Probabilities = npt.NDArray[np.float64]  # (classes,)
+
+Payload = Any
+"""What a picture brings for one member; known to the backend only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Models that are loaded, warmed and timed, and the lanes that run them."""
+    """Models that are loaded, warmed and timed."""
 
     members: tuple[Member, ...]
     labels: tuple[Label, ...]
-    lanes: tuple[ClassifyingLane, ...]
     costs: Costs
     device: str
     precision: str
@@ -87,6 +87,41 @@ class Ensemble:
         )
 
 
+class Backend(Protocol):
+    """Who does an ensemble's work: decodes its pictures and computes its batches."""
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """Whose work it is."""
+        ...
+
+    @property
+    def lanes(self) -> Sequence[Lane[Payload, Probabilities]]:
+        """Who computes; each gives the sum of a slice's rows."""
+        ...
+
+    @property
+    def pid(self) -> int:
+        """The number of the process that it is in."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Can it go on."""
+        ...
+
+    async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Payload]:
+        """Decode a picture for the views so named; gives a payload for each member.
+
+        Raises what `service.images.decode` does, or `InferenceFailed`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop; nobody calls it any more."""
+        ...
+
+
 def _most(values: Probabilities, count: int) -> Sequence[int]:
     """Give the places of the largest values in order, the first place first of equals."""
     if count < len(values):
@@ -96,60 +131,3 @@ def _most(values: Probabilities, count: int) -> Sequence[int]:
         places = np.arange(len(values))
     order: list[int] = places[np.argsort(-values[places], kind="stable")][:count].tolist()
     return order
-
-
-def load(  # noqa: PLR0913 - each is a setting
-    models: Sequence[Model],
-    *,
-    device: str,
-    precision: str,
-    max_batch: int,
-    cores: int = 0,
-    executors: int = 0,
-) -> Ensemble:
-    """Put models on their devices, warm up every batch size and time it.
-
-    Each is the setting of its name (`service.settings`). Raises `ModelError` when the models'
-    labels differ or there is no such device.
-    """
-    _check_labels(models)
-    runtime.keep_memory()
-    devices = runtime.devices(device, torch.cuda.device_count())
-    cores = cores or runtime.cores()
-    formats = runtime.precisions(precision)
-    dtype = runtime.compute(lambda: forward.quickest(models, devices[0], formats), cores)
-    sizes = runtime.sizes(devices[0], max_batch)
-    maker = lanes.Maker(models, dtype, sizes)
-    on_cpu = devices[0].type == "cpu"
-    made = maker.on_cpu(cores, executors) if on_cpu else maker.on_gpus(devices)
-    started = time.perf_counter()
-    costs = lanes.costs(made, len(models), sizes)
-    return Ensemble(
-        members=tuple(_member(model) for model in models),
-        labels=models[0].labels,
-        lanes=made,
-        costs=costs,
-        device=",".join(str(place) for place in devices),
-        precision=str(dtype).removeprefix("torch."),
-        warmup_seconds=time.perf_counter() - started,
-    )
-
-
-def _check_labels(models: Sequence[Model]) -> None:
-    first, *others = models
-    for other in others:
-        if other.labels != first.labels:
-            raise ModelError(
-                f"{first.name} and {other.name} have different labels and cannot be averaged"
-            )
-
-
-def _member(model: Model) -> Member:
-    described = model.manifest
-    return Member(
-        model.name,
-        described.version,
-        described.architecture,
-        model.sha256,
-        described.preprocessing.resized,
-    )

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from service import packed, runtime, views
+from service.cuts import Cuts
+from service.ensemble import Probabilities
 from service.errors import ModelError
 from service.manifest import Preprocessing
 from service.packed import Shape
-from service.store import Model
-from service.views import Pixels, Plan
+from service.weights import Model
 from service.work import Batch, Slice
 
 logger = logging.getLogger(__name__)
@@ -22,16 +22,6 @@ logger = logging.getLogger(__name__)
 # How far a probability may be from float32's for a number format to be chosen by itself. On
 # photos, formats within it agree on the first label (see `benchmarks/`).
 AGREEMENT = 0.1
-
-Probabilities = npt.NDArray[np.float64]  # (classes,)
-
-
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """What a picture brings for one member: its canvases and the views to cut from them."""
-
-    plan: Plan
-    canvases: tuple[Pixels, ...]
 
 
 class Forward(nn.Module):

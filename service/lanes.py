@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service import forward, images, runtime, views
-from service.forward import Cuts, Forward, Probabilities
+from service import forward, images, processors, runtime, views
+from service.cuts import Cuts
+from service.ensemble import Probabilities
+from service.forward import Forward
 from service.packed import Shape
 from service.policy import Costs, Key
-from service.store import Model
 from service.views import Plan
-from service.work import Batch, Lane, Slice
+from service.weights import Model
+from service.work import Batch, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,14 @@ SIDES = (views.CROP, views.DENSE)  # of the views that any plan has
 # Of the best throughput, what is as good: noise is larger than the rest.
 _AS_GOOD = 0.95
 
-ClassifyingLane = Lane[Cuts, Probabilities]  # gives the sum of a slice's rows
+
+@dataclass(frozen=True, slots=True)
+class ClassifyingLane:
+    """A way to run batches, blocking; see `service.work.Lane`. Gives the sum of a slice's rows."""
+
+    run: Callable[[Batch[Cuts]], Sequence[Probabilities]]
+    device: int = 0
+    alone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +147,7 @@ def _lane(
             probabilities = members[batch.key.member](rows).cpu().numpy()
         return forward.sums(probabilities, batch.slices)
 
-    return Lane(run, number, alone)
+    return ClassifyingLane(run, number, alone)
 
 
 def costs(lanes: Sequence[ClassifyingLane], members: int, sizes: Sequence[int]) -> Costs:
@@ -178,7 +187,7 @@ def _beside_decoding(lanes: Sequence[ClassifyingLane], batch: Batch[Cuts]) -> fl
     decode = partial(images.decode, _sample(), max_pixels=sys.maxsize)
     with (
         ThreadPoolExecutor(len(lanes)) as computing,
-        ThreadPoolExecutor(runtime.cores()) as decoding,
+        ThreadPoolExecutor(processors.available()) as decoding,
     ):
 
         def run(lane: ClassifyingLane) -> None:

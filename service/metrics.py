@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 
-import torch
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,7 +21,7 @@ from prometheus_client import (
 )
 
 from service import views
-from service.ensemble import Ensemble
+from service.ensemble import Backend
 from service.errors import ServiceError
 from service.work import Backlog, BatchReport, DropReport
 
@@ -147,13 +146,12 @@ class Metrics:
         Gauge(
             "googlenet_build_info",
             "1, with the versions that run.",
-            ["version", "python", "torch", "cuda"],
+            ["version", "python", "torch"],
             registry=registry,
         ).labels(
             metadata.version("googlenet-service"),
             platform.python_version(),
-            torch.__version__,
-            torch.version.cuda or "none",
+            metadata.version("torch"),
         ).set(1)
         self._start_at_zero()
 
@@ -206,14 +204,16 @@ class Metrics:
         for seconds in report.queue_seconds:
             self._queue_wait.observe(seconds)
 
-    def loaded(self, ensemble: Ensemble, seconds: float) -> None:
+    def loaded(self, backend: Backend, seconds: float) -> None:
         """Name the models that are served from now on, and how long they took to load."""
+        ensemble = backend.ensemble
         for member in ensemble.members:
             self._model.labels(
                 member.name, member.version, member.sha256, ensemble.device, ensemble.precision
             ).set(1)
         self._load_seconds.set(seconds)
         self._warmup_seconds.set(ensemble.warmup_seconds)
+        ProcessCollector("googlenet_worker", lambda: backend.pid, registry=self.registry)
 
     def watch(self, *, ready: Callable[[], bool], backlog: Callable[[], Backlog]) -> None:
         """Ask these at every scrape for what has no event to report it."""

@@ -10,7 +10,7 @@ from service import forward, images, runtime, views
 from service.errors import ModelError
 from service.forward import Forward
 from service.packed import Shape
-from service.store import Model
+from service.weights import Model
 
 ENOUGH = 0.97  # of the pictures must have the same first label as in float32
 

@@ -1,14 +1,9 @@
 """The device: which one, in what form and precision a network runs on it, and what it costs."""
 
-import ctypes
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,12 +13,9 @@ from service import packed
 from service.errors import ModelError
 from service.packed import Shape
 
-# glibc's malloc.h: what to trim at, and whether to map large blocks apart. One arena for all
-# threads, since only the main one may grow beyond 64 MiB.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_MALLOC = {_M_TRIM_THRESHOLD: 2**31 - 1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 1}
-
 T = TypeVar("T")
+
+_LONG = 0.1  # seconds; what else a machine does is little beside it
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -77,37 +69,11 @@ def place(
     return placed
 
 
-def keep_memory() -> None:
-    """Let the C library keep the memory of large tensors instead of giving it back each time.
-
-    Given back, it is cleared and mapped anew, page by page, for every layer of every batch.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for parameter, value in _MALLOC.items():
-            library.mallopt(parameter, value)
-
-
 def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:
     """Give the buckets: powers of two up to `max_batch` (0: 16 on a CPU, 64 on a GPU)."""
     most = max_batch or (16 if device.type == "cpu" else 64)
     powers = [2**power for power in range(most.bit_length())]
     return tuple(sorted({*powers, most}))
-
-
-def cores() -> int:
-    """Count the processors that this process may use: those it runs on, within its quota."""
-    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(present or 1, _quota(Path("/sys/fs/cgroup/cpu.max"))))
-
-
-def _quota(cpu_max: Path) -> int:
-    """Read how many processors a container may use (Linux, control groups version 2)."""
-    try:
-        quota, period = cpu_max.read_text().split()
-        return sys.maxsize if quota == "max" else int(quota) // int(period)
-    except (OSError, ValueError):
-        return sys.maxsize
 
 
 def compute(work: Callable[[], T], threads: int = 0) -> T:
@@ -179,11 +145,12 @@ def measure(run: Callable[[], object], *, repeats: int = 2) -> float:
     """Warm up with one run, then give the seconds of the quickest of `repeats` more.
 
     The quickest, since a device takes the same time for the same work and everything else
-    that a run meets only adds; costs are kept up to date while serving.
+    that a run meets only adds; that is little to a run of `_LONG` seconds, and one is enough.
+    Costs are kept up to date while serving.
     """
     run()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < _LONG:
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)

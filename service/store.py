@@ -15,48 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-import torch
 from filelock import FileLock
 from pydantic import BaseModel, FiniteFloat, ValidationError
-from torch import Tensor
 
 import service
 from service import manifest
 from service.download import Progress, download
 from service.errors import BadWeights, MissingWeights, ModelError
-from service.formats import caffemodel, pickled, safetensor
-from service.manifest import Label, Manifest
-from service.networks import ARCHITECTURES, Architecture
+from service.manifest import Label, Manifest, Source
 
 WEIGHTS = "weights.safetensors"
 RECORD = WEIGHTS + ".sha256"
 CALIBRATION = "int8.json"
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}")  # what the folder of a model may be called
-
-_READERS: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
-    ".pth": pickled.read,
-    ".pt": pickled.read,
-    ".safetensors": safetensor.read,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model read from the store, ready to be put on a device."""
-
-    name: str
-    manifest: Manifest
-    labels: tuple[Label, ...]
-    sha256: str
-    state: Mapping[str, Tensor]
-    largest: Mapping[str, float] | None = None  # values within it, if it was calibrated for int8
-
-    def network(self) -> torch.nn.Module:
-        """Build the network with its weights."""
-        network = _architecture(self.manifest).build(self.manifest.classes)
-        network.load_state_dict(dict(self.state), strict=False)
-        return network.eval()
 
 
 class _Calibration(BaseModel):
@@ -90,25 +62,15 @@ class Store:
         """Are a model's weights there."""
         return self._weights_path(name).is_file()
 
-    def load(self, name: str) -> Model:
-        """Read a model, checking its weights against the record and its architecture.
-
-        Raises `MissingWeights` with what to do about it, `BadWeights`, or `ModelError`.
-        """
-        described = self.manifest(name)
-        data, digest = self._weights(name)  # read once: what is checked is what is served
-        state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
-        return Model(name, described, self.labels(name), digest, state, self._largest(name, digest))
-
-    def quantize(self, model: Model, largest: Mapping[str, float]) -> None:
-        """Record what int8 has to know of a model, for the weights that it has now."""
-        with self._locked(model.name):
-            path = self._weights_path(model.name).with_name(CALIBRATION)
-            content = {"sha256": model.sha256, "largest": dict(largest)}
+    def calibrate(self, name: str, digest: str, largest: Mapping[str, float]) -> None:
+        """Record what int8 has to know of a model, for the weights with this SHA-256."""
+        with self.locked(name):
+            path = self._weights_path(name).with_name(CALIBRATION)
+            content = {"sha256": digest, "largest": dict(largest)}
             _write(path, json.dumps(content, indent=1) + "\n")
 
-    def _largest(self, name: str, digest: str) -> dict[str, float] | None:
-        """Read what was recorded for these very weights."""
+    def calibration(self, name: str, digest: str) -> dict[str, float] | None:
+        """Read what was recorded for these very weights; raises `BadWeights` if it is damaged."""
         path = self._weights_path(name).with_name(CALIBRATION)
         if not path.is_file():
             return None
@@ -120,9 +82,13 @@ class Store:
 
     def verify(self, name: str) -> str:
         """Give the SHA-256 of a model's weights if it is the recorded one."""
-        return self._weights(name)[1]
+        return self.read(name)[1]
 
-    def _weights(self, name: str) -> tuple[bytes, str]:
+    def read(self, name: str) -> tuple[bytes, str]:
+        """Give a model's weights and their SHA-256, which is the recorded one.
+
+        Raises `MissingWeights` with what to do about it, or `BadWeights`.
+        """
         if not self.has(name):
             raise MissingWeights(self._how_to_get(name))
         path = self._weights_path(name)
@@ -132,47 +98,26 @@ class Store:
             raise BadWeights(f"{path} was changed or damaged: its SHA-256 is not the recorded one")
         return data, digest
 
-    def install(self, name: str, file: Path, *, source: str) -> str:
-        """Make a weights file the model's weights, and give their SHA-256.
+    def download(self, name: str, source: Source, progress: Progress) -> Path:
+        """Download a model's weights file beside its weights, going on where it was cut short.
 
-        Reads a `.caffemodel`, `.pth`, `.pt` or `.safetensors` file, checks it against the
-        architecture, and only then, in one step, makes it visible. Raises `BadWeights`.
+        Raises `ModelError` with what to do where there is no network.
         """
-        described = self.manifest(name)
-        if not file.is_file():
-            raise ModelError(f"there is no file {file}")
-        state = _fitting(_read(file, described), described, file.name)
-        with self._locked(name):
-            return self._publish(name, state, source)
+        part = self._weights_path(name).with_name(f"download.{source.format}")
+        try:
+            download(str(source.url), part, digest=source.digest, progress=progress)
+        except ModelError as error:
+            raise ModelError(f"{error}\n{self._how_to_get(name)}") from error
+        return part
 
-    def fetch(self, name: str, progress: Progress) -> str:
-        """Download a model's weights, unless they are there, and give their SHA-256.
+    def publish(self, name: str, write: Callable[[Path], None]) -> str:
+        """Make what `write` writes the weights of a model, and give their SHA-256.
 
-        An earlier download that was cut short goes on where it ended; two processes that fetch
-        at once take turns. Raises `ModelError` with what to do where there is no network.
+        Whenever this is cut short, the weights that are visible match a recorded digest.
         """
-        source = self.manifest(name).source
-        if source is None:
-            raise ModelError(f"the manifest of {name!r} names no source; import its weights")
-        with self._locked(name):
-            if self.has(name):
-                return self.verify(name)
-            part = self._weights_path(name).with_name(f"download.{source.format}")
-            try:
-                download(str(source.url), part, digest=source.digest, progress=progress)
-            except ModelError as error:
-                raise ModelError(f"{error}\n{self._how_to_get(name)}") from error
-            described = self.manifest(name)
-            state = _fitting(_read(part, described), described, part.name)
-            digest = self._publish(name, state, str(source.url))
-            part.unlink()
-            return digest
-
-    def _publish(self, name: str, state: Mapping[str, Tensor], source: str) -> str:
-        # Whenever this is cut short, the weights that are visible match a recorded digest.
         path = self._weights_path(name)
         fresh = path.with_suffix(".part")
-        safetensor.write(dict(state), fresh, source=source)
+        write(fresh)
         with fresh.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -191,7 +136,8 @@ class Store:
         _write(path, "".join(f"{digest}  {WEIGHTS}\n" for digest in digests))
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[None]:
+        """Keep other writers of a model out, also those of other processes."""
         folder = self._weights_path(name).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -241,70 +187,3 @@ def locate(root: Path | None) -> Store:
         cache = platformdirs.user_cache_path("googlenet-service") / "model_store"
         root = checkout if checkout.is_dir() else cache
     return Store(root, builtin)
-
-
-def _architecture(described: Manifest) -> Architecture:
-    try:
-        return ARCHITECTURES[described.architecture]
-    except KeyError:
-        known = ", ".join(ARCHITECTURES)
-        raise ModelError(
-            f"there is no architecture {described.architecture!r}; there are {known}"
-        ) from None
-
-
-def _shapes(described: Manifest) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        network = _architecture(described).build(described.classes)
-    return {
-        name: value.shape
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # counts training steps; older files lack it
-    }
-
-
-def _read(file: Path, described: Manifest) -> Mapping[str, object]:
-    if file.suffix == ".caffemodel":
-        return _from_caffe(caffemodel.read(file), described, file.name)
-    try:
-        reader = _READERS[file.suffix]
-    except KeyError:
-        known = ", ".join([".caffemodel", *_READERS])
-        raise BadWeights(f"{file.name} has none of the endings {known}") from None
-    return reader(file)
-
-
-def _from_caffe(
-    blobs: Mapping[str, list[Tensor]], described: Manifest, file: str
-) -> dict[str, Tensor]:
-    shapes = _shapes(described)
-    state = {}
-    for layer, module in _architecture(described).caffe_layers().items():
-        for blob, part in zip(blobs.get(layer, []), ("weight", "bias"), strict=False):
-            shape = shapes[f"{module}.{part}"]
-            if blob.numel() != shape.numel():
-                raise BadWeights(f"layer {layer!r} of {file} is {[*blob.shape]}, not {[*shape]}")
-            state[f"{module}.{part}"] = blob.reshape(shape)
-    return state
-
-
-def _fitting(content: Mapping[str, object], described: Manifest, file: str) -> dict[str, Tensor]:
-    """Keep what the architecture serves with; raise `BadWeights` unless all of it is there."""
-    shapes = _shapes(described)
-    dropped = _architecture(described).dropped
-    for name in content:
-        if name not in shapes and not name.startswith(dropped) and not name.endswith("tracked"):
-            raise BadWeights(f"{file} is of another architecture: it has {name!r}")
-    state = {}
-    for name, shape in shapes.items():
-        value = content.get(name)
-        if not isinstance(value, Tensor):
-            raise BadWeights(f"{file} lacks {name!r}, or is of another architecture")
-        if value.shape != shape:
-            raise BadWeights(f"{name!r} of {file} is {[*value.shape]}, not {[*shape]}")
-        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
-            raise BadWeights(f"{name!r} of {file} does not hold plain floating-point numbers")
-        state[name] = value.float()
-        if not state[name].isfinite().all():
-            raise BadWeights(f"{name!r} of {file} holds numbers that are not finite")
-    return state

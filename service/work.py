@@ -1,6 +1,6 @@
 """What passes through the batcher: demands, batches, outcomes, reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -50,14 +50,14 @@ class Batch(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Lane(Generic[P, R]):
-    """A way to run batches: a blocking function giving one result a slice, and its device.
+    """A way to run batches: a coroutine function giving one result a slice, and its device.
 
     A device has one lane, or two so that one batch is copied while the other is computed. A
     lane with `alone` above 0 has all devices at once: it runs up to so many rows, when they are
     all that is to be done, and nothing runs beside it.
     """
 
-    run: Callable[[Batch[P]], Sequence[R]]
+    run: Callable[[Batch[P]], Awaitable[Sequence[R]]]
     device: int = 0
     alone: int = 0
 

@@ -1,14 +1,16 @@
 """What tests share: the real weights and photos, and a fake model for the one seam."""
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,15 +19,16 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from service import weights
 from service.app import create_app
-from service.ensemble import Ensemble, Member
-from service.forward import Cuts, Probabilities
+from service.cuts import Cuts, prepare
+from service.ensemble import Ensemble, Member, Probabilities
 from service.manifest import Label
 from service.policy import Costs, Key
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP, DENSE, Resize
-from service.work import Batch, Lane
+from service.work import Batch, Lane, P, R
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TESTS_SHARED", ROOT.parent / "shared"))
@@ -57,8 +60,8 @@ def beagle(shared: Path) -> bytes:
 def real_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with the real BVLC weights, imported from Caffe's own file."""
     store = Store(tmp_path_factory.mktemp("store"), ROOT / "model_store")
-    weights = shared / "weights/bvlc_googlenet.caffemodel"
-    store.install("bvlc_googlenet", weights, source=weights.name)
+    file = shared / "weights/bvlc_googlenet.caffemodel"
+    weights.install(store, "bvlc_googlenet", file, source=file.name)
     return store
 
 
@@ -71,6 +74,7 @@ def real_client(real_store: Store) -> Iterator[TestClient]:
         device="cpu",
         precision="float32",
         max_batch=8,  # fewer sizes to time
+        cores=1,  # two that share a batch are slow where others compute
         executors=1,
     )
     with TestClient(create_app(settings)) as client:
@@ -115,7 +119,7 @@ def serving(*arguments: str) -> Iterator[Served]:
 def served(real_store: Store) -> Iterator[Served]:
     """A ready process on the real weights, in float32."""
     store = str(real_store.root)
-    small = ("--max-batch", "4", "--executors", "1", "--precision", "float32")
+    small = ("--max-batch", "4", "--cores", "1", "--precision", "float32")
     with serving("--model", "bvlc_googlenet", "--store", store, *small) as ours:
         with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
             wait_ready(client)
@@ -148,19 +152,58 @@ def mean_colour(batch: Batch[Cuts]) -> list[Probabilities]:
     return results
 
 
-def fake_ensemble(
-    run: Run = mean_colour, *, seconds_per_row: float = 0.001, members: int = 1, lanes: int = 1
-) -> Ensemble:
-    """A model that answers by `run`, and says that its rows cost `seconds_per_row`."""
+def threaded(
+    run: Callable[[Batch[P]], Sequence[R]],
+) -> Callable[[Batch[P]], Awaitable[Sequence[R]]]:
+    """Make a lane's coroutine function of a blocking one, which gets a thread of its own."""
+    thread = ThreadPoolExecutor(1)
+
+    async def call(batch: Batch[P]) -> Sequence[R]:
+        return await asyncio.get_running_loop().run_in_executor(thread, run, batch)
+
+    return call
+
+
+@dataclass
+class FakeBackend:
+    """A backend in this process: decodes for real, computes as it is told."""
+
+    ensemble: Ensemble
+    lanes: Sequence[Lane[Cuts, Probabilities]]
+    pid: int = field(default_factory=os.getpid)
+    alive: bool = True
+    closed: threading.Event = field(default_factory=threading.Event)
+    decoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Cuts]:
+        """Decode in a thread, one picture after the other."""
+        plans = self.ensemble.plans(views)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.decoder, prepare, picture, plans, max_pixels)
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed.set()
+
+
+def fake_backend(
+    run: Run = mean_colour,
+    *,
+    seconds_per_row: float = 0.001,
+    sizes: Sequence[int] = BUCKETS,
+    members: int = 1,
+    lanes: int = 1,
+) -> FakeBackend:
+    """A model that answers by `run`, in batches of these sizes at `seconds_per_row`."""
     keys = [Key(member, side) for member in range(members) for side in (CROP, DENSE)]
-    return Ensemble(
+    ensemble = Ensemble(
         members=tuple(
             Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256)) for n in range(members)
         ),
         labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),
-        lanes=tuple(Lane(run, number) for number in range(lanes)),
-        costs=Costs({key: {size: seconds_per_row * size for size in BUCKETS} for key in keys}),
+        costs=Costs({key: {size: seconds_per_row * size for size in sizes} for key in keys}),
         device="cpu",
         precision="float32",
         warmup_seconds=0.0,
     )
+    return FakeBackend(ensemble, [Lane(threaded(run), number) for number in range(lanes)])

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import queue
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -41,21 +40,18 @@ class Device:
     """A lane's function under the test's thumb: each batch runs until the test ends it."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Queue[Batch[str]] = asyncio.Queue()
-        self._verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
+        self._verdicts: asyncio.Queue[Verdict] = asyncio.Queue()
         self.notify: Callable[[], None] = lambda: None
         self.batch: Batch[str] | None = None  # that runs
 
-    def run(self, batch: Batch[str]) -> Sequence[Part]:
-        """Do as the test says; in the lane's thread."""
-        self._loop.call_soon_threadsafe(self._begin, batch)
-        return self._verdicts.get(timeout=2 * HANG)(batch)
-
-    def _begin(self, batch: Batch[str]) -> None:
+    async def run(self, batch: Batch[str]) -> Sequence[Part]:
+        """Do as the test says."""
         self.batch = batch
         self._begun.put_nowait(batch)
         self.notify()
+        verdict = await self._verdicts.get()
+        return verdict(batch)
 
     async def begun(self) -> Batch[str]:
         """Wait until the next batch is on the device."""
@@ -64,7 +60,7 @@ class Device:
     def end(self, verdict: Verdict = truth) -> None:
         """Let the batch that runs end like this."""
         self.batch = None
-        self._verdicts.put(verdict)
+        self._verdicts.put_nowait(verdict)
 
 
 @dataclass
@@ -1184,7 +1180,7 @@ class Story:
             await asyncio.wait_for(self._changed.wait(), HANG)
 
     async def no_lane_idles_while_rows_wait(self) -> None:
-        """Wait for what a thread has yet to say; a lane that really idles says nothing."""
+        """Wait for what a lane has yet to say; one that really idles says nothing."""
         await settle()
         await self._until(
             lambda: (

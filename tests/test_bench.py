@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run as Forward
-from conftest import fake_ensemble, mean_colour
+from conftest import fake_backend, mean_colour
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -229,7 +229,7 @@ def url() -> Iterator[str]:
         return mean_colour(batch)
 
     run_slowly: Forward = slow
-    with live(lambda _: fake_ensemble(run_slowly, seconds_per_row=0.05 / 16)) as url:
+    with live(lambda _: fake_backend(run_slowly, seconds_per_row=0.05 / 16)) as url:
         yield url
 
 
@@ -264,12 +264,16 @@ def test_no_requests_have_no_stages() -> None:
     assert set(scrape.stages({}, {}).values()) == {0.0}
 
 
-def test_memory_is_that_of_the_process(url: str) -> None:
-    async def main() -> float:
+def test_memory_is_that_of_both_processes(url: str) -> None:
+    async def main() -> scrape.Series:
         with closing(Client(Target.parse(url))) as client:
-            return scrape.memory(await scrape.scrape(client))
+            return await scrape.scrape(client)
 
-    assert run(main()) > MEBIBYTE
+    series = run(main())
+    names = ("process_resident_memory_bytes", "googlenet_worker_process_resident_memory_bytes")
+    each = [series[f"{name}[]"] for name in names]
+    assert min(each) > MEBIBYTE
+    assert scrape.memory(series) == sum(each)
 
 
 def test_a_service_without_metrics_is_told_in_a_sentence() -> None:

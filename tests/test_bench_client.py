@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import httpx2
 import pytest
 import uvicorn
-from conftest import fake_ensemble, wait_ready
+from conftest import fake_backend, wait_ready
 from test_classify import plain
 
 from service.app import Load, create_app
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def live(load: Load = lambda _: fake_ensemble()) -> Iterator[str]:
+def live(load: Load = lambda _: fake_backend()) -> Iterator[str]:
     """Serve the real application over real sockets, in a thread; gives its address."""
     config = uvicorn.Config(create_app(Settings(), load=load), log_config=None)
     server = uvicorn.Server(config)

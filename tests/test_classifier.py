@@ -6,15 +6,17 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import pytest
-from conftest import fake_ensemble, mean_colour
+from conftest import FakeBackend, fake_backend, mean_colour
 from PIL import Image
 
 from service import views
-from service.classifier import LOADING_RETRY, Answer, Classifier, Limits, prepare
-from service.ensemble import Ensemble
+from service.classifier import LOADING_RETRY, Answer, Classifier, Limits
+from service.cuts import Cuts, prepare
+from service.ensemble import Backend, Probabilities
 from service.errors import (
     CallerGone,
     DeadlineExceeded,
@@ -27,11 +29,10 @@ from service.errors import (
     UnreadableImage,
     UnsupportedType,
 )
-from service.forward import Cuts, Probabilities
 from service.views import Resize
 from service.work import Backlog, Batch, BatchReport, DropReport
 
-LIMITS = Limits(max_pixels=100_000, max_queue_bytes=10**9, decode_threads=1, stall_seconds=60)
+LIMITS = Limits(max_pixels=100_000, max_queue_bytes=10**9, stall_seconds=60)
 PATIENCE = 30.0  # seconds, for what happens at once
 NOTHING = Backlog()
 
@@ -74,7 +75,7 @@ class Device:
 
 
 def classifier(
-    load: Callable[[], Ensemble] = fake_ensemble,
+    load: Callable[[], Backend] = fake_backend,
     *,
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
@@ -84,17 +85,17 @@ def classifier(
 
 @asynccontextmanager
 async def serving(
-    ensemble: Ensemble | None = None,
+    backend: Backend | None = None,
     *,
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
     device: Device | None = None,
 ) -> AsyncIterator[Classifier]:
     """A classifier that has loaded; a device that is held up is let go in the end."""
-    if ensemble is None:
-        ensemble = fake_ensemble(device.run if device else mean_colour)
+    if backend is None:
+        backend = fake_backend(device.run if device else mean_colour)
     try:
-        async with classifier(lambda: ensemble, limits=limits, report=report) as entered:
+        async with classifier(lambda: backend, limits=limits, report=report) as entered:
             await entered.ready()
             yield entered
     finally:
@@ -136,9 +137,9 @@ def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
     async def main() -> None:
         loaded = threading.Event()
 
-        def load() -> Ensemble:
+        def load() -> Backend:
             assert loaded.wait(PATIENCE)
-            return fake_ensemble()
+            return fake_backend()
 
         async with classifier(load) as served:
             with pytest.raises(NotReady, match="being loaded, warmed and timed") as refused:
@@ -159,7 +160,7 @@ def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
 
 
 def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
-    def load() -> Ensemble:
+    def load() -> Backend:
         message = "the weights are damaged"
         raise ModelError(message)
 
@@ -177,7 +178,7 @@ def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
 
 
 def test_a_load_that_fails_by_a_bug_is_no_service_either(caplog: pytest.LogCaptureFixture) -> None:
-    def broken() -> Ensemble:
+    def broken() -> Backend:
         raise RuntimeError("out of memory")
 
     async def scene() -> None:
@@ -190,30 +191,54 @@ def test_a_load_that_fails_by_a_bug_is_no_service_either(caplog: pytest.LogCaptu
     assert "out of memory" in caplog.text
 
 
-def test_leaving_while_the_model_loads_does_not_wait_for_it() -> None:
-    loaded = threading.Event()
+@dataclass
+class Loading:
+    """A load that waits until it may end, and who waits until it has begun."""
 
-    def load() -> Ensemble:
-        assert loaded.wait(PATIENCE)
-        return fake_ensemble()
+    error: Exception | None = None
+    backend: FakeBackend = field(default_factory=fake_backend)
+    begun: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
 
-    async def main() -> None:
+    def __call__(self) -> Backend:
+        """Load, when it may."""
+        self.begun.set()
+        assert self.go.wait(PATIENCE)
+        if self.error:
+            raise self.error
+        return self.backend
+
+    async def is_left(self) -> None:
+        """Enter a classifier and leave it before it has loaded, without a wait for that."""
         async with asyncio.timeout(PATIENCE / 2):
-            async with classifier(load) as served:
-                pass
+            async with classifier(self) as served:
+                assert await asyncio.to_thread(self.begun.wait, PATIENCE)
         assert served.loaded is not None
-        loaded.set()
-
-    asyncio.run(main())
+        assert not self.backend.closed.is_set()
 
 
-def test_by_default_there_is_a_decoder_for_each_core() -> None:
-    async def main() -> None:
-        limits = Limits(100_000, 10**9, decode_threads=0, stall_seconds=60)
-        async with serving(limits=limits) as served:
-            assert best(await ask(served, RED)) == ["red"]
+def test_leaving_while_the_model_loads_does_not_wait_for_it() -> None:
+    load = Loading()
+    asyncio.run(load.is_left())
+    load.go.set()
 
-    asyncio.run(main())
+
+def test_what_has_loaded_after_leaving_is_closed() -> None:
+    load = Loading()
+    asyncio.run(load.is_left())
+    load.go.set()
+    assert load.backend.closed.wait(PATIENCE)  # nobody else has it
+
+
+def test_a_load_that_fails_after_leaving_is_nobody_s(caplog: pytest.LogCaptureFixture) -> None:
+    before = {*threading.enumerate()}
+    load = Loading(ModelError("too late"))
+    asyncio.run(load.is_left())
+    loading = {*threading.enumerate()} - before
+    load.go.set()
+    for thread in loading:
+        thread.join(PATIENCE)
+    assert caplog.records == []
 
 
 # Answers.
@@ -329,7 +354,7 @@ def test_batches_are_reported() -> None:
 def test_what_could_never_be_done_in_time_is_refused_at_once() -> None:
     async def main() -> None:
         device = Device()
-        async with serving(fake_ensemble(device.run, seconds_per_row=1.0)) as served:
+        async with serving(fake_backend(device.run, seconds_per_row=1.0)) as served:
             with pytest.raises(DeadlineExceeded, match="when nothing else runs"):
                 await ask(served, RED, plan="ten", seconds=5.0)
             nothing_is_held(served)
@@ -340,7 +365,7 @@ def test_what_could_never_be_done_in_time_is_refused_at_once() -> None:
 
 def test_what_does_not_fit_in_memory_beside_the_others_is_refused_at_once() -> None:
     async def main() -> None:
-        limits = Limits(100_000, max_queue_bytes=200_000, decode_threads=1, stall_seconds=60)
+        limits = Limits(100_000, max_queue_bytes=200_000, stall_seconds=60)
         device = Device(blocked=True)
         async with serving(device=device, limits=limits) as served:
             first = asyncio.create_task(ask(served, RED))
@@ -357,7 +382,7 @@ def test_what_does_not_fit_in_memory_beside_the_others_is_refused_at_once() -> N
 
 def test_what_could_never_fit_in_memory_is_too_large() -> None:
     async def main() -> None:
-        limits = Limits(100_000, max_queue_bytes=200_000, decode_threads=1, stall_seconds=60)
+        limits = Limits(100_000, max_queue_bytes=200_000, stall_seconds=60)
         async with serving(limits=limits) as served:
             with pytest.raises(TooLarge, match="200000"):
                 await ask(served, RED, plan="paper")
@@ -369,7 +394,7 @@ def test_what_could_never_fit_in_memory_is_too_large() -> None:
 def test_what_cannot_be_done_in_time_behind_the_others_is_refused_at_once() -> None:
     async def main() -> None:
         device = Device(blocked=True)
-        async with serving(fake_ensemble(device.run, seconds_per_row=1.0), device=device) as served:
+        async with serving(fake_backend(device.run, seconds_per_row=1.0), device=device) as served:
             first = asyncio.create_task(ask(served, RED))
             await device.is_busy()
             second = asyncio.create_task(ask(served, RED, plan="ten"))
@@ -390,8 +415,8 @@ def test_what_cannot_be_done_in_time_behind_the_others_is_refused_at_once() -> N
 def test_what_even_one_picture_would_be_refused_with_can_be_asked_beforehand() -> None:
     async def main() -> None:
         device = Device(blocked=True)
-        ensemble = fake_ensemble(device.run, seconds_per_row=1.0)
-        async with serving(ensemble, device=device) as served:
+        backend = fake_backend(device.run, seconds_per_row=1.0)
+        async with serving(backend, device=device) as served:
             served.check(plan="ten", seconds=11.0)
             with pytest.raises(DeadlineExceeded):
                 served.check(plan="ten", seconds=9.0)
@@ -411,9 +436,9 @@ def test_while_the_model_loads_any_picture_would_be_refused() -> None:
     async def main() -> None:
         loaded = threading.Event()
 
-        def load() -> Ensemble:
+        def load() -> Backend:
             assert loaded.wait(PATIENCE)
-            return fake_ensemble()
+            return fake_backend()
 
         async with classifier(load) as served:
             with pytest.raises(NotReady):
@@ -609,13 +634,23 @@ def test_after_leaving_the_work_is_at_a_standstill() -> None:
     asyncio.run(main())
 
 
+def test_leaving_closes_the_backend() -> None:
+    async def main() -> None:
+        backend = fake_backend()
+        async with serving(backend):
+            assert not backend.closed.is_set()
+        assert backend.closed.is_set()
+
+    asyncio.run(main())
+
+
 # Ensembles, and devices that fail.
 
 
 def test_the_members_of_an_ensemble_share_a_decoded_picture() -> None:
     async def main() -> None:
         device = Device()
-        async with serving(fake_ensemble(device.run, members=2)) as served:
+        async with serving(fake_backend(device.run, members=2)) as served:
             assert best(await ask(served, RED, GREEN)) == ["red", "green"]
             nothing_is_held(served)
         slices = [part for batch in device.batches for part in batch.slices]
@@ -632,7 +667,7 @@ def test_an_ensembles_answer_is_the_mean_of_its_members() -> None:
         return [np.array(row) * part.rows for part in batch.slices]
 
     async def main() -> None:
-        async with serving(fake_ensemble(run, members=2)) as served:
+        async with serving(fake_backend(run, members=2)) as served:
             (answer,) = await ask(served, RED, plan="ten")
             assert isinstance(answer, Answer)
             ranking = [(p.label, round(p.probability, 6)) for p in answer.predictions]
@@ -644,8 +679,8 @@ def test_an_ensembles_answer_is_the_mean_of_its_members() -> None:
 def test_an_error_in_one_member_ends_the_wait_for_the_other() -> None:
     async def main() -> None:
         device = Device(blocks_member=0, fails_member=1)
-        ensemble = fake_ensemble(device.run, members=2, lanes=2)
-        async with serving(ensemble, device=device) as served:
+        backend = fake_backend(device.run, members=2, lanes=2)
+        async with serving(backend, device=device) as served:
             (answer,) = await ask(served, RED)
             assert isinstance(answer, InferenceFailed)
             assert not device.go.is_set()  # the other member is still at it
@@ -667,9 +702,39 @@ def test_a_device_that_fails_fails_its_batch_and_serves_the_next() -> None:
     asyncio.run(main())
 
 
+def test_a_backend_that_has_ended_is_a_standstill() -> None:
+    async def main() -> None:
+        backend = fake_backend()
+        async with serving(backend) as served:
+            backend.alive = False
+            assert served.worked == "the process that classifies has ended"
+            assert served.loaded is None
+
+    asyncio.run(main())
+
+
+class Ended(FakeBackend):
+    """A backend that has ended, and says so to everyone."""
+
+    async def prepare(self, *_: object) -> NoReturn:
+        """Refuse."""
+        raise InferenceFailed("it has ended")
+
+
+def test_a_backend_that_cannot_decode_is_told_to_all_who_ask() -> None:
+    async def main() -> None:
+        whole = fake_backend()
+        async with serving(Ended(whole.ensemble, whole.lanes)) as served:
+            answers = await ask(served, RED, GREEN)
+            assert [str(answer) for answer in answers] == ["it has ended"] * 2
+            nothing_is_held(served)
+
+    asyncio.run(main())
+
+
 def test_a_batch_that_runs_for_too_long_is_a_standstill() -> None:
     async def main() -> None:
-        limits = Limits(100_000, 10**9, decode_threads=1, stall_seconds=0.0)
+        limits = Limits(100_000, 10**9, stall_seconds=0.0)
         device = Device(blocked=True)
         async with serving(device=device, limits=limits) as served:
             assert served.worked is None

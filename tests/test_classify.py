@@ -5,28 +5,25 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
-from conftest import fake_ensemble, mean_colour, wait_ready
+from conftest import fake_backend, mean_colour, wait_ready
 from PIL import Image, ImageCms
 from starlette.testclient import TestClient
 
 from service.api.problems import STATUS
-from service.app import create_app
-from service.ensemble import Ensemble
-from service.forward import Cuts, Probabilities
-from service.policy import Costs, Key
+from service.app import Load, create_app
+from service.cuts import Cuts
+from service.ensemble import Backend, Probabilities
 from service.settings import Settings
 from service.store import Store
-from service.views import CROP, DENSE
 from service.work import Batch
 
 SETTINGS = Settings(model="fake", max_pixels=1_000_000, max_body_bytes=100_000, max_files=3)
@@ -100,9 +97,6 @@ class Gate:
             self._opened.set()
 
 
-Load = Callable[[Settings], Ensemble]
-
-
 @contextmanager
 def service(load: Load, settings: Settings = SETTINGS, **options: Any) -> Iterator[TestClient]:
     with TestClient(create_app(settings, load=load), **options) as client:
@@ -119,7 +113,7 @@ def gate() -> Gate:
 @pytest.fixture(scope="module")
 def client(gate: Gate) -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
-    with service(lambda _: fake_ensemble(gate)) as client:
+    with service(lambda _: fake_backend(gate)) as client:
         yield client
 
 
@@ -173,7 +167,7 @@ def test_as_many_labels_are_given_as_were_asked_for(
 def patient_client(real_store: Store) -> Iterator[TestClient]:
     """A client of the real service that has time for the paper's 144 views."""
     settings = Settings(
-        model="bvlc_googlenet", store=real_store.root, device="cpu", max_batch=4,
+        model="bvlc_googlenet", store=real_store.root, device="cpu", max_batch=4, cores=1,
         timeout_seconds=300,
     )  # fmt: skip
     with TestClient(create_app(settings)) as client:
@@ -270,7 +264,7 @@ def test_the_digest_told_is_that_of_the_weights(real_client: TestClient, real_st
 
 
 def test_the_members_of_an_ensemble_are_told_and_averaged() -> None:
-    with service(lambda _: fake_ensemble(members=2)) as client:
+    with service(lambda _: fake_backend(members=2)) as client:
         assert [one["name"] for one in client.get("/models").json()["models"]] == ["fake0", "fake1"]
         response = client.post("/classify", files=parts(plain("lime")))
     assert response.json()["model"] == "fake0,fake1"
@@ -489,9 +483,9 @@ def test_the_schema_tells_how_many_pictures_there_may_be(client: TestClient) -> 
 def test_while_the_model_loads_requests_are_refused() -> None:
     loaded = threading.Event()
 
-    def load(_: Settings) -> Ensemble:
+    def load(_: Settings) -> Backend:
         assert loaded.wait(20)
-        return fake_ensemble()
+        return fake_backend()
 
     with TestClient(create_app(SETTINGS, load=load)) as client:
         try:
@@ -510,7 +504,7 @@ def test_while_the_model_loads_requests_are_refused() -> None:
 
 
 def test_when_the_model_cannot_be_loaded_the_reason_is_told() -> None:
-    def load(_: Settings) -> Ensemble:
+    def load(_: Settings) -> Backend:
         raise RuntimeError("a secret")
 
     with TestClient(create_app(SETTINGS, load=load)) as client:
@@ -524,8 +518,8 @@ def test_when_the_model_cannot_be_loaded_the_reason_is_told() -> None:
 def test_more_work_than_can_be_done_in_time_is_refused_with_the_time_to_wait() -> None:
     gate = Gate()
     patient = Settings(model="fake", timeout_seconds=8)
-    ones = Costs({Key(0, side): {1: 0.5} for side in (CROP, DENSE)})
-    with service(lambda _: replace(fake_ensemble(gate), costs=ones), patient) as client:
+    slow = fake_backend(gate, seconds_per_row=0.5, sizes=[1])
+    with service(lambda _: slow, patient) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             accepted = threads.submit(client.post, "/classify", files=parts(plain("lime")))
             assert gate.entered.wait(10)
@@ -539,7 +533,7 @@ def test_more_work_than_can_be_done_in_time_is_refused_with_the_time_to_wait() -
 
 
 def test_more_work_than_could_ever_be_done_in_time_is_a_504() -> None:
-    with service(lambda _: fake_ensemble(seconds_per_row=2)) as client:
+    with service(lambda _: fake_backend(seconds_per_row=2)) as client:
         response = client.post("/classify", files=parts(plain("red")))
     problem = assert_problem(response, 504, "deadline_exceeded")
     assert "retry_after_ms" not in problem
@@ -549,7 +543,7 @@ def test_more_work_than_could_ever_be_done_in_time_is_a_504() -> None:
 def test_more_pictures_than_the_queue_has_room_for_are_refused() -> None:
     small = Settings(model="fake", max_queue_bytes=300_000)
     gate = Gate()
-    with service(lambda _: fake_ensemble(gate), small) as client:
+    with service(lambda _: fake_backend(gate), small) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             accepted = threads.submit(client.post, "/classify", files=parts(plain("lime")))
             assert gate.entered.wait(10)
@@ -567,7 +561,7 @@ def test_when_the_device_fails_its_callers_are_told_and_the_next_are_served() ->
             raise failure
         return mean_colour(batch)
 
-    with service(lambda _: fake_ensemble(run)) as client:
+    with service(lambda _: fake_backend(run)) as client:
         failed = client.post("/classify", files=parts(plain("red")))
         assert_problem(failed, 500, "inference_failed")
         assert "secret" not in failed.text
@@ -578,7 +572,7 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
         return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
-    with service(lambda _: fake_ensemble(run), raise_server_exceptions=False) as client:
+    with service(lambda _: fake_backend(run), raise_server_exceptions=False) as client:
         response = client.post("/classify", files=parts(plain("red")))
     assert_problem(response, 500, "internal")
     assert response.json()["detail"] == "an internal error; it was logged"

@@ -1,6 +1,7 @@
 """The command line: what each command prints, and how each failure is told."""
 
 import functools
+import gc
 import hashlib
 import http.server
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from conftest import ROOT, fake_ensemble, mean_colour, wait_ready
+from conftest import ROOT, fake_backend, mean_colour, wait_ready
 from test_bench import FULL, OTHERS
 from test_classify import plain
 
@@ -29,9 +30,9 @@ from service.bench import measure
 from service.bench.figures import Report
 from service.bench.measure import Options, Say
 from service.classifier import Classifier, Limits
-from service.ensemble import Ensemble
+from service.cuts import Cuts
+from service.ensemble import Backend, Probabilities
 from service.errors import ModelError
-from service.forward import Cuts, Probabilities
 from service.runtime import PRECISIONS
 from service.settings import Settings
 from service.store import RECORD, WEIGHTS, Store
@@ -39,6 +40,8 @@ from service.work import Batch
 
 COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
             "classify", "evaluate", "bench"]  # fmt: skip
+
+QUICK = ["--max-batch", "2", "--cores", "1", "--precision", "float32"]  # to load
 
 Captured = pytest.CaptureFixture[str]
 
@@ -52,7 +55,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def real(real_store: Store) -> list[str]:
     """The options for the real weights, loaded quickly."""
-    return ["--model", "bvlc_googlenet", "--store", str(real_store.root), "--max-batch", "2"]
+    return ["--model", "bvlc_googlenet", "--store", str(real_store.root), *QUICK]
 
 
 @pytest.fixture
@@ -448,12 +451,12 @@ def of_colours(settings: Settings) -> Classifier:
             for red, green, blue in mean_colour(batch)
         ]
 
-    def load() -> Ensemble:
+    def load() -> Backend:
         if settings.precision == "int8":
             raise ModelError("not calibrated")
-        return fake_ensemble(run)
+        return fake_backend(run)
 
-    limits = Limits(max_pixels=10**6, max_queue_bytes=10**9, decode_threads=1, stall_seconds=60)
+    limits = Limits(max_pixels=10**6, max_queue_bytes=10**9, stall_seconds=60)
     return Classifier(load, limits, lambda _: None)
 
 
@@ -591,6 +594,7 @@ def _signals_and_log_as_before() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
     root.setLevel(level)
     root.handlers[:] = handlers
+    gc.unfreeze()
 
 
 def free_port() -> int:
@@ -619,7 +623,7 @@ def once_ready(port: int, ask: Callable[[httpx2.Client], None]) -> threading.Thr
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 def test_serving_fetches_what_is_missing_and_ends_in_order(
-    remote: Path, beagle: bytes, capsys: Captured
+    remote: Path, beagle: bytes, capfd: Captured
 ) -> None:
     answers = []
 
@@ -628,17 +632,28 @@ def test_serving_fetches_what_is_missing_and_ends_in_order(
 
     port = free_port()
     asking = once_ready(port, ask)
-    status = main(
-        ["serve", "--model", "far", "--store", str(remote), "--max-batch", "1", "--port", str(port)]
-    )
+    where = ["--model", "far", "--store", str(remote), "--port", str(port)]
+    status = main(["serve", *where, *QUICK])
     asking.join()
     assert status == 0
     assert answers[0].json()["predictions"][0]["label"] == "beagle"
     assert "server" not in answers[0].headers
-    assert f"far is in {remote}" in capsys.readouterr().err
+    assert f"far is in {remote}" in capfd.readouterr().err  # of the process that fetched it
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 def test_serving_ends_with_a_failure_when_the_model_cannot_be_loaded(damaged: Path) -> None:
     arguments = ["serve", "--model", "bvlc_googlenet", "--store", str(damaged), "--port", "0"]
     assert main(arguments) == 1
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_serving_does_not_begin_without_what_cannot_be_fetched(
+    remote: Path, capfd: Captured
+) -> None:
+    manifest = remote / "far/model.toml"
+    manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
+    assert main(["serve", "--model", "far", "--store", str(remote), "--port", "0"]) == 1
+    told = capfd.readouterr().err
+    assert told.count(".gone answers 404 File not found") == 1
+    assert "Uvicorn" not in told

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from conftest import fake_ensemble
+from conftest import fake_backend
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ class Renewed:
 
 
 def service() -> FastAPI:
-    return create_app(SETTINGS, load=lambda _: fake_ensemble())
+    return create_app(SETTINGS, load=lambda _: fake_backend())
 
 
 # Too many pictures are too much, 413, where schemathesis would have any other client error.

@@ -1,161 +1,34 @@
-"""Members and views to rankings, on the real weights and on a network small enough to reckon."""
+"""What is known of an ensemble: what a picture will bring, and the ranking of what it brought."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
-from conftest import fake_ensemble
-from PIL import Image
-from test_forward import (
-    SHORT,
-    WARP,
-    batch,
-    cuts,
-    expected_views,
-    noise,
-    preprocessed,
-    softmax,
-    toy,
-    whole,
-)
+from conftest import fake_backend
 
-from service import ensemble, views
-from service.ensemble import Ensemble
-from service.errors import ModelError
-from service.forward import Cuts, Probabilities
-from service.images import decode
+from service import views
+from service.ensemble import Prediction
+from service.manifest import Label
 from service.policy import Key
-from service.store import Model, Store
 from service.views import CROP, DENSE, Resize
-from service.work import Demand, Slice
-
-STRAIGHT = Resize("warp", CROP)
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
+from service.work import Demand
 
 
-def load(
-    *models: Model, device: str = "cpu", precision: str = "float32", max_batch: int = 2
-) -> Ensemble:
-    return ensemble.load(
-        models, device=device, precision=precision, max_batch=max_batch, executors=1
-    )
+def test_an_ensemble_is_named_after_its_members() -> None:
+    assert fake_backend(members=2).ensemble.name == "fake0,fake1"
 
 
-def rank(served: Ensemble, picture: Image.Image, name: str) -> npt.NDArray[np.float64]:
-    """Run a picture's jobs, a view at a time, and give the probabilities by class."""
-    plans = served.plans(name)
-    results = []
-    for number, plan in enumerate(plans):
-        payload = Cuts(plan, views.canvases(picture, plan))
-        ones = [Slice(payload, at, at + 1) for at in range(len(plan.views))]
-        results.append([served.lanes[0].run(batch(one, member=number))[0] for one in ones])
-    return by_class(served, results, name)
-
-
-def by_class(
-    served: Ensemble, results: Sequence[Sequence[Probabilities]], name: str
-) -> npt.NDArray[np.float64]:
-    ranking = served.rank(results, served.plans(name), len(served.labels))
-    probabilities = np.zeros(len(ranking))
-    for prediction in ranking:
-        probabilities[prediction.index] = prediction.probability
-    return probabilities
-
-
-def test_probabilities_and_not_logits_are_averaged_over_the_views() -> None:
-    picture = noise(5).resize((8, 8)).resize((256, 256))
-    payload = cuts(picture, "ten")
-    mean = toy().manifest.preprocessing.mean
-    each = [
-        softmax(0.1 * (view.mean((0, 1))[::-1] - mean)) for view in expected_views(whole(payload))
-    ]
-    assert rank(load(toy()), picture, "ten") == pytest.approx(np.mean(each, axis=0), abs=1e-5)
-
-
-def test_a_large_job_split_at_odd_places_has_the_same_sum() -> None:
-    served = load(toy(), max_batch=10)
-    run = served.lanes[0].run
-    payload = cuts(noise(6), "paper")
-    tens = [
-        run(batch(Slice(payload, at, min(at + 10, 144)), size=10))[0] for at in range(0, 144, 10)
-    ]
-    all_ = np.sum(tens, axis=0)
-    places = [0, 5, 6, *range(7, 144, 8), 144]
-    parts = [run(batch(Slice(payload, start, stop), size=8))[0] for start, stop in pairwise(places)]
-    assert np.sum(parts, axis=0) == pytest.approx(all_, abs=1e-5)
-    assert all_.sum() == pytest.approx(144, abs=1e-4)
-    assert by_class(served, [parts], "paper") == pytest.approx(all_ / 144, abs=1e-6)
-
-
-def test_members_are_averaged_after_their_views() -> None:
-    other = replace(toy(), name="other", state={"sharpness": torch.tensor(0.03)})
-    picture = noise(7).resize((4, 4)).resize((300, 200))
-    alone = [rank(load(model), picture, "ten") for model in (toy(), other)]
-    together = rank(load(toy(), other), picture, "ten")
-    assert np.abs(alone[0] - alone[1]).max() > 1e-3
-    assert together == pytest.approx(np.mean(alone, axis=0), abs=1e-7)
-
-
-def test_members_may_resize_in_their_own_ways() -> None:
-    served = load(toy(), preprocessed(toy(), resize="short"))
-    assert [member.resize for member in served.members] == [WARP, SHORT]
-    assert served.plans("ten") == (views.plan("ten", WARP), views.plan("ten", SHORT))
-
-
-def test_models_with_different_labels_are_refused() -> None:
-    other = replace(toy(), name="other", labels=toy().labels[::-1])
-    with pytest.raises(ModelError, match="toy and other have different labels"):
-        load(toy(), toy(), other)
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ModelError, match="cuda:99"):
-        load(toy(), device="cuda:99")
-
-
-def test_an_ensemble_says_what_it_is() -> None:
-    served = load(toy(), replace(toy(), name="other", sha256="1" * 64))
-    assert served.name == "toy,other"
-    assert (served.device, served.precision) == ("cpu", "float32")
-    assert [member.sha256[0] for member in served.members] == ["0", "1"]
-    assert served.members[0].architecture == "googlenet"
-    assert served.members[0].version == toy().manifest.version
-    assert served.labels == toy().labels
-    assert len(served.lanes) == 1
-    assert served.warmup_seconds > 0
-
-
-@pytest.mark.parametrize("executors", [1, 3])
-def test_as_many_batches_are_run_side_by_side_as_was_asked_for(executors: int) -> None:
-    served = ensemble.load(
-        [toy()], device="cpu", precision="float32", max_batch=1, cores=3, executors=executors
-    )
-    assert len([lane for lane in served.lanes if not lane.alone]) == executors
-
-
-def test_no_more_batches_are_run_side_by_side_than_there_are_cores() -> None:
-    served = ensemble.load(
-        [toy()], device="cpu", precision="float32", max_batch=1, cores=2, executors=9
-    )
-    assert len([lane for lane in served.lanes if not lane.alone]) == 2
-
-
-def test_every_size_of_every_key_is_timed() -> None:
-    costs = load(toy(), toy(), max_batch=3).costs.seconds
-    assert set(costs) == {Key(member, side) for member in (0, 1) for side in (CROP, DENSE)}
-    assert all(set(buckets) == {1, 2, 3} for buckets in costs.values())
-    assert all(cost > 0 for buckets in costs.values() for cost in buckets.values())
+def test_members_have_the_plan_of_their_own_way_to_resize() -> None:
+    ensemble = fake_backend(members=2).ensemble
+    one, other = ensemble.members
+    short = Resize("short", 256)
+    resized = replace(ensemble, members=(one, replace(other, resize=short)))
+    assert resized.plans("ten") == (views.plan("ten", one.resize), views.plan("ten", short))
 
 
 def test_a_picture_demands_a_job_of_each_member() -> None:
-    served = fake_ensemble(members=2)
+    served = fake_backend(members=2).ensemble
     plans = served.plans("ten")
     assert served.demands(plans) == [
         Demand(Key(0, CROP), 10, 3 * 256**2),
@@ -169,7 +42,7 @@ def test_a_picture_demands_a_job_of_each_member() -> None:
 
 
 def ranked(probabilities: Sequence[float], top_k: int) -> list[tuple[str, float]]:
-    served = fake_ensemble()
+    served = fake_backend().ensemble
     results = [[np.array(probabilities)]]
     ranking = served.rank(results, served.plans("single"), top_k)
     assert all(served.labels[p.index].name == p.label for p in ranking)
@@ -193,105 +66,22 @@ def test_equals_are_ranked_in_the_order_of_the_classes() -> None:
     assert [label for label, _ in ranked([0.2, 0.2, 0.2], 3)] == ["red", "green", "blue"]
 
 
-# The real weights.
+def test_a_label_is_given_with_what_is_known_of_it() -> None:
+    labels = (Label(name="cat", wnid="n01"), Label(name="dog", wnid=None))
+    ensemble = replace(fake_backend().ensemble, labels=labels)
+    results, plans = [[np.array([0.25, 0.75])]], ensemble.plans("single")
+    assert ensemble.rank(results, plans, 2) == (
+        Prediction("dog", None, 1, 0.75),
+        Prediction("cat", "n01", 0, 0.25),
+    )
 
 
-@pytest.fixture(scope="module")
-def model(real_store: Store) -> Model:
-    """BVLC's GoogLeNet."""
-    return real_store.load("bvlc_googlenet")
-
-
-@pytest.fixture(scope="module")
-def real(model: Model) -> Ensemble:
-    """It alone, exact, for up to four rows."""
-    return load(model, max_batch=4)
-
-
-@pytest.fixture(scope="module")
-def photos(shared: Path) -> list[Image.Image]:
-    """A few photos of different classes and shapes."""
-    paths = sorted((shared / "photos").glob("*.JPEG"))[::20]
-    return [decode(path.read_bytes(), max_pixels=10**8) for path in paths]
-
-
-def beagle_at_224(beagle: bytes) -> Image.Image:
-    """The photo sampled bilinearly without antialiasing."""
-    photo = decode(beagle, max_pixels=10**8)
-    matrix = (photo.width / CROP, 0, 0, 0, photo.height / CROP, 0)
-    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    return photo.transform((CROP, CROP), affine, matrix, bilinear)
-
-
-def test_a_beagle_is_as_probable_as_an_independent_reader_has_it(
-    real: Ensemble, beagle: bytes
-) -> None:
-    """`shared/README.md`: resized straight to 224x224, class 162 at 0.811.
-
-    It does not say how it was resized. Bilinear without antialiasing gives 0.811; Pillow's
-    `resize`, which the service uses and which antialiases, gives 0.760.
-    """
-    payload = cuts(beagle_at_224(beagle), "single", STRAIGHT)
-    (best, *_) = real.rank([real.lanes[0].run(batch(whole(payload)))], [payload.plan], 5)
-    assert (best.index, best.label, best.wnid) == (162, "beagle", "n02088364")
-    assert best.probability == pytest.approx(0.811, abs=0.005)
-
-
-def test_a_photo_is_answered_as_a_plain_reading_of_pixels_minus_mean_is(
-    model: Model, real: Ensemble, photos: list[Image.Image]
-) -> None:
-    """BGR minus 104, 117, 123, planes first, with no part of the service but the network."""
-    warped = photos[0].resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
-    bgr = np.asarray(warped, np.float32)[:, :, ::-1] - np.float32([104, 117, 123])
-    with torch.inference_mode():
-        logits = model.network()(torch.tensor(bgr.transpose(2, 0, 1).copy())[None])
-    expected = logits.softmax(1)[0].numpy()
-    assert rank(real, photos[0], "single") == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_job_gets_the_same_answer_alone_among_others_and_in_pieces(
-    real: Ensemble, photos: list[Image.Image]
-) -> None:
-    run = real.lanes[0].run
-    one, two, three = (cuts(photo, "ten") for photo in photos[:3])
-    (alone,) = run(batch(Slice(one, 0, 2), size=4))
-    _, among, _ = run(batch(Slice(two, 4, 5), Slice(one, 0, 2), Slice(three, 0, 1), size=4))
-    pieces = [run(batch(Slice(one, at, at + 1), size=size))[0] for at, size in ((0, 1), (1, 2))]
-    assert among / 2 == pytest.approx(alone / 2, abs=1e-5)
-    assert np.sum(pieces, axis=0) / 2 == pytest.approx(alone / 2, abs=1e-5)
-
-
-def test_real_members_are_averaged(model: Model, real: Ensemble, photos: list[Image.Image]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: value * (1 + 0.1 * torch.randn(value.shape, generator=generator))
-        for name, value in model.state.items()
-    }
-    both = load(model, replace(model, name="perturbed", state=state), max_batch=1)
-    payload = cuts(photos[0], "single")
-    one, other = (both.lanes[0].run(batch(whole(payload), member=n))[0] for n in (0, 1))
-    assert one == pytest.approx(rank(real, photos[0], "single"), abs=1e-5)
-    assert np.abs(one - other).max() > 1e-3
-    assert rank(both, photos[0], "single") == pytest.approx((one + other) / 2, abs=1e-5)
-
-
-def test_bfloat16_agrees_with_float32_on_what_it_is(
-    model: Model, real: Ensemble, photos: list[Image.Image]
-) -> None:
-    half = load(model, precision="bfloat16", max_batch=1)
-    assert half.precision == "bfloat16"
-    for photo in photos[:3]:
-        exact, rounded = rank(real, photo, "single"), rank(half, photo, "single")
-        assert exact.argmax() == rounded.argmax()
-        assert rounded == pytest.approx(exact, abs=0.05)
-
-
-@needs_gpu
-def test_a_gpu_gives_the_answers_of_the_cpu(
-    model: Model, real: Ensemble, photos: list[Image.Image]
-) -> None:
-    on_gpu = load(model, device="cuda:0", max_batch=2)
-    assert [lane.device for lane in on_gpu.lanes] == [0, 0]
-    for photo in photos:
-        for name in ("ten", "dense"):
-            assert rank(on_gpu, photo, name) == pytest.approx(rank(real, photo, name), abs=1e-3)
+def test_views_are_averaged_however_they_were_sliced_and_then_the_members() -> None:
+    ensemble = fake_backend(members=2).ensemble
+    plans = (ensemble.plans("ten")[0], ensemble.plans("single")[1])
+    ten = [np.array([4.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0])]  # sums of seven and three views
+    single = [np.array([0.1, 0.2, 0.7])]
+    ranking = ensemble.rank([ten, single], plans, 3)
+    assert [prediction.label for prediction in ranking] == ["blue", "red", "green"]
+    means = [prediction.probability for prediction in ranking]
+    assert means == pytest.approx([(0.2 + 0.7) / 2, (0.5 + 0.1) / 2, (0.3 + 0.2) / 2])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import fake_ensemble
+from conftest import fake_backend
 from PIL import Image
 
 from service import evaluation
@@ -95,8 +95,8 @@ def test_what_is_not_a_folder_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def serving() -> Classifier:
-    limits = Limits(max_pixels=1000, max_queue_bytes=10**9, decode_threads=1, stall_seconds=60)
-    return Classifier(fake_ensemble, limits, lambda _: None)
+    limits = Limits(max_pixels=1000, max_queue_bytes=10**9, stall_seconds=60)
+    return Classifier(fake_backend, limits, lambda _: None)
 
 
 def ranked(paths: Sequence[Path], top_k: int = 3) -> list[list[str] | ServiceError]:

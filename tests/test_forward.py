@@ -13,13 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from service import forward, runtime, views
+from service.cuts import Cuts
 from service.errors import ModelError
-from service.forward import Cuts, Forward
+from service.forward import Forward
 from service.manifest import Label
 from service.packed import Shape
 from service.policy import Key
-from service.store import Model, Store
+from service.store import Store
 from service.views import CROP, DENSE, Resize
+from service.weights import Model
 from service.work import Batch, Slice
 
 CPU = torch.device("cpu")

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import fake_ensemble, wait_ready
+from conftest import fake_backend, wait_ready
 from starlette.testclient import TestClient
 from test_classify import Gate, assert_problem, parts, plain, service, top
 
 from service.app import create_app
-from service.ensemble import Ensemble
-from service.forward import Cuts, Probabilities
+from service.cuts import Cuts
+from service.ensemble import Backend, Probabilities
 from service.settings import Settings
 from service.work import Batch
 
@@ -30,16 +30,16 @@ def probe(client: TestClient, path: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
-    with service(lambda _: fake_ensemble()) as client:
+    with service(lambda _: fake_backend()) as client:
         yield client
 
 
 def test_while_the_model_loads_the_process_lives_and_is_not_ready() -> None:
     loaded = threading.Event()
 
-    def load(_: Settings) -> Ensemble:
+    def load(_: Settings) -> Backend:
         assert loaded.wait(20)
-        return fake_ensemble()
+        return fake_backend()
 
     reason = "the model is being loaded, warmed and timed"
     with TestClient(create_app(SETTINGS, load=load)) as client:
@@ -67,7 +67,7 @@ def test_every_check_is_listed_on_demand(query: str, client: TestClient) -> None
 
 
 def test_when_the_model_cannot_be_loaded_every_probe_fails_without_a_secret() -> None:
-    def load(_: Settings) -> Ensemble:
+    def load(_: Settings) -> Backend:
         raise RuntimeError("a secret")
 
     reason = "the model could not be loaded; the log says why"
@@ -84,7 +84,7 @@ def test_when_the_model_cannot_be_loaded_every_probe_fails_without_a_secret() ->
 def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
     gate = Gate()
     impatient = Settings(model="fake", stall_seconds=0.05)
-    with service(lambda _: fake_ensemble(gate), impatient) as client:
+    with service(lambda _: fake_backend(gate), impatient) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
 
 def test_a_batch_that_is_only_slow_fails_no_probe() -> None:
     gate = Gate()
-    with service(lambda _: fake_ensemble(gate)) as client:
+    with service(lambda _: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -114,7 +114,7 @@ def test_a_batcher_that_is_dead_fails_the_probes() -> None:
     def run(_: Batch[Cuts]) -> list[Probabilities]:
         raise Death
 
-    with service(lambda _: fake_ensemble(run)) as client:
+    with service(lambda _: fake_backend(run)) as client:
         lost = client.post("/classify", files=parts(plain("red")), headers={"x-timeout-ms": "200"})
         assert_problem(lost, 504, "deadline_exceeded")
         reason = "the batcher's loop has ended\n"

@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from test_forward import Toy, batch, cuts, noise, toy, whole
 from torch import Tensor, fx, nn
 
-from service import lanes
-from service.forward import Cuts, Probabilities
+from service import lanes, weights
+from service.cuts import Cuts
+from service.ensemble import Probabilities
 from service.images import decode
 from service.lanes import ClassifyingLane, Layout, Maker, best, layouts
 from service.policy import Key
-from service.store import Model, Store
+from service.store import Store
 from service.views import CROP, DENSE
-from service.work import Batch, Lane, Slice
+from service.weights import Model
+from service.work import Batch, Slice
 
 CPU = torch.device("cpu")
 KEYS = [Key(0, CROP), Key(0, DENSE)]
@@ -227,7 +229,7 @@ class Real(Model):
 
 
 def test_every_lane_gives_the_same_answers(real_store: Store, beagle: bytes) -> None:
-    model = real_store.load("bvlc_googlenet")
+    model = weights.load(real_store, "bvlc_googlenet")
     slow = Real(model.name, model.manifest, model.labels, model.sha256, model.state)
     made = Maker([slow], torch.float32, [1]).on_cpu(2, 2)
     assert [lane.alone for lane in made] == [0, 0, 1]
@@ -244,7 +246,7 @@ def test_every_lane_gives_the_same_answers(real_store: Store, beagle: bytes) -> 
 def test_lanes_that_run_at_the_same_time_do_not_mix_up_their_answers(
     real_store: Store, shared: Path
 ) -> None:
-    made = Maker([real_store.load("bvlc_googlenet")], torch.float32, [2]).on_cpu(2, 2)
+    made = Maker([weights.load(real_store, "bvlc_googlenet")], torch.float32, [2]).on_cpu(2, 2)
     photos = [shared / f"photos/flickr/{name}.jpg" for name in ("beagle", "tractor")]
     asked = [
         batch(Slice(cuts(decode(photo.read_bytes(), max_pixels=10**8), "ten"), 4, 6))
@@ -282,7 +284,7 @@ def test_each_device_has_two_lanes() -> None:
 
 @needs_gpu
 def test_the_lanes_of_a_gpu_answer_as_those_of_the_cpu_do(real_store: Store) -> None:
-    maker = Maker([real_store.load("bvlc_googlenet")], torch.float32, [1, 2])
+    maker = Maker([weights.load(real_store, "bvlc_googlenet")], torch.float32, [1, 2])
     gpu = maker.on_gpus([torch.device("cuda", 0)])
     (cpu,) = maker.on_cpu(1, 1)
     asked = batch(whole(cuts(noise(1), "dense")))
@@ -320,7 +322,7 @@ def lasting(seconds: float) -> Recorder:
 
 def test_every_size_of_every_key_is_run_on_every_lane_and_timed() -> None:
     recorders = [Recorder(), Recorder()]
-    made = [Lane(recorder.run, number) for number, recorder in enumerate(recorders)]
+    made = [ClassifyingLane(recorder.run, number) for number, recorder in enumerate(recorders)]
     timed = lanes.costs(made, 2, (1, 2, 5)).seconds
     assert {*timed} == {Key(member, side) for member in (0, 1) for side in (CROP, DENSE)}
     assert all({*buckets} == {1, 2, 5} for buckets in timed.values())
@@ -332,25 +334,29 @@ def test_every_size_of_every_key_is_run_on_every_lane_and_timed() -> None:
 
 def test_a_lane_for_those_that_come_alone_is_warmed_for_its_sizes_and_no_other() -> None:
     ordinary, alone = Recorder(), Recorder()
-    lanes.costs([Lane(ordinary.run), Lane(alone.run, 1, alone=2)], 1, (1, 2, 4))
+    lanes.costs(
+        [ClassifyingLane(ordinary.run), ClassifyingLane(alone.run, 1, alone=2)], 1, (1, 2, 4)
+    )
     assert alone.shapes == {(key, size) for key in KEYS for size in (1, 2)}
 
 
 def test_what_a_lone_batch_takes_is_nothing_to_the_costs() -> None:
     ordinary, alone = lasting(0.0), lasting(0.05)
-    timed = lanes.costs([Lane(ordinary.run), Lane(alone.run, 1, alone=1)], 1, (1,)).seconds
+    timed = lanes.costs(
+        [ClassifyingLane(ordinary.run), ClassifyingLane(alone.run, 1, alone=1)], 1, (1,)
+    ).seconds
     assert all(timed[key][1] < 0.05 for key in KEYS)
 
 
 def test_a_batch_is_timed_with_all_devices_at_it() -> None:
     together = threading.Barrier(2)
     recorders = [Recorder(lambda: together.wait(PATIENCE)) for _ in range(2)]
-    lanes.costs([Lane(recorder.run, n) for n, recorder in enumerate(recorders)], 1, (1,))
+    lanes.costs([ClassifyingLane(recorder.run, n) for n, recorder in enumerate(recorders)], 1, (1,))
     assert not together.broken
 
 
 def test_the_slowest_device_is_what_a_batch_costs() -> None:
-    made = [Lane(lasting(seconds).run, n) for n, seconds in enumerate((0.0, 0.03, 0.0))]
+    made = [ClassifyingLane(lasting(seconds).run, n) for n, seconds in enumerate((0.0, 0.03, 0.0))]
     timed = lanes.costs(made, 1, (1,)).seconds
     assert all(timed[key][1] >= 0.03 for key in KEYS)
 
@@ -364,14 +370,16 @@ def test_the_lanes_of_one_device_are_timed_one_after_the_other() -> None:
         turn.release()
 
     recorders = [Recorder(taking_turns), Recorder(taking_turns)]
-    lanes.costs([Lane(recorder.run, 0) for recorder in recorders], 1, (1,))
+    lanes.costs([ClassifyingLane(recorder.run, 0) for recorder in recorders], 1, (1,))
     assert all(recorder.shapes == {(key, 1) for key in KEYS} for recorder in recorders)
 
 
 def test_the_threads_that_timed_have_ended() -> None:
     """GNU OpenMP would keep a pool for each, and be slow for it."""
     recorders = [Recorder(), Recorder()]
-    lanes.costs([Lane(recorders[0].run), Lane(recorders[1].run, 1, alone=1)], 1, (1,))
+    lanes.costs(
+        [ClassifyingLane(recorders[0].run), ClassifyingLane(recorders[1].run, 1, alone=1)], 1, (1,)
+    )
     alive = {thread.ident for thread in threading.enumerate()}
     for recorder in recorders:
         assert recorder.threads

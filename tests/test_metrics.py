@@ -2,18 +2,18 @@
 
 import asyncio
 import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib import metadata
 from itertools import product
 
 import numpy as np
 import pytest
-import torch
-from conftest import fake_ensemble, mean_colour, wait_ready
+from conftest import fake_backend, mean_colour, wait_ready
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -24,9 +24,8 @@ from test_uploads import asgi
 
 from service import views
 from service.app import create_app
-from service.ensemble import Ensemble
-from service.forward import Cuts, Probabilities
-from service.policy import Costs, Key
+from service.cuts import Cuts
+from service.ensemble import Backend, Probabilities
 from service.settings import Settings
 from service.work import Batch
 
@@ -42,7 +41,7 @@ STAGES = ("upload", "decode", "queue", "inference")
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     """A client of a ready service of its own, on a fake model."""
-    with service(lambda _: fake_ensemble(), SETTINGS) as client:
+    with service(lambda _: fake_backend(), SETTINGS) as client:
         yield client
 
 
@@ -107,7 +106,7 @@ def test_every_name_has_the_prefix_and_help(client: TestClient) -> None:
 
 
 def test_two_apps_count_apart(client: TestClient) -> None:
-    with service(lambda _: fake_ensemble()) as other:
+    with service(lambda _: fake_backend()) as other:
         other.post("/classify", files=parts(plain("red")))
         assert value(other, "googlenet_images_total", "ok", "ten") == 1
         assert value(client, "googlenet_images_total", "ok", "ten") == 0
@@ -121,8 +120,7 @@ def test_requests_are_counted_by_route_method_and_status(client: TestClient) -> 
     client.get("/models")
     client.get("/nothing")
     counted = counts(client, "googlenet_requests_total")
-    del counted["200", "GET", "/readyz"]
-    assert counted == {
+    assert {key: count for key, count in counted.items() if "/readyz" not in key} == {
         ("200", "POST", "/classify"): 2,
         ("415", "POST", "/classify"): 1,
         ("405", "GET", "/classify"): 1,
@@ -206,13 +204,8 @@ def test_the_stages_of_what_was_answered_are_timed(client: TestClient) -> None:
     }
 
 
-def only(size: int) -> Costs:
-    """Give the costs of a device that knows one batch size."""
-    return Costs({Key(0, side): {size: 0.001} for side in (views.CROP, views.DENSE)})
-
-
 def test_batches_their_rows_and_their_padding_are_counted() -> None:
-    with service(lambda _: replace(fake_ensemble(), costs=only(4))) as client:
+    with service(lambda _: fake_backend(sizes=[4])) as client:
         client.post("/classify", files=parts(plain("red")))  # ten views: 4, 4 and 2
         client.post("/classify?views=dense", files=parts(plain("red")))  # 2
         assert nonzero(client, "googlenet_batches_total") == {("full",): 2, ("drained",): 2}
@@ -233,7 +226,7 @@ def test_batches_that_fail_are_counted() -> None:
             raise failure
         return mean_colour(batch)
 
-    with service(lambda _: fake_ensemble(run)) as client:
+    with service(lambda _: fake_backend(run)) as client:
         for _ in range(2):
             client.post("/classify?views=single", files=parts(plain("red")))
         assert value(client, "googlenet_batch_failures_total") == 1
@@ -252,7 +245,7 @@ def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
     def gauged(client: TestClient) -> list[float]:
         return [value(client, f"googlenet_{name}") for name in gauges]
 
-    with service(lambda _: replace(fake_ensemble(gate), costs=only(1))) as client:
+    with service(lambda _: fake_backend(gate, sizes=[1])) as client:
         assert gauged(client) == [0, 0, 0, 1]  # in flight: the scrape
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
@@ -268,7 +261,7 @@ def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
 
 def test_jobs_that_were_too_late_are_counted() -> None:
     gate = Gate()
-    with service(lambda _: fake_ensemble(gate)) as client:
+    with service(lambda _: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             sent = {"files": parts(plain("red")), "headers": {"x-timeout-ms": "500"}}
             running = threads.submit(client.post, "/classify?views=single", **sent)
@@ -291,7 +284,7 @@ def test_a_caller_that_hangs_up_while_its_picture_waits_costs_no_batch() -> None
         yield {"type": "http.disconnect"}
 
     headers = {"content-type": "image/png"}
-    with service(lambda _: fake_ensemble(gate)) as client:
+    with service(lambda _: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             first = threads.submit(client.post, "/classify?views=single", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -314,7 +307,7 @@ def test_a_caller_that_hangs_up_while_its_batch_runs_is_counted_too() -> None:
         await asyncio.to_thread(gate.entered.wait, 10)
         yield {"type": "http.disconnect"}
 
-    with service(lambda _: fake_ensemble(gate)) as client, gate.shut():
+    with service(lambda _: fake_backend(gate)) as client, gate.shut():
         asgi(client, hanging_up().__anext__, {"content-type": "image/png"})
         assert nonzero(client, "googlenet_cancelled_total") == {("batch", "cancelled"): 1}
 
@@ -323,7 +316,7 @@ def test_a_bug_is_counted_as_a_500() -> None:
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
         return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
-    with service(lambda _: fake_ensemble(run), raise_server_exceptions=False) as client:
+    with service(lambda _: fake_backend(run), raise_server_exceptions=False) as client:
         client.post("/classify", files=parts(plain("red")))
         assert value(client, "googlenet_requests_total", "500", "POST", "/classify") == 1
         assert value(client, "googlenet_requests_in_flight") == 1
@@ -332,9 +325,9 @@ def test_a_bug_is_counted_as_a_500() -> None:
 def test_readiness_and_the_models_are_told_once_they_are_there() -> None:
     loaded = threading.Event()
 
-    def load(_: Settings) -> Ensemble:
+    def load(_: Settings) -> Backend:
         assert loaded.wait(20)
-        return fake_ensemble(members=2)
+        return fake_backend(members=2)
 
     with TestClient(create_app(SETTINGS, load=load)) as client:
         try:
@@ -355,16 +348,39 @@ def test_the_versions_that_run_are_told(client: TestClient) -> None:
     [(labels, one)] = counts(client, "googlenet_build_info").items()
     assert one == 1
     assert labels == (
-        torch.version.cuda or "none",
         platform.python_version(),
-        torch.__version__,
+        metadata.version("torch"),
         metadata.version("googlenet-service"),
     )
 
 
+def test_both_processes_are_measured_each_by_its_own_name() -> None:
+    loaded, backend = threading.Event(), fake_backend()
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    backend.pid = other.pid
+
+    def load(_: Settings) -> Backend:
+        assert loaded.wait(20)
+        return backend
+
+    start = "process_start_time_seconds"
+    with TestClient(create_app(SETTINGS, load=load)) as client:
+        try:
+            assert counts(client, f"googlenet_worker_{start}") == {}  # there is no process yet
+            assert value(client, start) > 0
+        finally:
+            loaded.set()
+        wait_ready(client)
+        assert value(client, f"googlenet_worker_{start}") > value(client, start)
+        assert value(client, "googlenet_worker_process_resident_memory_bytes") > 1e6
+        other.communicate()
+        assert counts(client, f"googlenet_worker_{start}") == {}
+        assert value(client, "googlenet_ready") == 1
+
+
 def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -> None:
     gate = Gate()
-    with service(lambda _: fake_ensemble(gate)) as client:
+    with service(lambda _: fake_backend(gate)) as client:
         name = "googlenet_worker_last_heartbeat_timestamp_seconds"
         assert time.time() - value(client, name) < 1
         with ThreadPoolExecutor() as threads, gate.shut():
@@ -376,7 +392,7 @@ def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -
 
 
 def test_what_is_no_request_is_not_counted() -> None:
-    with TestClient(create_app(SETTINGS, load=lambda _: fake_ensemble())) as client:
+    with TestClient(create_app(SETTINGS, load=lambda _: fake_backend())) as client:
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/classify"):
             pass
         assert counts(client, "googlenet_requests_total") == {}

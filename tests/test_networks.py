@@ -1,5 +1,7 @@
 """The networks are those of the paper, of Caffe and of torchvision, number for number."""
 
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
+from service import interpreter, weights
 from service.networks import ARCHITECTURES
 from service.networks.googlenet import TABLE_1, GoogLeNet, LocalResponseNorm, Neighbours
 from service.store import Store
@@ -72,7 +75,7 @@ def reference(shared: Path) -> Mapping[str, Tensor]:
 @pytest.fixture(scope="module")
 def activations(reference: Mapping[str, Tensor], real_store: Store) -> Mapping[str, Tensor]:
     """The same, of the network that is loaded from Caffe's weights through the store."""
-    network = real_store.load("bvlc_googlenet").network()
+    network = weights.load(real_store, "bvlc_googlenet").network()
     with watched(network) as calls, torch.inference_mode():
         logits = network(reference["data"][None])  # (1, 3, 227, 227)
     return {
@@ -389,8 +392,8 @@ def ours(theirs: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> nn.Modu
     root = tmp_path_factory.mktemp("torchvision")
     torch.save(theirs.state_dict(), root / "weights.pth")
     store = Store(root, ROOT / "model_store")
-    store.install("googlenet", root / "weights.pth", source="torchvision")
-    return store.load("googlenet").network()
+    weights.install(store, "googlenet", root / "weights.pth", source="torchvision")
+    return weights.load(store, "googlenet").network()
 
 
 def test_torchvisions_auxiliary_classifiers_are_dropped(theirs: nn.Module, ours: nn.Module) -> None:
@@ -418,3 +421,22 @@ def test_preprocessing_in_one_step_is_torchvisions_two() -> None:
     mean, scale = torch.tensor([chosen.mean, chosen.scale])[:, :, None, None]
     assert chosen.channels == "RGB"
     torch.testing.assert_close((values - mean) * scale, calls["conv1"][0].given, rtol=0, atol=2e-6)
+
+
+def test_torchvision_is_imported_for_its_own_network_only() -> None:
+    """It takes seconds, and a process that serves ours has no use for it."""
+    script = """
+import sys
+import service.worker
+from service.networks import ARCHITECTURES
+ARCHITECTURES["googlenet"].build(3)
+print("torchvision" in sys.modules)
+"""
+    done = subprocess.run(  # noqa: S603 - a fixed script
+        [sys.executable, "-P", "-c", script],
+        env=interpreter.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"

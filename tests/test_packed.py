@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from service import images, views
+from service import images, views, weights
 from service.errors import ModelError
 from service.forward import Forward
 from service.networks import ARCHITECTURES
@@ -70,7 +70,7 @@ def test_a_shape_that_it_was_not_packed_for_is_refused(googlenet: nn.Module) -> 
 
 
 def test_bfloat16_agrees_on_what_is_on_the_photos(real_store: Store, shared: Path) -> None:
-    model = real_store.load("bvlc_googlenet")
+    model = weights.load(real_store, "bvlc_googlenet")
     plan = views.plan("single", model.manifest.preprocessing.resized)
     photos = sorted((shared / "photos/flickr").glob("*.jpg"))
     pictures = [images.decode(photo.read_bytes(), max_pixels=10**8) for photo in photos]

@@ -26,7 +26,7 @@ def options(store: Path, max_batch: int = 1) -> list[str]:
     return [
         *("--model", "bvlc_googlenet", "--store", str(store), "--device", "cpu"),
         *("--max-batch", str(max_batch), "--timeout-seconds", "600"),
-        *("--precision", "float32"),
+        *("--precision", "float32", "--cores", "1"),
     ]
 
 
@@ -153,7 +153,7 @@ def started(store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start a process whose log one can read, and give the port it listens on."""
     process = subprocess.Popen(  # noqa: S603 - ourselves
         [sys.executable, "-m", "service", "serve", "--port", "0", *options(store)],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, process_group=0,
     )  # fmt: skip
     assert process.stderr is not None
     try:
@@ -200,6 +200,69 @@ def test_a_signal_ends_it_while_it_loads(real_store: Store) -> None:
         _, log = process.communicate(timeout=60)
     assert "Traceback" not in log
     assert process.returncode == 0
+
+
+def worker_of(process: subprocess.Popen[str]) -> Path:
+    """Wait until a process has begun another one, and give that one's folder (on Linux)."""
+    found: list[str] = []
+
+    def has_begun() -> bool:
+        lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+        found[:] = [number for one in lists for number in one.read_text().split()]
+        return bool(found)
+
+    until(has_begun)
+    (number,) = found
+    return Path("/proc") / number
+
+
+def test_ctrl_c_ends_it_while_it_loads(real_store: Store) -> None:
+    """A terminal sends it to every process of the group."""
+    with started(real_store.root) as (process, _):
+        worker = worker_of(process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    assert "Traceback" not in log
+    assert "has ended" not in log
+    assert process.returncode == 0
+    assert not worker.exists()
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_its_worker_does_not_outlive_it(*, is_ready: bool, real_store: Store) -> None:
+    with started(real_store.root) as (process, port), client_of(port) as client:
+        worker = worker_of(process)
+        if is_ready:
+            wait_ready(client)
+        assert worker.exists()
+        process.kill()
+        _, log = process.communicate(timeout=60)  # both have ended when nobody can log any more
+    assert "Traceback" not in log
+
+
+def test_when_its_worker_is_killed_it_says_so_and_still_ends_as_it_is_told(
+    real_store: Store, beagle: bytes
+) -> None:
+    ended = "the process that classifies has ended"
+    with started(real_store.root) as (process, port), client_of(port) as client:
+        worker = worker_of(process)
+        wait_ready(client)
+        os.kill(int(worker.name), signal.SIGKILL)
+        failed = client.post("/classify", files={"file": beagle})
+        assert (failed.status_code, failed.json()["code"]) == (500, "inference_failed")
+        until(lambda: client.get("/livez").status_code == 503)
+        assert client.get("/readyz").text == f"{ended}\n"
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    assert " ".join(log.split()).count(f"{ended}, with status -9") == 1
+    assert "Application shutdown complete" in log
+    assert process.returncode == 0
+
+
+def test_torch_is_in_the_worker_only(served: Served) -> None:
+    """A process's memory map names the libraries that it has loaded."""
+    assert "libtorch" not in Path(f"/proc/{served.process.pid}/maps").read_text()
+    assert "libtorch" in (worker_of(served.process) / "maps").read_text()
 
 
 def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from service import forward, quantization
+from service import forward, quantization, weights
 from service.__main__ import main
 from service.errors import BadWeights, ModelError, UnreadableImage
 from service.quantization import Trial
@@ -29,7 +29,7 @@ def photos(shared: Path) -> list[bytes]:
 @pytest.fixture(scope="module")
 def trial(real_store: Store, photos: list[bytes]) -> Trial:
     """The real weights, calibrated."""
-    return quantization.attempt(real_store.load(NAME), photos, max_pixels=10**8)
+    return quantization.attempt(weights.load(real_store, NAME), photos, max_pixels=10**8)
 
 
 @pytest.fixture
@@ -57,21 +57,23 @@ def test_less_than_97_in_a_hundred_is_not_enough() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_it_takes_two_pictures(real_store: Store, photos: list[bytes], count: int) -> None:
     with pytest.raises(ModelError, match="two pictures or more"):
-        quantization.attempt(real_store.load(NAME), photos[:count], max_pixels=10**8)
+        quantization.attempt(weights.load(real_store, NAME), photos[:count], max_pixels=10**8)
 
 
 def test_a_broken_picture_is_an_error(real_store: Store, photos: list[bytes]) -> None:
     with pytest.raises(UnreadableImage):
-        quantization.attempt(real_store.load(NAME), [photos[0], photos[1][:500]], max_pixels=10**8)
+        quantization.attempt(
+            weights.load(real_store, NAME), [photos[0], photos[1][:500]], max_pixels=10**8
+        )
 
 
 def test_what_was_recorded_is_for_these_weights_only(own_store: Store, trial: Trial) -> None:
-    model = own_store.load(NAME)
+    model = weights.load(own_store, NAME)
     assert model.largest is None
-    own_store.quantize(model, trial.largest)
-    assert own_store.load(NAME).largest == pytest.approx(trial.largest)
-    own_store.quantize(replace(model, sha256="0" * 64), trial.largest)
-    assert own_store.load(NAME).largest is None
+    own_store.calibrate(model.name, model.sha256, trial.largest)
+    assert weights.load(own_store, NAME).largest == pytest.approx(trial.largest)
+    own_store.calibrate(model.name, "0" * 64, trial.largest)
+    assert weights.load(own_store, NAME).largest is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"sha256": "0", "largest": {"x": Infinity}}'])
@@ -79,11 +81,11 @@ def test_a_damaged_record_is_named(own_store: Store, content: str) -> None:
     path = own_store.root / NAME / CALIBRATION
     path.write_text(content)
     with pytest.raises(BadWeights, match=f"int8.json is damaged; quantize '{NAME}' again"):
-        own_store.load(NAME)
+        weights.load(own_store, NAME)
 
 
 def test_only_a_calibrated_model_may_be_int8(real_store: Store, trial: Trial) -> None:
-    model = real_store.load(NAME)
+    model = weights.load(real_store, NAME)
     with pytest.raises(ModelError, match="googlenet-service models quantize NAME --calibrate DIR"):
         forward.quickest([model], CPU, [torch.int8])
     calibrated = replace(model, largest=trial.largest)
@@ -129,4 +131,4 @@ def test_what_does_not_agree_is_not_recorded(
     store = ["--store", str(own_store.root)]
     assert main(["models", "quantize", NAME, "--calibrate", str(pictures), *store]) == 1
     assert "not near enough, and nothing was recorded" in capsys.readouterr().err
-    assert own_store.load(NAME).largest is None
+    assert weights.load(own_store, NAME).largest is None

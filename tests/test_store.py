@@ -22,6 +22,7 @@ from test_formats import field, varint
 from torch import Tensor
 
 from service import store as stores
+from service import weights
 from service.download import CHUNK
 from service.errors import BadWeights, MissingWeights, ModelError, ServiceError
 from service.networks import ARCHITECTURES
@@ -138,7 +139,7 @@ def files(state: State, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str
 def filled(files: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with the small model's weights; tests leave it as it is."""
     store = describe(tmp_path_factory.mktemp("filled"))
-    store.install("small", files["pth"], source="a test")
+    weights.install(store, "small", files["pth"], source="a test")
     return store
 
 
@@ -157,9 +158,9 @@ def test_every_format_is_imported_to_the_same_weights(
     ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
 ) -> None:
     store = describe(tmp_path)
-    digest = store.install("small", files[ending], source=files[ending].name)
+    digest = weights.install(store, "small", files[ending], source=files[ending].name)
     assert store.has("small")
-    model = store.load("small")
+    model = weights.load(store, "small")
     assert model.sha256 == digest == store.verify("small")
     assert (model.name, model.manifest.version) == ("small", "1")
     assert [label.name for label in model.labels] == ["red", "green", "blue"]
@@ -167,7 +168,7 @@ def test_every_format_is_imported_to_the_same_weights(
 
 
 def test_a_loaded_model_makes_a_network_ready_to_serve(filled: Store, state: State) -> None:
-    network = filled.load("small").network()
+    network = weights.load(filled, "small").network()
     assert not network.training
     assert same(network.state_dict(), state)
 
@@ -180,7 +181,7 @@ def test_the_digest_is_that_of_the_file(filled: Store) -> None:
 def test_the_same_weights_have_the_same_digest_however_often_they_are_imported(
     filled: Store, files: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    digest = describe(tmp_path).install("small", files["pth"], source="a test")
+    digest = weights.install(describe(tmp_path), "small", files["pth"], source="a test")
     assert digest == filled.verify("small")
 
 
@@ -210,24 +211,24 @@ def test_importing_leaves_nothing_else_behind(filled: Store) -> None:
 def test_importing_replaces_the_weights(copied: Store, tmp_path: Path) -> None:
     fresh = random_state(seed=1)
     torch.save(fresh, tmp_path / "fresh.pth")
-    digest = copied.install("small", tmp_path / "fresh.pth", source="a test")
+    digest = weights.install(copied, "small", tmp_path / "fresh.pth", source="a test")
     assert copied.verify("small") == digest
-    assert same(copied.load("small").state, fresh)
+    assert same(weights.load(copied, "small").state, fresh)
     record = (copied.root / "small" / RECORD).read_text()
     assert record == f"{digest}  {WEIGHTS}\n"
 
 
 def test_a_store_can_import_its_own_file(copied: Store, state: State) -> None:
-    copied.install("small", copied.root / "small" / WEIGHTS, source="itself")
-    assert same(copied.load("small").state, state)
+    weights.install(copied, "small", copied.root / "small" / WEIGHTS, source="itself")
+    assert same(weights.load(copied, "small").state, state)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_other_floats_are_kept_as_float32(kind: torch.dtype, state: State, tmp_path: Path) -> None:
     store = describe(tmp_path)
     torch.save({name: value.to(kind) for name, value in state.items()}, tmp_path / "other.pth")
-    store.install("small", tmp_path / "other.pth", source="a test")
-    kept = store.load("small").state
+    weights.install(store, "small", tmp_path / "other.pth", source="a test")
+    kept = weights.load(store, "small").state
     assert same(kept, {name: value.to(kind).float() for name, value in state.items()})
 
 
@@ -235,15 +236,15 @@ def test_weights_that_share_memory_are_imported(state: State, tmp_path: Path) ->
     store = describe(tmp_path)
     tied = {**state, "reduce2.bias": state["conv1.bias"]}
     torch.save(tied, tmp_path / "tied.pth")
-    store.install("small", tmp_path / "tied.pth", source="a test")
-    assert same(store.load("small").state, tied)
+    weights.install(store, "small", tmp_path / "tied.pth", source="a test")
+    assert same(weights.load(store, "small").state, tied)
 
 
 def test_what_only_training_uses_is_dropped(state: State, tmp_path: Path) -> None:
     store = describe(tmp_path)
     torch.save({**state, "aux_4a.conv.bias": torch.zeros(128)}, tmp_path / "trained.pth")
-    store.install("small", tmp_path / "trained.pth", source="a test")
-    assert same(store.load("small").state, state)
+    weights.install(store, "small", tmp_path / "trained.pth", source="a test")
+    assert same(weights.load(store, "small").state, state)
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -255,8 +256,8 @@ def test_the_counters_of_batch_norm_may_be_there_or_not(
     state = random_state("torchvision_googlenet")
     plain = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
     torch.save(state if counted else plain, tmp_path / "other.pth")
-    store.install("small", tmp_path / "other.pth", source="a test")
-    model = store.load("small")
+    weights.install(store, "small", tmp_path / "other.pth", source="a test")
+    model = weights.load(store, "small")
     assert same(model.state, plain)
     assert plain.keys() < model.network().state_dict().keys()
 
@@ -318,7 +319,9 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
     edit, said = MISFITS[misfit]
     torch.save(edit(state), tmp_path / "bad.pth")
     before = {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()}
-    sentence = refusal(BadWeights, copied.install, "small", tmp_path / "bad.pth", source="a test")
+    sentence = refusal(
+        BadWeights, weights.install, copied, "small", tmp_path / "bad.pth", source="a test"
+    )
     assert sentence.startswith(said)
     assert "\n" not in sentence
     assert {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()} == before
@@ -328,20 +331,22 @@ def test_a_bad_file_does_not_even_make_a_folder(tmp_path: Path) -> None:
     described = describe(tmp_path / "builtin")
     store = Store(tmp_path / "root", described.root)
     (tmp_path / "bad.safetensors").write_bytes(b"hello")
-    refusal(BadWeights, store.install, "small", tmp_path / "bad.safetensors", source="")
+    refusal(BadWeights, weights.install, store, "small", tmp_path / "bad.safetensors", source="")
     assert not store.root.exists()
 
 
 def test_a_caffe_model_that_lacks_a_layer_is_refused(state: State, tmp_path: Path) -> None:
     path = tmp_path / "bad.caffemodel"
     path.write_bytes(as_caffe(state, leave_out="inception_5b/pool_proj"))
-    sentence = refusal(BadWeights, describe(tmp_path).install, "small", path, source="")
+    sentence = refusal(BadWeights, weights.install, describe(tmp_path), "small", path, source="")
     assert sentence.startswith("bad.caffemodel lacks 'inception.5b.pool_proj.weight'")
 
 
 def test_a_caffe_model_of_other_classes_is_refused(shared: Path, tmp_path: Path) -> None:
     published = shared / "weights/bvlc_googlenet.caffemodel"
-    sentence = refusal(BadWeights, describe(tmp_path).install, "small", published, source="")
+    sentence = refusal(
+        BadWeights, weights.install, describe(tmp_path), "small", published, source=""
+    )
     assert sentence == (
         "layer 'loss3/classifier' of bvlc_googlenet.caffemodel is [1, 1, 1000, 1024], not [3, 1024]"
     )
@@ -351,20 +356,24 @@ def test_a_caffe_model_is_of_no_use_to_torchvisions_network(
     files: Mapping[str, Path], tmp_path: Path
 ) -> None:
     store = describe(tmp_path, architecture="torchvision_googlenet")
-    sentence = refusal(BadWeights, store.install, "small", files["caffemodel"], source="")
+    sentence = refusal(BadWeights, weights.install, store, "small", files["caffemodel"], source="")
     assert sentence.startswith("small.caffemodel lacks 'conv1.conv.weight'")
 
 
 @pytest.mark.parametrize("name", ["weights.onnx", "weights", "weights.PTH"])
 def test_a_file_with_another_ending_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
-    sentence = refusal(BadWeights, describe(tmp_path).install, "small", tmp_path / name, source="")
+    sentence = refusal(
+        BadWeights, weights.install, describe(tmp_path), "small", tmp_path / name, source=""
+    )
     assert sentence == f"{name} has none of the endings .caffemodel, .pth, .pt, .safetensors"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "no.pth", tmp_path):
-        sentence = refusal(ModelError, describe(tmp_path).install, "small", path, source="")
+        sentence = refusal(
+            ModelError, weights.install, describe(tmp_path), "small", path, source=""
+        )
         assert sentence == f"there is no file {path}"
 
 
@@ -375,7 +384,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(
     (tmp_path / "root").write_text("a file where the store should be")
     store = Store(tmp_path / "root", described.root)
     assert not store.has("small")
-    sentence = refusal(ModelError, store.install, "small", files["pth"], source="")
+    sentence = refusal(ModelError, weights.install, store, "small", files["pth"], source="")
     assert sentence == f"cannot write to {tmp_path / 'root' / 'small'}: Not a directory"
 
 
@@ -385,7 +394,7 @@ def test_weights_that_cannot_be_written_are_one_sentence(
     """As when the disk is full; the old ones stay."""
     (copied.root / "small" / "weights.part").mkdir()
     digest = copied.verify("small")
-    sentence = refusal(ModelError, copied.install, "small", files["pth"], source="")
+    sentence = refusal(ModelError, weights.install, copied, "small", files["pth"], source="")
     assert sentence.startswith("cannot write")
     assert "\n" not in sentence
     assert copied.verify("small") == digest
@@ -398,16 +407,21 @@ def test_weights_that_cannot_be_written_are_one_sentence(
     "name", ["large", "", ".", "..", "../small", "./small", "small/", "a/b", "sm\0all", "x" * 300]
 )
 def test_a_name_that_the_store_does_not_know_is_refused(name: str, filled: Store) -> None:
-    for call in (filled.manifest, filled.labels, filled.load, lambda n: filled.fetch(n, silent)):
+    for call in (
+        filled.manifest,
+        filled.labels,
+        lambda n: weights.load(filled, n),
+        lambda n: weights.fetch(filled, n, silent),
+    ):
         sentence = refusal(ModelError, call, name)
         assert sentence == f"there is no model {name!r}; there are small"
-    sentence = refusal(ModelError, filled.install, name, filled.root, source="")
+    sentence = refusal(ModelError, weights.install, filled, name, filled.root, source="")
     assert sentence == f"there is no model {name!r}; there are small"
 
 
 def test_an_absolute_path_is_no_name(filled: Store) -> None:
     name = str(filled.root / "small")
-    assert "there is no model" in refusal(ModelError, filled.load, name)
+    assert "there is no model" in refusal(ModelError, weights.load, filled, name)
 
 
 def test_every_model_that_is_listed_can_be_described(tmp_path: Path) -> None:
@@ -419,7 +433,7 @@ def test_every_model_that_is_listed_can_be_described(tmp_path: Path) -> None:
 def test_a_store_without_models_says_so(tmp_path: Path) -> None:
     store = Store(tmp_path / "root", tmp_path / "builtin")
     assert store.names() == []
-    assert refusal(ModelError, store.load, "small").startswith("there is no model 'small'")
+    assert refusal(ModelError, weights.load, store, "small").startswith("there is no model 'small'")
 
 
 def test_a_manifest_in_the_store_goes_before_a_built_in_one(tmp_path: Path) -> None:
@@ -433,7 +447,7 @@ def test_a_manifest_in_the_store_goes_before_a_built_in_one(tmp_path: Path) -> N
 
 def test_an_unknown_architecture_is_named(files: Mapping[str, Path], tmp_path: Path) -> None:
     store = describe(tmp_path, architecture="vgg16")
-    sentence = refusal(ModelError, store.install, "small", files["pth"], source="")
+    sentence = refusal(ModelError, weights.install, store, "small", files["pth"], source="")
     assert sentence == (
         "there is no architecture 'vgg16'; there are googlenet, torchvision_googlenet"
     )
@@ -475,7 +489,7 @@ def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_use
 def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
     store = describe(tmp_path)
     nowhere = "wherever the model was made"
-    for call in (store.load, store.verify):
+    for call in (store.verify, lambda name: weights.load(store, name)):
         assert refusal(MissingWeights, call, "small").splitlines() == [
             f"The weights of 'small' are not in {tmp_path}.",
             "With a network:     googlenet-service models fetch small",
@@ -489,16 +503,20 @@ def test_one_damaged_byte_is_noticed(place: int, copied: Store) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    for call in (copied.load, copied.verify, lambda name: copied.fetch(name, silent)):
+    for call in (
+        copied.verify,
+        lambda name: weights.load(copied, name),
+        lambda name: weights.fetch(copied, name, silent),
+    ):
         with pytest.raises(ModelError):
             call("small")
-    sentence = refusal(BadWeights, copied.load, "small")
+    sentence = refusal(BadWeights, weights.load, copied, "small")
     assert sentence == f"{path} was changed or damaged: its SHA-256 is not the recorded one"
 
 
 def test_a_missing_record_is_noticed(copied: Store) -> None:
     (copied.root / "small" / RECORD).unlink()
-    assert "changed or damaged" in refusal(BadWeights, copied.load, "small")
+    assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
 
 
 @pytest.mark.parametrize(
@@ -506,7 +524,7 @@ def test_a_missing_record_is_noticed(copied: Store) -> None:
 )
 def test_a_damaged_record_is_noticed(record: bytes, copied: Store) -> None:
     (copied.root / "small" / RECORD).write_bytes(record)
-    assert "changed or damaged" in refusal(BadWeights, copied.load, "small")
+    assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
 
 
 def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) -> None:
@@ -514,7 +532,7 @@ def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) ->
     safetensors.torch.save_file({"fc.bias": torch.zeros(3)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (copied.root / "small" / RECORD).write_text(f"{digest}  {WEIGHTS}\n")
-    sentence = refusal(BadWeights, copied.load, "small")
+    sentence = refusal(BadWeights, weights.load, copied, "small")
     assert sentence == f"{WEIGHTS} is of another architecture: it has 'fc.bias'"
 
 
@@ -522,8 +540,8 @@ def test_damaged_weights_are_mended_by_importing_them_again(
     copied: Store, files: Mapping[str, Path], state: State
 ) -> None:
     (copied.root / "small" / WEIGHTS).write_bytes(b"damaged")
-    copied.install("small", files["pth"], source="a test")
-    assert same(copied.load("small").state, state)
+    weights.install(copied, "small", files["pth"], source="a test")
+    assert same(weights.load(copied, "small").state, state)
 
 
 # Fetching
@@ -536,11 +554,11 @@ def test_weights_are_fetched_once(
     told: list[tuple[int, int | None]] = []
     with serving(site := Website(files[ending].read_bytes())) as url:
         store = sourced(tmp_path, url, files[ending])
-        digest = store.fetch("small", lambda *now: told.append(now))
-        assert store.fetch("small", silent) == digest
+        digest = weights.fetch(store, "small", lambda *now: told.append(now))
+        assert weights.fetch(store, "small", silent) == digest
     assert site.ranges == [None]
     assert told[-1] == (len(site.content), len(site.content))
-    assert same(store.load("small").state, state)
+    assert same(weights.load(store, "small").state, state)
     there = {path.name for path in (tmp_path / "small").iterdir()}
     assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, RECORD}
 
@@ -550,7 +568,7 @@ def test_where_the_weights_came_from_is_written_into_them(
 ) -> None:
     with serving(Website(files["pth"].read_bytes())) as url:
         store = sourced(tmp_path, url, files["pth"])
-        store.fetch("small", silent)
+        weights.fetch(store, "small", silent)
     with safetensors.safe_open(tmp_path / "small" / WEIGHTS, "pt") as file:
         assert file.metadata()["source"] == url
 
@@ -561,7 +579,7 @@ def test_without_a_network_both_ways_to_the_weights_are_told(
     with serving(lambda _: None) as url:
         pass
     store = sourced(tmp_path, url, files["pth"])
-    sentence, *advice = refusal(ModelError, store.fetch, "small", silent).splitlines()
+    sentence, *advice = refusal(ModelError, weights.fetch, store, "small", silent).splitlines()
     assert sentence.startswith(f"cannot download {url}: ")
     assert advice == [
         f"The weights of 'small' are not in {tmp_path}.",
@@ -578,12 +596,12 @@ def test_a_download_that_broke_off_goes_on(
     site.cut = 2 * CHUNK
     with serving(site) as url:
         store = sourced(tmp_path, url, files["pth"])
-        assert "fetch again to go on" in refusal(ModelError, store.fetch, "small", silent)
+        assert "fetch again to go on" in refusal(ModelError, weights.fetch, store, "small", silent)
         assert not store.has("small")
-        store.fetch("small", silent)
+        weights.fetch(store, "small", silent)
     assert site.ranges == [None, f"bytes={2 * CHUNK}-"]
     assert sum(site.sent) == len(site.content)
-    assert same(store.load("small").state, state)
+    assert same(weights.load(store, "small").state, state)
 
 
 def test_another_file_than_the_manifests_is_not_installed(
@@ -591,13 +609,13 @@ def test_another_file_than_the_manifests_is_not_installed(
 ) -> None:
     with serving(Website(files["pt"].read_bytes() + b"!")) as url:
         store = sourced(tmp_path, url, files["pth"])
-        assert "it was deleted" in refusal(ModelError, store.fetch, "small", silent)
+        assert "it was deleted" in refusal(ModelError, weights.fetch, store, "small", silent)
     assert not store.has("small")
     assert not (tmp_path / "small" / "download.pth").exists()
 
 
 def test_a_model_without_a_source_cannot_be_fetched(tmp_path: Path) -> None:
-    sentence = refusal(ModelError, describe(tmp_path).fetch, "small", silent)
+    sentence = refusal(ModelError, weights.fetch, describe(tmp_path), "small", silent)
     assert sentence == "the manifest of 'small' names no source; import its weights"
 
 
@@ -606,20 +624,22 @@ def test_a_model_without_a_source_cannot_be_fetched(tmp_path: Path) -> None:
 FETCH = """
 import sys
 from pathlib import Path
+from service import weights
 from service.store import Store
 root = Path(sys.argv[1])
-Store(root, root).fetch("small", lambda have, total: print(have, flush=True))
+weights.fetch(Store(root, root), "small", lambda have, total: print(have, flush=True))
 """
 
 FETCH_TWICE = """
 import os, sys
 from pathlib import Path
+from service import weights
 from service.store import Store
 root = Path(sys.argv[1])
 child = os.fork()
 sys.stdout.write("fetching" + chr(10))
 sys.stdout.flush()
-print(Store(root, root).fetch("small", lambda have, total: None), flush=True)
+print(weights.fetch(Store(root, root), "small", lambda have, total: None), flush=True)
 if child:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -628,6 +648,7 @@ if child:
 IMPORT_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
+from service import weights
 from service.store import Store
 for deaths in range(3):
     child = os.fork()
@@ -640,7 +661,7 @@ for deaths in range(3):
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
         root = Path(sys.argv[2 + deaths])
-        Store(root, root).install("small", Path(sys.argv[1]), source="a test")
+        weights.install(Store(root, root), "small", Path(sys.argv[1]), source="a test")
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -712,9 +733,9 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_g
     assert CHUNK <= have <= 2 * CHUNK
     with serving(site := Website(content)) as url:
         store = sourced(tmp_path, url, files["pth"])
-        store.fetch("small", silent)
+        weights.fetch(store, "small", silent)
     assert site.ranges == [f"bytes={have}-"]
-    assert same(store.load("small").state, state)
+    assert same(weights.load(store, "small").state, state)
 
 
 def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_served(
@@ -731,9 +752,9 @@ def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_se
     recorded = [len((root / "small" / RECORD).read_text().splitlines()) for root in roots]
     assert recorded == [1, 2, 2]
     assert [store.verify("small") == old for store in left] == [True, True, False]
-    served = [store.load("small").state for store in left]
+    served = [weights.load(store, "small").state for store in left]
     assert [same(one, state) for one in served] == [True, True, False]
     assert same(served[2], fresh)
-    digest = left[1].install("small", tmp_path / "fresh.pth", source="a test")
+    digest = weights.install(left[1], "small", tmp_path / "fresh.pth", source="a test")
     assert (roots[1] / "small" / RECORD).read_text() == f"{digest}  {WEIGHTS}\n"
     assert left[1].verify("small") == digest

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service import images, runtime, store, views
+from service import images, store, views, weights
 from service.forward import Forward
 from service.manifest import Label
 from service.packed import Shape
@@ -67,13 +67,12 @@ class Network:
         where = store.locate(None)
         self._labels = where.labels(_MODEL)
         if IS_OURS:
-            runtime.keep_memory()
             # OpenMP slows down to a third when a second thread has ever computed, and most
             # peers call from another thread than the one that loads: so one does both.
             self._thread = ThreadPoolExecutor(1)
             self._forward = self._thread.submit(_packed, where).result()
         else:
-            self._network = where.load(_MODEL).network()
+            self._network = weights.load(where, _MODEL).network()
 
     def rank(self, pictures: Sequence[Tensor]) -> list[Answer]:
         """Rank a batch of up to `MAX_BATCH` pictures."""
@@ -98,7 +97,7 @@ class Network:
 def _packed(where: store.Store) -> Forward:
     torch.set_num_threads(choice("THREADS", ours=CORES, eager=CORES))
     shapes = [Shape(rows, views.CROP) for rows in _BUCKETS]
-    forward = Forward(where.load(_MODEL), torch.device("cpu"), torch.bfloat16, shapes)
+    forward = Forward(weights.load(where, _MODEL), torch.device("cpu"), torch.bfloat16, shapes)
     with torch.inference_mode():
         for rows, side in shapes:
             forward(torch.zeros((rows, side, side, 3), dtype=torch.uint8))

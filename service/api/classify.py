@@ -71,6 +71,8 @@ class Models(BaseModel):
     models: list[Served]
 
 
+PATH = "/classify"
+
 _BINARY = {"type": "string", "format": "binary"}
 
 
@@ -97,7 +99,7 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
 
     @routes.post(
-        "/classify",
+        PATH,
         response_model=One | Several,
         responses=problems.documented(400, 408, 413, 415, 422, 500, 503, 504),
         openapi_extra=_body(settings.max_files),
@@ -120,7 +122,6 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         order, each with its own `predictions` or `error`.
         """
         seconds = min(most_ms, x_timeout_ms) / 1000
-        classifier.check(plan=plan, seconds=seconds)  # so that a refusal costs no upload
         with budget.share() as share:
             started = time.monotonic()
             uploads = await read(request, bounds, share)

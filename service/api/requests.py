@@ -14,6 +14,7 @@ from service.metrics import Metrics
 _ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _KEY = "googlenet.request_id"
+_ROUTE = "googlenet.route"
 _LINGER = 2.0  # seconds a caller has to notice an answer that came before its body was read
 _SMALL = 1024 * 1024  # bytes of a body that may come for nothing, so that its connection can go on
 
@@ -22,6 +23,11 @@ def request_id(scope: Scope) -> str:
     """Give the request's name: the caller's `X-Request-ID` if it is a sane one, else ours."""
     name: str = scope[_KEY]
     return name
+
+
+def name_route(scope: Scope, template: str) -> None:
+    """Say which route a request is for, where no router has."""
+    scope[_ROUTE] = template
 
 
 class Requests:
@@ -72,7 +78,9 @@ class Requests:
             # The template, never the path: a label's values must be few.
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.request(route, method, status, time.monotonic() - started)
+            self._metrics.request(
+                scope.get(_ROUTE, route), method, status, time.monotonic() - started
+            )
 
 
 def _new_id() -> str:

@@ -5,20 +5,21 @@ Measured in a process of its own, which keeps the models between measurements.
 
 import itertools
 import math
+import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, Self
 
-from service import app, classifier, lanes, runtime
+from service import engine, interpreter, lanes, processors, runtime
 from service.bench.photos import read
-from service.ensemble import Ensemble
-from service.forward import Cuts
+from service.cuts import Cuts
+from service.engine import Engine
 from service.lanes import ClassifyingLane
 from service.policy import Key
 from service.settings import Settings
@@ -28,7 +29,7 @@ from service.work import Batch, Slice
 _LONE = 40  # pictures, one after the other
 
 Where = Literal["beside", "within"]
-Pictures = list[list[Cuts]]  # what each of some pictures brings, by member
+Pictures = list[Sequence[Cuts]]  # what each of some pictures brings, by member
 
 
 class Limit:
@@ -36,6 +37,7 @@ class Limit:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
+        os.environ.update(interpreter.computing())  # of the process that will be started
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def __enter__(self) -> Self:
@@ -67,8 +69,8 @@ class Limit:
 
 
 @cache
-def _loaded(settings: Settings) -> Ensemble:
-    return app.load(settings)
+def _loaded(settings: Settings) -> Engine:
+    return engine.load(settings)
 
 
 @cache
@@ -76,27 +78,26 @@ def _photos(folder: Path) -> list[bytes]:
     return read(folder)
 
 
-def _side_by_side(ensemble: Ensemble) -> list[ClassifyingLane]:
-    return [lane for lane in ensemble.lanes if not lane.alone]
+def _side_by_side(loaded: Engine) -> list[ClassifyingLane]:
+    return [lane for lane in loaded.lanes if not lane.alone]
 
 
 def _forwards(settings: Settings) -> dict[int, float]:
-    ensemble = _loaded(settings)
+    loaded = _loaded(settings)
     key = Key(0, CROP)
-    sizes = list(ensemble.costs.seconds[key])
-    seconds = lanes.costs(ensemble.lanes, 1, sizes).seconds[key]
-    together = len(_side_by_side(ensemble))
+    sizes = list(loaded.ensemble.costs.seconds[key])
+    seconds = lanes.costs(loaded.lanes, 1, sizes).seconds[key]
+    together = len(_side_by_side(loaded))
     return {size: together * size / seconds[size] for size in sizes}
 
 
 def _alone(settings: Settings, folder: Path) -> float:
-    ensemble = _loaded(settings)
-    plans = ensemble.plans("single")
-    lane = max(ensemble.lanes, key=lambda lane: lane.alone)
+    loaded = _loaded(settings)
+    lane = max(loaded.lanes, key=lambda lane: lane.alone)
 
     def one(photo: bytes) -> float:
         started = time.perf_counter()
-        cuts = classifier.prepare(photo, plans, settings.max_pixels)
+        cuts = loaded.prepare(photo, "single", settings.max_pixels)
         for batch in _batches([cuts], 1):
             lane.run(batch)
         return time.perf_counter() - started
@@ -106,17 +107,17 @@ def _alone(settings: Settings, folder: Path) -> float:
 
 
 def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Where) -> float:
-    ensemble = _loaded(settings)
-    plans = ensemble.plans(plan)
-    size = max(ensemble.costs.seconds[Key(0, plans[0].side)])
+    loaded = _loaded(settings)
+    plans = loaded.ensemble.plans(plan)
+    size = max(loaded.ensemble.costs.seconds[Key(0, plans[0].side)])
     together = math.lcm(size, len(plans[0].views)) // len(plans[0].views)  # fill whole batches
     turn = itertools.cycle(_photos(folder))
 
     def prepare() -> Pictures:
         photos = [next(turn) for _ in range(together)]
-        return [classifier.prepare(photo, plans, settings.max_pixels) for photo in photos]
+        return [loaded.prepare(photo, plan, settings.max_pixels) for photo in photos]
 
-    workers = _side_by_side(ensemble)
+    workers = _side_by_side(loaded)
     end = time.perf_counter() + seconds
 
     def work(lane: ClassifyingLane, take: Callable[[], Pictures]) -> float:
@@ -129,7 +130,7 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
         return together * (len(ends) - 1) / (ends[-1] - ends[0])
 
     with (
-        ThreadPoolExecutor(runtime.cores()) as decoders,
+        ThreadPoolExecutor(processors.available()) as decoders,
         ThreadPoolExecutor(len(workers)) as computing,
     ):
         take = _ahead(decoders, prepare, 2 * len(workers)) if where == "beside" else prepare

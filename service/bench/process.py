@@ -3,12 +3,12 @@
 import asyncio
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from service import interpreter
 from service.bench.client import Client, Target
 from service.bench.load import OK
 from service.errors import BenchError
@@ -33,9 +33,10 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
     What the service has to say it says itself, on standard error.
     """
     port = free_port()
-    command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1"]
+    where = ("--host", "127.0.0.1", "--port", str(port))
+    command = interpreter.command("service", "serve", *where, *arguments)
     started = time.perf_counter()
-    process = subprocess.Popen([*command, "--port", str(port), *arguments])  # noqa: ASYNC220, S603 - ourselves, and at once
+    process = subprocess.Popen(command, env=interpreter.environment())  # noqa: ASYNC220, S603 - ourselves, and at once
     client = Client(Target("127.0.0.1", port))
     try:
         while (await client.ask(client.target.get("/readyz"))).status != OK:

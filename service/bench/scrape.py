@@ -11,7 +11,7 @@ from service.metrics import STAGES
 
 Series = Mapping[str, float]
 
-_MEMORY = "process_resident_memory_bytes"
+_MEMORY = ("process_resident_memory_bytes", "googlenet_worker_process_resident_memory_bytes")
 _REQUEST = "googlenet_request_duration_seconds"
 _STAGE = "googlenet_stage_duration_seconds"
 _OURS = {"route": "/classify", "code": "200"}
@@ -34,8 +34,8 @@ def _name(name: str, labels: Mapping[str, str]) -> str:
 
 
 def memory(series: Series) -> float:
-    """Give the bytes of memory the service has."""
-    return series[_name(_MEMORY, {})]
+    """Give the bytes of memory the service's processes have."""
+    return sum(series[_name(name, {})] for name in _MEMORY)
 
 
 def stages(before: Series, after: Series) -> dict[str, float]:

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import nn
 
-from service.networks import googlenet, torchvision_googlenet
+from service.networks import googlenet
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,15 @@ class Architecture:
     """Prefixes of the parameters that serve in training only and are not kept."""
 
 
+def _torchvision_googlenet(classes: int) -> nn.Module:
+    from service.networks import torchvision_googlenet  # noqa: PLC0415 - takes seconds
+
+    return torchvision_googlenet.build(classes)
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "googlenet": Architecture(
         partial(googlenet.GoogLeNet, auxiliary=False), googlenet.caffe_layers, ("aux_",)
     ),
-    "torchvision_googlenet": Architecture(torchvision_googlenet.build, dict, ("aux1.", "aux2.")),
+    "torchvision_googlenet": Architecture(_torchvision_googlenet, dict, ("aux1.", "aux2.")),
 }

@@ -1,0 +1,287 @@
+"""The engine in a process of its own, seen from the one that serves HTTP.
+
+Python runs one thread of a process at a time, so decoding, computing and HTTP in one process
+wait for each other. Here a call goes to the worker (`service.worker`), and only bytes and labels
+come near HTTP.
+
+Every lane and every decoding thread over there has a connection of its own, so a lane's batches
+are always computed by the same thread. What was decoded stays there; here there is a token for
+it, and when nobody holds that any more, the worker forgets it, too. The worker ends with this
+process, however that ends: its connections break.
+"""
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import socket
+import struct
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from service import interpreter, processors
+from service.ensemble import Ensemble, Probabilities
+from service.errors import InferenceFailed
+from service.settings import Settings
+from service.work import Batch, Lane, Slice
+
+logger = logging.getLogger(__name__)
+
+LENGTH = struct.Struct("!I")  # of what follows it on a connection
+
+_GONE = "the process that classifies has ended"
+_CLOSE_SECONDS = 5.0
+_CHUNK = 65536  # bytes read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the worker says when it is ready: for each lane, its device and what it has alone."""
+
+    ensemble: Ensemble
+    lanes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Asks to decode a picture; answered by a number for what came of it."""
+
+    picture: bytes
+    views: str
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Asks a lane to run a batch, whose payloads are such numbers."""
+
+    lane: int
+    batch: Batch[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What goes over a connection: a wish, and the numbers that nobody holds any more."""
+
+    wish: Prepare | Run
+    forget: tuple[int, ...]
+
+
+class Token:
+    """Stands for what a picture brought; when it ends, `forget` learns its number."""
+
+    __slots__ = ("_forget", "number")
+
+    def __init__(self, number: int, forget: "deque[int]") -> None:
+        self.number = number
+        self._forget = forget
+
+    def __del__(self) -> None:
+        self._forget.append(self.number)
+
+
+def load(settings: Settings) -> "Worker":
+    """Start a worker and wait until it has loaded: blocking, seconds long.
+
+    Raises what `service.engine.load` does, or `InferenceFailed` if the worker ends before.
+    """
+    process = _Process(settings)
+    try:
+        return Worker(process, process.loaded.result(), settings.decode_threads)
+    except BaseException:
+        process.close()
+        raise
+
+
+class _Process:
+    """A started worker: what it logs is logged here, and whether it has loaded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.loaded: Future[Loaded] = Future()
+        # `calls` brings it connections; over `news` it tells what happens.
+        self._calls, calls = socket.socketpair()
+        ours, news = socket.socketpair()
+        with calls, news:
+            inherited = [calls.fileno(), news.fileno()]
+            command = interpreter.command("service.worker", *map(str, inherited))
+            environment = {**interpreter.environment(), **interpreter.computing()}
+            self._process = subprocess.Popen(  # noqa: S603 - ourselves
+                command,
+                env=environment,
+                pass_fds=inherited,
+                process_group=0,  # a terminal's Ctrl-C is for this process; that one goes with it
+            )
+        self._news = Connection(ours.detach())
+        with contextlib.suppress(OSError):  # it has ended; the thread that listens will notice
+            self._news.send((settings, logging.getLogger().getEffectiveLevel()))
+        self._ending = False
+        threading.Thread(target=self._listen, name="news", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def connect(self) -> socket.socket:
+        """Give a connection that a thread of the worker answers."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._calls, [b"!"], [theirs.fileno()])
+        ours.settimeout(0)
+        return ours
+
+    def close(self) -> None:
+        self._ending = True
+        self._calls.close()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _listen(self) -> None:
+        try:
+            with self._news, contextlib.suppress(EOFError, OSError):
+                while True:
+                    self._hear(self._news.recv())
+            if not self._ending:
+                logger.error("%s, with status %d", _GONE, self._process.wait())
+        finally:  # also when what logs fails: somebody waits
+            if not self.loaded.done():
+                self.loaded.set_exception(InferenceFailed(_GONE))
+
+    def _hear(self, news: logging.LogRecord | Loaded | Exception) -> None:
+        if isinstance(news, logging.LogRecord):
+            logging.getLogger(news.name).handle(news)
+        elif isinstance(news, Exception):
+            self._ending = True
+            self.loaded.set_exception(news)
+        else:
+            self.loaded.set_result(news)
+
+
+class Worker:
+    """A `service.ensemble.Backend` in another process; its coroutines are for one event loop."""
+
+    def __init__(self, process: _Process, loaded: Loaded, decoders: int) -> None:
+        computing = [_Line(process.connect()) for _ in loaded.lanes]
+        decoding = [_Line(process.connect()) for _ in range(decoders or processors.available())]
+        self.ensemble = loaded.ensemble
+        self.lanes = tuple(
+            Lane(partial(self._run, line, number), device, alone)
+            for number, (line, (device, alone)) in enumerate(
+                zip(computing, loaded.lanes, strict=True)
+            )
+        )
+        self._process = process
+        self._lines = [*computing, *decoding]
+        self._idle: asyncio.Queue[_Line] = asyncio.Queue()
+        for line in decoding:
+            self._idle.put_nowait(line)
+        self._forget: deque[int] = deque()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Does it run."""
+        return self._process.alive
+
+    def close(self) -> None:
+        """End it: it does so when nobody can call it any more, or is made to."""
+        self._process.close()
+        for line in self._lines:
+            line.close()
+
+    async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Token]:
+        """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
+        line = await self._idle.get()
+        wish = Prepare(picture, views, max_pixels)
+        answer = await asyncio.shield(asyncio.create_task(self._decode(line, wish)))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _decode(self, line: "_Line", wish: Prepare) -> Sequence[Token] | Exception:
+        """Give the error: raised, it would be reported as nobody's when the caller has left."""
+        answer = await self._ask(line, wish)
+        self._idle.put_nowait(line)
+        if isinstance(answer, Exception):
+            return answer
+        number, members = answer
+        return [Token(number, self._forget)] * members
+
+    async def _run(
+        self, line: "_Line", number: int, batch: Batch[Token]
+    ) -> Sequence[Probabilities]:
+        slices = tuple(Slice(part.payload.number, part.start, part.stop) for part in batch.slices)
+        numbered = Batch(batch.key, batch.size, slices, batch.reason)
+        answer: Sequence[Probabilities] | Exception = await self._ask(line, Run(number, numbered))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _ask(self, line: "_Line", wish: Prepare | Run) -> Any:
+        forget = tuple(self._forget.popleft() for _ in range(len(self._forget)))
+        try:
+            return await line.ask(Call(wish, forget))
+        except (EOFError, OSError):
+            return InferenceFailed(_GONE)
+
+
+class _Line:
+    """A connection to a thread of the worker, for one call at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._asking = self._closing = False
+
+    def close(self) -> None:
+        """Hang up, when the call that waits on it, if any, has ended."""
+        self._closing = True
+        if not self._asking:
+            self._connection.close()
+
+    async def ask(self, call: Call) -> object:
+        """Give the answer; raises `EOFError` or `OSError` when there is nobody to give it."""
+        if self._closing:
+            raise EOFError
+        self._asking = True
+        try:
+            return await self._ask(call)
+        finally:
+            self._asking = False
+            if self._closing:
+                self._connection.close()
+
+    async def _ask(self, call: Call) -> object:
+        content = pickle.dumps(call)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._connection, LENGTH.pack(len(content)) + content)
+        received = bytearray()
+        while not _is_whole(received):
+            chunk = await loop.sock_recv(self._connection, _CHUNK)
+            if not chunk:
+                raise EOFError
+            received += chunk
+        return pickle.loads(memoryview(received)[LENGTH.size :])  # noqa: S301 - our own process
+
+
+def _is_whole(received: bytearray) -> bool:
+    if len(received) < LENGTH.size:
+        return False
+    (length,) = LENGTH.unpack_from(received)
+    return len(received) == LENGTH.size + int(length)

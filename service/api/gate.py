@@ -1,0 +1,52 @@
+"""The door: what would be refused anyway is refused here, before any framework has worked.
+
+Under overload most requests are refused, and what each of them costs is taken from the others.
+"""
+
+import re
+from urllib.parse import parse_qs
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service import views
+from service.api import problems
+from service.api.classify import PATH
+from service.api.requests import name_route
+from service.classifier import Classifier
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.settings import Settings
+
+_MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class Gate:
+    """Lets a request in, unless not even one picture of its views can be answered in its time."""
+
+    def __init__(
+        self, app: ASGIApp, classifier: Classifier, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._app, self._classifier, self._metrics = app, classifier, metrics
+        self._views, self._most = settings.views, str(int(settings.timeout_seconds * 1000))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
+            try:
+                self._check(scope)
+            except ServiceError as error:
+                name_route(scope, PATH)
+                self._metrics.rejected(error)
+                refusal = problems.response(problems.of(error, Request(scope)))
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raise what the classifier refuses with; what is no views or no time, the route tells."""
+        plan = parse_qs(scope["query_string"].decode("latin-1")).get("views", [self._views])[-1]
+        milliseconds = Headers(scope=scope).get("x-timeout-ms", self._most)
+        if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
+            seconds = min(int(milliseconds), int(self._most)) / 1000
+            self._classifier.check(plan=plan, seconds=seconds)

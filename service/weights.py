@@ -1,0 +1,155 @@
+"""A model's weights: tensors that fit its architecture, out of the store and into it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from service.download import Progress
+from service.errors import BadWeights, ModelError
+from service.formats import caffemodel, pickled, safetensor
+from service.manifest import Label, Manifest
+from service.networks import ARCHITECTURES, Architecture
+from service.store import WEIGHTS, Store
+
+_READERS: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
+    ".pth": pickled.read,
+    ".pt": pickled.read,
+    ".safetensors": safetensor.read,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model read from the store, ready to be put on a device."""
+
+    name: str
+    manifest: Manifest
+    labels: tuple[Label, ...]
+    sha256: str
+    state: Mapping[str, Tensor]
+    largest: Mapping[str, float] | None = None  # values within it, if it was calibrated for int8
+
+    def network(self) -> torch.nn.Module:
+        """Build the network with its weights."""
+        network = _architecture(self.manifest).build(self.manifest.classes)
+        network.load_state_dict(dict(self.state), strict=False)
+        return network.eval()
+
+
+def load(store: Store, name: str) -> Model:
+    """Read a model, checking its weights against the record and its architecture.
+
+    Raises `MissingWeights` with what to do about it, `BadWeights`, or `ModelError`.
+    """
+    described = store.manifest(name)
+    data, digest = store.read(name)  # read once: what is checked is what is served
+    state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
+    calibration = store.calibration(name, digest)
+    return Model(name, described, store.labels(name), digest, state, calibration)
+
+
+def install(store: Store, name: str, file: Path, *, source: str) -> str:
+    """Make a weights file the model's weights, and give their SHA-256.
+
+    Reads a `.caffemodel`, `.pth`, `.pt` or `.safetensors` file, checks it against the
+    architecture, and only then, in one step, makes it visible. Raises `BadWeights`.
+    """
+    described = store.manifest(name)
+    if not file.is_file():
+        raise ModelError(f"there is no file {file}")
+    state = _fitting(_read(file, described), described, file.name)
+    with store.locked(name):
+        return _publish(store, name, state, source)
+
+
+def fetch(store: Store, name: str, progress: Progress) -> str:
+    """Download a model's weights, unless they are there, and give their SHA-256.
+
+    An earlier download that was cut short goes on where it ended; two processes that fetch
+    at once take turns. Raises `ModelError` with what to do where there is no network.
+    """
+    described = store.manifest(name)
+    if described.source is None:
+        raise ModelError(f"the manifest of {name!r} names no source; import its weights")
+    with store.locked(name):
+        if store.has(name):
+            return store.verify(name)
+        part = store.download(name, described.source, progress)
+        state = _fitting(_read(part, described), described, part.name)
+        digest = _publish(store, name, state, str(described.source.url))
+        part.unlink()
+        return digest
+
+
+def _publish(store: Store, name: str, state: Mapping[str, Tensor], source: str) -> str:
+    return store.publish(name, lambda path: safetensor.write(dict(state), path, source=source))
+
+
+def _architecture(described: Manifest) -> Architecture:
+    try:
+        return ARCHITECTURES[described.architecture]
+    except KeyError:
+        known = ", ".join(ARCHITECTURES)
+        raise ModelError(
+            f"there is no architecture {described.architecture!r}; there are {known}"
+        ) from None
+
+
+def _shapes(described: Manifest) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        network = _architecture(described).build(described.classes)
+    return {
+        name: value.shape
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")  # counts training steps; older files lack it
+    }
+
+
+def _read(file: Path, described: Manifest) -> Mapping[str, object]:
+    if file.suffix == ".caffemodel":
+        return _from_caffe(caffemodel.read(file), described, file.name)
+    try:
+        reader = _READERS[file.suffix]
+    except KeyError:
+        known = ", ".join([".caffemodel", *_READERS])
+        raise BadWeights(f"{file.name} has none of the endings {known}") from None
+    return reader(file)
+
+
+def _from_caffe(
+    blobs: Mapping[str, list[Tensor]], described: Manifest, file: str
+) -> dict[str, Tensor]:
+    shapes = _shapes(described)
+    state = {}
+    for layer, module in _architecture(described).caffe_layers().items():
+        for blob, part in zip(blobs.get(layer, []), ("weight", "bias"), strict=False):
+            shape = shapes[f"{module}.{part}"]
+            if blob.numel() != shape.numel():
+                raise BadWeights(f"layer {layer!r} of {file} is {[*blob.shape]}, not {[*shape]}")
+            state[f"{module}.{part}"] = blob.reshape(shape)
+    return state
+
+
+def _fitting(content: Mapping[str, object], described: Manifest, file: str) -> dict[str, Tensor]:
+    """Keep what the architecture serves with; raise `BadWeights` unless all of it is there."""
+    shapes = _shapes(described)
+    dropped = _architecture(described).dropped
+    for name in content:
+        if name not in shapes and not name.startswith(dropped) and not name.endswith("tracked"):
+            raise BadWeights(f"{file} is of another architecture: it has {name!r}")
+    state = {}
+    for name, shape in shapes.items():
+        value = content.get(name)
+        if not isinstance(value, Tensor):
+            raise BadWeights(f"{file} lacks {name!r}, or is of another architecture")
+        if value.shape != shape:
+            raise BadWeights(f"{name!r} of {file} is {[*value.shape]}, not {[*shape]}")
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            raise BadWeights(f"{name!r} of {file} does not hold plain floating-point numbers")
+        state[name] = value.float()
+        if not state[name].isfinite().all():
+            raise BadWeights(f"{name!r} of {file} holds numbers that are not finite")
+    return state
