@@ -19,7 +19,7 @@ import struct
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -133,10 +133,14 @@ class _Process:
         return self._process.poll() is None
 
     def connect(self) -> socket.socket:
-        """Give a connection that a thread of the worker answers."""
+        """Give a connection that a thread of the worker answers; `InferenceFailed` without one."""
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._calls, [b"!"], [theirs.fileno()])
+            try:
+                socket.send_fds(self._calls, [b"!"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise InferenceFailed(_GONE) from None
         ours.settimeout(0)
         return ours
 
@@ -151,14 +155,19 @@ class _Process:
 
     def _listen(self) -> None:
         try:
-            with self._news, contextlib.suppress(EOFError, OSError):
-                while True:
-                    self._hear(self._news.recv())
+            with self._news:
+                for news in self._received():
+                    self._hear(news)
             if not self._ending:
                 logger.error("%s, with status %d", _GONE, self._process.wait())
         finally:  # also when what logs fails: somebody waits
             if not self.loaded.done():
                 self.loaded.set_exception(InferenceFailed(_GONE))
+
+    def _received(self) -> Iterator[logging.LogRecord | Loaded | Exception]:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                yield self._news.recv()
 
     def _hear(self, news: logging.LogRecord | Loaded | Exception) -> None:
         if isinstance(news, logging.LogRecord):
@@ -217,8 +226,10 @@ class Worker:
 
     async def _decode(self, line: "_Line", wish: Prepare) -> Sequence[Token] | Exception:
         """Give the error: raised, it would be reported as nobody's when the caller has left."""
-        answer = await self._ask(line, wish)
-        self._idle.put_nowait(line)
+        try:
+            answer = await self._ask(line, wish)
+        finally:
+            self._idle.put_nowait(line)
         if isinstance(answer, Exception):
             return answer
         number, members = answer

@@ -418,6 +418,16 @@ def test_callers_who_leave_lose_no_connection() -> None:
     play(scene)
 
 
+def test_a_picture_that_cannot_be_sent_loses_no_connection() -> None:
+    async def scene() -> None:
+        with pair(decoders=1) as both:
+            with pytest.raises(TypeError, match="pickle"):
+                await both.worker.prepare(threading.Lock(), "single", 1)  # type: ignore[arg-type]
+            assert len(await both.prepare()) == 1
+
+    play(scene)
+
+
 def test_an_error_that_nobody_waits_for_any_more_is_nobody_s() -> None:
     async def scene() -> None:
         with pair(decoders=1) as both:
@@ -884,9 +894,10 @@ def test_what_the_process_logs_is_logged_here_under_its_name(
 
 
 @pytest.mark.filterwarnings("ignore:Exception in thread news")
-def test_what_cannot_be_logged_here_leaves_nobody_waiting() -> None:
+@pytest.mark.parametrize("error", [ValueError("not a record to log"), OSError("disk full")])
+def test_what_cannot_be_logged_here_leaves_nobody_waiting(error: Exception) -> None:
     def fail(_: logging.LogRecord) -> bool:
-        raise ValueError("not a record to log")
+        raise error
 
     before, threads = children(), {*threading.enumerate()}
     log = logging.getLogger("service.worker")
@@ -943,6 +954,16 @@ def test_a_process_that_ends_before_it_is_told_what_to_load_is_told_as_well(
     monkeypatch.setattr(subprocess, "Popen", Ended)
     with pytest.raises(InferenceFailed, match=f"^{GONE}$"):
         apart.load(small)
+
+
+def test_a_process_that_ended_after_it_had_loaded_cannot_be_connected_to(small: Settings) -> None:
+    process = _Process(small)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(InferenceFailed):
+        process.loaded.result(PATIENCE)
+    with pytest.raises(InferenceFailed, match=f"^{GONE}$"):
+        process.connect()
+    process.close()
 
 
 def test_a_process_that_does_not_end_is_made_to(
