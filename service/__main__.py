@@ -2,16 +2,19 @@
 
 import argparse
 import pkgutil
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from service import views
 from service.errors import ServiceError
 from service.settings import Settings
+from service.training.options import Options
 
 Command = Callable[[Settings, dict[str, Any]], int]
 """Takes the settings and the command's own arguments, gives the exit status."""
@@ -29,10 +32,15 @@ _BENCH = (
 )
 
 
+_Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - what argparse gives has no other name
+_METAVARS: Mapping[Any, str] = {int: "N", float: "X", float | None: "X", bool: "YES|NO"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 0, 1 for a failure, 2 for a wrong call."""
+    """Run a command; gives the exit status: 0, the error's, or 2 for a wrong call."""
     given = vars(_parser().parse_args(arguments))
     try:
+        given["command"] = shlex.join(["googlenet-service", *(arguments or sys.argv[1:])])
         run: Command = pkgutil.resolve_name(given.pop("run"))  # only that, for the rest takes time
         return run(_settings(given), given)
     except ValidationError as error:
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ServiceError as error:
         print(f"googlenet-service: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -64,33 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(serve, Settings.model_fields)
     serve.set_defaults(run="service.serving:serve")
 
-    models = verbs.add_parser("models", help="list, fetch, import, quantize or verify models")
-    actions = models.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="list the models and whether they can be served")
-    listing.set_defaults(run="service.commands:list_models")
-    fetch = actions.add_parser("fetch", help="download a model's weights")
-    fetch.add_argument("name", metavar="NAME")
-    fetch.set_defaults(run="service.commands:fetch_model")
-    import_ = actions.add_parser("import", help="make a file the weights of a model")
-    import_.add_argument("name", metavar="NAME")
-    import_.add_argument("file", metavar="FILE", type=Path)
-    import_.set_defaults(run="service.commands:import_model")
-    quantize = actions.add_parser("quantize", help="calibrate a model for int8 on pictures")
-    quantize.add_argument("name", metavar="NAME")
-    quantize.add_argument(
-        "--calibrate", required=True, type=Path, metavar="DIR", help="pictures like those to come"
-    )
-    quantize.set_defaults(run="service.commands:quantize_model")
-    verify = actions.add_parser("verify", help="check all weights against their SHA-256")
-    verify.set_defaults(run="service.commands:verify_models")
-    for action in (listing, fetch, import_, quantize, verify):
-        _add_settings(action, ["store"])
-
+    _add_models(verbs)
+    _add_train(verbs)
     classify = verbs.add_parser("classify", help="name what is on photos, without a server")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
     classify.add_argument("--top-k", type=_positive, default=5, help="how many labels (default: 5)")
     _add_settings(classify, [*_OFFLINE, "views"])
-    classify.set_defaults(run="service.commands:classify")
+    classify.set_defaults(run="service.commands.offline:classify")
 
     evaluate = verbs.add_parser("evaluate", help="measure the accuracy on labelled photos")
     evaluate.add_argument("folder", type=Path, metavar="DIR")
@@ -106,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with the first of the views, compare every number format's answers with float32's",
     )
     _add_settings(evaluate, _OFFLINE)
-    evaluate.set_defaults(run="service.commands:evaluate")
+    evaluate.set_defaults(run="service.commands.offline:evaluate")
 
     bench = verbs.add_parser("bench", help="measure a service: how fast, and how near the limit")
     bench.add_argument("folder", type=Path, metavar="DIR", help="pictures to send")
@@ -122,11 +110,48 @@ def _parser() -> argparse.ArgumentParser:
         help="latency objective (default: 100 where decoding and computing one picture takes 13)",
     )
     _add_settings(bench, _OFFLINE)
-    bench.set_defaults(run="service.commands:bench")
+    bench.set_defaults(run="service.commands.bench:bench")
 
     for verb in (classify, evaluate, bench):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
+
+
+def _add_models(verbs: _Verbs) -> None:
+    models = verbs.add_parser("models", help="list, fetch, import, quantize or verify models")
+    actions = models.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="list the models and whether they can be served")
+    listing.set_defaults(run="service.commands.models:list_models")
+    fetch = actions.add_parser("fetch", help="download a model's weights")
+    fetch.add_argument("name", metavar="NAME")
+    fetch.set_defaults(run="service.commands.models:fetch_model")
+    import_ = actions.add_parser("import", help="make a file the weights of a model")
+    import_.add_argument("name", metavar="NAME")
+    import_.add_argument("file", metavar="FILE", type=Path)
+    import_.set_defaults(run="service.commands.models:import_model")
+    quantize = actions.add_parser("quantize", help="calibrate a model for int8 on pictures")
+    quantize.add_argument("name", metavar="NAME")
+    quantize.add_argument(
+        "--calibrate", required=True, type=Path, metavar="DIR", help="pictures like those to come"
+    )
+    quantize.set_defaults(run="service.commands.models:quantize_model")
+    calibrate = actions.add_parser("calibrate", help="fit a model's temperature to labelled photos")
+    calibrate.add_argument("name", metavar="NAME")
+    calibrate.add_argument("folder", type=Path, metavar="DIR")
+    calibrate.set_defaults(run="service.commands.models:calibrate_model")
+    verify = actions.add_parser("verify", help="check all weights against their SHA-256")
+    verify.set_defaults(run="service.commands.models:verify_models")
+    for action in (listing, fetch, import_, quantize, verify):
+        _add_settings(action, ["store"])
+    _add_settings(calibrate, [name for name in _OFFLINE if name != "model"])
+
+
+def _add_train(verbs: _Verbs) -> None:
+    train = verbs.add_parser("train", help="train a model on a folder of pictures for each class")
+    train.add_argument("folder", type=Path, metavar="DIR")
+    _add_options(train)
+    _add_settings(train, ["store", "device", "precision", "max_pixels"])
+    train.set_defaults(run="service.commands.train:train")
 
 
 def _positive(text: str) -> int:
@@ -143,15 +168,30 @@ def _plans(text: str) -> list[str]:
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add an option for each setting."""
     for name in names:
-        described = Settings.model_fields[name]
-        default = "" if described.default is None else f" (default: {described.default})"
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=f"{described.description}{default}",
-        )
+        _add_field(parser, name, Settings.model_fields[name], "VALUE")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for all that may be chosen of a training."""
+    for name, field in Options.model_fields.items():
+        if name != "folder":
+            metavar = _METAVARS.get(field.annotation, "TEXT")
+            _add_field(parser, name, field, metavar)
+
+
+def _add_field(parser: argparse.ArgumentParser, name: str, field: FieldInfo, metavar: str) -> None:
+    """Add an option for a model's field, which checks what is given and knows the default."""
+    has_default = not field.is_required() and field.default not in {None, ""}
+    parser.add_argument(
+        "--" + (field.alias or name).replace("_", "-"),
+        dest=name,
+        required=field.is_required(),
+        default=argparse.SUPPRESS,
+        metavar=metavar,
+        help=f"{field.description}" + (f" (default: {field.default})" if has_default else ""),
+    )
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ class Classifier:
             ensemble.precision,
             time.monotonic() - started,
         )
+        if ensemble.notice:
+            logger.warning("%s: %s", ensemble.name, ensemble.notice)
 
     async def ready(self) -> None:
         """Wait until the model is loaded; raises what made that fail."""
@@ -140,6 +142,11 @@ class Classifier:
     def ensemble(self) -> Ensemble:
         """What is served; raises `NotReady` while there is nothing."""
         return self._ready().backend.ensemble
+
+    @property
+    def notice(self) -> str | None:
+        """What has to be known of the models that are served."""
+        return self._serving.backend.ensemble.notice if self._serving else None
 
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""

@@ -7,11 +7,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from service.errors import ModelError
+from service.errors import ModelError, Unreachable
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 MAX_BYTES = 2 << 30
+
+_NETWORK = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes are there, and of how many, if the server says so."""
@@ -21,7 +23,7 @@ def download(url: str, part: Path, *, digest: str, progress: Progress) -> None:
     """Bring `url` into the file `part`, going on from what an earlier try left there.
 
     `digest` is "sha256:" or "sha1:" and a hexadecimal digest, or the beginning of one. A file
-    that does not match it is deleted. Raises `ModelError`.
+    that does not match it is deleted. Raises `ModelError`; `Unreachable` where the network is why.
     """
     if not url.startswith(("https://", "http://")):
         raise ModelError(f"{url} is not a web address")
@@ -30,10 +32,16 @@ def download(url: str, part: Path, *, digest: str, progress: Progress) -> None:
     except urllib.error.HTTPError as error:
         with error:  # it is the response, too
             raise ModelError(f"{url} answers {error.code} {error.reason}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", error)).strip()
-        raise ModelError(f"cannot download {url}: {reason}; what came is kept") from error
+    except _NETWORK as error:
+        raise Unreachable(_sentence(url, error)) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(_sentence(url, error)) from error
     check(part, digest)
+
+
+def _sentence(url: str, error: Exception) -> str:
+    reason = str(getattr(error, "reason", error)).strip()
+    return f"cannot download {url}: {reason}; what came is kept"
 
 
 def check(path: Path, digest: str) -> None:

@@ -100,4 +100,6 @@ def _member(model: Model) -> Member:
         described.architecture,
         model.sha256,
         described.preprocessing.resized,
+        described.preprocessing.mirror,
+        described.notice,
     )

@@ -33,6 +33,8 @@ class Member:
     architecture: str
     sha256: str
     resize: Resize
+    mirrors: bool = True
+    notice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,14 @@ class Ensemble:
         """The members' names, as `--model` takes them."""
         return ",".join(member.name for member in self.members)
 
+    @property
+    def notice(self) -> str | None:
+        """What every answer has to say of the members."""
+        return " ".join(member.notice for member in self.members if member.notice) or None
+
     def plans(self, name: str) -> tuple[Plan, ...]:
         """Give each member's plan of the views called `name`."""
-        return tuple(views.plan(name, member.resize) for member in self.members)
+        return tuple(views.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
 
     def demands(self, plans: Sequence[Plan]) -> list[Demand]:
         """Say what one picture will bring: a job for each member."""

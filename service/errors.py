@@ -11,6 +11,7 @@ class ServiceError(Exception):
     """Anything the service refuses or fails to do; `str(error)` is the sentence to show."""
 
     code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 1  # of a command that ends with it
 
 
 class MalformedRequest(ServiceError):
@@ -95,6 +96,12 @@ class CallerGone(ServiceError):
 
 class ModelError(ServiceError):
     """A model cannot be found, fetched, read or served."""
+
+
+class Unreachable(ModelError):
+    """A model's weights cannot be downloaded now: there is no network, or nobody answers."""
+
+    exit_status = 69  # EX_UNAVAILABLE of BSD's sysexits.h
 
 
 class BadWeights(ModelError):

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from service.classifier import Answer, Classifier
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError
@@ -128,6 +131,25 @@ def score(plan: str, photos: Sequence[Photo], ranked: Sequence[Ranked]) -> Score
         top1 += indices[0] == photo.index
         top5 += photo.index in indices
     return Score(plan, len(photos), top1, top5, tuple(unreadable))
+
+
+def probabilities(
+    photos: Sequence[Photo], ranked: Sequence[Ranked]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Give the probabilities of rankings of all classes, and the photos' classes.
+
+    (photos, classes) and (photos,), without the photos that could not be read. None is quite
+    0, so that all have a logarithm. Raises `ModelError` if no photo could be read.
+    """
+    rows, targets = [], []
+    for photo, predictions in zip(photos, ranked, strict=True):
+        if not isinstance(predictions, ServiceError):
+            by_index = sorted(predictions, key=lambda prediction: prediction.index)
+            rows.append([prediction.probability for prediction in by_index])
+            targets.append(photo.index)
+    if not rows:
+        raise ModelError("none of the photos can be read")
+    return np.maximum(rows, np.finfo(np.float32).tiny), np.array(targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,11 @@ class Forward(nn.Module):
         super().__init__()
         self.network = runtime.place(model.network(), device, dtype, shapes, model.largest)
         self.normalise = Normalise(model.manifest.preprocessing, packed.floats(dtype)).to(device)
+        self.temperature = model.temperature
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(self.normalise(pixels))
-        return logits.float().softmax(1)
+        return (logits.float() / self.temperature).softmax(1)
 
 
 class Normalise(nn.Module):

@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, HttpUrl, ValidationError
 
 from service.errors import ModelError
@@ -26,6 +27,7 @@ class Preprocessing(_Table):
     resize: Rule  # of `single` and `ten`; the other views say their own
     side: Annotated[int, Field(ge=CROP, le=1024)]  # pixels
     interpolation: Interpolation = "bilinear"
+    mirror: bool = True  # may a picture be mirrored, and still be of its class
 
     @property
     def resized(self) -> Resize:
@@ -42,7 +44,7 @@ class Source(_Table):
 
 
 class Accuracy(_Table):
-    """What was published about the weights, in per cent."""
+    """How often the weights were right on pictures they had not learnt from, in per cent."""
 
     dataset: str
     views: str
@@ -50,18 +52,41 @@ class Accuracy(_Table):
     top5: float
 
 
+class Calibration(_Table):
+    """What the logits are divided by, so that a probability is how often the label is right."""
+
+    temperature: Annotated[float, Field(gt=0, lt=1000)]
+    sha256: str  # of the weights it was fitted for; others are served as they are
+    pictures: int  # it was fitted to
+    error: tuple[float, float]  # expected calibration error on them, before and after
+
+
+class Training(_Table):
+    """Where weights that were trained here come from."""
+
+    command: str
+    fingerprint: str  # SHA-256 of all pictures and their classes
+    pictures: int  # learnt from
+    held_out: int  # judged by, never learnt from
+    epochs: int
+
+
 class Manifest(_Table):
     """`model.toml`."""
 
     architecture: str
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0  # times as many filters as published
     version: str
     description: str
     licence: str
     classes: Annotated[int, Field(ge=1, le=100_000)]
     labels: str  # a file of `wnid<TAB>label` lines, in the order of the classes
+    notice: str | None = None  # what every answer has to say of the model
     preprocessing: Preprocessing
     source: Source | None = None
     accuracy: tuple[Accuracy, ...] = ()
+    calibration: Calibration | None = None
+    training: Training | None = None
 
 
 class Label(_Table):
@@ -81,6 +106,18 @@ def read(path: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{path}: {where}: {first['msg']}") from error
+
+
+def written(described: Manifest) -> str:
+    """Give the text of a manifest, as `read` reads it."""
+    return tomlkit.dumps(described.model_dump(mode="json", exclude_defaults=True))
+
+
+def calibrated(text: str, found: Calibration) -> str:
+    """Put a calibration into a manifest's text, and leave everything else as it is."""
+    document = tomlkit.parse(text)
+    document["calibration"] = found.model_dump(mode="json")
+    return tomlkit.dumps(document)
 
 
 def read_labels(path: Path, classes: int) -> tuple[Label, ...]:

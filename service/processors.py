@@ -18,3 +18,12 @@ def _quota(cpu_max: Path) -> int:
         return sys.maxsize if quota == "max" else int(quota) // int(period)
     except (OSError, ValueError):
         return sys.maxsize
+
+
+def multiply_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether they have instructions for bfloat16, as far as the system says so (Linux)."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -4,7 +4,7 @@ import gc
 import logging
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,11 @@ from rich.logging import RichHandler
 
 from service import apart, app, console, interpreter, store
 from service.ensemble import Backend
+from service.errors import Unreachable
 from service.settings import Settings
 from service.store import Store
+
+logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 30  # what a stop waits for the requests that are being answered
 
@@ -23,9 +26,11 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
     """Serve over HTTP until told to stop; fetches what is missing of the model first."""
     handler = RichHandler(console=console.terminal(stderr=True), show_path=False)
     logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", handlers=[handler])
-    where = store.locate(settings.store)
-    if not all(where.has(name) or _fetch(where, name) for name in settings.models):
-        return 1
+    if status := _fetch_missing(store.locate(settings.store), settings.models):
+        if settings.strict or status != Unreachable.exit_status:
+            return status
+        logger.warning("%s cannot be fetched; the bundled model is served", settings.model)
+        settings = settings.model_copy(update={"model": store.BUNDLED})
     failures: list[Exception] = []
 
     def load(chosen: Settings) -> Backend:
@@ -53,10 +58,19 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
     return 1 if failures else 0
 
 
-def _fetch(where: Store, name: str) -> bool:
-    """Fetch a model's weights in a process of its own: reading them takes what serving does not."""
+def _fetch_missing(where: Store, names: Iterable[str]) -> int:
+    """Fetch the weights that are not there; gives the exit status of the first that failed."""
+    statuses = (_fetch(where, name) for name in names if not where.has(name))
+    return next(filter(None, statuses), 0)
+
+
+def _fetch(where: Store, name: str) -> int:
+    """Fetch a model's weights in a process of its own: reading them takes what serving does not.
+
+    Gives its exit status.
+    """
     command = interpreter.command("service", "models", "fetch", name, f"--store={where.root}")
-    return not subprocess.run(command, env=interpreter.environment(), check=False).returncode  # noqa: S603 - ourselves
+    return subprocess.run(command, env=interpreter.environment(), check=False).returncode  # noqa: S603 - ourselves
 
 
 @contextmanager

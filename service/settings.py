@@ -27,6 +27,10 @@ class Settings(BaseSettings):
             description="model to serve; several, separated by commas, are averaged",
         ),
     ] = "googlenet"
+    strict: Annotated[
+        bool,
+        Field(description="end if the model cannot be fetched; else the bundled one is served"),
+    ] = False
     views: Annotated[
         PlanName,
         Field(description="views of a picture when the request names none; more cost more"),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +22,25 @@ import service
 from service import manifest
 from service.download import Progress, download
 from service.errors import BadWeights, MissingWeights, ModelError
-from service.manifest import Label, Manifest, Source
+from service.manifest import Calibration, Label, Manifest, Source
 
+BUNDLED = "digits"  # comes with the service, weights and all
 WEIGHTS = "weights.safetensors"
 RECORD = WEIGHTS + ".sha256"
-CALIBRATION = "int8.json"
+MANIFEST = "model.toml"
+INT8 = "int8.json"
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}")  # what the folder of a model may be called
 
 
-class _Calibration(BaseModel):
+class _Int8(BaseModel):
     sha256: str  # of the weights it is for
     largest: dict[str, FiniteFloat]
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Models under `root`, where weights go; `builtin` has manifests only."""
+    """Models under `root`, where weights go; `builtin` has manifests, and the bundled model."""
 
     root: Path
     builtin: Path
@@ -55,27 +57,42 @@ class Store:
     def labels(self, name: str) -> tuple[Label, ...]:
         """Read a model's labels."""
         described = self.manifest(name)
-        path = self._manifest_path(name).parent / described.labels
-        return manifest.read_labels(path, described.classes)
+        paths = [root / name / described.labels for root in self._roots]
+        there = next(filter(Path.is_file, paths), paths[0])
+        return manifest.read_labels(there, described.classes)
 
     def has(self, name: str) -> bool:
         """Are a model's weights there."""
-        return self._weights_path(name).is_file()
+        return self._readable(name).is_file()
 
-    def calibrate(self, name: str, digest: str, largest: Mapping[str, float]) -> None:
+    def describe(self, name: str, described: Manifest, labels: Iterable[str]) -> None:
+        """Write the manifest and the labels of a model; whoever calls has locked it."""
+        folder = self.root / name
+        _write(folder / described.labels, "".join(f"\t{label}\n" for label in labels))
+        _write(folder / MANIFEST, manifest.written(described))
+
+    def calibrate(self, name: str, found: Calibration) -> None:
+        """Write a calibration into a model's manifest, which is copied here if it came with us.
+
+        Whoever calls has locked it.
+        """
+        text = self._manifest_path(name).read_text("utf-8")
+        _write(self.root / name / MANIFEST, manifest.calibrated(text, found))
+
+    def quantize(self, name: str, digest: str, largest: Mapping[str, float]) -> None:
         """Record what int8 has to know of a model, for the weights with this SHA-256."""
         with self.locked(name):
-            path = self._weights_path(name).with_name(CALIBRATION)
+            path = self._weights_path(name).with_name(INT8)
             content = {"sha256": digest, "largest": dict(largest)}
             _write(path, json.dumps(content, indent=1) + "\n")
 
-    def calibration(self, name: str, digest: str) -> dict[str, float] | None:
+    def largest(self, name: str, digest: str) -> dict[str, float] | None:
         """Read what was recorded for these very weights; raises `BadWeights` if it is damaged."""
-        path = self._weights_path(name).with_name(CALIBRATION)
+        path = self._weights_path(name).with_name(INT8)
         if not path.is_file():
             return None
         try:
-            found = _Calibration.model_validate_json(path.read_bytes())
+            found = _Int8.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise BadWeights(f"{path} is damaged; quantize {name!r} again") from error
         return found.largest if found.sha256 == digest else None
@@ -91,10 +108,10 @@ class Store:
         """
         if not self.has(name):
             raise MissingWeights(self._how_to_get(name))
-        path = self._weights_path(name)
+        path = self._readable(name)
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._recorded(name):
+        if digest not in _recorded(path):
             raise BadWeights(f"{path} was changed or damaged: its SHA-256 is not the recorded one")
         return data, digest
 
@@ -107,7 +124,7 @@ class Store:
         try:
             download(str(source.url), part, digest=source.digest, progress=progress)
         except ModelError as error:
-            raise ModelError(f"{error}\n{self._how_to_get(name)}") from error
+            raise type(error)(f"{error}\n{self._how_to_get(name)}") from error
         return part
 
     def publish(self, name: str, write: Callable[[Path], None]) -> str:
@@ -121,19 +138,10 @@ class Store:
         with fresh.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        self._record(name, [*self._recorded(name), digest])
+        _record(path, [*_recorded(path), digest])
         fresh.replace(path)
-        self._record(name, [digest])
+        _record(path, [digest])
         return digest
-
-    def _recorded(self, name: str) -> list[str]:
-        path = self._weights_path(name).with_name(RECORD)
-        lines = path.read_text("ascii", "replace").splitlines() if path.is_file() else []
-        return [line.split()[0] for line in lines if line.strip()]
-
-    def _record(self, name: str, digests: list[str]) -> None:
-        path = self._weights_path(name).with_name(RECORD)
-        _write(path, "".join(f"{digest}  {WEIGHTS}\n" for digest in digests))
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -153,6 +161,11 @@ class Store:
     def _weights_path(self, name: str) -> Path:
         return self.root / name / WEIGHTS
 
+    def _readable(self, name: str) -> Path:
+        """Give the weights file to read: the bundled model's came with the service."""
+        path = self._weights_path(name)
+        return self.builtin / name / WEIGHTS if name == BUNDLED and not path.is_file() else path
+
     def _manifest_path(self, name: str) -> Path:
         if _NAME.fullmatch(name):
             for root in self._roots:
@@ -171,10 +184,20 @@ class Store:
         )
 
 
+def _recorded(weights: Path) -> list[str]:
+    path = weights.with_name(RECORD)
+    lines = path.read_text("ascii", "replace").splitlines() if path.is_file() else []
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _record(weights: Path, digests: list[str]) -> None:
+    _write(weights.with_name(RECORD), "".join(f"{digest}  {WEIGHTS}\n" for digest in digests))
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file's text in one step: it is the old or the new one, never a part."""
     fresh = path.with_suffix(".part")
-    fresh.write_text(text, "ascii")
+    fresh.write_text(text, "utf-8")
     fresh.replace(path)
 
 

@@ -9,7 +9,7 @@ never the whole picture, so a picture of 1x20000 costs what any other does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -120,8 +120,11 @@ class Plan:
 
 
 @cache
-def plan(name: str, resize: Resize) -> Plan:
+def plan(name: str, resize: Resize, *, mirrors: bool = True) -> Plan:
     """Make the plan called `name` for a model whose manifest says `resize`.
+
+    Without `mirrors`, for classes that are told by left and right, half of the views are left
+    out of all plans but `single`.
 
     - `single`: the centre 224 of the resized picture.
     - `ten`: its four corners and centre, and their mirrors (AlexNet's test); by short side
@@ -129,7 +132,8 @@ def plan(name: str, resize: Resize) -> Plan:
     - `paper`: 144 views, section 7 of the paper; always by short side.
     - `dense`: the centre 288 square and its mirror (VGG's test); always by short side.
     """
-    return _PLANS[name](resize)
+    made = _PLANS[name](resize)
+    return made if mirrors else replace(made, views=tuple(v for v in made.views if not v.mirror))
 
 
 def _single(resize: Resize) -> Plan:

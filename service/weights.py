@@ -32,9 +32,15 @@ class Model:
     state: Mapping[str, Tensor]
     largest: Mapping[str, float] | None = None  # values within it, if it was calibrated for int8
 
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; 1 unless these very weights were calibrated."""
+        found = self.manifest.calibration
+        return found.temperature if found and found.sha256 == self.sha256 else 1.0
+
     def network(self) -> torch.nn.Module:
         """Build the network with its weights."""
-        network = _architecture(self.manifest).build(self.manifest.classes)
+        network = build(self.manifest)
         network.load_state_dict(dict(self.state), strict=False)
         return network.eval()
 
@@ -47,8 +53,8 @@ def load(store: Store, name: str) -> Model:
     described = store.manifest(name)
     data, digest = store.read(name)  # read once: what is checked is what is served
     state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
-    calibration = store.calibration(name, digest)
-    return Model(name, described, store.labels(name), digest, state, calibration)
+    largest = store.largest(name, digest)
+    return Model(name, described, store.labels(name), digest, state, largest)
 
 
 def install(store: Store, name: str, file: Path, *, source: str) -> str:
@@ -63,6 +69,14 @@ def install(store: Store, name: str, file: Path, *, source: str) -> str:
     state = _fitting(_read(file, described), described, file.name)
     with store.locked(name):
         return _publish(store, name, state, source)
+
+
+def save(store: Store, name: str, state: Mapping[str, Tensor], *, source: str) -> str:
+    """Make a network's state the model's weights, less what serves in training only.
+
+    Gives their SHA-256. Raises `BadWeights`. Whoever calls has locked the model.
+    """
+    return _publish(store, name, _fitting(state, store.manifest(name), name), source)
 
 
 def fetch(store: Store, name: str, progress: Progress) -> str:
@@ -88,7 +102,13 @@ def _publish(store: Store, name: str, state: Mapping[str, Tensor], source: str) 
     return store.publish(name, lambda path: safetensor.write(dict(state), path, source=source))
 
 
-def _architecture(described: Manifest) -> Architecture:
+def build(described: Manifest, *, auxiliary: bool = False) -> torch.nn.Module:
+    """Make a model's network, freshly initialised; see `service.networks.Build`."""
+    return architecture(described).build(described.classes, described.width, auxiliary=auxiliary)
+
+
+def architecture(described: Manifest) -> Architecture:
+    """Find a model's architecture; raises `ModelError` if there is none of that name."""
     try:
         return ARCHITECTURES[described.architecture]
     except KeyError:
@@ -100,7 +120,7 @@ def _architecture(described: Manifest) -> Architecture:
 
 def _shapes(described: Manifest) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        network = _architecture(described).build(described.classes)
+        network = build(described)
     return {
         name: value.shape
         for name, value in network.state_dict().items()
@@ -124,7 +144,7 @@ def _from_caffe(
 ) -> dict[str, Tensor]:
     shapes = _shapes(described)
     state = {}
-    for layer, module in _architecture(described).caffe_layers().items():
+    for layer, module in architecture(described).caffe_layers().items():
         for blob, part in zip(blobs.get(layer, []), ("weight", "bias"), strict=False):
             shape = shapes[f"{module}.{part}"]
             if blob.numel() != shape.numel():
@@ -136,9 +156,9 @@ def _from_caffe(
 def _fitting(content: Mapping[str, object], described: Manifest, file: str) -> dict[str, Tensor]:
     """Keep what the architecture serves with; raise `BadWeights` unless all of it is there."""
     shapes = _shapes(described)
-    dropped = _architecture(described).dropped
+    auxiliary = architecture(described).auxiliary
     for name in content:
-        if name not in shapes and not name.startswith(dropped) and not name.endswith("tracked"):
+        if name not in shapes and not name.startswith(auxiliary) and not name.endswith("tracked"):
             raise BadWeights(f"{file} is of another architecture: it has {name!r}")
     state = {}
     for name, shape in shapes.items():

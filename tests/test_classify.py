@@ -247,6 +247,7 @@ def test_the_models_are_told(real_client: TestClient) -> None:
                 "name": "bvlc_googlenet",
                 "version": "1",
                 "architecture": "googlenet",
+                "notice": None,
                 "sha256": real_client.get("/models").json()["models"][0]["sha256"],
                 "device": "cpu",
                 "precision": "float32",

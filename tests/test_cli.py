@@ -7,6 +7,7 @@ import http.server
 import json
 import logging
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -24,7 +25,7 @@ from conftest import ROOT, fake_backend, mean_colour, wait_ready
 from test_bench import FULL, OTHERS
 from test_classify import plain
 
-from service import app
+from service import app, store
 from service.__main__ import main
 from service.bench import measure
 from service.bench.figures import Report
@@ -102,9 +103,9 @@ def test_every_setting_is_an_option_of_serve_with_its_help(capsys: Captured) -> 
 
 
 VALUES = {
-    "host": "::1", "port": "0", "model": "a,b", "views": "paper", "device": "cuda:1",
-    "precision": "bfloat16", "store": "here", "timeout_seconds": "1.5", "max_batch": "3",
-    "cores": "2", "executors": "4",
+    "host": "::1", "port": "0", "model": "a,b", "strict": "True", "views": "paper",
+    "device": "cuda:1", "precision": "bfloat16", "store": "here",
+    "timeout_seconds": "1.5", "max_batch": "3", "cores": "2", "executors": "4",
     "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
     "upload_seconds": "2.5", "max_queue_bytes": "8192", "decode_threads": "2",
     "stall_seconds": "9.5", "log_level": "debug",
@@ -128,6 +129,9 @@ def test_a_variable_is_heeded_and_an_option_comes_before_it(
     assert str(tmp_path / "a") in capsys.readouterr().out.replace("\n", "")
     assert main(["models", "list", "--store", str(tmp_path / "b")]) == 0
     assert str(tmp_path / "b") in capsys.readouterr().out.replace("\n", "")
+
+
+THERE_ARE = "there are bvlc_googlenet, digits, googlenet"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,7 @@ def test_models_are_listed(real_store: Store, capsys: Captured) -> None:
     }
     assert rows == {
         "bvlc_googlenet": ["googlenet", "ready"],
+        "digits": ["googlenet", "ready"],
         "googlenet": ["torchvision_googlenet", "not fetched"],
     }
 
@@ -214,18 +219,19 @@ def test_a_file_is_imported(shared: Path, tmp_path: Path, capsys: Captured) -> N
 
 def test_weights_are_verified(real_store: Store, capsys: Captured) -> None:
     assert main(["models", "verify", "--store", str(real_store.root)]) == 0
-    digest = real_store.verify("bvlc_googlenet")
-    assert capsys.readouterr().out == f"bvlc_googlenet: {digest}\n"
+    digests = {name: real_store.verify(name) for name in ("bvlc_googlenet", "digits")}
+    told = "".join(f"{name}: {digest}\n" for name, digest in digests.items())
+    assert capsys.readouterr().out == told
 
 
-def test_a_store_without_weights_is_verified(tmp_path: Path, capsys: Captured) -> None:
+def test_a_store_without_weights_has_the_bundled_ones(tmp_path: Path, capsys: Captured) -> None:
     assert main(["models", "verify", "--store", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"digits: {store.locate(None).verify('digits')}\n"
 
 
 def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
-    status, told = refused(["models", "verify", "--store", str(damaged)], capsys)
-    assert status == 1
+    assert main(["models", "verify", "--store", str(damaged)]) == 1
+    told = capsys.readouterr().err
     path = damaged / "bvlc_googlenet" / WEIGHTS
     why = "was changed or damaged: its SHA-256 is not the recorded one"
     assert told == f"bvlc_googlenet: {path} {why}\n"
@@ -234,9 +240,18 @@ def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("models fetch vgg", "there is no model 'vgg'; there are bvlc_googlenet, googlenet"),
-        ("models fetch ../up", "there is no model '../up'; there are bvlc_googlenet, googlenet"),
-        ("models import vgg a.pth", "there is no model 'vgg'; there are bvlc_googlenet, googlenet"),
+        (
+            "models fetch vgg",
+            "there is no model 'vgg'; there are bvlc_googlenet, digits, googlenet",
+        ),
+        (
+            "models fetch ../up",
+            "there is no model '../up'; there are bvlc_googlenet, digits, googlenet",
+        ),
+        (
+            "models import vgg a.pth",
+            "there is no model 'vgg'; there are bvlc_googlenet, digits, googlenet",
+        ),
         ("models import googlenet a.pth", "there is no file a.pth"),
         ("classify a.jpg", "there is no file a.jpg"),
         ("classify .", "there is no file ."),
@@ -657,3 +672,60 @@ def test_serving_does_not_begin_without_what_cannot_be_fetched(
     told = capfd.readouterr().err
     assert told.count(".gone answers 404 File not found") == 1
     assert "Uvicorn" not in told
+
+
+# Without a network.
+
+
+@pytest.fixture
+def unreachable(remote: Path) -> Path:
+    """A store whose one model is to be fetched from where nobody answers."""
+    manifest = remote / "far/model.toml"
+    text = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", manifest.read_text())
+    manifest.write_text(text)
+    return remote
+
+
+def test_that_nobody_answers_has_a_status_of_its_own(unreachable: Path, capsys: Captured) -> None:
+    status, told = refused(["models", "fetch", "far", "--store", str(unreachable)], capsys)
+    assert status == 69
+    assert "Connection refused" in told
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_without_a_network_the_bundled_model_is_served_and_says_so_everywhere(
+    unreachable: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With nothing but what a checkout has: a digit that no training has seen is told."""
+    answers = {}
+
+    def ask(client: httpx2.Client) -> None:
+        file = (ROOT / "model_store/digits/held_out/7.png").read_bytes()
+        answers["answer"] = client.post("/classify", files={"file": file}).json()
+        answers["models"] = client.get("/models").json()["models"][0]
+        answers["ready"] = client.get("/readyz?verbose").text
+
+    port = free_port()
+    asking = once_ready(port, ask)
+    where = ["--model", "far", "--store", str(unreachable), "--port", str(port)]
+    assert main(["serve", *where, *QUICK]) == 0
+    asking.join()
+    notice = "This is the bundled model: it knows handwritten digits and nothing else."
+    assert answers["answer"]["predictions"][0]["label"] == "7"
+    assert (answers["answer"]["model"], answers["answer"]["notice"]) == ("digits", notice)
+    assert (answers["models"]["name"], answers["models"]["notice"]) == ("digits", notice)
+    assert f"[i]notice {notice}\n" in answers["ready"]
+    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert told == ["far cannot be fetched; the bundled model is served", f"digits: {notice}"]
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_a_strict_service_does_not_begin_without_its_model(
+    unreachable: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    monkeypatch.setenv("GOOGLENET_STRICT", "1")
+    status = main(["serve", "--model", "far", "--store", str(unreachable), "--port", "0"])
+    assert status == 69
+    told = capfd.readouterr().err
+    assert "Connection refused" in told
+    assert "bundled" not in told

@@ -50,6 +50,10 @@ def desk(shared: Path, real_store: Store, tmp_path_factory: pytest.TempPathFacto
     (folder / "photos").mkdir()
     for photo in sorted((shared / "photos").glob("*.JPEG"))[:4]:
         shutil.copy(photo, folder / "photos")
+    for number, photo in enumerate(sorted((shared / "photos").glob("*.JPEG"))[:12]):
+        there = folder / ("others" if number < 4 else "pictures") / ("even", "odd")[number % 2]
+        there.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, there)
     own = folder / "store/parts"
     own.mkdir(parents=True)
     example = re.search(r"```toml\n(.*?)```", README, re.DOTALL)

@@ -12,7 +12,7 @@ import pytest
 
 from service import download as downloading
 from service.download import CHUNK, download
-from service.errors import ModelError
+from service.errors import ModelError, Unreachable
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 CONTENT = bytes(range(256)) * (5 * CHUNK // 512) + b"the end"  # two and a half chunks
@@ -241,6 +241,19 @@ def test_a_host_that_no_machine_can_have_is_reported(part: Path) -> None:
 def test_a_part_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     with serving(Website()) as url:
         assert "No such file or directory" in refusal(url, tmp_path / "missing" / "weights.part")
+
+
+def test_whether_the_network_is_why_it_failed_is_told_by_the_errors_kind(part: Path) -> None:
+    with serving(Website()) as url:
+        pass
+    with pytest.raises(Unreachable):
+        download(url, part, digest=DIGEST, progress=silent)
+    with serving(lambda request: request.send_error(404)) as url, pytest.raises(ModelError) as told:
+        download(url, part, digest=DIGEST, progress=silent)
+    assert not isinstance(told.value, Unreachable)  # somebody answers: waiting changes nothing
+    with serving(Website()) as url, pytest.raises(ModelError) as told:
+        download(url, part.parent / "missing" / "part", digest=DIGEST, progress=silent)
+    assert not isinstance(told.value, Unreachable)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a", "weights.pth", ""])

@@ -15,11 +15,20 @@ from service.networks import ARCHITECTURES
 from service.views import Resize
 
 STORE = ROOT / "model_store"
-COMMITTED = ("bvlc_googlenet", "googlenet")
+COMMITTED = ("bvlc_googlenet", "googlenet")  # with ImageNet's classes
+BUNDLED = "digits"
 
 
 def test_the_committed_models_are_these() -> None:
-    assert {path.parent.name for path in STORE.glob("*/model.toml")} == set(COMMITTED)
+    named = {path.parent.name for path in STORE.glob("*/model.toml")}
+    assert named == {*COMMITTED, BUNDLED}
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    for name in (*COMMITTED, BUNDLED):
+        described = manifest.read(STORE / name / "model.toml")
+        (tmp_path / "model.toml").write_text(manifest.written(described), "utf-8")
+        assert manifest.read(tmp_path / "model.toml") == described
 
 
 @pytest.mark.parametrize("name", COMMITTED)

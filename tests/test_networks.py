@@ -18,6 +18,7 @@ from torchvision import models
 from torchvision.transforms.functional import normalize
 
 from service import interpreter, weights
+from service.errors import ModelError
 from service.networks import ARCHITECTURES
 from service.networks.googlenet import TABLE_1, GoogLeNet, LocalResponseNorm, Neighbours
 from service.store import Store
@@ -345,6 +346,44 @@ def test_response_norm_keeps_channels_last() -> None:
     last = LocalResponseNorm(64)(x.contiguous(memory_format=torch.channels_last))
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last, LocalResponseNorm(64)(x), rtol=2e-6, atol=0)
+
+
+# Other widths
+
+
+@pytest.mark.parametrize("width", [0.01, 0.25, 0.5, 2.0])
+def test_every_layer_has_so_many_times_the_filters(width: float) -> None:
+    def filters(network: nn.Module) -> dict[str, int]:
+        layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+        return {name: layer.out_channels for name, layer in layers.items()}
+
+    narrow = ARCHITECTURES["googlenet"].build(7, width, auxiliary=True)
+    wide = ARCHITECTURES["googlenet"].build(7, auxiliary=True)
+    expected = {name: max(1, round(n * width)) for name, n in filters(wide).items()}
+    assert filters(narrow) == expected
+    narrow.train()
+    assert [logits.shape for logits in narrow(noise(2, 3, 224, 224))] == [(2, 7)] * 3
+    assert narrow.eval()(noise(1, 3, 224, 224)).shape == (1, 7)
+
+
+def test_a_quarter_as_wide_has_a_sixteenth_of_the_weights_of_its_modules() -> None:
+    networks = [ARCHITECTURES["googlenet"].build(10, width) for width in (0.25, 1.0)]
+    narrow, wide = (
+        sum(p.numel() for n, p in network.named_parameters() if n.startswith("inception"))
+        for network in networks
+    )
+    assert narrow / wide == pytest.approx(1 / 16, rel=0.01)
+
+
+def test_torchvisions_network_has_one_width_only() -> None:
+    with pytest.raises(ModelError, match="torchvision_googlenet comes in width 1 only"):
+        ARCHITECTURES["torchvision_googlenet"].build(10, 0.5)
+
+
+def test_torchvisions_auxiliary_classifiers_are_there_in_training_only() -> None:
+    network = ARCHITECTURES["torchvision_googlenet"].build(3, auxiliary=True)
+    assert [logits.shape for logits in network.train()(noise(2, 3, 224, 224))] == [(2, 3)] * 3
+    assert network.eval()(noise(1, 3, 224, 224)).shape == (1, 3)
 
 
 # Other numbers of classes, larger pictures

@@ -1,5 +1,6 @@
 """The wheel works where there is no checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,7 +47,17 @@ def test_an_installed_wheel_keeps_weights_in_the_users_cache(
     assert run(site, tmp_path, "models", "verify").stdout.startswith("bvlc_googlenet: ")
 
 
-def test_only_manifests_and_labels_are_in_the_wheel(site: Path) -> None:
+def test_only_the_bundled_models_weights_are_in_the_wheel(site: Path) -> None:
     store = site / "service/model_store"
-    files = {path.suffix for path in store.rglob("*") if path.is_file()}
-    assert files == {".toml", ".tsv"}
+    files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
+    assert {file for file in files if Path(file).suffix not in {".toml", ".tsv"}} == {
+        "digits/weights.safetensors",
+        "digits/weights.safetensors.sha256",
+    }
+
+
+def test_an_installed_wheel_classifies_with_the_bundled_model(site: Path, tmp_path: Path) -> None:
+    five = str(ROOT / "model_store/digits/held_out/5.png")
+    done = run(site, tmp_path, "classify", "--model", "digits", "--json", five)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["predictions"][0]["label"] == "5"

@@ -13,7 +13,7 @@ from service import forward, quantization, weights
 from service.__main__ import main
 from service.errors import BadWeights, ModelError, UnreadableImage
 from service.quantization import Trial
-from service.store import CALIBRATION, RECORD, WEIGHTS, Store
+from service.store import INT8, RECORD, WEIGHTS, Store
 
 CPU = torch.device("cpu")
 NAME = "bvlc_googlenet"
@@ -70,15 +70,15 @@ def test_a_broken_picture_is_an_error(real_store: Store, photos: list[bytes]) ->
 def test_what_was_recorded_is_for_these_weights_only(own_store: Store, trial: Trial) -> None:
     model = weights.load(own_store, NAME)
     assert model.largest is None
-    own_store.calibrate(model.name, model.sha256, trial.largest)
+    own_store.quantize(model.name, model.sha256, trial.largest)
     assert weights.load(own_store, NAME).largest == pytest.approx(trial.largest)
-    own_store.calibrate(model.name, "0" * 64, trial.largest)
+    own_store.quantize(model.name, "0" * 64, trial.largest)
     assert weights.load(own_store, NAME).largest is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"sha256": "0", "largest": {"x": Infinity}}'])
 def test_a_damaged_record_is_named(own_store: Store, content: str) -> None:
-    path = own_store.root / NAME / CALIBRATION
+    path = own_store.root / NAME / INT8
     path.write_text(content)
     with pytest.raises(BadWeights, match=f"int8.json is damaged; quantize '{NAME}' again"):
         weights.load(own_store, NAME)

@@ -24,7 +24,8 @@ from torch import Tensor
 from service import store as stores
 from service import weights
 from service.download import CHUNK
-from service.errors import BadWeights, MissingWeights, ModelError, ServiceError
+from service.errors import BadWeights, MissingWeights, ModelError, ServiceError, Unreachable
+from service.manifest import Calibration
 from service.networks import ARCHITECTURES
 from service.store import RECORD, WEIGHTS, Store
 
@@ -456,7 +457,7 @@ def test_an_unknown_architecture_is_named(files: Mapping[str, Path], tmp_path: P
 def test_a_checkout_has_its_store_in_itself(tmp_path: Path) -> None:
     assert stores.locate(None) == Store(ROOT / "model_store", ROOT / "model_store")
     assert stores.locate(tmp_path) == Store(tmp_path, ROOT / "model_store")
-    assert stores.locate(tmp_path).names() == ["bvlc_googlenet", "googlenet"]
+    assert stores.locate(tmp_path).names() == ["bvlc_googlenet", "digits", "googlenet"]
 
 
 LOCATE = """
@@ -480,7 +481,40 @@ def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_use
         root, builtin, *names = process.stdout.read().split()
     assert root == str(tmp_path / "cache" / "googlenet-service" / "model_store")
     assert builtin == str(site / "service/model_store")
-    assert names == ["bvlc_googlenet", "googlenet"]
+    assert names == ["bvlc_googlenet", "digits", "googlenet"]
+
+
+# The bundled model
+
+
+def test_the_bundled_model_is_in_every_store(tmp_path: Path) -> None:
+    store = stores.locate(tmp_path)
+    assert store.has("digits")
+    assert weights.load(store, "digits").sha256 == store.verify("digits")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
+    store = stores.locate(tmp_path)
+    bundled = weights.load(store, "digits")
+    state = {name: value + 1 for name, value in bundled.state.items()}
+    with store.locked("digits"):
+        digest = weights.save(store, "digits", state, source="a test")
+    own = weights.load(store, "digits")
+    assert own.sha256 == digest != bundled.sha256
+    assert own.temperature == 1 != bundled.temperature  # which was fitted for the others
+
+
+def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path) -> None:
+    store = stores.locate(tmp_path)
+    before = store.manifest("digits")
+    found = Calibration(temperature=2, sha256="0" * 64, pictures=9, error=(0.5, 0.25))
+    with store.locked("digits"):
+        store.calibrate("digits", found)
+    assert store.manifest("digits") == before.model_copy(update={"calibration": found})
+    assert stores.locate(None).manifest("digits") == before
+    assert len(store.labels("digits")) == 10  # which are found where they were
+    assert weights.load(store, "digits").manifest.calibration == found
 
 
 # Damage
@@ -579,7 +613,7 @@ def test_without_a_network_both_ways_to_the_weights_are_told(
     with serving(lambda _: None) as url:
         pass
     store = sourced(tmp_path, url, files["pth"])
-    sentence, *advice = refusal(ModelError, weights.fetch, store, "small", silent).splitlines()
+    sentence, *advice = refusal(Unreachable, weights.fetch, store, "small", silent).splitlines()
     assert sentence.startswith(f"cannot download {url}: ")
     assert advice == [
         f"The weights of 'small' are not in {tmp_path}.",

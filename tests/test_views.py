@@ -77,6 +77,15 @@ def test_a_plan_has_as_many_views_as_its_name_says(resize: Resize) -> None:
     assert counts == {"single": 1, "ten": 10, "paper": 144, "dense": 2}
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_without_mirrors_a_plan_is_the_rest_of_itself(name: str, resize: Resize) -> None:
+    whole, rest = (views.plan(name, resize, mirrors=mirrors) for mirrors in (True, False))
+    assert rest.views == tuple(view for view in whole.views if not view.mirror)
+    assert rest.canvases == whole.canvases
+    assert len(rest.views) == {"single": 1, "ten": 5, "paper": 72, "dense": 1}[name]
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_view_lies_in_its_canvas(plan: Plan) -> None:
     sides = [canvas.side for canvas in plan.canvases] + [CROP for _ in plan.shrunk]

@@ -13,6 +13,7 @@ from service.api import problems
 from service.api.problems import Problem
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
 from service.classifier import Answer, Classifier
+from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import PlanName, Settings
@@ -27,11 +28,15 @@ class Prediction(BaseModel):
     probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
 
 
-class One(BaseModel):
+class _Answered(BaseModel):
+    model: Annotated[str, Field(examples=["bvlc_googlenet"])]
+    notice: Annotated[str | None, Field(description="what has to be known of the model")] = None
+    views: PlanName
+
+
+class One(_Answered):
     """The answer to one picture."""
 
-    model: Annotated[str, Field(examples=["bvlc_googlenet"])]
-    views: PlanName
     predictions: list[Prediction]
 
 
@@ -43,11 +48,9 @@ class Result(BaseModel):
     error: Problem | None = None
 
 
-class Several(BaseModel):
+class Several(_Answered):
     """The answer to several pictures, in their order."""
 
-    model: str
-    views: PlanName
     results: list[Result]
 
 
@@ -57,6 +60,7 @@ class Served(BaseModel):
     name: str
     version: str
     architecture: str
+    notice: Annotated[str | None, Field(description="what has to be known of it")]
     sha256: Annotated[str, Field(description="of the weights file in the store")]
     device: str
     precision: str
@@ -134,18 +138,18 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
                 gone=lambda: _gone(request),
             )
         _count(metrics, plan, answers)
-        name = classifier.ensemble.name
+        about = _about(classifier.ensemble, plan)
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):
                 raise first
-            body: BaseModel = One(model=name, views=plan, predictions=_predictions(first))
+            body: BaseModel = One(**about, predictions=_predictions(first))
         else:
             for answer in answers:
                 if isinstance(answer, ServiceError):
                     metrics.rejected(answer)
             results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
-            body = Several(model=name, views=plan, results=results)
+            body = Several(**about, results=results)
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
@@ -162,6 +166,7 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
                     name=member.name,
                     version=member.version,
                     architecture=member.architecture,
+                    notice=member.notice,
                     sha256=member.sha256,
                     device=ensemble.device,
                     precision=ensemble.precision,
@@ -174,6 +179,12 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         )
 
     return routes
+
+
+def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
+    """Say whose answer it is; `exclude_unset` leaves out a notice that nobody gave."""
+    notice = {"notice": ensemble.notice} if ensemble.notice else {}
+    return {"model": ensemble.name, **notice, "views": plan}
 
 
 async def _gone(request: Request) -> None:

@@ -31,7 +31,8 @@ def router(classifier: Classifier, registry: CollectorRegistry) -> APIRouter:
     @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
     async def readyz(verbose: Verbose = None) -> Response:
         """Should requests be sent here now."""
-        return _probe({"model": classifier.loaded, "worker": classifier.worked}, verbose)
+        checks = {"model": classifier.loaded, "worker": classifier.worked}
+        return _probe(checks, verbose, classifier.notice)
 
     @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)
     async def startupz(verbose: Verbose = None) -> Response:
@@ -51,14 +52,17 @@ def router(classifier: Classifier, registry: CollectorRegistry) -> APIRouter:
     return routes
 
 
-def _probe(checks: Mapping[str, str | None], verbose: str | None) -> Response:
+def _probe(
+    checks: Mapping[str, str | None], verbose: str | None, notice: str | None = None
+) -> Response:
     """Answer 200, or 503 with what is wrong; `checks` are complaints by name."""
     wrong = {name: complaint for name, complaint in checks.items() if complaint}
     if verbose is not None:
         marks = [
             f"[{'-' if name in wrong else '+'}]{name} {checks[name] or 'ok'}" for name in checks
         ]
-        lines = [*marks, "failed" if wrong else "ok"]
+        notices = [f"[i]notice {notice}"] if notice else []
+        lines = [*marks, *notices, "failed" if wrong else "ok"]
     else:
         lines = list(wrong.values()) or ["ok"]
     return PlainTextResponse(

@@ -129,7 +129,7 @@ async def paced(
 
 def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
     """Give the moments of a Poisson process, in seconds from its start."""
-    chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    chance = random.Random(seed)
     at = chance.expovariate(rate)
     while at < seconds:
         yield at

@@ -5,7 +5,7 @@ as Caffe's do, which gives table 1's sizes and is what the public BVLC weights w
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
-class Width:
+class Filters:
     """One row of table 1: the number of filters in each part of an inception module."""
 
     conv_1x1: int
@@ -28,17 +28,21 @@ class Width:
         """Channels of the module's output."""
         return self.conv_1x1 + self.conv_3x3 + self.conv_5x5 + self.pool_proj
 
+    def times(self, factor: float) -> "Filters":
+        """Give a module so many times as wide."""
+        return Filters(*(_times(number, factor) for number in astuple(self)))
 
-TABLE_1: Mapping[str, Width] = {
-    "3a": Width(64, 96, 128, 16, 32, 32),
-    "3b": Width(128, 128, 192, 32, 96, 64),
-    "4a": Width(192, 96, 208, 16, 48, 64),
-    "4b": Width(160, 112, 224, 24, 64, 64),
-    "4c": Width(128, 128, 256, 24, 64, 64),
-    "4d": Width(112, 144, 288, 32, 64, 64),
-    "4e": Width(256, 160, 320, 32, 128, 128),
-    "5a": Width(256, 160, 320, 32, 128, 128),
-    "5b": Width(384, 192, 384, 48, 128, 128),
+
+TABLE_1: Mapping[str, Filters] = {
+    "3a": Filters(64, 96, 128, 16, 32, 32),
+    "3b": Filters(128, 128, 192, 32, 96, 64),
+    "4a": Filters(192, 96, 208, 16, 48, 64),
+    "4b": Filters(160, 112, 224, 24, 64, 64),
+    "4c": Filters(128, 128, 256, 24, 64, 64),
+    "4d": Filters(112, 144, 288, 32, 64, 64),
+    "4e": Filters(256, 160, 320, 32, 128, 128),
+    "5a": Filters(256, 160, 320, 32, 128, 128),
+    "5b": Filters(384, 192, 384, 48, 128, 128),
 }
 
 
@@ -82,17 +86,17 @@ class LocalResponseNorm(nn.Module):
 class Inception(nn.Module):
     """Four branches over one input, concatenated by channel."""
 
-    def __init__(self, channels: int, width: Width) -> None:
+    def __init__(self, channels: int, filters: Filters) -> None:
         super().__init__()
-        self.conv_1x1 = nn.Conv2d(channels, width.conv_1x1, 1)
-        self.reduce_3x3 = nn.Conv2d(channels, width.reduce_3x3, 1)
-        self.conv_3x3 = nn.Conv2d(width.reduce_3x3, width.conv_3x3, 3, padding=1)
-        self.reduce_5x5 = nn.Conv2d(channels, width.reduce_5x5, 1)
-        self.conv_5x5 = nn.Conv2d(width.reduce_5x5, width.conv_5x5, 5, padding=2)
+        self.conv_1x1 = nn.Conv2d(channels, filters.conv_1x1, 1)
+        self.reduce_3x3 = nn.Conv2d(channels, filters.reduce_3x3, 1)
+        self.conv_3x3 = nn.Conv2d(filters.reduce_3x3, filters.conv_3x3, 3, padding=1)
+        self.reduce_5x5 = nn.Conv2d(channels, filters.reduce_5x5, 1)
+        self.conv_5x5 = nn.Conv2d(filters.reduce_5x5, filters.conv_5x5, 5, padding=2)
         self.pool = nn.MaxPool2d(3, stride=1, padding=1)
-        self.pool_proj = nn.Conv2d(channels, width.pool_proj, 1)
+        self.pool_proj = nn.Conv2d(channels, filters.pool_proj, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, width.out, H, W)
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, filters.out, H, W)
         branches = (
             F.relu(self.conv_1x1(x)),
             F.relu(self.conv_3x3(F.relu(self.reduce_3x3(x)))),
@@ -105,16 +109,18 @@ class Inception(nn.Module):
 class Auxiliary(nn.Module):
     """A small classifier on an inner module; its loss (times 0.3) helps training only."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, width: float) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 128, 1)
-        self.hidden = nn.Linear(128 * 4 * 4, 1024)
-        self.linear = nn.Linear(1024, classes)
+        filters, hidden = _times(128, width), _times(1024, width)
+        self.conv = nn.Conv2d(channels, filters, 1)
+        self.hidden = nn.Linear(filters * 4 * 4, hidden)
+        self.dropout = nn.Dropout(0.7)
+        self.linear = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, 14, 14) -> (N, classes)
         x = F.relu(self.conv(F.avg_pool2d(x, 5, stride=3)))
         x = F.relu(self.hidden(x.flatten(1)))
-        return self.linear(F.dropout(x, 0.7, training=self.training))  # type: ignore[no-any-return]  # nn.Module calls are untyped
+        return self.linear(self.dropout(x))  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
 class GoogLeNet(nn.Module):
@@ -125,26 +131,31 @@ class GoogLeNet(nn.Module):
     pooling and the last layer are linear, so the mean over the map of pooled windows put
     through that layer is the mean of its class map. In training mode, with auxiliary
     classifiers, gives (logits, logits on 4a, logits on 4d) and needs 224x224.
+
+    Every layer has `width` times the filters that table 1 gives it.
     """
 
-    def __init__(self, classes: int = 1000, *, auxiliary: bool = True) -> None:
+    def __init__(self, classes: int = 1000, width: float = 1.0, *, auxiliary: bool = True) -> None:
         super().__init__()
+        first, second = _times(64, width), _times(192, width)
         self.halve = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
-        self.reduce2 = nn.Conv2d(64, 64, 1)
-        self.conv2 = nn.Conv2d(64, 192, 3, padding=1)
-        self.norm1 = LocalResponseNorm(64)
-        self.norm2 = LocalResponseNorm(192)
-        channels = 192
+        self.conv1 = nn.Conv2d(3, first, 7, stride=2, padding=3)
+        self.reduce2 = nn.Conv2d(first, first, 1)
+        self.conv2 = nn.Conv2d(first, second, 3, padding=1)
+        self.norm1 = LocalResponseNorm(first)
+        self.norm2 = LocalResponseNorm(second)
+        table = {name: filters.times(width) for name, filters in TABLE_1.items()}
+        channels = second
         self.inception = nn.ModuleDict()
-        for name, width in TABLE_1.items():
-            self.inception[name] = Inception(channels, width)
-            channels = width.out
+        for name, filters in table.items():
+            self.inception[name] = Inception(channels, filters)
+            channels = filters.out
+        self.dropout = nn.Dropout(0.4)
         self.linear = nn.Linear(channels, classes)
         self.auxiliary = auxiliary
         if auxiliary:
-            self.aux_4a = Auxiliary(TABLE_1["4a"].out, classes)
-            self.aux_4d = Auxiliary(TABLE_1["4d"].out, classes)
+            self.aux_4a = Auxiliary(table["4a"].out, classes, width)
+            self.aux_4d = Auxiliary(table["4d"].out, classes, width)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         x = self.halve(F.relu(self.conv1(x)))  # (N, 64, 56, 56)
@@ -157,10 +168,14 @@ class GoogLeNet(nn.Module):
         x = self.halve(inception["4e"](x_4d))  # (N, 832, 7, 7)
         x = inception["5b"](inception["5a"](x))
         x = F.avg_pool2d(x, 7, stride=1).mean((2, 3))  # (N, 1024)
-        logits: Tensor = self.linear(F.dropout(x, 0.4, training=self.training))
+        logits: Tensor = self.linear(self.dropout(x))
         if self.training and self.auxiliary:
             return logits, self.aux_4a(x_4a), self.aux_4d(x_4d)
         return logits
+
+
+def _times(number: int, factor: float) -> int:
+    return max(1, round(number * factor))
 
 
 def caffe_layers() -> dict[str, str]:

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 
-def build(classes: int) -> nn.Module:
-    """Make the network, freshly initialised, without auxiliary classifiers.
+def build(classes: int, *, auxiliary: bool = False) -> nn.Module:
+    """Make the network, freshly initialised.
 
     Its input is (pixel - 127.5) / 127.5: torchvision normalises twice when it serves its own
     weights, by ImageNet's statistics and back, and the two together are just this.
@@ -13,7 +13,7 @@ def build(classes: int) -> nn.Module:
     network: nn.Module = models.googlenet(
         weights=None,
         num_classes=classes,
-        aux_logits=False,
+        aux_logits=auxiliary,
         transform_input=False,
         init_weights=False,
     )

@@ -1,0 +1,60 @@
+"""The command that trains a model."""
+
+from typing import Any
+
+from rich.progress import Progress
+
+from service import calibration, console
+from service.commands import progress
+from service.settings import Settings
+from service.training import course
+from service.training.course import Audience
+from service.training.dataset import Dataset
+from service.training.options import Options
+from service.training.trainer import Epoch
+
+
+def train(settings: Settings, given: dict[str, Any]) -> int:
+    """Train a model on a folder of pictures for each class."""
+    options = Options(**{name: value for name, value in given.items() if name != "command"})
+    with progress.counting() as bar:
+        outcome = course.train(settings, options, given["command"], _audience(bar))
+    if outcome:
+        best = outcome.best
+        console.say(
+            f"{options.name} is in the store, SHA-256 {outcome.sha256}: right on "
+            f"{best.held_out_top1:.1f} % of what was held out, after epoch {best.epoch}\n"
+            f"{options.name} has {calibration.sentence(outcome.calibration)}\n"
+            f"Tables and charts are in {outcome.folder}"
+        )
+    return 0
+
+
+def _audience(bar: Progress) -> Audience:
+    """Show how a training goes: a bar for what is being done, a line for what came of it."""
+    task = bar.add_task("pictures", total=None)
+
+    def looked(done: int, of: int) -> None:
+        bar.update(task, completed=done, total=of)
+
+    def found(pictures: Dataset) -> None:
+        for sentence in pictures.left_out:
+            console.say(sentence, stderr=True)
+        console.say(
+            f"{len(pictures.classes)} classes, {len(pictures.learnt)} pictures to learn from, "
+            f"{len(pictures.held_out)} held out",
+            stderr=True,
+        )
+
+    def stepped(epoch: int, step: int, of: int) -> None:
+        bar.update(task, description=f"epoch {epoch}", completed=step, total=of)
+
+    def ended(epoch: Epoch) -> None:
+        console.say(
+            f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, held out {epoch.held_out_loss:.3f}, "
+            f"right {epoch.held_out_top1:.1f} %, {epoch.seconds:.0f} s, of which "
+            f"{epoch.waited:.1f} s waiting for pictures",
+            stderr=True,
+        )
+
+    return Audience(looked, found, stepped, ended)

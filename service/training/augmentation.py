@@ -1,0 +1,61 @@
+"""Patches: what is learnt from a picture, another each time (section 6 of the paper).
+
+A patch has 8 to 100 % of the picture's area, an aspect from 3/4 to 4/3, is resized by a filter
+drawn at random, perhaps mirrored, and distorted in brightness, contrast and saturation as in
+Howard, "Some Improvements on Deep Convolutional Neural Network Based Image Classification"
+(arXiv 1312.5402), which the paper follows.
+"""
+
+import math
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from service.views import CROP, Pixels
+
+ASPECTS = (3 / 4, 4 / 3)
+
+_TRIES = 10
+_FILTERS = (
+    Image.Resampling.NEAREST,
+    Image.Resampling.BOX,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+)
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def augment(
+    picture: Image.Image, chance: Random, *, smallest: float, distortion: float, mirror: bool
+) -> Pixels:
+    """Draw a patch of an upright RGB picture: (224, 224, 3) uint8.
+
+    It has at least the share `smallest` of the picture; brightness, contrast and saturation
+    become up to `distortion` times larger or smaller.
+    """
+    box = patch(picture.width, picture.height, chance, smallest)
+    small = picture.resize((CROP, CROP), chance.choice(_FILTERS), box)
+    for enhancer in chance.sample(_ENHANCERS, len(_ENHANCERS)):  # which do not commute
+        small = enhancer(small).enhance(chance.uniform(1 - distortion, 1 + distortion))
+    if mirror and chance.random() < 0.5:  # noqa: PLR2004 - every other
+        small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(small)
+
+
+def patch(width: int, height: int, chance: Random, smallest: float) -> Box:
+    """Draw where a patch is; one that does not fit is drawn anew, in the end the middle."""
+    for _ in range(_TRIES):
+        area = width * height * chance.uniform(smallest, 1)
+        aspect = math.exp(chance.uniform(*map(math.log, ASPECTS)))
+        wide, high = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if wide <= width and high <= height:
+            left, top = chance.uniform(0, width - wide), chance.uniform(0, height - high)
+            return left, top, left + wide, top + high
+    narrowest, widest = ASPECTS
+    wide, high = min(width, height * widest), min(height, width / narrowest)
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high

@@ -1,0 +1,227 @@
+"""A training from end to end: a folder of pictures for each class in, a model in the store out."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from service import calibration, forward, store, weights
+from service.errors import ModelError
+from service.manifest import Accuracy, Calibration, Manifest, Preprocessing, Training
+from service.settings import Settings
+from service.store import Store
+from service.training import dataset, learner, report, world
+from service.training.dataset import Dataset, Statistics
+from service.training.learner import Learner, Recipe
+from service.training.options import Options
+from service.training.trainer import Epoch, Pictures, Trainer
+from service.training.world import World
+from service.weights import Model
+
+SIDE = 256  # pixels that a picture's short side is resized to, where no other model says so
+
+# What may change when a training that was cut short goes on.
+_FREE = {"folder", "epochs", "patience", "workers", "description", "licence", "notice"}
+
+
+def _nobody(*_: object) -> None:
+    """Hear nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who is told how a training goes; by default nobody."""
+
+    looked: Callable[[int, int], None] = _nobody
+    """Told how many pictures have been looked at, of how many."""
+    found: Callable[[Dataset], None] = _nobody
+    """Told what there is to learn from."""
+    stepped: Callable[[int, int, int], None] = _nobody
+    """Told the epoch, how many steps of it are done, and of how many."""
+    ended: Callable[[Epoch], None] = _nobody
+    """Told what came of an epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A model that has been trained and is in the store."""
+
+    sha256: str
+    best: Epoch
+    calibration: Calibration
+    folder: Path
+    """Of the tables and charts."""
+
+
+def train(settings: Settings, options: Options, command: str, audience: Audience) -> Outcome | None:
+    """Train a model and put it into the store; goes on where an earlier try was cut short.
+
+    `command` is the line that does the same again, for the manifest. Under `torchrun`, every
+    process gives its part, and only the first an outcome. Raises `ModelError` for a folder
+    that cannot be learnt from, for a name that is taken, or where the loss grows to infinity.
+    """
+    report.check()
+    where = store.locate(settings.store)
+    with world.joined(settings.device) as here, _own(where, options.name, here) as folder:
+        told = audience if here.leads else Audience()
+        found = dataset.read(
+            options.folder,
+            options.held_out,
+            max_pixels=settings.max_pixels,
+            progress=told.looked,
+        )
+        _check(options, found, here)
+        told.found(found)
+        start = weights.load(where, options.start) if options.start else None
+        described = _described(options, found, start)
+        pictures = Pictures(found, options, described.preprocessing.resized, settings.max_pixels)
+        pupil = _learner(described, pictures, start, settings.precision, here)
+        trainer = Trainer(
+            pupil, pictures, here, folder / "checkpoint.pt", of=_identity(options, found)
+        )
+        for epoch in trainer.epochs(told.stepped):
+            told.ended(epoch)
+            if here.leads:
+                report.write_history(folder / "history.csv", trainer.history)
+        return _finish(where, described, options, command, trainer, folder) if here.leads else None
+
+
+@contextmanager
+def _own(where: Store, name: str, here: World) -> Iterator[Path]:
+    """Give the folder of a training's own files, and keep other trainings out of it."""
+    folder = where.root / name / "training"
+    if not here.leads:
+        yield folder
+        return
+    taken = (where.root / name / store.MANIFEST).is_file()
+    if taken and not (folder / "checkpoint.pt").is_file():
+        raise ModelError(f"there is a model {name!r} already; choose another --name")
+    with where.locked(name):
+        folder.mkdir(exist_ok=True)
+        yield folder
+
+
+def _check(options: Options, found: Dataset, here: World) -> None:
+    batch = min(options.batch, len(found.learnt))
+    if batch % here.size:
+        raise ModelError(
+            f"a batch of {batch} pictures cannot be shared equally by {here.size} processes"
+        )
+
+
+def _identity(options: Options, found: Dataset) -> str:
+    """Tell trainings apart that cannot go on from each other's checkpoints."""
+    chosen = options.model_dump_json(exclude=_FREE)
+    return hashlib.sha256(f"{chosen} {found.fingerprint}".encode()).hexdigest()
+
+
+def _described(options: Options, found: Dataset, start: Model | None) -> Manifest:
+    """Describe the model: with the preprocessing it goes on from, or its pictures' own."""
+    if start:
+        architecture, width = start.manifest.architecture, start.manifest.width
+        preprocessing = start.manifest.preprocessing
+    else:
+        architecture, width = "googlenet", options.width
+        preprocessing = _preprocessing(found.statistics)
+    return Manifest(
+        architecture=architecture,
+        width=width,
+        version="1",
+        description=options.description or f"trained on {options.folder.name}",
+        licence=options.licence,
+        classes=len(found.classes),
+        labels="labels.tsv",
+        notice=options.notice,
+        preprocessing=preprocessing.model_copy(update={"mirror": options.mirror}),
+    )
+
+
+def _preprocessing(statistics: Statistics) -> Preprocessing:
+    """Centre the pixels and give them deviation 1, which is what fresh weights expect."""
+    red, green, blue = (round(1 / deviation, 6) for deviation in statistics.deviation)
+    return Preprocessing(
+        channels="RGB",
+        mean=statistics.mean,
+        scale=(red, green, blue),
+        resize="short",
+        side=SIDE,
+    )
+
+
+def _learner(
+    described: Manifest, pictures: Pictures, start: Model | None, precision: str, here: World
+) -> Learner:
+    options = pictures.options
+    torch.manual_seed(options.seed)
+    network = _network(described, options, start)
+    normalise = forward.Normalise(described.preprocessing, torch.float32)
+    if not start:
+        first = next(iter(pictures.learnt(0, 0, here.alone)))  # the same for all processes
+        learner.settle(network, normalise(first.pixels))
+    fresh = _fresh(described) if start else ()
+    recipe = Recipe(options.first_rate, options.decay, options.average, options.seed, fresh)
+    return Learner(network, normalise, recipe, learner.number_format(precision, here.device), here)
+
+
+def _network(described: Manifest, options: Options, start: Model | None) -> nn.Module:
+    """Build it with auxiliary classifiers, which have nothing to help where layers are frozen."""
+    network = weights.build(described, auxiliary=options.freeze is None)
+    learner.initialise(network, options.dropout)
+    if start:
+        fresh = _fresh(described)
+        kept = {name: value for name, value in start.state.items() if not name.startswith(fresh)}
+        network.load_state_dict(kept, strict=False)
+        for parameter in network.get_submodule(weights.architecture(described).last).parameters():
+            nn.init.zeros_(parameter)  # knows nothing yet, and says so
+    if options.freeze:
+        learner.freeze(network, options.freeze)
+    return network
+
+
+def _fresh(described: Manifest) -> tuple[str, ...]:
+    """Name what begins anew where the rest has learnt already."""
+    architecture = weights.architecture(described)
+    return (f"{architecture.last}.", *architecture.auxiliary)
+
+
+def _finish(  # noqa: PLR0913, PLR0917 - all that is known at the end
+    where: Store,
+    described: Manifest,
+    options: Options,
+    command: str,
+    trainer: Trainer,
+    folder: Path,
+) -> Outcome:
+    """Put the best weights into the store, calibrated, with all that is to be known of them."""
+    found, best = trainer.pictures.dataset, trainer.best_epoch
+    logits, targets = trainer.held_out()
+    top5 = (np.argsort(-logits, 1)[:, :5] == targets[:, None]).any(1).mean()
+    accuracy = Accuracy(
+        dataset=f"held out of {options.folder.name}",
+        views="single",
+        top1=round(best.held_out_top1, 2),
+        top5=round(100 * float(top5), 2),
+    )
+    record = Training(
+        command=command,
+        fingerprint=found.fingerprint,
+        pictures=len(found.learnt),
+        held_out=len(found.held_out),
+        epochs=best.epoch,
+    )
+    whole = described.model_copy(update={"accuracy": (accuracy,), "training": record})
+    counts = report.confusion(logits, targets)
+    report.write_classes(folder / "classes.csv", found.classes, counts)
+    report.draw_history(folder / "curves.png", trainer.history, options.name)
+    report.draw_confusion(folder / "confusion.png", found.classes, counts, options.name)
+    where.describe(options.name, whole, found.classes)
+    digest = weights.save(where, options.name, trainer.best, source="trained")
+    calibrated = calibration.calibrate(logits, targets, digest)
+    where.calibrate(options.name, calibrated)
+    (folder / "checkpoint.pt").unlink()
+    return Outcome(digest, best, calibrated, folder)

@@ -1,0 +1,167 @@
+"""The pictures to learn from: which there are, and which of them are held out."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service import images, processors, views
+from service.errors import ModelError, ServiceError
+
+Progress = Callable[[int, int], None]
+"""Told how many pictures are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file and the class it is of."""
+
+    path: Path
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of the pixels, 0 to 255, by channel: RGB."""
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Pictures that are all different and can all be read."""
+
+    classes: tuple[str, ...]
+    learnt: tuple[Picture, ...]
+    held_out: tuple[Picture, ...]
+    statistics: Statistics
+    """Of those that are learnt from."""
+    fingerprint: str
+    """SHA-256 of the pictures' and their classes', whatever the files are called."""
+    left_out: tuple[str, ...]
+    """A sentence about each file that is not used."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was found in a file."""
+
+    picture: Picture
+    digest: str
+    moments: npt.NDArray[np.float64]
+    """(2, 3): by channel the mean of the pixels, and of their squares."""
+
+
+def read(folder: Path, share: float, *, max_pixels: int, progress: Progress) -> Dataset:
+    """Look at every picture of a folder of folders, whose names are the classes.
+
+    Of each class this share is held out: those whose SHA-256 comes first, so that a picture
+    that is added later moves no other, and copies of one picture are never on both sides.
+    Raises `ModelError` where there are not two classes with two pictures each.
+    """
+    paths = _paths(folder)
+    classes = tuple(sorted(paths))
+    files = [Picture(path, at) for at, name in enumerate(classes) for path in paths[name]]
+
+    def look(picture: Picture) -> _Seen | str:
+        return _look(picture, max_pixels)
+
+    looks = []
+    with ThreadPoolExecutor(processors.available()) as pool:
+        for done, found in enumerate(pool.map(look, files), start=1):
+            looks.append(found)
+            progress(done, len(files))
+    different, copies = _different([one for one in looks if isinstance(one, _Seen)])
+    left_out = [one for one in looks if isinstance(one, str)] + copies
+    learnt, held_out = _divided(different, classes, share)
+    return Dataset(
+        classes,
+        tuple(one.picture for one in learnt),
+        tuple(one.picture for one in held_out),
+        _statistics(learnt),
+        _fingerprint(different, classes),
+        tuple(left_out),
+    )
+
+
+def _paths(folder: Path) -> Mapping[str, Sequence[Path]]:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder")
+    folders = [path for path in folder.iterdir() if path.is_dir() and _is_meant(path)]
+    if wrong := [path.name for path in folders if not path.name.isprintable()]:
+        raise ModelError(f"{wrong[0]!r} cannot be the name of a class")
+    found = {
+        path.name: sorted(file for file in path.iterdir() if file.is_file() and _is_meant(file))
+        for path in folders
+    }
+    if len(found) < 2:  # noqa: PLR2004 - fewer cannot be told apart
+        raise ModelError(f"{folder} needs a folder of pictures for each of two classes or more")
+    return found
+
+
+def _is_meant(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _look(picture: Picture, max_pixels: int) -> _Seen | str:
+    try:
+        data = picture.path.read_bytes()
+        upright = images.decode(data, max_pixels=max_pixels, enough=views.CROP)
+    except (ServiceError, OSError) as error:
+        return f"{picture.path}: {error}"
+    pixels = np.asarray(upright, dtype=np.float64).reshape(-1, 3)
+    moments = np.stack([pixels.mean(0), np.square(pixels).mean(0)])
+    return _Seen(picture, hashlib.sha256(data).hexdigest(), moments)
+
+
+def _different(seen: Sequence[_Seen]) -> tuple[list[_Seen], list[str]]:
+    """Keep one of each picture's copies, and none that is in two classes."""
+    copies: dict[str, list[_Seen]] = defaultdict(list)
+    for one in seen:
+        copies[one.digest].append(one)
+    kept, sentences = [], []
+    for first, *others in copies.values():
+        if any(other.picture.index != first.picture.index for other in others):
+            sentences.append(f"{first.picture.path}: the same picture is in another class")
+            continue
+        kept.append(first)
+        sentences += [f"{o.picture.path}: the same picture as {first.picture.path}" for o in others]
+    return kept, sentences
+
+
+def _divided(
+    seen: Sequence[_Seen], classes: Sequence[str], share: float
+) -> tuple[list[_Seen], list[_Seen]]:
+    """Divide the pictures of each class into those that are learnt from and those held out."""
+    by_digest = sorted(seen, key=lambda one: one.digest)
+    count = Counter(one.picture.index for one in seen)
+    for index, name in enumerate(classes):
+        if count[index] < 2:  # noqa: PLR2004 - one for each side
+            raise ModelError(f"class {name!r} needs two different pictures or more")
+    room = {index: min(max(1, round(n * share)), n - 1) for index, n in count.items()}
+    learnt: list[_Seen] = []
+    held_out: list[_Seen] = []
+    for one in by_digest:
+        index = one.picture.index
+        side = held_out if room[index] else learnt
+        room[index] -= side is held_out
+        side.append(one)
+    return learnt, held_out
+
+
+def _statistics(seen: Sequence[_Seen]) -> Statistics:
+    mean, square = np.mean([one.moments for one in seen], axis=0)
+    deviation = np.sqrt(np.maximum(square - mean**2, 1))
+    red, green, blue = (round(float(value), 2) for value in mean)
+    return Statistics((red, green, blue), tuple(round(float(d), 2) for d in deviation))  # type: ignore[arg-type]  # three of them
+
+
+def _fingerprint(seen: Sequence[_Seen], classes: Sequence[str]) -> str:
+    lines = sorted(f"{one.digest} {classes[one.picture.index]}\n" for one in seen)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,223 @@
+"""A network that learns, beside the average of what it has been."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from service import processors
+from service.errors import ModelError
+from service.runtime import PRECISIONS
+from service.training.loader import Batch
+from service.training.world import World
+
+MOMENTUM = 0.9  # section 6 of the paper
+AUXILIARY = 0.3  # the weight of an auxiliary classifier's loss: section 5
+_LEAST = 1e-3  # deviation of a channel that says anything
+FRESH = 10  # times the learning rate of layers that begin anew beside others (Caffe's lr_mult)
+SLOWER, EVERY = 0.96, 8  # the learning rate is so many times as large every 8 epochs: section 6
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How steps are taken; see `service.training.options` for each."""
+
+    rate: float
+    decay: float
+    average: float
+    seed: int
+    fresh: tuple[str, ...] = ()
+    """Prefixes of the parameters that begin anew in a network that has learnt already."""
+
+
+def rate(first: float, epoch: int) -> float:
+    """Give the learning rate of an epoch, counted from 0."""
+    return float(first * SLOWER ** (epoch // EVERY))
+
+
+def number_format(precision: str, device: torch.device) -> torch.dtype:
+    """Give the number format of the layers; weights are kept in float32 all the same.
+
+    For `auto`, half precision where a device has units for it. Raises `ModelError` for int8.
+    """
+    if precision == "int8":
+        raise ModelError("nothing can be learnt in int8; see models quantize")
+    if precision != "auto":
+        return PRECISIONS[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if processors.multiply_bfloat16() else torch.float32
+
+
+def initialise(network: nn.Module, dropout: float = 1.0) -> None:
+    """Give every layer weights that keep the size of what passes through (He et al. 2015).
+
+    Drops out so many times as much as the network was published with.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and isinstance(module.weight, nn.Parameter):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Dropout):
+            module.p *= dropout
+
+
+@torch.no_grad()
+def settle(network: nn.Module, x: Tensor) -> None:
+    """Make each convolution give mean 0 and deviation 1, by channel, for the input `x`.
+
+    Without batch norm, a deep network fresh from chance says nearly the same of all pictures,
+    and learns nothing for long (Kraehenbuehl et al. 2015, arXiv 1511.06856).
+    """
+
+    def correct(module: nn.Module, _: object, out: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(out, (0, 2, 3), keepdim=True)
+        deviation = deviation.where(deviation > _LEAST, 1)
+        module.get_parameter("weight").div_(deviation.view(-1, 1, 1, 1))
+        module.get_parameter("bias").sub_(mean.flatten()).div_(deviation.flatten())
+        return (out - mean) / deviation
+
+    hooks = [
+        module.register_forward_hook(correct)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d) and isinstance(module.weight, nn.Parameter)
+    ]
+    network.train()(x)
+    for hook in hooks:
+        hook.remove()
+
+
+def freeze(network: nn.Module, last: str) -> None:
+    """Keep what is learnt already up to and with the module of this name.
+
+    Raises `ModelError` if there is no such module, or nothing left to learn behind it.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    frozen = [at for at, name in enumerate(names) if name.startswith(f"{last}.")]
+    if not frozen or frozen[-1] + 1 == len(names):
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+        raise ModelError(f"nothing can be frozen up to {last!r}; modules are {', '.join(modules)}")
+    for parameter in [*network.parameters()][: frozen[-1] + 1]:
+        parameter.requires_grad = False
+
+
+class Learner:
+    """Takes steps of stochastic gradient descent, and averages the weights (Polyak)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalise: nn.Module,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        world: World,
+    ) -> None:
+        self._world = world
+        self._device = world.device
+        self._recipe = recipe
+        self._dtype = dtype
+        self._normalise = normalise.to(world.device)
+        self._network: nn.Module = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
+        self._frozen = [module for module in network.modules() if _is_frozen(module)]
+        self._together = network if world.size == 1 else DistributedDataParallel(network)
+        self._optimiser = torch.optim.SGD(
+            _groups(network, recipe.fresh),
+            lr=recipe.rate,
+            momentum=MOMENTUM,
+            weight_decay=recipe.decay,
+        )
+        self._averaged = AveragedModel(network, avg_fn=self._average)
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+
+    def step(self, batch: Batch, epoch: int, step: int) -> float:
+        """Learn from a batch, and give the loss it had; chance depends on the step alone."""
+        torch.manual_seed(hash((self._recipe.seed, epoch, step, self._world.rank)))
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["times"] * rate(self._recipe.rate, epoch)
+        self._network.train()
+        for module in self._frozen:
+            module.eval()  # its running statistics stay, too
+        with self._precision():
+            outputs = self._together(self._pixels(batch))
+        loss, *auxiliary = [self._loss(logits, batch) for logits in _several(outputs)]
+        self._optimiser.zero_grad()
+        self._scaler.scale(loss + AUXILIARY * sum(auxiliary)).backward()  # type: ignore[no-untyped-call]  # torch's stub
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._averaged.update_parameters(self._network)
+        return loss.item()
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """Give what the averaged weights make of a batch: (N, classes) float32."""
+        self._averaged.eval()
+        with self._precision():
+            logits: Tensor = self._averaged(self._pixels(batch))
+        return logits.float().cpu()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copy the averaged weights."""
+        state = self._averaged.module.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Make these the averaged weights."""
+        self._averaged.module.load_state_dict(dict(weights))
+
+    def state(self) -> dict[str, Any]:
+        """Give all that the next step depends on."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "network": self._network,
+            "averaged": self._averaged,
+            "optimiser": self._optimiser,
+            "scaler": self._scaler,
+        }
+
+    def _average(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        """Keep less of what was before as long as there is little."""
+        kept = min(self._recipe.average, (1 + int(count)) / (10 + int(count)))
+        return torch.lerp(averaged, current, 1 - kept)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        pixels: Tensor = self._normalise(batch.pixels.to(self._device, non_blocking=True))
+        return pixels
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(logits.float(), batch.targets.to(self._device))
+
+    def _precision(self) -> torch.autocast:
+        mixed = self._dtype != torch.float32
+        return torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed)
+
+
+def _groups(network: nn.Module, fresh: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Group what is to be learnt by how many times the learning rate it has."""
+    groups: dict[int, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[FRESH if name.startswith(fresh) else 1].append(parameter)
+    return [{"params": parameters, "times": times} for times, parameters in groups.items()]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    own = [*module.parameters(recurse=False)]
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+def _several(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs

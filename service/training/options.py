@@ -1,0 +1,77 @@
+"""What a person may choose of a training; the defaults are the paper's, as far as it says."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RATE = 0.002  # of a network that begins anew
+GENTLE = 0.0002  # of one that has learnt already, and should not forget it
+
+
+class Options(BaseModel):
+    """How a model is trained on a folder that has a folder of pictures for each class."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    folder: Path
+    name: Annotated[
+        str, Field(pattern=r"^[a-z0-9_]{1,64}$", description="what the model is to be called")
+    ]
+    start: Annotated[
+        str | None,
+        Field(alias="from", description="model to go on from, with a new last layer"),
+    ] = None
+    freeze: Annotated[
+        str | None,
+        Field(description="module up to which nothing is learnt, such as inception.5b"),
+    ] = None
+    width: Annotated[
+        float, Field(gt=0, le=8, description="times as many filters as the paper's network has")
+    ] = 1.0
+    epochs: Annotated[int, Field(ge=1, description="most times that every picture is seen")] = 100
+    patience: Annotated[
+        int, Field(ge=1, description="epochs without progress on held-out pictures to end after")
+    ] = 20
+    batch: Annotated[int, Field(ge=1, le=65536, description="pictures in a step")] = 32
+    rate: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="learning rate of the first epochs "
+            f"(default: {RATE}, with --from {GENTLE})",
+        ),
+    ] = None
+    decay: Annotated[float, Field(ge=0, description="weight decay")] = 0.0002
+    average: Annotated[
+        float, Field(ge=0, lt=1, description="what a step keeps of the averaged weights")
+    ] = 0.999
+    held_out: Annotated[
+        float, Field(gt=0, lt=1, description="share of each class that is never learnt from")
+    ] = 0.2
+    smallest: Annotated[
+        float, Field(gt=0, le=1, description="least share of a picture that a patch has")
+    ] = 0.08
+    mirror: Annotated[
+        bool, Field(description="whether a mirrored picture is still of its class")
+    ] = True
+    distortion: Annotated[
+        float, Field(ge=0, lt=1, description="most change of brightness, contrast and colour")
+    ] = 0.5
+    dropout: Annotated[
+        float, Field(ge=0, le=1.4, description="times as much dropout as the paper's")
+    ] = 1.0
+    seed: Annotated[int, Field(ge=0, description="what chance begins with")] = 0
+    workers: Annotated[
+        int, Field(ge=0, le=1024, description="threads that read pictures; 0: one per core")
+    ] = 0
+    description: Annotated[str, Field(description="of the model, for whoever looks at it")] = ""
+    licence: Annotated[str, Field(description="of the model, for whoever uses it")] = "not stated"
+    notice: Annotated[
+        str | None, Field(description="what every answer has to say of the model")
+    ] = None
+
+    @property
+    def first_rate(self) -> float:
+        """The learning rate of the first epochs."""
+        return self.rate or (GENTLE if self.start else RATE)

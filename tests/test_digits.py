@@ -1,0 +1,88 @@
+"""The bundled model, and the handwritten digits that no training has seen."""
+
+import asyncio
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from service import app, evaluation, store
+from service.classifier import Classifier
+from service.evaluation import Score
+from service.settings import Settings
+
+DIGITS = ROOT / "model_store/digits"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders `train` and `test`, as `make digits` makes them."""
+    root = tmp_path_factory.mktemp("digits")
+    runpy.run_path(str(DIGITS / "pictures.py"))["main"](root)
+    return root
+
+
+def scores(folder: Path, plans: list[str]) -> list[Score]:
+    """What the committed weights make of a folder of digits."""
+
+    async def run() -> list[Score]:
+        settings = Settings(model="digits", device="cpu", precision="float32", cores=1)
+        async with app.create_classifier(settings) as classifier:
+            await classifier.ready()
+            return [await score(classifier, plan) for plan in plans]
+
+    async def score(classifier: Classifier, plan: str) -> Score:
+        photos = evaluation.find(folder, classifier.ensemble.labels)
+        return await evaluation.evaluate(classifier, photos, plan, lambda _: None)
+
+    return asyncio.run(run())
+
+
+def test_98_of_100_digits_that_no_training_has_seen_are_told(digits: Path) -> None:
+    for score in scores(digits / "test", ["single", "ten"]):
+        assert (score.photos, score.unreadable) == (360, ())
+        assert score.top1 >= 0.98 * score.photos, score.views
+
+
+def test_training_and_testing_have_no_picture_in_common(digits: Path) -> None:
+    train, test = (
+        {path.read_bytes() for path in (digits / part).glob("*/*.png")}
+        for part in ("train", "test")
+    )
+    assert (len(train), len(test)) == (1437, 360)
+    assert not train & test
+
+
+def test_the_pictures_in_the_repository_are_held_out_ones(digits: Path) -> None:
+    test = {path.read_bytes(): path.parent.name for path in (digits / "test").glob("*/*.png")}
+    ours = sorted((DIGITS / "held_out").iterdir())
+    assert [path.name for path in ours] == [f"{digit}.png" for digit in range(10)]
+    assert [test[path.read_bytes()] for path in ours] == [str(digit) for digit in range(10)]
+
+
+def test_the_log_of_its_training_is_there_and_agrees_with_its_manifest() -> None:
+    described = store.locate(None).manifest("digits")
+    assert described.training is not None
+    assert described.training.held_out == 289
+    rows = list(csv.DictReader((DIGITS / "training/history.csv").read_text("utf-8").splitlines()))
+    best = min(rows, key=lambda row: float(row["held_out_loss"]))
+    assert int(best["epoch"]) == described.training.epochs
+    assert float(best["held_out_top1"]) == pytest.approx(described.accuracy[0].top1, abs=0.01)
+    assert described.accuracy[0].top1 >= 98
+    assert float(best["waited"]) < 0.05 * float(best["seconds"])  # for pictures
+    assert not described.preprocessing.mirror  # a mirrored 2 is no digit
+
+
+def test_it_is_small() -> None:
+    size = sum(path.stat().st_size for path in DIGITS.rglob("*") if path.is_file())
+    assert size < 4_000_000
+
+
+def test_the_command_in_its_manifest_is_that_of_make() -> None:
+    described = store.locate(None).manifest("digits")
+    assert described.training is not None
+    wanted = described.training.command.replace("build/digits", "$(DIGITS)").replace("'", '"')
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    assert wanted in " ".join(makefile.split())
