@@ -55,3 +55,20 @@ def test_a_containers_quota_is_in_whole_processors(
 
 def test_without_a_file_there_is_no_quota(tmp_path: Path) -> None:
     assert processors._quota(tmp_path / "cpu.max") == sys.maxsize  # noqa: SLF001 - takes the file
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("sse avx512_bf16 amx_bf16", True), ("fp asimd bf16", True), ("sse avx2 avx512_bf", False)],
+)
+def test_bfloat16_is_multiplied_where_the_system_says_so(
+    flags: str,
+    has: object,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbogomips\t: 1\n")
+    assert processors.multiply_bfloat16(tmp_path / "cpuinfo") == has
+
+
+def test_where_the_system_says_nothing_it_is_not(tmp_path: Path) -> None:
+    assert not processors.multiply_bfloat16(tmp_path / "cpuinfo")

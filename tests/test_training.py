@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,10 +26,11 @@ from service.app import create_app
 from service.errors import ModelError
 from service.settings import Settings
 from service.store import Store
-from service.training import course, report, trainer
+from service.training import course, dataset, report, trainer
 from service.training.course import Audience, Outcome
 from service.training.options import Options
 from service.training.trainer import Epoch, Trainer
+from service.training.world import World
 
 TINY = {"width": 0.05, "batch": 6, "epochs": 2, "workers": 2}
 Captured = pytest.CaptureFixture[str]
@@ -304,20 +306,49 @@ def test_processes_that_train_together_come_to_what_one_does(
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_told(pictures: Path, tmp_path: Path) -> None:
-    done = subprocess.run(  # noqa: S603 - ourselves
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m"),
-            *("service", "train", str(pictures), "--name", "stripes", "--batch=5"),
-            *("--device=cpu", f"--store={tmp_path}"),
-        ],
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
+    rank: int,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    """One of two is the test's own, as `torchrun` would have started it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    group = {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    arguments = ["train", str(pictures), "--name", "stripes", "--device=cpu", f"--store={tmp_path}"]
+    arguments += [f"--{name}={value}" for name, value in TINY.items()]
+    theirs, ours = ({"RANK": str(one), "LOCAL_RANK": str(one)} for one in (1 - rank, rank))
+    other = subprocess.Popen(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", *arguments],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        env={**os.environ, **group, **theirs},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    assert done.returncode != 0
-    assert "a batch of 5 pictures cannot be shared equally by 2 processes" in done.stderr
+    for name, value in {**group, **ours}.items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments) == 0
+    assert other.wait(60) == 0
+    told = capsys.readouterr()
+    if rank == 0:
+        assert "stripes is in the store" in told.out
+        assert "epoch 2:" in told.err
+    else:
+        assert told.out == ""
+        assert "epoch 2:" not in told.err
+    assert store.locate(tmp_path).has("stripes")
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_told(pictures: Path) -> None:
+    found = dataset.read(pictures, 0.2, max_pixels=10**6, progress=lambda *_: None)
+    two = World(0, 2, torch.device("cpu"))
+    with pytest.raises(ModelError, match="a batch of 5 pictures cannot be shared equally by 2"):
+        course._check(options(pictures, batch=5), found, two)  # noqa: SLF001 - needs two processes
 
 
 # From a model that has learnt already.

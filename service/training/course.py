@@ -19,7 +19,8 @@ from service.training import dataset, learner, report, world
 from service.training.dataset import Dataset, Statistics
 from service.training.learner import Learner, Recipe
 from service.training.options import Options
-from service.training.trainer import Epoch, Pictures, Trainer
+from service.training.pictures import Pictures
+from service.training.trainer import Epoch, Trainer
 from service.training.world import World
 from service.weights import Model
 

@@ -50,7 +50,7 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
         raise ModelError("nothing can be learnt in int8; see models quantize")
     if precision != "auto":
         return PRECISIONS[precision]
-    if device.type == "cuda":
+    if device.type == "cuda":  # pragma: no cover - needs a GPU
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if processors.multiply_bfloat16() else torch.float32
 

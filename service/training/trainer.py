@@ -3,10 +3,9 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +13,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import Tensor
 
-from service import cuts, images, processors, views
 from service.errors import ModelError
-from service.training import augmentation, checkpoint, learner, loader
-from service.training.dataset import Dataset, Picture
+from service.training import checkpoint, learner
 from service.training.learner import Learner
-from service.training.loader import Batch
-from service.training.options import Options
+from service.training.pictures import Pictures
 from service.training.world import World
-from service.views import Pixels, Resize
 
 SAVE_SECONDS = 300.0  # of a long epoch, what a kill costs at most
 
@@ -60,60 +55,6 @@ class _Place:
             self.seconds + seconds,
             self.waited + waited,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Reads pictures of a dataset as they are learnt from, and as they will be served."""
-
-    dataset: Dataset
-    options: Options
-    resize: Resize
-    max_pixels: int
-
-    @property
-    def workers(self) -> int:
-        """How many threads read."""
-        return self.options.workers or processors.available()
-
-    def learnt(self, epoch: int, start: int, world: World) -> Iterator[Batch]:
-        """Give this process's part of each batch of an epoch from step `start`."""
-        places = loader.order(len(self.dataset.learnt), self.options.seed, epoch)
-        wanted = self._divided(places, world)[start:]
-        return loader.batches(wanted, lambda place: self._patch(place, epoch), self.workers)
-
-    def steps(self, world: World) -> int:
-        """Count the batches of an epoch."""
-        return len(self._divided(range(len(self.dataset.learnt)), world))
-
-    def held_out(self, world: World) -> Iterator[Batch]:
-        """Give this process's part of what is held out."""
-        mine = self.dataset.held_out[world.rank :: world.size]
-        size = self.options.batch
-        wanted = [mine[start : start + size] for start in range(0, len(mine), size)]
-        return loader.batches(wanted, self._served, self.workers)
-
-    def _divided(self, places: Sequence[int], world: World) -> list[list[int]]:
-        return loader.divided(places, self.options.batch, rank=world.rank, size=world.size)
-
-    def _patch(self, place: int, epoch: int) -> tuple[Pixels, int]:
-        picture = self.dataset.learnt[place]
-        chance = Random(f"{self.options.seed} {epoch} {place}")
-        upright = images.decode(picture.path.read_bytes(), max_pixels=self.max_pixels)
-        options = self.options
-        patch = augmentation.augment(
-            upright,
-            chance,
-            smallest=options.smallest,
-            distortion=options.distortion,
-            mirror=options.mirror,
-        )
-        return patch, picture.index
-
-    def _served(self, picture: Picture) -> tuple[Pixels, int]:
-        plan = views.plan("single", self.resize)
-        (cut,) = cuts.prepare(picture.path.read_bytes(), [plan], self.max_pixels)
-        return cut.canvases[0], picture.index
 
 
 class Trainer:
