@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_models(verbs: _Verbs) -> None:
-    models = verbs.add_parser("models", help="list, fetch, import, quantize or verify models")
+    models = verbs.add_parser(
+        "models", help="list, fetch, import, quantize, calibrate or verify models"
+    )
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list the models and whether they can be served")
     listing.set_defaults(run="service.commands.models:list_models")

@@ -30,7 +30,7 @@ RECORD = WEIGHTS + ".sha256"
 MANIFEST = "model.toml"
 INT8 = "int8.json"
 
-_NAME = re.compile(r"[a-z0-9_]{1,64}")  # what the folder of a model may be called
+NAME = r"[a-z0-9_]{1,64}"  # what the folder of a model may be called
 
 
 class _Int8(BaseModel):
@@ -47,8 +47,8 @@ class Store:
 
     def names(self) -> list[str]:
         """Name every model that has a manifest."""
-        folders = [path.parent.name for root in self._roots for path in root.glob("*/model.toml")]
-        return sorted({name for name in folders if _NAME.fullmatch(name)})
+        folders = [path.parent.name for root in self._roots for path in root.glob(f"*/{MANIFEST}")]
+        return sorted({name for name in folders if re.fullmatch(NAME, name)})
 
     def manifest(self, name: str) -> Manifest:
         """Read a model's manifest; raises `ModelError` for a name the store does not know."""
@@ -167,9 +167,9 @@ class Store:
         return self.builtin / name / WEIGHTS if name == BUNDLED and not path.is_file() else path
 
     def _manifest_path(self, name: str) -> Path:
-        if _NAME.fullmatch(name):
+        if re.fullmatch(NAME, name):
             for root in self._roots:
-                path = root / name / "model.toml"
+                path = root / name / MANIFEST
                 if path.is_file():
                     return path
         raise ModelError(f"there is no model {name!r}; there are {', '.join(self.names())}")

@@ -11,7 +11,6 @@ import re
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from service.__main__ import main
 from service.bench import measure
 from service.bench.figures import Report
 from service.bench.measure import Options, Say
+from service.bench.process import free_port
 from service.classifier import Classifier, Limits
 from service.cuts import Cuts
 from service.ensemble import Backend, Probabilities
@@ -610,13 +610,6 @@ def _signals_and_log_as_before() -> Iterator[None]:
     root.setLevel(level)
     root.handlers[:] = handlers
     gc.unfreeze()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def once_ready(port: int, ask: Callable[[httpx2.Client], None]) -> threading.Thread:

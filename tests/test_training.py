@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from starlette.testclient import TestClient
 from service import store, weights
 from service.__main__ import main
 from service.app import create_app
+from service.bench.process import free_port
 from service.errors import ModelError
 from service.settings import Settings
 from service.store import Store
@@ -315,11 +315,8 @@ def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     capsys: Captured,
 ) -> None:
     """One of two is the test's own, as `torchrun` would have started it."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     group = {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2"}
-    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     arguments = ["train", str(pictures), "--name", "stripes", "--device=cpu", f"--store={tmp_path}"]
     arguments += [f"--{name}={value}" for name, value in TINY.items()]
     theirs, ours = ({"RANK": str(one), "LOCAL_RANK": str(one)} for one in (1 - rank, rank))

@@ -1,6 +1,5 @@
 """Commands about the models in the store."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,8 @@ import numpy as np
 
 from service import calibration, console, evaluation, quantization, store, weights
 from service.bench.photos import read
-from service.classifier import Classifier
 from service.commands import offline, progress
 from service.errors import ModelError
-from service.evaluation import Photo, Ranked
 from service.settings import Settings
 from service.store import Store
 
@@ -67,17 +64,8 @@ def calibrate_model(settings: Settings, given: dict[str, Any]) -> int:
     settings = settings.model_copy(update={"model": name})
     where = store.locate(settings.store)
     model = weights.load(where, name)
-
-    async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
-        photos = evaluation.find(folder, classifier.ensemble.labels)
-        with progress.counting() as bar:
-            advance = functools.partial(bar.advance, bar.add_task(name, total=len(photos)))
-            every = len(classifier.ensemble.labels)
-            return photos, await evaluation.rank_all(
-                classifier, photos, "single", advance, top_k=every
-            )
-
-    likely, targets = evaluation.probabilities(*offline.run(settings, rank))
+    ranked = offline.rank_whole(settings, folder, "single", name)
+    likely, targets = evaluation.probabilities(*ranked)
     found = calibration.calibrate(np.log(likely) * model.temperature, targets, model.sha256)
     with where.locked(name):
         where.calibrate(name, found)

@@ -33,6 +33,23 @@ def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]
     return asyncio.run(entered())
 
 
+def rank_whole(
+    settings: Settings, folder: Path, plan: str, title: str
+) -> tuple[list[Photo], list[Ranked]]:
+    """Rank all classes for each of a folder's labelled photos, under a bar of this title."""
+
+    async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
+        labels = classifier.ensemble.labels
+        photos = evaluation.find(folder, labels)
+        with progress.counting() as bar:
+            advance = functools.partial(bar.advance, bar.add_task(title, total=len(photos)))
+            return photos, await evaluation.rank_all(
+                classifier, photos, plan, advance, top_k=len(labels)
+            )
+
+    return run(settings, rank)
+
+
 def classify(settings: Settings, given: dict[str, Any]) -> int:
     """Print the labels of photos; fails if one could not be ranked."""
     files: list[Path] = given["files"]
@@ -87,17 +104,8 @@ def _compare(settings: Settings, folder: Path, plan: str) -> int:
     """Print how near each number format's answers are to float32's, which come first."""
 
     def ranked(precision: str) -> tuple[list[Photo], list[Ranked]]:
-        async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
-            labels = classifier.ensemble.labels
-            photos = evaluation.find(folder, labels)
-            with progress.counting() as bar:
-                advance = functools.partial(bar.advance, bar.add_task(precision, total=len(photos)))
-                every = len(labels)
-                return photos, await evaluation.rank_all(
-                    classifier, photos, plan, advance, top_k=every
-                )
-
-        return run(settings.model_copy(update={"precision": precision}), rank)
+        chosen = settings.model_copy(update={"precision": precision})
+        return rank_whole(chosen, folder, plan, precision)
 
     photos, exact = ranked("float32")
     shown = console.table(

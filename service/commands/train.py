@@ -16,9 +16,10 @@ from service.training.trainer import Epoch
 
 def train(settings: Settings, given: dict[str, Any]) -> int:
     """Train a model on a folder of pictures for each class."""
-    options = Options(**{name: value for name, value in given.items() if name != "command"})
+    command = given.pop("command")
+    options = Options(**given)
     with progress.counting() as bar:
-        outcome = course.train(settings, options, given["command"], _audience(bar))
+        outcome = course.train(settings, options, command, _audience(bar))
     if outcome:
         best = outcome.best
         console.say(

@@ -19,9 +19,10 @@ from service.training.world import World
 
 MOMENTUM = 0.9  # section 6 of the paper
 AUXILIARY = 0.3  # the weight of an auxiliary classifier's loss: section 5
-_LEAST = 1e-3  # deviation of a channel that says anything
 FRESH = 10  # times the learning rate of layers that begin anew beside others (Caffe's lr_mult)
 SLOWER, EVERY = 0.96, 8  # the learning rate is so many times as large every 8 epochs: section 6
+
+_LEAST = 1e-3  # deviation of a channel that says anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ class Learner:
             module.eval()  # its running statistics stay, too
         with self._precision():
             outputs = self._together(self._pixels(batch))
-        loss, *auxiliary = [self._loss(logits, batch) for logits in _several(outputs)]
+        targets = batch.targets.to(self._device)
+        loss, *auxiliary = [F.cross_entropy(x.float(), targets) for x in _several(outputs)]
         self._optimiser.zero_grad()
         self._scaler.scale(loss + AUXILIARY * sum(auxiliary)).backward()  # type: ignore[no-untyped-call]  # torch's stub
         self._scaler.step(self._optimiser)
@@ -196,9 +198,6 @@ class Learner:
     def _pixels(self, batch: Batch) -> Tensor:
         pixels: Tensor = self._normalise(batch.pixels.to(self._device, non_blocking=True))
         return pixels
-
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits.float(), batch.targets.to(self._device))
 
     def _precision(self) -> torch.autocast:
         mixed = self._dtype != torch.float32

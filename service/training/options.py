@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.store import NAME
+
 RATE = 0.002  # of a network that begins anew
 GENTLE = 0.0002  # of one that has learnt already, and should not forget it
 
@@ -15,9 +17,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     folder: Path
-    name: Annotated[
-        str, Field(pattern=r"^[a-z0-9_]{1,64}$", description="what the model is to be called")
-    ]
+    name: Annotated[str, Field(pattern=f"^{NAME}$", description="what the model is to be called")]
     start: Annotated[
         str | None,
         Field(alias="from", description="model to go on from, with a new last layer"),
