@@ -110,9 +110,9 @@ def main(calls: socket.socket, news: Connection) -> None:
         tell.enqueue(RuntimeError(f"{type(error).__name__}: {error}"))
         return
     lanes = tuple((lane.device, lane.alone) for lane in loaded.lanes)
-    tell.enqueue(Loaded(loaded.ensemble, lanes))
-    gc.collect()
+    gc.collect()  # which takes a while: before it says that it is ready
     gc.freeze()  # what is there stays there, and need not be looked through again and again
+    tell.enqueue(Loaded(loaded.ensemble, lanes))
     answers = Answers(loaded)
     while files := socket.recv_fds(calls, 1, 1)[1]:
         connection = socket.socket(fileno=files[0])
