@@ -1,5 +1,6 @@
 """The composition root: settings in, a FastAPI application out."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -7,7 +8,7 @@ from importlib import metadata
 
 from fastapi import FastAPI
 
-from service import apart
+from service import apart, lag
 from service.api import classify, health, problems
 from service.api.gate import Gate
 from service.api.requests import Requests
@@ -51,7 +52,9 @@ def create_app(settings: Settings, *, load: Load = apart.load) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with classifier:
+            watching = asyncio.create_task(lag.watch(metrics.lag))
             yield
+            watching.cancel()
 
     app = FastAPI(
         title="googlenet-service",

@@ -32,6 +32,7 @@ from service.work import (
     R,
     Report,
     Slice,
+    devices,
 )
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Batcher(Generic[P, R]):
         self, lanes: Sequence[Lane[P, R]], costs: Costs, *, max_bytes: int, report: Report
     ) -> None:
         self._lanes = lanes
-        self._devices = {lane.device for lane in lanes if not lane.alone}
+        self._devices = devices(lanes)
         self._alone = max(lane.alone for lane in lanes)  # rows that all devices are for
         self._costs = costs
         self._max_bytes = max_bytes
@@ -262,8 +263,7 @@ class Batcher(Generic[P, R]):
         others = self._devices - {run.device for run in self._running.values()} - {lane.device}
         free = 1 if lane.alone else 1 + len(others)
         waiting = [seat.waiting for seat in queue]
-        devices = len(self._devices)
-        decision = policy.form(waiting, self._costs, now, free=free, devices=devices)
+        decision = policy.form(waiting, self._costs, now, free=free, devices=len(self._devices))
         for at in decision.late:
             self._report(DropReport("late", _where(queue[at])))
             self._unqueue(queue[at])
@@ -314,7 +314,8 @@ class Batcher(Generic[P, R]):
             self._changed.set()
             if not failed and not lane.alone:  # what a batch costs with all devices at it is less
                 self._costs = self._costs.observed(batch.key, batch.size, seconds)
-            self._report(_reported(batch, seats, seconds, failed=failed))
+            rate = len(self._devices) * self._costs.rate(batch.key)
+            self._report(_reported(batch, seats, seconds, rate, failed=failed))
 
 
 def _order(seat: Seat[P, R]) -> tuple[float, int]:
@@ -339,8 +340,10 @@ def _fail(seat: Seat[P, R], error: ServiceError) -> None:
 
 
 def _reported(
-    batch: Batch[P], seats: Sequence[Seat[P, R]], seconds: float, *, failed: bool
+    batch: Batch[P], seats: Sequence[Seat[P, R]], seconds: float, rate: float, *, failed: bool
 ) -> BatchReport:
     firsts = (seat for seat, part in zip(seats, batch.slices, strict=True) if part.start == 0)
     waits = tuple(seat.started - seat.submitted for seat in firsts)
-    return BatchReport(batch.key, batch.size, batch.rows, batch.reason, seconds, waits, failed)
+    return BatchReport(
+        batch.key, batch.size, batch.rows, batch.reason, seconds, waits, rate, failed
+    )

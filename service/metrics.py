@@ -5,10 +5,13 @@ values come from closed sets, and what can be told beforehand starts at zero, so
 sees the first event.
 """
 
+import math
+import os
 import platform
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,15 +23,18 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from service import views
+from service import views, work
 from service.ensemble import Backend
 from service.errors import ServiceError
+from service.gpus import GPUCollector
+from service.policy import Key
 from service.work import Backlog, BatchReport, DropReport
 
 LATENCY = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+LAG = (*LATENCY[:10], 0.1, 0.25, 0.5, 1.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STAGES = ("upload", "decode", "queue", "inference")
 
@@ -40,6 +46,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
+        registry.register(GPUCollector())
+        self._names: tuple[str, ...] = ()  # of the members
 
         self._requests = Counter(
             "googlenet_requests",
@@ -121,6 +129,25 @@ class Metrics:
             "Predicted seconds until all accepted work is done.",
             registry=registry,
         )
+        self._capacity = Gauge(
+            "googlenet_capacity_rows_per_second",
+            "Most rows a second that all devices compute, by the time their batches took.",
+            ["member", "side"],
+            registry=registry,
+        )
+        self._lag = Histogram(
+            "googlenet_event_loop_lag_seconds",
+            "How late a timer of the process that serves HTTP comes.",
+            buckets=LAG,
+            registry=registry,
+        )
+        self._threads = Gauge(
+            "googlenet_process_threads",
+            "Threads of the process that serves HTTP and of the worker.",
+            ["process"],
+            registry=registry,
+        )
+        self._threads.labels("http").set_function(lambda: _threads(os.getpid()))
         self._heartbeat = Gauge(
             "googlenet_worker_last_heartbeat_timestamp_seconds",
             "When the device last was idle or began a batch.",
@@ -201,12 +228,17 @@ class Metrics:
         self._batch_rows.observe(report.rows)
         self._batch_seconds.labels(report.key.side).observe(report.seconds)
         self._padding.inc(report.size - report.rows)
+        self._rate(report.key, report.rate)
         for seconds in report.queue_seconds:
             self._queue_wait.observe(seconds)
 
     def loaded(self, backend: Backend, seconds: float) -> None:
         """Name the models that are served from now on, and how long they took to load."""
         ensemble = backend.ensemble
+        self._names = tuple(member.name for member in ensemble.members)
+        devices = len(work.devices(backend.lanes))
+        for key in ensemble.costs.seconds:
+            self._rate(key, devices * ensemble.costs.rate(key))
         for member in ensemble.members:
             self._model.labels(
                 member.name, member.version, member.sha256, ensemble.device, ensemble.precision
@@ -214,6 +246,11 @@ class Metrics:
         self._load_seconds.set(seconds)
         self._warmup_seconds.set(ensemble.warmup_seconds)
         ProcessCollector("googlenet_worker", lambda: backend.pid, registry=self.registry)
+        self._threads.labels("worker").set_function(lambda: _threads(backend.pid))
+
+    def lag(self, seconds: float) -> None:
+        """Record how late the event loop was."""
+        self._lag.observe(seconds)
 
     def watch(self, *, ready: Callable[[], bool], backlog: Callable[[], Backlog]) -> None:
         """Ask these at every scrape for what has no event to report it."""
@@ -222,6 +259,17 @@ class Metrics:
         self._queue_bytes.set_function(lambda: backlog().nbytes)
         self._predicted_wait.set_function(lambda: backlog().seconds)
         self._heartbeat.set_function(lambda: time.time() - backlog().stalled)
+
+    def _rate(self, key: Key, rows: float) -> None:
+        self._capacity.labels(self._names[key.member], key.side).set(rows)
+
+
+def _threads(pid: int) -> float:
+    """Count a process's threads; not a number where it has ended or Linux is not there to tell."""
+    try:
+        return len([*Path(f"/proc/{pid}/task").iterdir()])
+    except OSError:
+        return math.nan
 
 
 def _leaves(error: type[ServiceError]) -> list[type[ServiceError]]:

@@ -58,6 +58,10 @@ class Costs:
         fitting = {key: min(count, self.largest(key)) for key, count in rows.items()}
         return max((self.of(key, count) for key, count in fitting.items()), default=0.0)
 
+    def rate(self, key: Key) -> float:
+        """Give the most rows a second that one device computes."""
+        return max(size / seconds for size, seconds in self.seconds[key].items())
+
     def observed(self, key: Key, size: int, seconds: float) -> "Costs":
         """Move one bucket's cost towards what it took just now: up quickly, down slowly.
 

@@ -1,6 +1,6 @@
 """What passes through the batcher: demands, batches, outcomes, reports."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -62,6 +62,11 @@ class Lane(Generic[P, R]):
     alone: int = 0
 
 
+def devices(lanes: Iterable[Lane[P, R]]) -> set[int]:
+    """Give the numbers of the devices that compute batches side by side."""
+    return {lane.device for lane in lanes if not lane.alone}
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
     """A job's results, in the order of its rows, and where its time went."""
@@ -82,6 +87,7 @@ class BatchReport:
     reason: Reason
     seconds: float  # of the device's time: from when it was free for this batch
     queue_seconds: tuple[float, ...]  # of the jobs whose first rows these were
+    rate: float  # rows of this key that all devices compute in a second, as known by now
     failed: bool
 
 

@@ -1,6 +1,7 @@
 """What is counted: names, labels, zeros, and the numbers after known traffic."""
 
 import asyncio
+import math
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 from test_classify import JPEG, Gate, parts, plain, service
 from test_uploads import asgi
 
-from service import views
+from service import lag, views
 from service.app import create_app
 from service.cuts import Cuts
 from service.ensemble import Backend, Probabilities
@@ -102,6 +104,7 @@ def test_every_name_has_the_prefix_and_help(client: TestClient) -> None:
         *("googlenet_requests_in_flight", "googlenet_ready", "googlenet_model_info"),
         *("googlenet_model_load_seconds", "googlenet_model_warmup_seconds"),
         *("googlenet_worker_last_heartbeat_timestamp_seconds", "googlenet_build_info"),
+        *("googlenet_event_loop_lag_seconds", "googlenet_process_threads"),
     } < ours
 
 
@@ -389,6 +392,64 @@ def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -
             beats = [value(client, name), value(client, name)]
         assert beats[1] == pytest.approx(beats[0], abs=0.01)
         assert beats[1] > time.time() - 5
+
+
+def test_the_most_rows_a_second_are_told_and_follow_what_batches_take() -> None:
+    name = "googlenet_capacity_rows_per_second"
+    with service(lambda _: fake_backend(seconds_per_row=1e-6, sizes=[1], lanes=2)) as client:
+        assert counts(client, name) == {
+            ("fake0", side): pytest.approx(2e6) for side in ("224", "288")
+        }
+        client.post("/classify", files=parts(plain("red")))
+        after = counts(client, name)
+    assert after["fake0", "224"] < 1.99e6
+    assert after["fake0", "288"] == pytest.approx(2e6)
+
+
+def test_threads_are_counted_while_there_is_a_process_that_has_them() -> None:
+    name, backend = "googlenet_process_threads", fake_backend()
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    backend.pid = other.pid
+    with service(lambda _: backend, SETTINGS) as client:
+        assert value(client, name, "worker") == 1
+        assert value(client, name, "http") == pytest.approx(threading.active_count(), abs=3)
+        other.communicate()
+        assert math.isnan(value(client, name, "worker"))
+
+
+def test_an_event_loop_that_is_blocked_is_late() -> None:
+    async def scenario() -> list[float]:
+        told: list[float] = []
+        watching = asyncio.create_task(lag.watch(told.append))
+        await asyncio.sleep(0)
+        time.sleep(lag.EVERY + 0.2)  # noqa: ASYNC251 - what is being looked for
+        await asyncio.sleep(lag.EVERY + 0.1)
+        watching.cancel()
+        return told
+
+    late, *others = asyncio.run(scenario())
+    assert late >= 0.2
+    assert all(seconds < late for seconds in others)
+
+
+def test_the_lag_of_the_loop_is_watched_while_the_service_runs(client: TestClient) -> None:
+    deadline = time.monotonic() + 10
+    while not value(client, "googlenet_event_loop_lag_seconds_count"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="this machine has no GPU")
+def test_gpus_are_told_of(client: TestClient) -> None:
+    assert value(client, "googlenet_gpu_memory_used_bytes", "0") > 0
+    assert value(client, "googlenet_gpu_memory_total_bytes", "0") > 1e9
+    assert 0 <= value(client, "googlenet_gpu_utilization_ratio", "0") <= 1
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+def test_without_a_gpu_nothing_is_told_of_any(client: TestClient) -> None:
+    gpus = [family for family in families(client) if family.name.startswith("googlenet_gpu_")]
+    assert [family.samples for family in gpus] == [[], [], []]
 
 
 def test_what_is_no_request_is_not_counted() -> None:
