@@ -1,21 +1,16 @@
 """A model on its device: uint8 views to probabilities, in the quickest number format."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from service import packed, runtime, views
-from service.cuts import Cuts
-from service.ensemble import Probabilities
 from service.errors import ModelError
 from service.manifest import Preprocessing
 from service.packed import Shape
 from service.weights import Model
-from service.work import Batch, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +88,17 @@ def quickest(
         return dtypes[0]
     probe = _probe().to(device)
     shapes = [Shape(*probe.shape[:2])]
-    exact = [Forward(model, device, torch.float32, shapes) for model in models]
+
+    def recorded(dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+        forwards = [Forward(model, device, dtype, shapes) for model in models]
+        return [runtime.recorded(forward, device) for forward in forwards]
+
+    exact = recorded(torch.float32)
     seconds = {}
-    with torch.inference_mode():
-        wanted = [forward(probe) for forward in exact]
+    with runtime.forwards(device)():
+        wanted = [forward(probe).clone() for forward in exact]
         for dtype in dtypes:
-            exactly = dtype == torch.float32
-            forwards = exact if exactly else [Forward(m, device, dtype, shapes) for m in models]
+            forwards = exact if dtype == torch.float32 else recorded(dtype)
             pairs = zip(forwards, wanted, strict=True)
             apart = max(float((f(probe) - want).abs().max()) for f, want in pairs)
             if apart <= AGREEMENT:
@@ -115,31 +114,3 @@ def _probe() -> Tensor:
     coarse = torch.rand((8, 3, 7, 7), generator=generator) * 255
     smooth = nn.functional.interpolate(coarse, size=views.CROP, mode="bilinear")
     return smooth.round().byte().permute(0, 2, 3, 1).contiguous()
-
-
-def cut(batch: Batch[Cuts], device: torch.device) -> Tensor:
-    """Cut a batch's views on its device: (size, side, side, 3) uint8, zeros for padding."""
-    side = batch.key.side
-    rows = torch.zeros((batch.size, side, side, 3), dtype=torch.uint8, device=device)
-    at = 0
-    for part in batch.slices:
-        wanted = part.payload.plan.views[part.start : part.stop]
-        numbers = sorted({view.canvas for view in wanted})
-        tensors = [torch.from_numpy(part.payload.canvases[number]) for number in numbers]
-        canvases = dict(zip(numbers, runtime.to_device(tensors, device), strict=True))
-        for view in wanted:
-            square = canvases[view.canvas][view.top : view.top + side, view.left : view.left + side]
-            rows[at] = square.flip(1) if view.mirror else square
-            at += 1
-    return rows
-
-
-def sums(
-    probabilities: npt.NDArray[np.float32], slices: Sequence[Slice[Cuts]]
-) -> list[Probabilities]:
-    """Sum up each slice's rows of a batch's probabilities, (rows, classes) float32."""
-    ends = np.cumsum([part.rows for part in slices])
-    return [
-        probabilities[end - part.rows : end].sum(axis=0, dtype=np.float64)
-        for end, part in zip(ends, slices, strict=True)
-    ]

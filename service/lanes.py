@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from service import forward, images, processors, runtime, views
+from service import images, processors, rows, runtime, views
 from service.cuts import Cuts
 from service.ensemble import Probabilities
 from service.forward import Forward
@@ -141,13 +141,14 @@ def _lane(
     alone: int = 0,
 ) -> ClassifyingLane:
     forwards = runtime.forwards(device, threads)
+    networks = [runtime.recorded(member, device) for member in members]
 
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
         with forwards():
-            rows = forward.cut(batch, device)
+            pixels = rows.cut(batch, device)
             # The copy to the host waits for the device.
-            probabilities = members[batch.key.member](rows).cpu().numpy()
-        return forward.sums(probabilities, batch.slices)
+            probabilities = networks[batch.key.member](pixels).cpu().numpy()
+        return rows.sums(probabilities, batch.slices)
 
     return ClassifyingLane(run, number, alone)
 

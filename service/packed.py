@@ -15,12 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import Tensor, fx, nn
-from torch.fx.experimental import optimization
 from torch.fx.passes.shape_prop import ShapeProp
 
 from service.errors import ModelError
+from service.folding import RELUS, folded, relu_after
 from service.networks.googlenet import LocalResponseNorm
 from service.operators import (
     LARGEST,
@@ -33,8 +32,7 @@ from service.operators import (
     ToFloats,
 )
 
-_RELUS = (F.relu, torch.relu)
-_POSITIVE = ("sqrt", *_RELUS)  # their results are never below zero
+_POSITIVE = ("sqrt", *RELUS)  # their results are never below zero
 _KEEPING = (torch.cat, operator.mul)  # nor are theirs, if what they are given is not
 _KEEPING_MODULES = (nn.MaxPool2d, LocalResponseNorm)
 
@@ -74,7 +72,7 @@ def pack(
 
     For int8 `largest` holds what `calibrate` found.
     """
-    exact = _folded(network)
+    exact = folded(network)
     known = (largest or {}) if dtype == torch.int8 else None
     if known is not None and not {node.name for node in exact.graph.nodes} <= {*known}:
         raise ModelError("the network was not calibrated for int8, or has changed since")
@@ -92,7 +90,7 @@ def pack(
 
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Find the largest value of every tensor within a network, on batches of its input."""
-    recorder = _Recorder(_folded(network))
+    recorder = _Recorder(folded(network))
     with torch.inference_mode():
         for batch in batches:
             recorder.run(batch)
@@ -111,19 +109,6 @@ class _Recorder(fx.Interpreter):
         value = float(result.max()) if isinstance(result, Tensor) else 0.0
         self.largest[n.name] = max(self.largest.get(n.name, 0.0), value)
         return result
-
-
-def _folded(network: nn.Module) -> fx.GraphModule:
-    traced = fx.GraphModule(network, _Tracer().trace(network))
-    return cast("fx.GraphModule", optimization.fuse(traced, no_trace=True))
-
-
-class _Tracer(fx.Tracer):
-    """Takes every convolution and normalisation as a whole, whoever's class it is."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, nn.Conv2d | LocalResponseNorm)
-        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Rewriting:
@@ -146,7 +131,9 @@ class _Rewriting:
         self._made: dict[str, nn.Module] = {}
         self._floats: dict[fx.Node, fx.Node] = {}
         self._bytes: dict[fx.Node, fx.Node] = {}
-        self._relus = {conv: relu for conv in self._nodes if (relu := self._relu_after(conv))}
+        self._relus = {
+            conv: relu for conv in self._nodes if (relu := relu_after(conv, self._modules))
+        }
         self._positive = self._find_positive()
         self._wanted = self._find_wanted()  # in bytes
         self._groups = self._find_groups()
@@ -177,13 +164,6 @@ class _Rewriting:
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self._modules[str(node.target)] if node.op == "call_module" else None
-
-    def _relu_after(self, node: fx.Node) -> fx.Node | None:
-        """Find the ReLU that is the only one to use a convolution's result."""
-        if not isinstance(self._module(node), nn.Conv2d) or len(node.users) != 1:
-            return None
-        (user,) = node.users
-        return user if user.op == "call_function" and user.target in _RELUS else None
 
     def _find_positive(self) -> set[fx.Node]:
         """Prove, where it is easy, that a node's result is nowhere below zero."""

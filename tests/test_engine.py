@@ -10,18 +10,8 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from test_forward import (
-    SHORT,
-    WARP,
-    batch,
-    cuts,
-    expected_views,
-    noise,
-    preprocessed,
-    softmax,
-    toy,
-    whole,
-)
+from test_forward import preprocessed, softmax, toy
+from test_rows import SHORT, WARP, batch, cuts, expected_views, noise, whole
 
 from service import engine, processors, views, weights
 from service.cuts import Cuts

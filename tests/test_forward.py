@@ -2,117 +2,25 @@
 
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from conftest import ROOT
-from PIL import Image
 from torch import Tensor, nn
 
-from service import forward, runtime, views
-from service.cuts import Cuts
+from service import forward, runtime
 from service.errors import ModelError
 from service.forward import Forward
 from service.manifest import Label
 from service.packed import Shape
-from service.policy import Key
 from service.store import Store
-from service.views import CROP, DENSE, Resize
+from service.views import CROP, Resize
 from service.weights import Model
-from service.work import Batch, Slice
 
 CPU = torch.device("cpu")
 WARP, SHORT = Resize("warp", 256), Resize("short", 256)
-
-
-def noise(seed: int, width: int = 300, height: int = 260) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def cuts(picture: Image.Image, name: str, resize: Resize = WARP) -> Cuts:
-    plan = views.plan(name, resize)
-    return Cuts(plan, views.canvases(picture, plan))
-
-
-def whole(payload: Cuts) -> Slice[Cuts]:
-    return Slice(payload, 0, len(payload.plan.views))
-
-
-def batch(*slices: Slice[Cuts], size: int = 0, member: int = 0) -> Batch[Cuts]:
-    rows = sum(part.rows for part in slices)
-    key = Key(member, slices[0].payload.plan.side)
-    return Batch(key, size or rows, slices, "full")
-
-
-def expected_views(part: Slice[Cuts]) -> list[npt.NDArray[np.uint8]]:
-    """A slice's views, cut with numpy."""
-    made = []
-    for view in part.payload.plan.views[part.start : part.stop]:
-        canvas = part.payload.canvases[view.canvas]
-        square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
-        made.append(square[:, ::-1] if view.mirror else square)
-    return made
-
-
-# Cutting.
-
-
-@pytest.mark.parametrize("name", views.NAMES)
-@pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_cut_gives_exactly_the_plans_views(name: str, resize: Resize) -> None:
-    part = whole(cuts(noise(0), name, resize))
-    rows = forward.cut(batch(part), CPU)
-    assert rows.dtype == torch.uint8
-    assert np.array_equal(rows.numpy(), np.stack(expected_views(part)))
-
-
-def test_cut_puts_slices_one_after_the_other_and_pads_with_zeros() -> None:
-    one, two = cuts(noise(1), "ten"), cuts(noise(2), "single")
-    slices = [Slice(one, 3, 8), whole(two), Slice(one, 9, 10)]
-    rows = forward.cut(batch(*slices, size=16), CPU).numpy()
-    views_ = [view for part in slices for view in expected_views(part)]
-    assert rows.shape == (16, CROP, CROP, 3)
-    assert np.array_equal(rows[:7], np.stack(views_))
-    assert not rows[7:].any()
-
-
-def test_cut_uses_the_side_of_its_key() -> None:
-    rows = forward.cut(batch(whole(cuts(noise(3), "dense"))), CPU)
-    assert rows.shape == (2, DENSE, DENSE, 3)
-    assert torch.equal(rows[0].flip(1), rows[1])
-
-
-def test_144_views_split_at_odd_places_are_the_144_views() -> None:
-    payload = cuts(noise(4, 320, 256), "paper")
-    places = [0, 1, 7, 72, 73, 101, 144]
-    pieces = [
-        forward.cut(batch(Slice(payload, start, stop)), CPU) for start, stop in pairwise(places)
-    ]
-    assert torch.equal(torch.cat(pieces), forward.cut(batch(whole(payload)), CPU))
-
-
-# Summing up.
-
-
-def test_each_slice_has_the_sum_of_its_own_rows_and_padding_is_nobodys() -> None:
-    payload = cuts(noise(5), "ten")
-    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
-    parts = [Slice(payload, 0, 1), Slice(payload, 4, 7)]
-    one, three = forward.sums(rows, parts)
-    assert one.tolist() == [0, 1]
-    assert three.tolist() == [2 + 4 + 6, 3 + 5 + 7]
-
-
-def test_many_rows_are_summed_up_exactly() -> None:
-    """In float32 adding a small probability to a large sum would round it away."""
-    rows = np.full((4096, 1), 1e-8, np.float32)
-    rows[0] = 1
-    (summed,) = forward.sums(rows, [Slice(cuts(noise(5), "ten"), 0, 4096)])
-    assert summed == pytest.approx([1 + 4095e-8], abs=1e-9)
 
 
 # A network small enough to reckon: how dark a view's colours are, as probabilities.

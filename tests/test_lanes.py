@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_forward import Toy, batch, cuts, noise, toy, whole
+from test_forward import Toy, toy
+from test_rows import batch, cuts, noise, whole
 from torch import Tensor, fx, nn
 
 from service import lanes, weights

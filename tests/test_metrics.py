@@ -410,10 +410,16 @@ def test_threads_are_counted_while_there_is_a_process_that_has_them() -> None:
     name, backend = "googlenet_process_threads", fake_backend()
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     backend.pid = other.pid
-    with service(lambda _: backend, SETTINGS) as client:
+    with other, service(lambda _: backend, SETTINGS) as client:
         assert value(client, name, "worker") == 1
-        assert value(client, name, "http") == pytest.approx(threading.active_count(), abs=3)
-        other.communicate()
+        before = value(client, name, "http")
+        with ThreadPoolExecutor(20) as threads:
+            started = threading.Barrier(21)
+            for _ in range(20):
+                threads.submit(started.wait)
+            assert value(client, name, "http") == pytest.approx(before + 20, abs=3)
+            started.wait(10)
+        other.communicate(b"\n")
         assert math.isnan(value(client, name, "worker"))
 
 

@@ -129,10 +129,8 @@ def test_what_work_raises_is_raised() -> None:
         runtime.compute(work)
 
 
-def test_on_the_cpu_nothing_is_copied() -> None:
-    arrays = [torch.zeros(2, 3, dtype=torch.uint8), torch.ones(4, dtype=torch.uint8)]
-    there = runtime.to_device(arrays, CPU)
-    assert [a.data_ptr() for a in there] == [a.data_ptr() for a in arrays]
+def test_a_module_is_itself_on_the_cpu() -> None:
+    assert runtime.recorded(torch.square, CPU) is torch.square
 
 
 def lasting(*seconds: float) -> Callable[[], None]:
@@ -160,14 +158,28 @@ def test_a_long_run_is_not_repeated() -> None:
 
 
 @needs_gpu
-def test_on_a_gpu_arrays_arrive_as_they_were() -> None:
-    arrays = [
-        torch.randint(0, 256, shape, dtype=torch.uint8) for shape in ((5, 5, 3), (1,), (2, 7, 3))
-    ]
-    gpu = torch.device("cuda", 0)
-    there = runtime.to_device(arrays, gpu)
-    assert all(array.device == gpu for array in there)
-    assert all(torch.equal(ours.cpu(), array) for ours, array in zip(there, arrays, strict=True))
+def test_on_a_gpu_tensors_arrive_as_one() -> None:
+    parts = [torch.randint(0, 256, (length, 3), dtype=torch.uint8) for length in (50, 1, 14)]
+    there = runtime.to_device(parts, torch.device("cuda", 0))
+    assert there.device.type == "cuda"
+    assert torch.equal(there.cpu(), torch.cat(parts))
+
+
+@needs_gpu
+def test_what_was_recorded_is_replayed_for_its_shape() -> None:
+    gpu, calls = torch.device("cuda", 0), []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape)
+        return x * 2
+
+    with runtime.forwards(gpu)():
+        doubled = runtime.recorded(double, gpu)
+        for value, length in ((1.0, 2), (2.0, 3), (3.0, 2), (4.0, 3)):
+            assert (
+                doubled(torch.full((length,), value, device=gpu)).tolist() == [2 * value] * length
+            )
+    assert calls == [(2,), (2,), (3,), (3,)]  # once to set up, once to be recorded
 
 
 @needs_gpu

@@ -1,0 +1,36 @@
+"""A network as a graph of its operations, batch norm folded into the convolution before it."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
+from torch import fx, nn
+from torch.fx.experimental import optimization
+
+from service.networks.googlenet import LocalResponseNorm
+
+RELUS = (F.relu, torch.relu)
+
+
+def folded(network: nn.Module) -> fx.GraphModule:
+    """Take over a network in evaluation mode."""
+    traced = fx.GraphModule(network, _Tracer().trace(network))
+    return cast("fx.GraphModule", optimization.fuse(traced, no_trace=True))
+
+
+def relu_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """Find the ReLU that is the only one to use a convolution's result."""
+    is_module = node.op == "call_module"
+    if not (is_module and isinstance(modules[str(node.target)], nn.Conv2d)) or len(node.users) != 1:
+        return None
+    (user,) = node.users
+    return user if user.op == "call_function" and user.target in RELUS else None
+
+
+class _Tracer(fx.Tracer):
+    """Takes every convolution and normalisation as a whole, whoever's class it is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, nn.Conv2d | LocalResponseNorm)
+        return whole or super().is_leaf_module(m, module_qualified_name)

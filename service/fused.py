@@ -1,0 +1,39 @@
+"""A network rewritten for a GPU: a convolution and the ReLU after it are one call of cuDNN."""
+
+import torch
+from torch import Tensor, fx, nn
+
+from service.folding import folded, relu_after
+
+
+class ConvReLU(nn.Module):
+    """A convolution, and nothing below zero in its result; for a GPU only."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:  # pragma: no cover - needs a GPU
+        """Take (N, in, H, W), give (N, out, H', W')."""
+        conv = self.conv
+        return torch.cudnn_convolution_relu(
+            x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        )
+
+
+def fuse(network: nn.Module) -> fx.GraphModule:
+    """Take over a network in evaluation mode; all that is neither convolution nor ReLU stays."""
+    whole = folded(network)
+    modules = dict(whole.named_modules())
+    for node in list(whole.graph.nodes):
+        if relu := relu_after(node, modules):
+            conv = modules[str(node.target)]
+            assert isinstance(conv, nn.Conv2d)  # noqa: S101 - what has a ReLU after it is one
+            name = f"fused_{node.name}"
+            whole.add_submodule(name, ConvReLU(conv))
+            with whole.graph.inserting_after(relu):
+                relu.replace_all_uses_with(whole.graph.call_module(name, node.args))
+            whole.graph.erase_node(relu)
+            whole.graph.erase_node(node)
+    whole.recompile()  # type: ignore[no-untyped-call]  # torch has no types there
+    return whole

@@ -1,0 +1,56 @@
+"""The network rewritten for a GPU: every ReLU is its convolution's, and the answer stays."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
+from torch import Tensor, nn
+
+from service.folding import RELUS
+from service.fused import ConvReLU, fuse
+from service.networks import ARCHITECTURES
+from service.networks.googlenet import GoogLeNet
+
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
+)
+
+
+class Twice(nn.Module):
+    """A convolution whose result is wanted before the ReLU, too, and one without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> the same
+        x = self.shared(x)
+        return self.last(F.relu(x) - x)  # type: ignore[no-any-return]  # nn.Module calls are untyped
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_relu_of_a_network_becomes_a_convolutions(name: str) -> None:
+    network = ARCHITECTURES[name].build(10).eval()
+    fused = fuse(network)
+    assert sum(isinstance(module, ConvReLU) for module in fused.modules()) == 57
+    assert not any(node.target in RELUS for node in fused.graph.nodes)
+
+
+def test_a_result_that_is_wanted_without_its_relu_is_kept() -> None:
+    network = Twice().eval()
+    x = torch.randn(2, 3, 4, 4)
+    wanted = network(x)
+    assert torch.equal(fuse(copy.deepcopy(network))(x), wanted)
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 8])
+def test_on_a_gpu_it_answers_as_before(rows: int) -> None:
+    gpu = torch.device("cuda", 0)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's stub
+    network = GoogLeNet(classes=10, auxiliary=False).eval().to(gpu)
+    x = 50 * torch.randn(rows, 3, 224, 224, device=gpu)
+    with torch.inference_mode():
+        wanted = network(x)
+        assert torch.allclose(fuse(network)(x), wanted, rtol=1e-4, atol=1e-4 * float(wanted.std()))
