@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib import metadata
 
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
 
 from service import apart, lag
 from service.api import classify, health, problems
@@ -41,12 +42,23 @@ def create_classifier(
     return Classifier(timed_load, limits, metrics.work)
 
 
-def create_app(settings: Settings, *, load: Load = apart.load) -> FastAPI:
-    """Put the service together; `load` is the one place where a test puts something else."""
+def create_app(
+    settings: Settings,
+    *,
+    load: Load = apart.load,
+    is_leaving: Callable[[], bool] = lambda: False,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
+    """Put the service together; `load` is the one place where a test puts something else.
+
+    `is_leaving` tells whether the process has been told to stop. Spans go to `tracer_provider`,
+    or to where OpenTelemetry's variables in the environment say, or nowhere.
+    """
     metrics = Metrics()
     classifier = create_classifier(settings, load=load, metrics=metrics)
     metrics.watch(
-        ready=lambda: not (classifier.loaded or classifier.worked), backlog=classifier.backlog
+        ready=lambda: not (classifier.loaded or classifier.worked or is_leaving()),
+        backlog=classifier.backlog,
     )
 
     @asynccontextmanager
@@ -61,10 +73,18 @@ def create_app(settings: Settings, *, load: Load = apart.load) -> FastAPI:
         version=metadata.version("googlenet-service"),
         summary="Name what is on a picture.",
         lifespan=lifespan,
+        telemetry={
+            "tracer_provider": tracer_provider,
+            "auto_configure": True,
+            "metrics": False,  # those are for Prometheus
+            "logs": False,
+            "operation_spans": False,
+            "exclude": lambda scope: scope.get("path") in health.PATHS,
+        },
     )
-    app.include_router(classify.router(classifier, settings, metrics))
-    app.include_router(health.router(classifier, metrics.registry))
+    app.include_router(classify.router(classifier, settings, metrics, tracer_provider))
+    app.include_router(health.router(classifier, metrics.registry, is_leaving))
     problems.install(app, metrics)
     app.add_middleware(Gate, classifier=classifier, settings=settings, metrics=metrics)
-    app.add_middleware(Requests, metrics=metrics)
+    app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
     return app

@@ -37,6 +37,7 @@ class Limits:
 class Timing:
     """Where a picture's time went, in seconds."""
 
+    started: float  # by time.monotonic()
     decode: float
     queue: float
     inference: float
@@ -48,6 +49,7 @@ class Answer:
 
     predictions: tuple[Prediction, ...]
     timing: Timing
+    batch_rows: int  # rows, anybody's, in the largest of its last batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +257,11 @@ class Classifier:
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
         parts = [outcome.parts for outcome in outcomes]
         ranking = backend.ensemble.rank(parts, wanted.plans, wanted.top_k)
-        return Answer(ranking, Timing(decoded, queued, done - queued))
+        return Answer(
+            ranking,
+            Timing(started, decoded, queued, done - queued),
+            max(outcome.batch_rows for outcome in outcomes),
+        )
 
 
 def _close(loading: Future[Backend]) -> None:

@@ -1,5 +1,7 @@
 """A network rewritten for a GPU: a convolution and the ReLU after it are one call of cuDNN."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -16,8 +18,9 @@ class ConvReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # pragma: no cover - needs a GPU
         """Take (N, in, H, W), give (N, out, H', W')."""
         conv = self.conv
+        padding = cast("tuple[int, ...]", conv.padding)  # networks here name none ("same")
         return torch.cudnn_convolution_relu(
-            x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+            x, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups
         )
 
 
@@ -35,5 +38,5 @@ def fuse(network: nn.Module) -> fx.GraphModule:
                 relu.replace_all_uses_with(whole.graph.call_module(name, node.args))
             whole.graph.erase_node(relu)
             whole.graph.erase_node(node)
-    whole.recompile()  # type: ignore[no-untyped-call]  # torch has no types there
+    whole.recompile()
     return whole

@@ -197,10 +197,12 @@ class Metrics:
         for side in (views.CROP, views.DENSE):
             self._batch_seconds.labels(side)
 
-    def request(self, route: str, method: str, code: int, seconds: float) -> None:
-        """Count an answered request."""
+    def request(
+        self, route: str, method: str, code: int, seconds: float, traced: dict[str, str]
+    ) -> None:
+        """Count an answered request; `traced` is its exemplar, empty if it is not traced."""
         self._requests.labels(route, method, code).inc()
-        self._request_seconds.labels(route, code).observe(seconds)
+        self._request_seconds.labels(route, code).observe(seconds, traced or None)
 
     def in_flight(self, change: int) -> None:
         """Count a request in (1) or out (-1)."""

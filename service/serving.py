@@ -2,31 +2,27 @@
 
 import gc
 import logging
-import signal
+import math
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import uvicorn
-from rich.logging import RichHandler
 
-from service import apart, app, console, interpreter, store
+from service import apart, app, interpreter, logs, store
 from service.ensemble import Backend
 from service.errors import Unreachable
+from service.server import Server
 from service.settings import Settings
 from service.store import Store
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 30  # what a stop waits for the requests that are being answered
-
 
 def serve(settings: Settings, _: dict[str, Any]) -> int:
     """Serve over HTTP until told to stop; fetches what is missing of the model first."""
-    handler = RichHandler(console=console.terminal(stderr=True), show_path=False)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(message)s", handlers=[handler])
-    if status := _fetch_missing(store.locate(settings.store), settings.models):
+    logs.configure(settings)
+    if settings.fetch and (status := _fetch_missing(store.locate(settings.store), settings.models)):
         if settings.strict or status != Unreachable.exit_status:
             return status
         logger.warning("%s cannot be fetched; the bundled model is served", settings.model)
@@ -42,19 +38,18 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
             raise
 
     config = uvicorn.Config(
-        app.create_app(settings, load=load),
+        app.create_app(settings, load=load, is_leaving=lambda: server.is_leaving),
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),  # whole seconds, for uvicorn
     )
-    server = uvicorn.Server(config)
+    server = Server(config, settings.drain_seconds)
     gc.collect()
     gc.freeze()  # what is there stays there: looking through it again and again costs time
-    with _ending_well():
-        server.run()
+    server.run()
     return 1 if failures else 0
 
 
@@ -71,15 +66,3 @@ def _fetch(where: Store, name: str) -> int:
     """
     command = interpreter.command("service", "models", "fetch", name, f"--store={where.root}")
     return subprocess.run(command, env=interpreter.environment(), check=False).returncode  # noqa: S603 - ourselves
-
-
-@contextmanager
-def _ending_well() -> Iterator[None]:
-    """Make a stop by signal a success: uvicorn, when it is done, raises what stopped it again."""
-    asked = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in asked}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PlanName = Literal["single", "ten", "paper", "dense"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "text", "json"]
 
 MEBIBYTE = 1024 * 1024
 
@@ -27,6 +28,10 @@ class Settings(BaseSettings):
             description="model to serve; several, separated by commas, are averaged",
         ),
     ] = "googlenet"
+    fetch: Annotated[
+        bool,
+        Field(description="fetch weights that are missing; else end and say how to get them"),
+    ] = True
     strict: Annotated[
         bool,
         Field(description="end if the model cannot be fetched; else the bundled one is served"),
@@ -100,9 +105,21 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, description="a forward that runs longer than this fails the liveness probe"),
     ] = 60.0
+    drain_seconds: Annotated[
+        float,
+        Field(ge=0, le=600, description="after SIGTERM, how long requests are still let in"),
+    ] = 0.0
+    grace_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="after that, how long a stop waits for those in flight"),
+    ] = 30.0
     log_level: Annotated[LogLevel, Field(description="least severe message that is logged")] = (
         "info"
     )
+    log_format: Annotated[
+        LogFormat,
+        Field(description="text, or JSON lines; auto: text on a terminal, else JSON"),
+    ] = "auto"
 
     @property
     def models(self) -> tuple[str, ...]:

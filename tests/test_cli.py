@@ -667,6 +667,16 @@ def test_serving_does_not_begin_without_what_cannot_be_fetched(
     assert "Uvicorn" not in told
 
 
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_serving_fetches_nothing_where_that_is_forbidden(
+    remote: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = ["--model", "far", "--store", str(remote), "--port", "0"]
+    assert main(["serve", "--fetch", "no", *where]) == 1
+    assert f"The weights of 'far' are not in {remote}" in caplog.text
+    assert not [*remote.glob("far/*.safetensors*")]
+
+
 # Without a network.
 
 

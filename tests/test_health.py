@@ -50,7 +50,7 @@ def test_while_the_model_loads_the_process_lives_and_is_not_ready() -> None:
             assert probe(client, "/livez?verbose") == (200, "[+]worker ok\nok\n")
             assert probe(client, "/readyz?verbose") == (
                 503,
-                f"[-]model {reason}\n[+]worker ok\nfailed\n",
+                f"[-]model {reason}\n[+]worker ok\n[+]stop ok\nfailed\n",
             )
             assert probe(client, "/startupz?verbose") == (503, f"[-]model {reason}\nfailed\n")
         finally:
@@ -62,7 +62,7 @@ def test_while_the_model_loads_the_process_lives_and_is_not_ready() -> None:
 @pytest.mark.parametrize("query", ["verbose", "verbose=", "verbose=1", "verbose=no"])
 def test_every_check_is_listed_on_demand(query: str, client: TestClient) -> None:
     assert probe(client, f"/livez?{query}") == (200, "[+]worker ok\nok\n")
-    assert probe(client, f"/readyz?{query}") == (200, "[+]model ok\n[+]worker ok\nok\n")
+    assert probe(client, f"/readyz?{query}") == (200, "[+]model ok\n[+]worker ok\n[+]stop ok\nok\n")
     assert probe(client, f"/startupz?{query}") == (200, "[+]model ok\nok\n")
 
 

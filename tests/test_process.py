@@ -8,15 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 from conftest import ROOT, Served, missing, serving, wait_ready
+from test_classify import JPEG
 
 from service.store import WEIGHTS, Store
 
@@ -149,10 +152,10 @@ def test_a_client_that_leaves_the_queue_costs_no_forward(served: Served, beagle:
 
 
 @contextmanager
-def started(store: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def started(store: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start a process whose log one can read, and give the port it listens on."""
     process = subprocess.Popen(  # noqa: S603 - ourselves
-        [sys.executable, "-m", "service", "serve", "--port", "0", *options(store)],
+        [sys.executable, "-m", "service", "serve", "--port", "0", *options(store), *more],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, process_group=0,
     )  # fmt: skip
     assert process.stderr is not None
@@ -192,6 +195,79 @@ def test_it_listens_at_once_becomes_ready_and_at_a_signal_answers_and_ends(
     assert "Application shutdown complete" in log
     assert "Traceback" not in log
     assert process.returncode == 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request of a caller that keeps its connection for as long as it may."""
+
+    began: float
+    status: int  # 0: the connection was refused or broke
+    has_to_leave: bool  # the answer ends the connection
+
+
+def ask_again_and_again(port: int, picture: bytes, over: threading.Event) -> list[Asked]:
+    asked = []
+    with client_of(port) as client:
+        while not over.is_set():
+            began = time.monotonic()
+            try:
+                answer = client.post("/classify?views=single", content=picture, headers=JPEG)
+            except httpx2.TransportError:
+                asked.append(Asked(began, 0, has_to_leave=False))
+                break
+            has_to_leave = answer.headers.get("connection") == "close"
+            asked.append(Asked(began, answer.status_code, has_to_leave))
+    return asked
+
+
+def test_under_load_a_stop_loses_nothing_and_refuses_nobody_before_its_time(
+    real_store: Store, beagle: bytes
+) -> None:
+    drain, over = 2.0, threading.Event()
+    with (
+        started(real_store.root, f"--drain-seconds={drain}") as (process, port),
+        client_of(port) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        wait_ready(client)
+        callers = [threads.submit(ask_again_and_again, port, beagle, over) for _ in range(4)]
+        until(lambda: samples(client)["googlenet_requests_in_flight"] >= 4)
+        told = time.monotonic()
+        process.terminate()
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert time.monotonic() - told < drain / 2
+        assert client.get("/readyz").text == "the service is stopping\n"
+        assert client.get("/livez").status_code == 200
+        assert samples(client)["googlenet_ready"] == 0
+        _, log = process.communicate(timeout=60)
+        over.set()
+        asked = [one for caller in callers for one in caller.result()]
+    assert process.returncode == 0
+    assert "stopping; requests are let in for 2 s more" in log
+    assert {one.status for one in asked if one.began < told + drain} == {200}
+    draining = [one for one in asked if one.began > told + 0.2 and one.status]
+    assert draining
+    assert all(one.has_to_leave for one in draining)
+
+
+def test_told_a_second_time_it_ends_at_once(real_store: Store, beagle: bytes) -> None:
+    with (
+        started(real_store.root, "--drain-seconds=60") as (process, port),
+        client_of(port) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        worker = worker_of(process)
+        wait_ready(client)
+        lost = threads.submit(client.post, "/classify?views=paper", files={"file": beagle})
+        until(lambda: samples(client)["googlenet_requests_in_flight"] == 2)
+        process.terminate()
+        until(lambda: client.get("/readyz").status_code == 503)
+        process.terminate()
+        assert process.wait(timeout=5) == 128 + signal.SIGTERM
+        with pytest.raises(httpx2.TransportError):
+            lost.result()
+        until(lambda: not worker.exists())
 
 
 def test_a_signal_ends_it_while_it_loads(real_store: Store) -> None:

@@ -145,7 +145,7 @@ def test_it_is_served_with_its_labels_and_its_notice(
         (served,) = client.get("/models").json()["models"]
         assert (served["notice"], served["sha256"]) == ("Only stripes.", outcome.sha256)
         verbose = client.get("/readyz?verbose").text
-        assert verbose == "[+]model ok\n[+]worker ok\n[i]notice Only stripes.\nok\n"
+        assert verbose == "[+]model ok\n[+]worker ok\n[+]stop ok\n[i]notice Only stripes.\nok\n"
 
 
 def test_probabilities_are_those_of_its_temperature(trained: tuple[Path, Outcome]) -> None:

@@ -1,16 +1,19 @@
 """POST /classify and GET /models."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
+from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service import images, views
 from service.api import problems
 from service.api.problems import Problem
+from service.api.requests import note
+from service.api.tracing import Stages
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
 from service.classifier import Answer, Classifier
 from service.ensemble import Ensemble
@@ -95,9 +98,15 @@ def _body(max_files: int) -> dict[str, Any]:
     }
 
 
-def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIRouter:
+def router(
+    classifier: Classifier,
+    settings: Settings,
+    metrics: Metrics,
+    tracer_provider: TracerProvider | None,
+) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
+    stages = Stages(tracer_provider)
     most_ms = int(settings.timeout_seconds * 1000)
     budget = Budget(settings.max_upload_bytes)
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
@@ -129,7 +138,8 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         with budget.share() as share:
             started = time.monotonic()
             uploads = await read(request, bounds, share)
-            metrics.stage("upload", time.monotonic() - started)
+            uploaded = time.monotonic() - started
+            metrics.stage("upload", uploaded)
             answers = await classifier.classify(
                 [upload.data for upload in uploads],
                 plan=plan,
@@ -138,6 +148,20 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
                 gone=lambda: _gone(request),
             )
         _count(metrics, plan, answers)
+        stages.trace(started, uploaded, answers)
+        longest = _longest(answers)
+        note(
+            request.scope,
+            {
+                "views": plan,
+                "pictures": len(answers),
+                "upload": round(uploaded, 6),
+                **{stage: round(seconds, 6) for stage, seconds in longest.items()},
+                "batch_rows": max(
+                    (a.batch_rows for a in answers if isinstance(a, Answer)), default=0
+                ),
+            },
+        )
         about = _about(classifier.ensemble, plan)
         if len(answers) == 1:
             first = answers[0]
@@ -153,7 +177,7 @@ def router(classifier: Classifier, settings: Settings, metrics: Metrics) -> APIR
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
-            headers={"Server-Timing": _server_timing(answers)},
+            headers={"Server-Timing": _server_timing(longest)},
         )
 
     @routes.get("/models", responses=problems.documented(503))
@@ -217,12 +241,15 @@ def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> 
     return Result(filename=upload.filename, predictions=_predictions(answer))
 
 
-def _server_timing(answers: Sequence[Answer | ServiceError]) -> str:
-    """Give the longest of each stage, in milliseconds."""
+def _longest(answers: Sequence[Answer | ServiceError]) -> dict[str, float]:
+    """Give the seconds that each stage took for the picture for which it took longest."""
     timings = [answer.timing for answer in answers if isinstance(answer, Answer)]
-    stages: dict[str, Any] = {
+    return {
         "decode": max((timing.decode for timing in timings), default=0.0),
         "queue": max((timing.queue for timing in timings), default=0.0),
         "inference": max((timing.inference for timing in timings), default=0.0),
     }
+
+
+def _server_timing(stages: Mapping[str, float]) -> str:
     return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())

@@ -37,8 +37,7 @@ class Gate:
                 self._check(scope)
             except ServiceError as error:
                 name_route(scope, PATH)
-                self._metrics.rejected(error)
-                refusal = problems.response(problems.of(error, Request(scope)))
+                refusal = problems.refusal(error, Request(scope), self._metrics)
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -1,6 +1,6 @@
 """Probes and metrics: what machines ask, answered without touching the model's work."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -9,6 +9,8 @@ from prometheus_client.registry import CollectorRegistry
 from starlette.responses import PlainTextResponse, Response
 
 from service.classifier import Classifier
+
+PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # asked often, and by machines
 
 _PROBE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {}}},
@@ -19,7 +21,9 @@ _PROBE: dict[int | str, dict[str, Any]] = {
 Verbose = Annotated[str | None, Query(description="list every check; needs no value")]
 
 
-def router(classifier: Classifier, registry: CollectorRegistry) -> APIRouter:
+def router(
+    classifier: Classifier, registry: CollectorRegistry, is_leaving: Callable[[], bool]
+) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
 
@@ -31,7 +35,11 @@ def router(classifier: Classifier, registry: CollectorRegistry) -> APIRouter:
     @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
     async def readyz(verbose: Verbose = None) -> Response:
         """Should requests be sent here now."""
-        checks = {"model": classifier.loaded, "worker": classifier.worked}
+        checks = {
+            "model": classifier.loaded,
+            "worker": classifier.worked,
+            "stop": "the service is stopping" if is_leaving() else None,
+        }
         return _probe(checks, verbose, classifier.notice)
 
     @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)

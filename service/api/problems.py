@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import errors
-from service.api.requests import request_id
+from service.api.requests import note, request_id
 from service.errors import ServiceError
 from service.metrics import Metrics
 
@@ -83,6 +83,13 @@ def response(described: Problem, headers: Mapping[str, str] | None = None) -> Re
     )
 
 
+def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response:
+    """Refuse a request with one of the service's own errors; count and note why."""
+    metrics.rejected(error)
+    note(request.scope, {"code": error.code})
+    return response(of(error, request))
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe the problems a route may answer with, for its OpenAPI."""
     schema = {"$ref": "#/components/schemas/Problem"}
@@ -100,16 +107,14 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)  # noqa: S101 - registered for it below
-        metrics.rejected(error)
-        return response(of(error, request))
+        return refusal(error, request, metrics)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - the same
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
         detail = f"{where}: {first['msg']}"
-        metrics.rejected(errors.InvalidParameter(detail))
-        return response(problem(422, errors.InvalidParameter.code, detail, request))
+        return refusal(errors.InvalidParameter(detail), request, metrics)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - the same

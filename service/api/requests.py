@@ -2,19 +2,28 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import re
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from opentelemetry import trace
+from opentelemetry.trace import SpanContext
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import health
 from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 _ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _KEY = "googlenet.request_id"
 _ROUTE = "googlenet.route"
+_NOTES = "googlenet.notes"
 _LINGER = 2.0  # seconds a caller has to notice an answer that came before its body was read
 _SMALL = 1024 * 1024  # bytes of a body that may come for nothing, so that its connection can go on
 
@@ -30,12 +39,18 @@ def name_route(scope: Scope, template: str) -> None:
     scope[_ROUTE] = template
 
 
-class Requests:
-    """Names, counts and times requests."""
+def note(scope: Scope, notes: Mapping[str, Any]) -> None:
+    """Add to what the log will say of a request; never what it brought."""
+    scope[_NOTES] |= notes
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+
+class Requests:
+    """Names, counts, times and logs requests."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_leaving: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
+        self._is_leaving = is_leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +59,8 @@ class Requests:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         scope[_KEY] = given if _ALLOWED.fullmatch(given) else _new_id()
+        scope[_NOTES] = {}
+        span = trace.get_current_span().get_span_context()
         started = time.monotonic()
         status = 500  # of a request that dies before it answers
 
@@ -61,7 +78,11 @@ class Requests:
                 status = message["status"]
                 sent = MutableHeaders(scope=message)
                 sent["X-Request-ID"] = scope[_KEY]
-                if unread:  # answered before its body was read: the connection cannot go on
+                if span.is_valid:
+                    sent["traceresponse"] = _traceresponse(span)
+                # Answered before its body was read, the connection cannot go on; and whoever
+                # keeps one to a service that is stopping should take another, elsewhere.
+                if unread or self._is_leaving():
                     sent["Connection"] = "close"
             if message["type"] == "http.response.body" and unread:
                 # Closing on a caller that still sends would take the answer from it.
@@ -75,16 +96,35 @@ class Requests:
             await self._app(scope, receive_noting, send_named)
         finally:
             self._metrics.in_flight(-1)
-            # The template, never the path: a label's values must be few.
-            route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.request(
-                scope.get(_ROUTE, route), method, status, time.monotonic() - started
-            )
+            self._tell(scope, status, time.monotonic() - started, span)
+
+    def _tell(self, scope: Scope, status: int, seconds: float, span: SpanContext) -> None:
+        # The template, never the path: a label's values must be few.
+        matched: str = getattr(scope.get("route"), "path", "unmatched")
+        route: str = scope.get(_ROUTE, matched)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        traced = {"trace_id": f"{span.trace_id:032x}"} if span.is_valid else {}
+        self._metrics.request(route, method, status, seconds, traced)
+        fields = {
+            "id": scope[_KEY],
+            "method": method,
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 6),
+            **traced,
+            **scope[_NOTES],
+        }
+        level = logging.DEBUG if route in health.PATHS else logging.INFO
+        logger.log(level, "%s %s %d", method, route, status, extra={"request": fields})
 
 
 def _new_id() -> str:
     return f"{random.getrandbits(128):032x}"  # a name, no secret; uuid4() asks the system
+
+
+def _traceresponse(span: SpanContext) -> str:
+    """Name the span that answers, as W3C's Trace Context Level 2 has it."""
+    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
 def _is_long(headers: Headers) -> bool:

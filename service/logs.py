@@ -1,0 +1,44 @@
+"""What is logged, and how: lines for people, or JSON for machines."""
+
+import logging
+import sys
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
+from uvicorn.logging import ColourizedFormatter
+
+from service.settings import Settings
+
+FIELDS = "request"  # the attribute of a record that has a request's fields by name
+
+
+class TextFormatter(ColourizedFormatter):
+    """A line for people: a request's fields after the sentence."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Add the fields."""
+        fields = getattr(record, FIELDS, {})
+        words = (f"{name}={value}" for name, value in fields.items())
+        return "  ".join([super().formatMessage(record), *words])
+
+
+def configure(settings: Settings) -> None:
+    """Log to standard error what the settings ask for, as they ask for it."""
+    is_terminal = sys.stderr.isatty()
+    is_text = settings.log_format == "text" or (settings.log_format == "auto" and is_terminal)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_text(is_colourful=is_terminal) if is_text else _json())
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+
+
+def _text(*, is_colourful: bool) -> logging.Formatter:
+    return TextFormatter("%(asctime)s %(levelprefix)s %(message)s", "%H:%M:%S", "%", is_colourful)
+
+
+def _json() -> logging.Formatter:
+    return JsonFormatter(
+        ["levelname", "name", "message"],
+        timestamp=True,
+        rename_fields={"levelname": "level", "name": "logger"},
+        reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's, for terminals
+    )
