@@ -8,7 +8,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: run test bench digits check pytest install clean
+.PHONY: run test bench digits image constraints tools check pytest install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
@@ -30,6 +30,23 @@ digits: $(VENV)/.dev ## Make the bundled model anew, in build/digits/store
 		--licence "CC BY 4.0 (digits by E. Alpaydin and C. Kaynak, UCI)" \
 		--notice "This is the bundled model: it knows handwritten digits and nothing else."
 	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model digits --store $(DIGITS)/store --plans single,ten
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DEVICE ?= cpu
+IMAGE   = googlenet-service:$(VERSION)-$(DEVICE)
+TORCH   = $(if $(filter cuda,$(DEVICE)),cu130,$(DEVICE))
+
+image: ## The container image for DEVICE (cpu or cuda), with MODEL's weights in it; none if empty
+	@docker info >/dev/null 2>&1 || { echo "make image needs Docker, and its engine running"; exit 1; }
+	docker build --tag $(IMAGE) --build-arg TORCH=$(TORCH) --build-arg MODEL=$(MODEL) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--build-arg CREATED=$$(git log -1 --format=%cI) .
+
+constraints: $(VENV)/.dev ## Pin what the image gets to what is tested here
+	$(BIN)/pip freeze --exclude-editable > deploy/constraints.txt
+
+tools: ## What tests use besides Python's packages (needs root): Prometheus
+	command -v promtool >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends prometheus; }
 
 check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

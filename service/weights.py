@@ -87,6 +87,8 @@ def fetch(store: Store, name: str, progress: Progress) -> str:
     """
     described = store.manifest(name)
     if described.source is None:
+        if store.has(name):  # as the bundled model has been from the beginning
+            return store.verify(name)
         raise ModelError(f"the manifest of {name!r} names no source; import its weights")
     with store.locked(name):
         if store.has(name):

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Served, missing
+from conftest import ROOT, Served, fake_backend, missing
+from prometheus_client.parser import text_string_to_metric_families
+from test_classify import parts, plain, service
 
 from service.api.problems import CLIENT_CLOSED_REQUEST, STATUS
 from service.settings import Settings
@@ -34,6 +36,31 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     written = re.search(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", README, re.DOTALL)
     assert written is not None
     assert written[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def metrics_table() -> str:
+    """Give the table of what a service tells of itself after a request."""
+    with service(lambda _: fake_backend()) as client:
+        client.post("/classify", files=parts(plain("red")))
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        ours = [one for one in families if one.name.startswith("googlenet_")]
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for family in sorted(ours, key=lambda one: one.name):
+        if family.name.endswith("_created") or "worker_process" in family.name:
+            continue
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        if family.name.startswith("googlenet_gpu_"):
+            labels = {"gpu"}  # where there is none there is no sample to ask
+        words = ", ".join(f"`{label}`" for label in sorted(labels))
+        rows.append(f"| `{name}` | {family.type} | {words} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    written = re.search(r"<!-- metrics -->\n(.*?)\n<!-- /metrics -->", README, re.DOTALL)
+    assert written is not None
+    assert written[1] == metrics_table(), f"put this into README.md:\n{metrics_table()}"
 
 
 def test_the_table_of_errors_has_every_status() -> None:

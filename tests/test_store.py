@@ -648,6 +648,12 @@ def test_another_file_than_the_manifests_is_not_installed(
     assert not (tmp_path / "small" / "download.pth").exists()
 
 
+def test_a_model_without_a_source_that_is_there_need_not_be_fetched(tmp_path: Path) -> None:
+    bundled = Store(tmp_path, ROOT / "model_store")
+    assert weights.fetch(bundled, "digits", silent) == bundled.verify("digits")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_model_without_a_source_cannot_be_fetched(tmp_path: Path) -> None:
     sentence = refusal(ModelError, weights.fetch, describe(tmp_path), "small", silent)
     assert sentence == "the manifest of 'small' names no source; import its weights"

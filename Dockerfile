@@ -1,0 +1,88 @@
+# The service's image: for the CPU or, with --build-arg TORCH=cu130, for NVIDIA's GPUs.
+# `make image` builds it; deploy/compose/README.md says how to use it.
+
+# The Python that the tests run on. A tag and no digest: to build anew is to take Debian's fixes.
+ARG PYTHON=3.11-slim-bookworm
+
+FROM python:${PYTHON} AS build
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:${PATH} \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY deploy/constraints.txt ./
+
+# Which torch is all that the images differ in: "cpu", or a version of CUDA as PyTorch's index
+# names it. CUDA's libraries are wheels, too, so both have one base; the host brings the driver.
+ARG TORCH=cpu
+RUN pip install --no-cache-dir --constraint constraints.txt \
+    --index-url "https://download.pytorch.org/whl/${TORCH}" torch torchvision
+
+# What is needed first, the service last: a change of its code installs nothing else anew.
+COPY pyproject.toml ./
+RUN python -c "import pathlib, tomllib; \
+    project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
+    print(*project['dependencies'], sep='\n')" > requirements.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+COPY README.md LICENSE ./
+COPY model_store model_store
+COPY service service
+RUN pip install --no-cache-dir --no-deps .
+
+# Weights are fetched here, once, or are mounted at /models: never behind anybody's back later.
+FROM build AS models
+ARG MODEL=""
+RUN mkdir /models && IFS=, && for name in ${MODEL}; do \
+    googlenet-service models fetch "${name}" --store /models || exit 1; done
+
+FROM python:${PYTHON}
+# Python's own modules come uncompiled; where nothing can be written, each process that starts,
+# the health check's included, would compile them for itself.
+RUN useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp googlenet \
+    && python -m compileall -q "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
+COPY --from=build /opt/venv /opt/venv
+COPY --from=models --chown=10001:10001 /models /models
+
+# Only /tmp has to be writable. Strict and without fetching: the model that was asked for, or an
+# end that says what is missing. NVIDIA_VISIBLE_DEVICES is not set on purpose: it would hand
+# every GPU of a node to a container that asked for none.
+ARG MODEL=""
+ENV PATH=/opt/venv/bin:${PATH} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    XDG_CACHE_HOME=/tmp/.cache \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    GOOGLENET_MODEL=${MODEL:-googlenet} \
+    GOOGLENET_HOST=0.0.0.0 \
+    GOOGLENET_PORT=8000 \
+    GOOGLENET_STORE=/models \
+    GOOGLENET_STRICT=1 \
+    GOOGLENET_FETCH=0 \
+    GOOGLENET_LOG_FORMAT=json \
+    GOOGLENET_DRAIN_SECONDS=10
+
+# A number: Kubernetes cannot tell from a name that it is not root's.
+USER 10001:10001
+EXPOSE 8000
+
+# Readiness: here "healthy" means "start what depends on it" and "send requests here". What
+# restarts by liveness has probes of its own. http.client, for it knows nothing of proxies.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; connection = http.client.HTTPConnection('127.0.0.1', int(os.environ['GOOGLENET_PORT']), timeout=4); connection.request('GET', '/readyz'); sys.exit(connection.getresponse().status != 200)"]
+
+# Exec form: the process that serves HTTP gets the signal itself. It drains, waits for what it
+# has accepted and ends its worker.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["googlenet-service"]
+CMD ["serve"]
+
+# Last, since they change with every commit.
+ARG VERSION=""
+ARG REVISION=""
+ARG CREATED=""
+LABEL org.opencontainers.image.title="googlenet-service" \
+      org.opencontainers.image.description="GoogLeNet as a REST service" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"
