@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -209,6 +210,12 @@ class Worker:
         """Does it run."""
         return self._process.alive
 
+    @property
+    def stalled(self) -> float:
+        """Seconds since the oldest call was made that has no answer yet; 0 without any."""
+        now = time.monotonic()
+        return max((now - line.asked for line in self._lines if line.asked), default=0.0)
+
     def close(self) -> None:
         """End it: it does so when nobody can call it any more, or is made to."""
         self._process.close()
@@ -258,23 +265,24 @@ class _Line:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._asking = self._closing = False
+        self._closing = False
+        self.asked: float | None = None  # since when an answer is awaited, by time.monotonic()
 
     def close(self) -> None:
         """Hang up, when the call that waits on it, if any, has ended."""
         self._closing = True
-        if not self._asking:
+        if self.asked is None:
             self._connection.close()
 
     async def ask(self, call: Call) -> object:
         """Give the answer; raises `EOFError` or `OSError` when there is nobody to give it."""
         if self._closing:
             raise EOFError
-        self._asking = True
+        self.asked = time.monotonic()
         try:
             return await self._ask(call)
         finally:
-            self._asking = False
+            self.asked = None
             if self._closing:
                 self._connection.close()
 

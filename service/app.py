@@ -56,6 +56,7 @@ def create_app(
     """
     metrics = Metrics()
     classifier = create_classifier(settings, load=load, metrics=metrics)
+    metrics.expect(classify.PATH, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
         ready=lambda: not (classifier.loaded or classifier.worked or is_leaving()),
         backlog=classifier.backlog,

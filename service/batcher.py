@@ -19,7 +19,7 @@ from typing import Generic, Literal, Self
 
 from service import policy
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError, TooLarge
-from service.policy import Costs, Key, Waiting
+from service.policy import Costs, Key, Run, Waiting
 from service.work import (
     Backlog,
     Batch,
@@ -59,15 +59,6 @@ class Seat(Generic[P, R]):
     parts: list[tuple[int, R]] = field(default_factory=list)  # (first row, result)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A batch on a lane: since when, and for how many seconds."""
-
-    device: int
-    started: float
-    expected: float
-
-
 class Batcher(Generic[P, R]):
     """Forms batches for the lanes for as long as it is entered."""
 
@@ -86,7 +77,7 @@ class Batcher(Generic[P, R]):
         self._nbytes = 0  # of those, the payloads
         self._serial = 0
         self._changed = asyncio.Event()  # something came or went, or a lane is free
-        self._running: dict[int, _Run] = {}  # by lane, in the order in which they began
+        self._running: dict[int, Run] = {}  # by lane, in the order in which they began
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -205,13 +196,7 @@ class Batcher(Generic[P, R]):
     # Coming in.
 
     def _load(self) -> policy.Load:
-        now = time.monotonic()
-        seconds = 0.0
-        turns = dict(self._freed)  # by device: since when it has been at what it is doing
-        for run in self._running.values():
-            since = max(run.started, turns.get(run.device, run.started))
-            seconds += policy.remaining(run.expected, max(0.0, now - since))
-            turns[run.device] = now  # whatever else is on the device has still to begin
+        seconds = policy.work_left(self._running.values(), self._freed, time.monotonic())
         return policy.Load(seconds, self._rows, len(self._devices))
 
     def _seat(self, demand: Demand, deadline: float) -> Seat[P, R]:
@@ -239,10 +224,9 @@ class Batcher(Generic[P, R]):
             await self._execute(number, lane)
 
     def _is_turn_of(self, lane: Lane[P, R]) -> bool:
-        """Tell whether a lane may run: the one that needs all devices, or one of the others."""
-        if self._running:
-            return not lane.alone and not any(self._lanes[at].alone for at in self._running)
-        return bool(lane.alone) == (self._rows.total() <= self._alone)
+        running = [self._lanes[at].place for at in self._running]
+        rows = self._rows.total()
+        return policy.is_turn(lane.place, running, self._devices, rows, self._alone)
 
     async def _execute(self, number: int, lane: Lane[P, R]) -> None:
         queue = concerned = [*self._queue]  # whom a failure to form concerns: everyone
@@ -271,9 +255,8 @@ class Batcher(Generic[P, R]):
         run = decision.run
         if run is None:
             return None, []
-        size = run.size
-        if lane.alone:  # which has the smallest sizes only, whatever the others cost by now
-            size = min(size for size in self._costs.seconds[run.key] if size >= run.rows)
+        # A lane that is alone has the smallest sizes only, whatever the others cost by now.
+        size = self._costs.fitting(run.key, run.rows) if lane.alone else run.size
         slices = tuple(self._take(queue[at], rows, now) for at, rows in run.takes)
         return Batch(run.key, size, slices, run.reason), [queue[at] for at, _ in run.takes]
 
@@ -294,9 +277,9 @@ class Batcher(Generic[P, R]):
         batch: Batch[P],
         seats: Sequence[Seat[P, R]],
     ) -> None:
-        started = time.monotonic()
         expected = self._costs.seconds[batch.key][batch.size]
-        self._running[number] = _Run(lane.device, started, expected)
+        run = self._running[number] = Run(lane.device, time.monotonic(), expected)
+        self._changed.set()  # if no device is idle now, it is the turn of their other lanes
         failed = True
         try:
             results = await lane.run(batch)
@@ -307,8 +290,7 @@ class Batcher(Generic[P, R]):
             failed = False
         finally:
             now = time.monotonic()
-            # A device's two lanes take turns: the time before it was free is not this batch's.
-            seconds = now - max(started, self._freed.get(lane.device, started))
+            seconds = now - run.since(self._freed)
             self._freed[lane.device] = now
             del self._running[number]
             self._changed.set()

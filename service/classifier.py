@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from service.batcher import Batcher, Seat
@@ -152,7 +152,10 @@ class Classifier:
 
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""
-        return self._serving.batcher.backlog() if self._serving else Backlog()
+        if self._serving is None:
+            return Backlog()
+        backlog = self._serving.batcher.backlog()
+        return replace(backlog, stalled=max(backlog.stalled, self._serving.backend.stalled))
 
     @property
     def loaded(self) -> str | None:
@@ -176,7 +179,7 @@ class Classifier:
             return "the batcher's loop has ended"
         stalled = self.backlog().stalled
         if stalled > self._limits.stall_seconds:
-            return f"a batch has been running for {stalled:.0f} s"
+            return f"the device has not answered for {stalled:.0f} s"
         return None
 
     def check(self, *, plan: str, seconds: float) -> None:

@@ -117,6 +117,11 @@ class Backend(Protocol):
         """Can it go on."""
         ...
 
+    @property
+    def stalled(self) -> float:
+        """For how many seconds it has left somebody without an answer."""
+        ...
+
     async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Payload]:
         """Decode a picture for the views so named; gives a payload for each member.
 

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -150,7 +150,7 @@ class Metrics:
         self._threads.labels("http").set_function(lambda: _threads(os.getpid()))
         self._heartbeat = Gauge(
             "googlenet_worker_last_heartbeat_timestamp_seconds",
-            "When the device last was idle or began a batch.",
+            "When the device last was idle or was asked for what it is at.",
             registry=registry,
         )
         self._ready = Gauge(
@@ -203,6 +203,11 @@ class Metrics:
         """Count an answered request; `traced` is its exemplar, empty if it is not traced."""
         self._requests.labels(route, method, code).inc()
         self._request_seconds.labels(route, code).observe(seconds, traced or None)
+
+    def expect(self, route: str, method: str, codes: Iterable[int]) -> None:
+        """Begin counting from zero what a route may answer: a rate sees no first event."""
+        for code in codes:
+            self._requests.labels(route, method, code)
 
     def in_flight(self, change: int) -> None:
         """Count a request in (1) or out (-1)."""

@@ -17,13 +17,14 @@ Three rules:
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Literal, NamedTuple
 
 _RISE, _FALL = 0.3, 0.05  # of the way to what was observed
+_SURPRISE = 4  # times what was predicted; one batch that took longer says no more than that
 
 Reason = Literal["full", "drained", "deadline"]
 
@@ -37,13 +38,18 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measured seconds of every bucket (batch size) of every key."""
+    """Measured seconds of every bucket (batch size) of every key, now and at the beginning."""
 
     seconds: Mapping[Key, Mapping[int, float]]
+    at_first: Mapping[Key, Mapping[int, float]] | None = None  # as `seconds` if not given
 
     def largest(self, key: Key) -> int:
         """Give the most rows that run at once."""
         return max(self.seconds[key])
+
+    def fitting(self, key: Key, rows: int) -> int:
+        """Give the smallest bucket that holds so many rows."""
+        return min(size for size in self.seconds[key] if size >= rows)
 
     def of(self, key: Key, rows: int) -> float:
         """Predict the seconds for `rows` rows of one key, by their cheapest cover."""
@@ -65,12 +71,19 @@ class Costs:
     def observed(self, key: Key, size: int, seconds: float) -> "Costs":
         """Move one bucket's cost towards what it took just now: up quickly, down slowly.
 
-        What is predicted is promised, so it has to be what a batch takes at most, mostly.
+        What is predicted is promised, so it has to be what a batch takes at most, mostly. The
+        key's other buckets forget slowly that they were slow: one that is predicted to be too
+        slow to be run would never be measured again.
         """
-        buckets = dict(self.seconds[key])
-        change = seconds - buckets[size]
-        buckets[size] += change * (_RISE if change > 0 else _FALL)
-        return Costs({**self.seconds, key: buckets})
+        at_first = self.at_first or self.seconds
+        buckets = {
+            other: took - _FALL * max(0.0, took - at_first[key][other])
+            for other, took in self.seconds[key].items()
+        }
+        before = self.seconds[key][size]
+        change = min(seconds, _SURPRISE * before) - before
+        buckets[size] = before + change * (_RISE if change > 0 else _FALL)
+        return Costs({**self.seconds, key: buckets}, at_first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +266,59 @@ def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> 
     done_in, in_hand = alone, 0.0
     if load.running or any(load.rows.values()):
         together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
-        in_hand = sum(costs.seconds[k][costs.largest(k)] for k, n in together.items() if n)
+        in_hand = sum(costs.of(k, costs.largest(k)) for k, n in together.items() if n)
         done_in = replace(load, rows=together).seconds(costs)
     late = max(0.0, done_in + in_hand - seconds)
     return Admission(alone, done_in, late if alone <= seconds else math.inf)
+
+
+class Place(NamedTuple):
+    """Where a lane runs batches; see `service.work.Lane`."""
+
+    device: int = 0
+    alone: int = 0
+
+
+def is_turn(
+    lane: Place, running: Collection[Place], devices: Collection[int], rows: int, most: int
+) -> bool:
+    """Tell whether a free lane may run: the one that needs all devices, or one of the others.
+
+    `running` are the lanes that run, of these devices; `rows` all that are to be done, `most` as
+    many as are for all devices together. A device that is at work leaves them to one that is not.
+    """
+    if not running:
+        return bool(lane.alone) == (rows <= most)
+    if lane.alone or any(other.alone for other in running):
+        return False
+    busy = {other.device for other in running}
+    return lane.device not in busy or len(busy) == len(devices)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A batch on a device: since when, and for how many seconds as predicted."""
+
+    device: int
+    started: float
+    expected: float
+
+    def since(self, freed: Mapping[int, float]) -> float:
+        """Tell since when it has its device, given when each last finished a batch.
+
+        A device's two lanes take turns: the time before it was free is another batch's.
+        """
+        return max(self.started, freed.get(self.device, self.started))
+
+
+def work_left(runs: Iterable[Run], freed: Mapping[int, float], now: float) -> float:
+    """Predict the seconds of work left in batches, given in the order in which they began."""
+    seconds = 0.0
+    turns = dict(freed)  # by device: since when it has been at what it is doing
+    for run in runs:
+        seconds += remaining(run.expected, max(0.0, now - run.since(turns)))
+        turns[run.device] = now  # whatever else is on the device has still to begin
+    return seconds
 
 
 def remaining(expected: float, elapsed: float) -> float:

@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     ] = 0
     stall_seconds: Annotated[
         float,
-        Field(gt=0, description="a forward that runs longer than this fails the liveness probe"),
+        Field(
+            gt=0, description="a device that does not answer for longer fails the liveness probe"
+        ),
     ] = 60.0
     drain_seconds: Annotated[
         float,

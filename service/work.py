@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from service.policy import Key, Reason
+from service.policy import Key, Place, Reason
 
 P = TypeVar("P")  # what a job brings, opaque to the batcher
 R = TypeVar("R")  # what a lane makes of one slice
@@ -61,6 +61,11 @@ class Lane(Generic[P, R]):
     device: int = 0
     alone: int = 0
 
+    @property
+    def place(self) -> Place:
+        """What the policy has to know of it."""
+        return Place(self.device, self.alone)
+
 
 def devices(lanes: Iterable[Lane[P, R]]) -> set[int]:
     """Give the numbers of the devices that compute batches side by side."""
@@ -106,7 +111,7 @@ class Backlog:
     rows: int = 0  # that wait, or whose pictures are being decoded
     nbytes: int = 0  # of all payloads, those still being made included
     seconds: float = 0.0  # until all of it is done, as predicted
-    stalled: float = 0.0  # seconds since the oldest running batch began; 0 when idle
+    stalled: float = 0.0  # seconds that the oldest call to the device has had no answer
 
 
 Report = Callable[[BatchReport | DropReport], None]

@@ -172,6 +172,7 @@ class FakeBackend:
     lanes: Sequence[Lane[Cuts, Probabilities]]
     pid: int = field(default_factory=os.getpid)
     alive: bool = True
+    stalled: float = 0.0
     closed: threading.Event = field(default_factory=threading.Event)
     decoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 

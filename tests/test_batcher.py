@@ -252,6 +252,30 @@ def test_two_devices_work_at_the_same_time() -> None:
     play(scene)
 
 
+def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
+    """Each has two lanes, and the busy one's second lane has waited for longest."""
+
+    async def scene() -> None:
+        one, two = Device(), Device()
+        lanes = [Lane(device.run, number) for number, device in enumerate((one, two)) for _ in "12"]
+        batcher = Batcher(lanes, Costs(table()), max_bytes=1_000, report=lambda _: None)
+        async with batcher:
+            tasks = [asking(batcher, "a")]
+            await one.begun()
+            tasks.append(asking(batcher, "b"))
+            await two.begun()
+            tasks.append(asking(batcher, "c"))  # no device is idle: it is a second lane's turn
+            third = [asyncio.create_task(device.begun()) for device in (one, two)]
+            begun, others = await asyncio.wait(third, return_when=asyncio.FIRST_COMPLETED)
+            assert len(begun) == 1
+            others.pop().cancel()
+            for device in (one, two, one, two):
+                device.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
 def test_an_outcome_and_its_report_tell_where_the_time_went() -> None:
     async def scene() -> None:
         device, reports = Device(), Reports()

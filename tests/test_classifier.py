@@ -740,7 +740,7 @@ def test_a_batch_that_runs_for_too_long_is_a_standstill() -> None:
             assert served.worked is None
             asking = asyncio.create_task(ask(served, RED))
             await device.is_busy()
-            assert served.worked == "a batch has been running for 0 s"
+            assert served.worked == "the device has not answered for 0 s"
             device.go.set()
             assert best(await asking) == ["red"]
             assert served.worked is None

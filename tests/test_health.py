@@ -91,7 +91,7 @@ def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
             time.sleep(0.1)  # longer than a stall takes
             stalled = {path: probe(client, path) for path in PROBES}
         assert top(answer.result()) == "red"
-        reason = "a batch has been running for 0 s\n"
+        reason = "the device has not answered for 0 s\n"
         assert stalled["/livez"] == stalled["/readyz"] == (503, reason)
         assert stalled["/startupz"] == (200, "ok\n")
         assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3

@@ -25,6 +25,7 @@ from test_classify import JPEG, Gate, parts, plain, service
 from test_uploads import asgi
 
 from service import lag, views
+from service.api.problems import STATUS
 from service.app import create_app
 from service.cuts import Cuts
 from service.ensemble import Backend, Probabilities
@@ -93,6 +94,14 @@ def test_before_anything_happens_every_series_is_at_zero(
     assert counts(client, name) == dict.fromkeys(labels, 0)
 
 
+def test_what_classify_may_answer_is_counted_from_zero(client: TestClient) -> None:
+    asked = counts(client, "googlenet_requests_total")
+    codes = {str(code) for code in (200, *STATUS.values())}
+    assert {key: asked[key] for key in asked if key[1:] == ("POST", "/classify")} == {
+        (code, "POST", "/classify"): 0 for code in codes
+    }
+
+
 def test_every_name_has_the_prefix_and_help(client: TestClient) -> None:
     client.post("/classify", files=parts(plain("red")))
     for family in families(client):
@@ -122,7 +131,7 @@ def test_requests_are_counted_by_route_method_and_status(client: TestClient) -> 
     client.get("/classify")
     client.get("/models")
     client.get("/nothing")
-    counted = counts(client, "googlenet_requests_total")
+    counted = nonzero(client, "googlenet_requests_total")
     assert {key: count for key, count in counted.items() if "/readyz" not in key} == {
         ("200", "POST", "/classify"): 2,
         ("415", "POST", "/classify"): 1,
@@ -147,7 +156,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
             *("/classify", "/models", "/livez", "/readyz", "/startupz", "/metrics", "unmatched"),
         },
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
-        "code": {"200", "307", "404", "405", "422", "503"},
+        "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
         "views": {*views.NAMES},
         "reason": {*REASONS, "full", "drained", "deadline"},
         "outcome": {"ok", *REASONS},
@@ -462,4 +471,4 @@ def test_what_is_no_request_is_not_counted() -> None:
     with TestClient(create_app(SETTINGS, load=lambda _: fake_backend())) as client:
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/classify"):
             pass
-        assert counts(client, "googlenet_requests_total") == {}
+        assert nonzero(client, "googlenet_requests_total") == {}

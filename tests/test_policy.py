@@ -93,6 +93,33 @@ def test_observations_converge_on_what_a_bucket_takes_now() -> None:
     assert costs.of(A, 1) == pytest.approx(1.0)
 
 
+def test_one_batch_that_hung_is_no_reason_to_refuse_for_ever() -> None:
+    """Thirty seconds, seen once, must not be what is kept in hand from then on."""
+    costs = Costs({A: {1: 0.01, 8: 0.04}}).observed(A, 8, 30)
+    assert costs.of(A, 8) < 0.1
+    assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
+
+
+def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
+    costs = Costs({A: {1: 0.01, 8: 0.04}})
+    for _ in range(10):
+        costs = costs.observed(A, 8, 30)
+    assert costs.seconds[A][8] > 8 * 0.01  # so that nobody runs it
+    assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
+    for _ in range(200):
+        costs = costs.observed(A, 1, 0.01)
+    assert costs.seconds[A][8] < 8 * 0.01
+
+
+def test_a_bucket_that_is_not_run_does_not_become_quicker_than_it_was_at_first() -> None:
+    costs = COSTS
+    for _ in range(100):
+        costs = costs.observed(A, 1, 0.1)
+    assert {size: costs.seconds[A][size] for size in MEASURED if size > 1} == {
+        size: seconds for size, seconds in MEASURED.items() if size > 1
+    }
+
+
 def test_rows_left_are_counted_by_key() -> None:
     assert rows_left([job(2), job(3, key=B), job(4)]) == {A: 6, B: 3}
 

@@ -335,6 +335,24 @@ def test_when_its_worker_is_killed_it_says_so_and_still_ends_as_it_is_told(
     assert process.returncode == 0
 
 
+def test_a_worker_that_hangs_fails_the_probe_even_if_no_batch_runs(
+    real_store: Store, beagle: bytes
+) -> None:
+    patience = ("--stall-seconds=1", "--timeout-seconds=3")
+    with started(real_store.root, *patience) as (process, port), client_of(port) as client:
+        worker = worker_of(process)
+        wait_ready(client)
+        os.kill(int(worker.name), signal.SIGSTOP)
+        assert client.get("/livez").status_code == 200  # nobody has asked it for anything
+        late = client.post("/classify?views=single", files={"file": beagle})
+        assert late.status_code == 504
+        assert client.get("/livez").text == "the device has not answered for 3 s\n"
+        os.kill(int(worker.name), signal.SIGCONT)
+        until(lambda: client.get("/livez").status_code == 200)
+        again = client.post("/classify?views=single", files={"file": beagle})
+        assert again.status_code == 200
+
+
 def test_torch_is_in_the_worker_only(served: Served) -> None:
     """A process's memory map names the libraries that it has loaded."""
     assert "libtorch" not in Path(f"/proc/{served.process.pid}/maps").read_text()

@@ -165,7 +165,7 @@ OVERVIEW = Dashboard(
                 "percentunit", most=1),
             Panel("Ready", "1 if an instance's readiness probe succeeds.",
                 {"{{instance}}": f"googlenet_ready{{{MINE}}}"}, most=1),
-            Panel("Oldest batch", "How long the batch that has been running for longest has been; the liveness probe fails after 60 s.",
+            Panel("Oldest call", "How long the worker has left a batch or a picture without an answer; the liveness probe fails after 60 s.",
                 {"{{instance}}": f"timestamp(googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}) - googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}"},
                 "s", limits={"red": 15}),
         ]),
