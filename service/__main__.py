@@ -2,10 +2,13 @@
 
 import argparse
 import pkgutil
+import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
@@ -32,12 +35,17 @@ _BENCH = (
 )
 
 
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_UNITS = {"ms": 0.001, "s": 1.0}  # seconds
+
 _Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - what argparse gives has no other name
 _METAVARS: Mapping[Any, str] = {int: "N", float: "X", float | None: "X", bool: "YES|NO"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status: 0, the error's, or 2 for a wrong call."""
+    # The first process of a container is spared every signal that it does not handle itself.
+    signal.signal(signal.SIGTERM, _end)
     given = vars(_parser().parse_args(arguments))
     try:
         given["command"] = shlex.join(["googlenet-service", *(arguments or sys.argv[1:])])
@@ -51,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServiceError as error:
         print(f"googlenet-service: {error}", file=sys.stderr)
         return error.exit_status
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)  # as a shell tells of a signal's victim
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -112,7 +124,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(bench, _OFFLINE)
     bench.set_defaults(run="service.commands.bench:bench")
 
-    for verb in (classify, evaluate, bench):
+    plan = verbs.add_parser("plan", help="say how many replicas a rate of requests needs")
+    plan.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="pictures like those to come (default: one of 512 x 384 pixels)",
+    )
+    plan.add_argument(
+        "--rate", required=True, type=_rate, metavar="X", help="requests a second, of one picture"
+    )
+    plan.add_argument(
+        "--slo",
+        required=True,
+        type=_duration,
+        metavar="TIME",
+        help="latency objective for 99 %% of them: 100ms, 0.1s",
+    )
+    _add_settings(plan, [*_OFFLINE, "views", "timeout_seconds"])
+    plan.set_defaults(run="service.commands.plan:plan")
+
+    for verb in (classify, evaluate, bench, plan):
         verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -160,6 +193,20 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    if not re.fullmatch(_NUMBER, text) or not float(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return float(text)
+
+
+def _duration(text: str) -> float:
+    """Understand milliseconds or seconds; gives seconds."""
+    found = re.fullmatch(f"({_NUMBER})(ms|s)", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0 such as 100ms or 0.1s")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def _plans(text: str) -> list[str]:

@@ -6,7 +6,8 @@ from rich.table import Table
 WIDTH = 100  # columns of a table that no terminal shows
 
 _NUMBERS = {
-    *("photos", "top-1", "top-5", "probability", "same first label", "furthest probability")
+    *("photos", "top-1", "top-5", "probability", "same first label", "furthest probability"),
+    *("replicas", "busy", "p50 ms", "p99 ms", "refused"),
 }
 
 

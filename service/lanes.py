@@ -190,7 +190,7 @@ def _together(lanes: Sequence[ClassifyingLane], batch: Batch[Cuts]) -> float:
 
 def _beside_decoding(lanes: Sequence[ClassifyingLane], batch: Batch[Cuts]) -> float:
     """Time a batch on every lane while the next one's pictures are decoded, as under load."""
-    decode = partial(images.decode, _sample(), max_pixels=sys.maxsize)
+    decode = partial(images.decode, sample(), max_pixels=sys.maxsize)
     with (
         ThreadPoolExecutor(len(lanes)) as computing,
         ThreadPoolExecutor(processors.available()) as decoding,
@@ -204,7 +204,7 @@ def _beside_decoding(lanes: Sequence[ClassifyingLane], batch: Batch[Cuts]) -> fl
         return runtime.measure(lambda: list(computing.map(run, lanes)))
 
 
-def _sample() -> bytes:
+def sample() -> bytes:
     """Make a picture that takes about as long to decode as a photo of its size."""
     coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     photo = Image.fromarray(coarse).resize((512, 384), Image.Resampling.BICUBIC)

@@ -11,6 +11,7 @@ import re
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ from service.store import RECORD, WEIGHTS, Store
 from service.work import Batch
 
 COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
-            "classify", "evaluate", "bench"]  # fmt: skip
+            "classify", "evaluate", "bench", "plan"]  # fmt: skip
 
 QUICK = ["--max-batch", "2", "--cores", "1", "--precision", "float32"]  # to load
 
@@ -601,8 +602,7 @@ def test_nothing_to_measure_with_is_told_before_anything_is_started(
 
 @pytest.fixture
 def _signals_and_log_as_before() -> Iterator[None]:
-    # uvicorn raises the signal that stopped it again, for whoever ran it: here, for nobody.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    before = signal.getsignal(signal.SIGTERM)  # which main() handles in its own way
     root = logging.getLogger()
     level, handlers = root.level, [*root.handlers]
     yield
@@ -665,6 +665,30 @@ def test_serving_does_not_begin_without_what_cannot_be_fetched(
     told = capfd.readouterr().err
     assert told.count(".gone answers 404 File not found") == 1
     assert "Uvicorn" not in told
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_a_signal_has_a_status_of_its_own(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["models", "list", "--store", str(tmp_path)]) == 0
+    assert capsys.readouterr().out
+    with pytest.raises(SystemExit, match="143"):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_ends_it_while_it_fetches(remote: Path) -> None:
+    manifest = remote / "far/model.toml"
+    command = [sys.executable, "-m", "service", "serve", "--model", "far", "--port", "0"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        there = f"127.0.0.1:{silent.getsockname()[1]}"
+        manifest.write_text(re.sub(r"127\.0\.0\.1:\d+", there, manifest.read_text()))
+        process = subprocess.Popen([*command, "--store", str(remote)], cwd=ROOT)  # noqa: S603 - ourselves
+        silent.settimeout(60)
+        asked, _ = silent.accept()
+        with asked:
+            assert asked.recv(65536).startswith(b"GET ")
+            process.terminate()
+            assert process.wait(timeout=20) == 128 + signal.SIGTERM
+            assert asked.recv(1) == b""  # who fetched has gone, too
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")

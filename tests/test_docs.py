@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, Served, fake_backend, missing
 from prometheus_client.parser import text_string_to_metric_families
 from test_classify import parts, plain, service
@@ -61,6 +62,20 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
     written = re.search(r"<!-- metrics -->\n(.*?)\n<!-- /metrics -->", README, re.DOTALL)
     assert written is not None
     assert written[1] == metrics_table(), f"put this into README.md:\n{metrics_table()}"
+
+
+def test_the_table_of_alerts_is_that_of_the_rules() -> None:
+    groups = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8"))["groups"]
+    rules = {
+        rule["alert"]: rule["labels"]["severity"] for group in groups for rule in group["rules"]
+    }
+    assert dict(re.findall(r"^\| `(Googlenet\w+)` \| (\w+) \|", README, re.MULTILINE)) == rules
+
+
+def test_every_picture_of_the_readme_is_there() -> None:
+    pictures = re.findall(r"!\[.+\]\((.+)\)", README)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_the_table_of_errors_has_every_status() -> None:

@@ -38,6 +38,11 @@ def memory(series: Series) -> float:
     return sum(series[_name(name, {})] for name in _MEMORY)
 
 
+def processor(series: Series) -> float:
+    """Give the seconds that the process of HTTP has had of a processor."""
+    return series[_name("process_cpu_seconds_total", {})]
+
+
 def stages(before: Series, after: Series) -> dict[str, float]:
     """Give the mean seconds of a request's stages between two scrapes, in their order.
 
