@@ -19,8 +19,7 @@ class GPUCollector(Collector):
         self._handles: list[Any] = []
         with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
-            count = pynvml.nvmlDeviceGetCount()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
+            self._handles = _found()  # pragma: no cover - needs a GPU
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Ask every GPU; one that does not tell something (as a share of one) is left out."""
@@ -40,3 +39,8 @@ class GPUCollector(Collector):
                 total.add_metric(gpu, memory.total)
                 busy.add_metric(gpu, pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
         return [used, total, busy]
+
+
+def _found() -> list[Any]:  # pragma: no cover - needs a GPU
+    count = pynvml.nvmlDeviceGetCount()
+    return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]

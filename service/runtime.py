@@ -132,9 +132,7 @@ def _on_stream(  # pragma: no cover - needs a GPU
 
 def to_device(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Bring tensors to a device, joined; to a GPU as one pinned, asynchronous copy."""
-    if device.type == "cpu":
-        return torch.cat([*parts])
-    return _copied(parts, device)
+    return torch.cat([*parts]) if device.type == "cpu" else _copied(parts, device)
 
 
 def _copied(  # pragma: no cover - needs a GPU

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from service import policy
+from service.agenda import Agenda, Task
 from service.policy import Formation, Key, Run, Waiting
 from service.replica import Demand, Replica, Stages
 
@@ -64,51 +65,6 @@ def simulate(
 
 
 @dataclass(eq=False, slots=True)
-class _Task:
-    """Something that is being done: the seconds of all of it as things are, and what is next."""
-
-    seconds: Callable[[Stages], float]
-    done: Callable[[], None]
-    left: float = 1.0  # share of it
-
-
-class _Agenda:
-    """All that is being done, and what time it is."""
-
-    def __init__(self, busy: Callable[[], Stages]) -> None:
-        self.now = 0.0  # seconds
-        self.spent = Stages(0.0, 0.0, 0.0)  # seconds of all that were at work
-        self._busy = busy
-        self._tasks: list[_Task] = []
-
-    def begin(self, task: _Task) -> None:
-        """Do it from now on."""
-        self._tasks.append(task)
-
-    def until(self, end: float) -> None:
-        """Do all that ends by then; infinity: and all that follows from it."""
-        while self._tasks:
-            busy = self._busy()
-            lasts = [task.seconds(busy) for task in self._tasks]
-            lefts = [task.left * last for task, last in zip(self._tasks, lasts, strict=True)]
-            first = min(range(len(lefts)), key=lefts.__getitem__)
-            if self.now + lefts[first] > end:
-                self._pass(end - self.now, busy, lasts)
-                break
-            self._pass(lefts[first], busy, lasts)
-            self._tasks.pop(first).done()
-        if end < math.inf:
-            self.now = end
-
-    def _pass(self, seconds: float, busy: Stages, lasts: Iterable[float]) -> None:
-        if seconds > 0:
-            for task, last in zip(self._tasks, lasts, strict=True):
-                task.left -= seconds / last
-            self.spent = Stages(*(s + seconds * n for s, n in zip(self.spent, busy, strict=True)))
-            self.now += seconds
-
-
-@dataclass(eq=False, slots=True)
 class _Request:
     arrived: float
     undone: int  # rows
@@ -133,7 +89,7 @@ class _Simulation:
         self._devices = replica.devices
         self._alone = max(lane.alone for lane in replica.lanes)
         self._costs = replica.costs
-        self._agenda = _Agenda(self._at_work)
+        self._agenda = Agenda(self._at_work)
         self._at_http: deque[Callable[[], None]] = deque()  # what is next, for who is there
         self._undecoded: deque[_Request] = deque()
         self._decoding = 0
@@ -142,7 +98,7 @@ class _Simulation:
         self._rows: Counter[Key] = Counter()  # admitted and not yet taken
         self._idle = deque(range(len(replica.lanes)))  # lanes, longest first
         self._running: dict[int, Run] = {}  # by lane, in the order in which they began
-        self._turns: dict[int, deque[_Task]] = {}  # by device, which is at the first of them
+        self._turns: dict[int, deque[Task]] = {}  # by device, which is at the first of them
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
         self._latencies: list[float] = []
         self._refused = self._late = 0
@@ -173,7 +129,7 @@ class _Simulation:
     def _pass_http(self, then: Callable[[], None]) -> None:
         self._at_http.append(then)
         if len(self._at_http) == 1:
-            self._agenda.begin(_Task(self._visit_seconds, self._passed_http))
+            self._agenda.begin(Task(self._visit_seconds, self._passed_http))
 
     def _visit_seconds(self, busy: Stages) -> float:
         return self._replica.http_seconds(busy) / 2
@@ -181,7 +137,7 @@ class _Simulation:
     def _passed_http(self) -> None:
         then = self._at_http.popleft()
         if self._at_http:
-            self._agenda.begin(_Task(self._visit_seconds, self._passed_http))
+            self._agenda.begin(Task(self._visit_seconds, self._passed_http))
         then()
 
     def _admit(self, request: _Request) -> None:
@@ -201,7 +157,7 @@ class _Simulation:
         if self._undecoded and self._decoding < self._replica.decoders:
             self._decoding += 1
             decoded = partial(self._decoded, self._undecoded.popleft())
-            self._agenda.begin(_Task(self._replica.decode_seconds, decoded))
+            self._agenda.begin(Task(self._replica.decode_seconds, decoded))
 
     def _decoded(self, request: _Request) -> None:
         self._decoding -= 1
@@ -274,7 +230,7 @@ class _Simulation:
         self._running[number] = Run(lane.device, self._agenda.now, expected)
         parts = [(job.request, rows) for job, rows in taken]
         times = self._replica.together_seconds if lane.alone else self._replica.batch_seconds
-        task = _Task(partial(times, key, size), partial(self._ran, number, key, size, parts))
+        task = Task(partial(times, key, size), partial(self._ran, number, key, size, parts))
         turns = self._turns.setdefault(lane.device, deque())
         turns.append(task)
         if len(turns) == 1:

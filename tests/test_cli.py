@@ -109,7 +109,8 @@ VALUES = {
     "timeout_seconds": "1.5", "max_batch": "3", "cores": "2", "executors": "4",
     "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
     "upload_seconds": "2.5", "max_queue_bytes": "8192", "decode_threads": "2",
-    "stall_seconds": "9.5", "log_level": "debug",
+    "stall_seconds": "9.5", "log_level": "debug", "log_format": "text", "fetch": "False",
+    "drain_seconds": "3.5", "grace_seconds": "4.5",
 }  # fmt: skip
 
 

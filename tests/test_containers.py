@@ -181,7 +181,7 @@ def docker(tmp_path: Path) -> Path:
 
 def test_make_image_says_what_is_missing(docker: Path) -> None:
     path = f"{docker}{os.pathsep}{os.environ['PATH']}"
-    made = run(tool("make"), "image", PATH=path)
+    made = run(tool("make"), "--no-print-directory", "image", PATH=path)
     assert made.returncode != 0
     assert made.stdout == "make image needs Docker, and its engine running\n"
 
@@ -190,7 +190,9 @@ def test_make_image_says_what_is_missing(docker: Path) -> None:
 def test_make_image_builds_what_compose_builds(docker: Path, device: str) -> None:
     (docker / "engine").touch()
     path = f"{docker}{os.pathsep}{os.environ['PATH']}"
-    made = run(tool("make"), "--silent", "image", f"DEVICE={device}", PATH=path)
+    made = run(
+        tool("make"), "--no-print-directory", "--silent", "image", f"DEVICE={device}", PATH=path
+    )
     assert made.returncode == 0, made.stderr
     words = made.stdout.splitlines()
     given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z]+=", word))

@@ -143,8 +143,8 @@ def drive(client: httpx2.Client, port: int) -> None:
     post("/classify?top_k=0", content=DIGIT, headers=png)
     for _ in range(20):  # which no device could keep
         post("/classify?views=paper", content=DIGIT, headers={**png, "X-Timeout-Ms": "1"})
-    with ThreadPoolExecutor(12) as threads:
-        for _ in range(12):
+    with ThreadPoolExecutor(36) as threads:
+        for _ in range(36):
             threads.submit(post, "/classify?views=paper", content=DIGIT, headers=png)
         leave(port)
     assert {200, 413, 415, 422, 503, 504} == set(statuses), statuses

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,6 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_table_of_settings_is_that_of_the_code() -> None:
-    written = re.search(r"<!-- settings -->\n(.*?)\n<!-- /settings -->", README, re.DOTALL)
-    assert written is not None
-    assert written[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
-
-
 def metrics_table() -> str:
     """Give the table of what a service tells of itself after a request."""
     with service(lambda _: fake_backend()) as client:
@@ -58,10 +53,13 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_table_of_metrics_is_that_of_the_code() -> None:
-    written = re.search(r"<!-- metrics -->\n(.*?)\n<!-- /metrics -->", README, re.DOTALL)
+@pytest.mark.parametrize(
+    ("name", "made"), [("settings", settings_table), ("metrics", metrics_table)]
+)
+def test_a_table_is_that_of_the_code(name: str, made: Callable[[], str]) -> None:
+    written = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL)
     assert written is not None
-    assert written[1] == metrics_table(), f"put this into README.md:\n{metrics_table()}"
+    assert written[1] == (table := made()), f"put this into README.md:\n{table}"
 
 
 def test_the_table_of_alerts_is_that_of_the_rules() -> None:

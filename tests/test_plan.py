@@ -107,6 +107,14 @@ def test_it_is_told_in_a_table(tmp_path: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.usefixtures("_measured")
+def test_it_is_told_as_json_too(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "red.png").write_bytes(plain("red"))
+    assert main(["plan", str(tmp_path), "--rate", "400", "--slo", "50ms", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["needed"] in [one["replicas"] for one in found["predictions"] if one["met"]]
+
+
+@pytest.mark.usefixtures("_measured")
 def test_that_no_number_will_do_is_told_and_fails_the_command(
     tmp_path: Path, capsys: Captured
 ) -> None:
