@@ -10,6 +10,7 @@ from uvicorn.logging import ColourizedFormatter
 from service.settings import Settings
 
 FIELDS = "request"  # the attribute of a record that has a request's fields by name
+_SAID = ("method", "route", "status")  # in the sentence already
 
 
 class TextFormatter(ColourizedFormatter):
@@ -18,7 +19,7 @@ class TextFormatter(ColourizedFormatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """Add the fields."""
         fields = getattr(record, FIELDS, {})
-        words = (f"{name}={value}" for name, value in fields.items())
+        words = (f"{name}={value}" for name, value in fields.items() if name not in _SAID)
         return "  ".join([super().formatMessage(record), *words])
 
 

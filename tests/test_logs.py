@@ -22,6 +22,9 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
+FIELDS = {"id": "mine", "method": "GET", "route": "/models", "status": 200, "seconds": 0.5}
+
+
 def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     """Give the fields of what was logged of requests."""
     return [record.request for record in caplog.records if hasattr(record, "request")]
@@ -110,7 +113,7 @@ def log_one(capsys: pytest.CaptureFixture[str], **chosen: str) -> str:
     root.handlers.clear()  # pytest's
     try:
         logs.configure(Settings(**chosen))  # type: ignore[arg-type]  # pydantic takes words
-        logger.info("GET /models %d", 200, extra={"request": {"id": "mine", "seconds": 0.5}})
+        logger.info("GET /models %d", 200, extra={"request": FIELDS})
         try:
             int("no number")
         except ValueError:
@@ -130,7 +133,7 @@ def test_json_is_an_object_a_line(chosen: str, capsys: pytest.CaptureFixture[str
         "level": "INFO",
         "logger": "service.test",
         "message": "GET /models 200",
-        "request": {"id": "mine", "seconds": 0.5},
+        "request": FIELDS,
     }
     assert failure["message"] == "it failed"
     assert "ValueError: invalid literal" in failure["exc_info"]
