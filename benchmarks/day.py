@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -117,7 +117,7 @@ class Service:
 
 
 Note = Callable[[str], None]
-Act = Callable[[Service, Note], Awaitable[None]]
+Act = Callable[[Service, Note], Coroutine[None, None, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,11 +308,7 @@ async def live(phase: Phase, service: Service, client: Client, note: Note) -> No
             seconds = phase.hours * HOUR
             tasks.create_task(load.paced(client, sent, rate=traffic.rate, seconds=seconds))
         if phase.act:
-            tasks.create_task(_act(phase.act, service, note))
-
-
-async def _act(act: Act, service: Service, note: Note) -> None:
-    await act(service, note)
+            tasks.create_task(phase.act(service, note))
 
 
 @asynccontextmanager

@@ -32,7 +32,6 @@ from service.work import (
     R,
     Report,
     Slice,
-    devices,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class Batcher(Generic[P, R]):
         self, lanes: Sequence[Lane[P, R]], costs: Costs, *, max_bytes: int, report: Report
     ) -> None:
         self._lanes = lanes
-        self._devices = devices(lanes)
+        self._devices = policy.devices(lane.place for lane in lanes)
         self._alone = max(lane.alone for lane in lanes)  # rows that all devices are for
         self._costs = costs
         self._max_bytes = max_bytes

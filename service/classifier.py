@@ -42,6 +42,11 @@ class Timing:
     queue: float
     inference: float
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """The seconds of each stage by its name, in their order."""
+        return {"decode": self.decode, "queue": self.queue, "inference": self.inference}
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

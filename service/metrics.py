@@ -23,7 +23,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from service import views, work
+from service import policy, views
 from service.ensemble import Backend
 from service.errors import ServiceError
 from service.gpus import GPUCollector
@@ -243,7 +243,7 @@ class Metrics:
         """Name the models that are served from now on, and how long they took to load."""
         ensemble = backend.ensemble
         self._names = tuple(member.name for member in ensemble.members)
-        devices = len(work.devices(backend.lanes))
+        devices = len(policy.devices(lane.place for lane in backend.lanes))
         for key in ensemble.costs.seconds:
             self._rate(key, devices * ensemble.costs.rate(key))
         for member in ensemble.members:

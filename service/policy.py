@@ -279,6 +279,11 @@ class Place(NamedTuple):
     alone: int = 0
 
 
+def devices(lanes: Iterable[Place]) -> frozenset[int]:
+    """Give the numbers of the devices that compute batches side by side."""
+    return frozenset(lane.device for lane in lanes if not lane.alone)
+
+
 def is_turn(
     lane: Place, running: Collection[Place], devices: Collection[int], rows: int, most: int
 ) -> bool:

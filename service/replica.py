@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from service import policy
 from service.policy import Costs, Key, Place
 
 Demand = Mapping[Key, int]  # what a request brings: rows, by key
@@ -49,7 +50,7 @@ class Replica:
     @property
     def devices(self) -> frozenset[int]:
         """The devices that compute side by side."""
-        return frozenset(lane.device for lane in self.lanes if not lane.alone)
+        return policy.devices(self.lanes)
 
     def batch_seconds(self, key: Key, size: int, busy: Stages) -> float:
         """Give a batch's seconds on one device."""

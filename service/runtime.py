@@ -67,7 +67,8 @@ def place(
         return packed.pack(network, dtype, shapes, largest)
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         network = fused.fuse(network)
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # else it has 10 bits of 23; torch's stub
+        # Else "float32" convolutions have ten bits of its 23 (TF32).
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's stub
     placed: nn.Module = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
     return placed
 

@@ -1,6 +1,6 @@
 """What passes through the batcher: demands, batches, outcomes, reports."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -65,11 +65,6 @@ class Lane(Generic[P, R]):
     def place(self) -> Place:
         """What the policy has to know of it."""
         return Place(self.device, self.alone)
-
-
-def devices(lanes: Iterable[Lane[P, R]]) -> set[int]:
-    """Give the numbers of the devices that compute batches side by side."""
-    return {lane.device for lane in lanes if not lane.alone}
 
 
 @dataclass(frozen=True, slots=True)

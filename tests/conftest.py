@@ -17,6 +17,7 @@ from typing import NoReturn
 import httpx2
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from service import weights
@@ -32,6 +33,9 @@ from service.work import Batch, Lane, P, R
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TESTS_SHARED", ROOT.parent / "shared"))
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
+)
 BUCKETS = (1, 2, 4, 8, 16)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from conftest import needs_gpu
 from PIL import Image
 from test_forward import preprocessed, softmax, toy
 from test_rows import SHORT, WARP, batch, cuts, expected_views, noise, whole
@@ -27,9 +28,6 @@ from service.weights import Model
 from service.work import Slice
 
 STRAIGHT = Resize("warp", CROP)
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
 
 
 def place(

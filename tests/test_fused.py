@@ -5,16 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
+from conftest import needs_gpu
 from torch import Tensor, nn
 
 from service.folding import RELUS
 from service.fused import ConvReLU, fuse
 from service.networks import ARCHITECTURES
 from service.networks.googlenet import GoogLeNet
-
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
 
 
 class Twice(nn.Module):

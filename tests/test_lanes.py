@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from conftest import needs_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_forward import Toy, toy
@@ -32,9 +33,6 @@ CPU = torch.device("cpu")
 KEYS = [Key(0, CROP), Key(0, DENSE)]
 PATIENCE = 10.0  # seconds, for what happens at once
 WHILE = 0.1  # seconds; longer than a small batch takes on a busy machine
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
 
 
 # Sharing out.

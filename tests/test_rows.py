@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from conftest import needs_gpu
 from PIL import Image
 from torch import Tensor
 
@@ -16,10 +17,6 @@ from service.cuts import Cuts
 from service.policy import Key
 from service.views import CROP, DENSE, Resize
 from service.work import Batch, Slice
-
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
 
 CPU = torch.device("cpu")
 WARP, SHORT = Resize("warp", 256), Resize("short", 256)

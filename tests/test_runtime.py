@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import needs_gpu
 
 from service import runtime
 from service.errors import ModelError
 
 CPU = torch.device("cpu")
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, wait_ready
+from conftest import ROOT, needs_gpu, wait_ready
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -411,9 +411,7 @@ def test_torchvisions_network_is_trained_on_as_well(pictures: Path, tmp_path: Pa
     assert not torch.equal(mean, state["inception5b.branch1.bn.running_mean"])
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
-)
+@needs_gpu
 def test_it_trains_on_a_gpu_in_half_precision(pictures: Path, tmp_path: Path) -> None:
     chosen = settings(tmp_path, device="cuda", precision="auto")
     outcome = course.train(chosen, options(pictures), "the command", Audience())

@@ -15,7 +15,7 @@ from service.api.problems import Problem
 from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
-from service.classifier import Answer, Classifier
+from service.classifier import Answer, Classifier, Timing
 from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -80,6 +80,7 @@ class Models(BaseModel):
 
 PATH = "/classify"
 
+_NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 _BINARY = {"type": "string", "format": "binary"}
 
 
@@ -223,9 +224,8 @@ def _count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError]
             metrics.image(plan, answer)
         else:
             metrics.image(plan)
-            metrics.stage("decode", answer.timing.decode)
-            metrics.stage("queue", answer.timing.queue)
-            metrics.stage("inference", answer.timing.inference)
+            for stage, seconds in answer.timing.stages.items():
+                metrics.stage(stage, seconds)
 
 
 def _predictions(answer: Answer) -> list[Prediction]:
@@ -243,12 +243,9 @@ def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> 
 
 def _longest(answers: Sequence[Answer | ServiceError]) -> dict[str, float]:
     """Give the seconds that each stage took for the picture for which it took longest."""
-    timings = [answer.timing for answer in answers if isinstance(answer, Answer)]
-    return {
-        "decode": max((timing.decode for timing in timings), default=0.0),
-        "queue": max((timing.queue for timing in timings), default=0.0),
-        "inference": max((timing.inference for timing in timings), default=0.0),
-    }
+    answered = [answer.timing for answer in answers if isinstance(answer, Answer)]
+    stages = [timing.stages for timing in (_NOTHING, *answered)]
+    return {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages}
 
 
 def _server_timing(stages: Mapping[str, float]) -> str:

@@ -29,10 +29,9 @@ class Stages:
         self._span("upload", started, uploaded, {})
         for number, answer in enumerate(answers):
             if isinstance(answer, Answer):
-                at, timing = answer.timing.started, answer.timing
-                for stage in ("decode", "queue", "inference"):
-                    seconds: float = getattr(timing, stage)
-                    about = {"picture": number, "batch_rows": answer.batch_rows}
+                at = answer.timing.started
+                about = {"picture": number, "batch_rows": answer.batch_rows}
+                for stage, seconds in answer.timing.stages.items():
                     self._span(stage, at, seconds, about)
                     at += seconds
 
