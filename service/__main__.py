@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from service import views
+from service import keys, quotas, views
 from service.errors import ServiceError
 from service.settings import Settings
 from service.training.options import Options
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status: 0, the error's, or 2 for a wrong call."""
     # The first process of a container is spared every signal that it does not handle itself.
     signal.signal(signal.SIGTERM, _end)
-    given = vars(_parser().parse_args(arguments))
+    ours, uvicorns = _split(sys.argv[1:] if arguments is None else arguments)
+    given = vars(_parser().parse_args(ours)) | ({"uvicorn": uvicorns} if uvicorns else {})
     try:
         given["command"] = shlex.join(["googlenet-service", *(arguments or sys.argv[1:])])
         run: Command = pkgutil.resolve_name(given.pop("run"))  # only that, for the rest takes time
@@ -59,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServiceError as error:
         print(f"googlenet-service: {error}", file=sys.stderr)
         return error.exit_status
+
+
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Part what is ours from what follows `--`, which uvicorn understands when it is to serve."""
+    if "--" not in arguments or arguments[0] != "serve":
+        return arguments, ()
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
 
 
 def _end(number: int, _: FrameType | None) -> None:
@@ -80,11 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = verbs.add_parser("serve", help="serve over HTTP; fetches the model if need be")
+    serve = verbs.add_parser(
+        "serve",
+        help="serve over HTTP; fetches the model if need be",
+        epilog="What follows -- is for uvicorn: -- --ssl-keyfile KEY --ssl-certfile CERTIFICATE; "
+        "-- --help lists it.",
+    )
     _add_settings(serve, Settings.model_fields)
-    serve.set_defaults(run="service.serving:serve")
+    serve.set_defaults(run="service.serving:serve", uvicorn=())
 
     _add_models(verbs)
+    _add_keys(verbs)
     _add_train(verbs)
     classify = verbs.add_parser("classify", help="name what is on photos, without a server")
     classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -181,6 +196,25 @@ def _add_models(verbs: _Verbs) -> None:
     _add_settings(calibrate, [name for name in _OFFLINE if name != "model"])
 
 
+def _add_keys(verbs: _Verbs) -> None:
+    verb = verbs.add_parser("keys", help="make API keys, or check a file of them")
+    actions = verb.add_subparsers(required=True, metavar="ACTION")
+    new = actions.add_parser(
+        "new", help="print a new key, and on standard error what the file of keys should have"
+    )
+    new.add_argument("name", type=_key_name, metavar="NAME")
+    new.add_argument(
+        "--limits",
+        type=_limits,
+        default=[],
+        help="most requests in a second, minute, hour or day: 20/second,100000/day",
+    )
+    new.set_defaults(run="service.commands.keys:new_key")
+    check = actions.add_parser("check", help="read a file of keys, and say whose they are")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.set_defaults(run="service.commands.keys:check_keys")
+
+
 def _add_train(verbs: _Verbs) -> None:
     train = verbs.add_parser("train", help="train a model on a folder of pictures for each class")
     train.add_argument("folder", type=Path, metavar="DIR")
@@ -214,6 +248,19 @@ def _plans(text: str) -> list[str]:
     if unknown := [name for name in names if name not in views.NAMES]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(views.NAMES)}")
     return names
+
+
+def _key_name(text: str) -> str:
+    if not re.fullmatch(keys.NAME, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of letters, digits, _ and -")
+    return text
+
+
+def _limits(text: str) -> list[str]:
+    limits = text.split(",")
+    if wrong := [limit for limit in limits if not re.fullmatch(quotas.PATTERN, limit)]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not like 20/second or 100000/day")
+    return limits
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

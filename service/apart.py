@@ -20,7 +20,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +28,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from service import interpreter, processors
+from service.admission import Decoders
 from service.ensemble import Ensemble, Probabilities
 from service.errors import InferenceFailed
+from service.images import Bounds
 from service.settings import Settings
 from service.work import Batch, Lane, Slice
 
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 LENGTH = struct.Struct("!I")  # of what follows it on a connection
 
 _GONE = "the process that classifies has ended"
+_BROKEN = "what was to do this there has ended; try again"
 _CLOSE_SECONDS = 5.0
 _CHUNK = 65536  # bytes read at once
 
@@ -56,7 +59,7 @@ class Prepare:
 
     picture: bytes
     views: str
-    max_pixels: int
+    bounds: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +187,8 @@ class Worker:
     """A `service.ensemble.Backend` in another process; its coroutines are for one event loop."""
 
     def __init__(self, process: _Process, loaded: Loaded, decoders: int) -> None:
-        computing = [_Line(process.connect()) for _ in loaded.lanes]
-        decoding = [_Line(process.connect()) for _ in range(decoders or processors.available())]
+        computing = [_Line(process.connect) for _ in loaded.lanes]
+        decoding = [_Line(process.connect) for _ in range(decoders or processors.available())]
         self.ensemble = loaded.ensemble
         self.lanes = tuple(
             Lane(partial(self._run, line, number), device, alone)
@@ -198,6 +201,8 @@ class Worker:
         self._idle: asyncio.Queue[_Line] = asyncio.Queue()
         for line in decoding:
             self._idle.put_nowait(line)
+        self._decoders = Decoders(len(decoding))
+        self._waiting = 0  # pictures, for a thread
         self._forget: deque[int] = deque()
 
     @property
@@ -222,10 +227,19 @@ class Worker:
         for line in self._lines:
             line.close()
 
-    async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Token]:
+    def lead(self, pictures: int) -> float:
+        """Predict for how many seconds the last of so many more pictures waits for a thread."""
+        at_work = self._decoders.threads - self._idle.qsize()
+        return self._decoders.lead(at_work + self._waiting + pictures)
+
+    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Token]:
         """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
-        line = await self._idle.get()
-        wish = Prepare(picture, views, max_pixels)
+        self._waiting += 1
+        try:
+            line = await self._idle.get()
+        finally:
+            self._waiting -= 1
+        wish = Prepare(picture, views, bounds)
         answer = await asyncio.shield(asyncio.create_task(self._decode(line, wish)))
         if isinstance(answer, Exception):
             raise answer
@@ -233,10 +247,12 @@ class Worker:
 
     async def _decode(self, line: "_Line", wish: Prepare) -> Sequence[Token] | Exception:
         """Give the error: raised, it would be reported as nobody's when the caller has left."""
+        begun = time.monotonic()
         try:
             answer = await self._ask(line, wish)
         finally:
             self._idle.put_nowait(line)
+            self._decoders = self._decoders.observed(time.monotonic() - begun)
         if isinstance(answer, Exception):
             return answer
         number, members = answer
@@ -256,15 +272,16 @@ class Worker:
         forget = tuple(self._forget.popleft() for _ in range(len(self._forget)))
         try:
             return await line.ask(Call(wish, forget))
-        except (EOFError, OSError):
-            return InferenceFailed(_GONE)
+        except InferenceFailed as error:
+            return error
 
 
 class _Line:
     """A connection to a thread of the worker, for one call at a time."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+        self._connect = connect
+        self._connection = connect()
         self._closing = False
         self.asked: float | None = None  # since when an answer is awaited, by time.monotonic()
 
@@ -275,12 +292,19 @@ class _Line:
             self._connection.close()
 
     async def ask(self, call: Call) -> object:
-        """Give the answer; raises `EOFError` or `OSError` when there is nobody to give it."""
+        """Give the answer; raises `InferenceFailed` when there is nobody to give it.
+
+        If a thread has ended and the process has not, another one answers from then on.
+        """
         if self._closing:
-            raise EOFError
+            raise InferenceFailed(_GONE)
         self.asked = time.monotonic()
         try:
             return await self._ask(call)
+        except (EOFError, OSError) as error:
+            self._connection.close()
+            self._connection = self._connect()
+            raise InferenceFailed(_BROKEN) from error
         finally:
             self.asked = None
             if self._closing:

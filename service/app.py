@@ -8,18 +8,31 @@ from importlib import metadata
 
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from service import apart, lag
-from service.api import classify, health, problems
+from service.api import classify, guard, health, problems, requests
 from service.api.gate import Gate
+from service.api.guard import Guard
+from service.api.ports import Ports
 from service.api.requests import Requests
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend
+from service.images import Bounds
+from service.keys import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
 
 Load = Callable[[Settings], Backend]
 """Reads the models and puts them on the device: blocking, seconds long."""
+
+# What pages of other origins may send, and may see of an answer.
+_SENT = ("Authorization", "X-API-Key", "X-Request-ID", "X-Timeout-Ms")
+_SEEN = (
+    *("X-Request-ID", "Server-Timing", "Retry-After"),
+    *("RateLimit-Policy", "RateLimit", "WWW-Authenticate"),
+)
 
 
 def create_classifier(
@@ -35,7 +48,7 @@ def create_classifier(
         return loaded
 
     limits = Limits(
-        max_pixels=settings.max_pixels,
+        picture=Bounds(settings.max_pixels, settings.decode_seconds),
         max_queue_bytes=settings.max_queue_bytes,
         stall_seconds=settings.stall_seconds,
     )
@@ -48,13 +61,15 @@ def create_app(
     load: Load = apart.load,
     is_leaving: Callable[[], bool] = lambda: False,
     tracer_provider: TracerProvider | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Put the service together; `load` is the one place where a test puts something else.
 
     `is_leaving` tells whether the process has been told to stop. Spans go to `tracer_provider`,
-    or to where OpenTelemetry's variables in the environment say, or nowhere.
+    or to where OpenTelemetry's variables in the environment say, or nowhere. `metrics` may have
+    been made before, by whoever counts what happens before a request is one.
     """
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     classifier = create_classifier(settings, load=load, metrics=metrics)
     metrics.expect(classify.PATH, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
@@ -80,12 +95,28 @@ def create_app(
             "metrics": False,  # those are for Prometheus
             "logs": False,
             "operation_spans": False,
-            "exclude": lambda scope: scope.get("path") in health.PATHS,
+            "exclude": lambda scope: requests.path(scope) in health.PATHS,
         },
     )
     app.include_router(classify.router(classifier, settings, metrics, tracer_provider))
     app.include_router(health.router(classifier, metrics.registry, is_leaving))
     problems.install(app, metrics)
+    # The last one added is the first to see a request.
     app.add_middleware(Gate, classifier=classifier, settings=settings, metrics=metrics)
+    if settings.keys or settings.key_digests:
+        keyring = Keyring(settings.keys, settings.key_digests, metrics.callers)
+        app.add_middleware(Guard, keyring=keyring, metrics=metrics)
+        guard.install(app)
+    app.add_middleware(ServerErrorMiddleware, handler=problems.on_bug)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins.split(","),
+            allow_methods=("GET", "POST"),
+            allow_headers=_SENT,
+            expose_headers=_SEEN,
+        )
+    if settings.probe_port:
+        app.add_middleware(Ports, probe_port=settings.probe_port)
     app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
     return app

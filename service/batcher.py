@@ -1,7 +1,8 @@
 """The batcher: rows wait here, and only here.
 
 Jobs bring rows; whenever a lane is free it takes the batch that `service.policy` forms from
-what has arrived by then. The batcher knows no torch, no HTTP and no pictures.
+what has arrived by then, of what `service.admission` let in. The batcher knows no torch, no
+HTTP and no pictures.
 
 All state lives on the event loop; there is no lock and no timer. Whatever a lane or the policy
 raises is told to the callers concerned and never ends a loop.
@@ -13,13 +14,22 @@ import logging
 import time
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, Self
 
 from service import policy
-from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError, TooLarge
-from service.policy import Costs, Key, Run, Waiting
+from service.admission import Admission, Doubt, Invitation, Load, Room, admit
+from service.costs import Costs, Key
+from service.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    OutOfMemory,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+)
+from service.policy import Run, Waiting
 from service.work import (
     Backlog,
     Batch,
@@ -49,6 +59,7 @@ class Seat(Generic[P, R]):
     demand: Demand
     order: tuple[float, int]  # deadline, then first come
     waiting: Waiting
+    bulky: bool  # as `service.admission` has it
     payload: P | None = None
     future: asyncio.Future[None] | None = None
     submitted: float = 0.0
@@ -73,11 +84,16 @@ class Batcher(Generic[P, R]):
         self._queue: list[Seat[P, R]] = []  # seats with a payload and rows to take, by order
         self._seats: set[Seat[P, R]] = set()  # all that are reserved and not released
         self._rows: Counter[Key] = Counter()  # of those, the rows not yet taken
+        self._bulky: Counter[Key] = Counter()  # of these, the rows of bulky jobs
         self._nbytes = 0  # of those, the payloads
+        self._room = Room()
+        self._doubt = Doubt()
+        self._invitation = Invitation()
         self._serial = 0
         self._changed = asyncio.Event()  # something came or went, or a lane is free
         self._running: dict[int, Run] = {}  # by lane, in the order in which they began
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
+        self._failures = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -95,38 +111,50 @@ class Batcher(Generic[P, R]):
     # What a caller does: reserve, then submit.
 
     @contextlib.contextmanager
-    def reserve(self, demands: Sequence[Demand], deadline: float) -> Iterator[list[Seat[P, R]]]:
+    def reserve(
+        self, demands: Sequence[Demand], deadline: float, *, lead: float = 0.0
+    ) -> Iterator[list[Seat[P, R]]]:
         """Hold a seat for each demand, all to be done by `deadline` (`time.monotonic` seconds).
 
-        Raises at once `Overloaded` when there is no room or no time for them now, and
-        `DeadlineExceeded` when idle devices could not do them in time either. Leaving releases
-        the seats.
+        Their payloads are expected to wait for `lead` seconds before they are made. Raises at
+        once `Overloaded` when there is no room or no time for them now, and `DeadlineExceeded`
+        when idle devices could not do them in time either. Leaving releases the seats.
         """
-        self.check(demands, deadline - time.monotonic())
-        seats = [self._seat(demand, deadline) for demand in demands]
+        admission = self.check(demands, deadline - time.monotonic(), lead=lead)
+        bulky = self._room.needs(admission.alone, time.monotonic())
+        seats = [self._seat(demand, deadline, bulky=bulky) for demand in demands]
+        started = time.monotonic()
         try:
             yield seats
         finally:
+            took = time.monotonic() - started
+            if took > admission.promised or not any(seat.undone for seat in seats):
+                self._doubt = self._doubt.learnt(admission, took)
             for seat in seats:
                 self.release(seat)
 
-    def check(self, demands: Sequence[Demand], seconds: float) -> None:
+    def check(self, demands: Sequence[Demand], seconds: float, *, lead: float = 0.0) -> Admission:
         """Raise what `reserve` would, for jobs that must be done in so many seconds."""
+        now = time.monotonic()
         rows: Counter[Key] = Counter()
         for demand in demands:
             rows[demand.key] += demand.rows
-        load = self._load()
-        admission = policy.admit(load, rows, self._costs, seconds)
+        load = replace(self._load(), lead=lead, room=self._room.left(now), doubt=self._doubt.factor)
+        admission = admit(load, rows, self._costs, seconds)
+        if seconds <= 0:
+            raise DeadlineExceeded("the deadline passed while the request was being sent")
         if not admission.possible:
             raise DeadlineExceeded(
                 f"this takes about {admission.alone:.2f} s when nothing else runs, more than the "
                 f"{seconds:.2f} s it has; ask for fewer views or pictures, or for more time"
             )
+        self._room = self._room.asked(admission.alone, now)
         if not admission.admitted:
+            self._invitation = self._invitation.another(admission, now, load.doubt)
             raise Overloaded(
                 f"{self._rows.total()} rows are queued: this would be done in "
                 f"{admission.done_in:.2f} s, and the deadline is {seconds:.2f} s",
-                retry_after=admission.retry_after,
+                retry_after=self._invitation.at - now,
             )
         nbytes = sum(demand.nbytes for demand in demands)
         if nbytes > self._max_bytes:
@@ -139,6 +167,9 @@ class Batcher(Generic[P, R]):
                 f"the pictures that wait fill their {self._max_bytes} bytes of memory",
                 retry_after=load.seconds(self._costs),
             )
+        if admission.done_in == admission.alone:  # nobody is there: whoever was invited may come
+            self._invitation = Invitation()
+        return admission
 
     async def submit(self, seat: Seat[P, R], payload: P) -> Outcome[R]:
         """Queue a payload on its seat and wait for the results of all its rows.
@@ -173,7 +204,7 @@ class Batcher(Generic[P, R]):
         """Give a seat back, with the rows it has not had served; twice is harmless."""
         if seat in self._seats:
             self._seats.remove(seat)
-            self._rows[seat.demand.key] -= seat.waiting.left
+            self._count(seat, -seat.waiting.left)
             self._nbytes -= seat.demand.nbytes
             self._unqueue(seat)
             self._changed.set()  # what is left may be another lane's turn
@@ -185,6 +216,11 @@ class Batcher(Generic[P, R]):
         """Is every lane's loop turning."""
         return not any(task.done() for task in self._tasks)
 
+    @property
+    def failures(self) -> int:
+        """How many batches the device has failed on since the last that it did not."""
+        return self._failures
+
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""
         now = time.monotonic()
@@ -194,19 +230,26 @@ class Batcher(Generic[P, R]):
 
     # Coming in.
 
-    def _load(self) -> policy.Load:
+    def _load(self) -> Load:
         seconds = policy.work_left(self._running.values(), self._freed, time.monotonic())
-        return policy.Load(seconds, self._rows, len(self._devices))
+        return Load(seconds, self._rows, len(self._devices), self._bulky)
 
-    def _seat(self, demand: Demand, deadline: float) -> Seat[P, R]:
+    def _seat(self, demand: Demand, deadline: float, *, bulky: bool) -> Seat[P, R]:
         self._serial += 1
         large = demand.rows > self._costs.largest(demand.key)
         waiting = Waiting(demand.key, demand.rows, deadline, large)
-        seat: Seat[P, R] = Seat(demand, (deadline, self._serial), waiting, undone=demand.rows)
+        seat: Seat[P, R] = Seat(
+            demand, (deadline, self._serial), waiting, bulky=bulky, undone=demand.rows
+        )
         self._seats.add(seat)
-        self._rows[demand.key] += demand.rows
+        self._count(seat, demand.rows)
         self._nbytes += demand.nbytes
         return seat
+
+    def _count(self, seat: Seat[P, R], change: int) -> None:
+        self._rows[seat.demand.key] += change
+        if seat.bulky:
+            self._bulky[seat.demand.key] += change
 
     def _unqueue(self, seat: Seat[P, R]) -> None:
         at = bisect_left(self._queue, seat.order, key=_order)
@@ -263,18 +306,31 @@ class Batcher(Generic[P, R]):
         start = seat.demand.rows - seat.waiting.left
         seat.started = seat.started or now
         seat.waiting = replace(seat.waiting, left=seat.waiting.left - rows)
-        self._rows[seat.demand.key] -= rows
+        self._count(seat, -rows)
         if not seat.waiting.left:
             self._unqueue(seat)
         assert seat.payload is not None  # noqa: S101 - submit() set it; tells mypy
         return Slice(seat.payload, start, start + rows)
 
     async def _run(
-        self,
-        number: int,
-        lane: Lane[P, R],
-        batch: Batch[P],
-        seats: Sequence[Seat[P, R]],
+        self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
+    ) -> None:
+        """Run a batch; in pieces, and never one so large again, if the device has no memory."""
+        try:
+            await self._run_once(number, lane, batch, seats)
+        except OutOfMemory:
+            most = self._costs.largest(batch.key)
+            if most >= batch.size:
+                raise
+            for piece in _pieces(zip(seats, batch.slices, strict=True), most):
+                rows = sum(part.rows for _, part in piece)
+                size = self._costs.fitting(batch.key, rows)
+                slices = tuple(part for _, part in piece)
+                smaller = Batch(batch.key, size, slices, batch.reason)
+                await self._run_once(number, lane, smaller, [seat for seat, _ in piece])
+
+    async def _run_once(
+        self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
     ) -> None:
         expected = self._costs.seconds[batch.key][batch.size]
         run = self._running[number] = Run(lane.device, time.monotonic(), expected)
@@ -287,16 +343,44 @@ class Batcher(Generic[P, R]):
             for seat, part, result in matched:
                 _give(seat, part, result, batch.rows)
             failed = False
+        except OutOfMemory:
+            self._costs = self._costs.below(batch.key, batch.size)
+            logger.warning(
+                "the device has no memory for %d views of %d pixels at once; from now on %d",
+                *(batch.size, batch.key.side, self._costs.largest(batch.key)),
+            )
+            raise
         finally:
             now = time.monotonic()
             seconds = now - run.since(self._freed)
             self._freed[lane.device] = now
             del self._running[number]
             self._changed.set()
+            self._failures = self._failures + 1 if failed else 0
             if not failed and not lane.alone:  # what a batch costs with all devices at it is less
                 self._costs = self._costs.observed(batch.key, batch.size, seconds)
             rate = len(self._devices) * self._costs.rate(batch.key)
             self._report(_reported(batch, seats, seconds, rate, failed=failed))
+
+
+def _pieces(
+    parts: Iterable[tuple[Seat[P, R], Slice[P]]], most: int
+) -> Iterator[list[tuple[Seat[P, R], Slice[P]]]]:
+    """Cut what was to be one batch into some of at most so many rows."""
+    piece: list[tuple[Seat[P, R], Slice[P]]] = []
+    room = most
+    for seat, part in parts:
+        start = part.start
+        while start < part.stop:
+            stop = min(part.stop, start + room)
+            piece.append((seat, replace(part, start=start, stop=stop)))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield piece
+                piece, room = [], most
+    if piece:
+        yield piece
 
 
 def _order(seat: Seat[P, R]) -> tuple[float, int]:

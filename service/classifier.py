@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -16,19 +16,21 @@ from typing import Self
 from service.batcher import Batcher, Seat
 from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities
 from service.errors import CallerGone, DeadlineExceeded, NotReady, ServiceError
+from service.images import Bounds
 from service.views import Plan
 from service.work import Backlog, Outcome, Report
 
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
+_FAILURES = 3  # batches in a row, after which the device is not expected to recover
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The classifier's bounds; see `service.settings` for each."""
 
-    max_pixels: int
+    picture: Bounds
     max_queue_bytes: int
     stall_seconds: float
 
@@ -176,22 +178,23 @@ class Classifier:
         """Why the device's work is at a standstill, or nothing if it goes on."""
         if self._failure:
             return self.loaded
-        if self._serving is None:
-            return None
-        if not self._serving.backend.alive:
-            return "the process that classifies has ended"
-        if not self._serving.batcher.alive:
-            return "the batcher's loop has ended"
-        stalled = self.backlog().stalled
-        if stalled > self._limits.stall_seconds:
-            return f"the device has not answered for {stalled:.0f} s"
-        return None
+        return next(self._standstills(self._serving), None) if self._serving else None
+
+    def _standstills(self, serving: _Serving) -> Iterator[str]:
+        if not serving.backend.alive:
+            yield "the process that classifies has ended"
+        if not serving.batcher.alive:
+            yield "the batcher's loop has ended"
+        if serving.batcher.failures >= _FAILURES:
+            yield f"the device failed on the last {serving.batcher.failures} batches"
+        if self.backlog().stalled > self._limits.stall_seconds:
+            yield f"the device has not answered for {self.backlog().stalled:.0f} s"
 
     def check(self, *, plan: str, seconds: float) -> None:
         """Raise at once what even a single picture would be refused with."""
         serving = self._ready()
         demands = serving.backend.ensemble.demands(serving.backend.ensemble.plans(plan))
-        serving.batcher.check(demands, seconds)
+        serving.batcher.check(demands, seconds, lead=serving.backend.lead(1))
 
     async def classify(
         self,
@@ -212,7 +215,8 @@ class Classifier:
         deadline = time.monotonic() + seconds
         wanted = _Wanted(plan, serving.backend.ensemble.plans(plan), top_k)
         demands = serving.backend.ensemble.demands(wanted.plans)
-        with serving.batcher.reserve(demands * len(pictures), deadline) as seats:
+        lead = serving.backend.lead(len(pictures))
+        with serving.batcher.reserve(demands * len(pictures), deadline, lead=lead) as seats:
             count = len(demands)
             mine = [seats[at : at + count] for at in range(0, len(seats), count)]
             try:
@@ -258,7 +262,7 @@ class Classifier:
     ) -> Answer:
         backend, batcher = self._ready().backend, self._ready().batcher
         started = time.monotonic()
-        payloads = await backend.prepare(picture, wanted.views, self._limits.max_pixels)
+        payloads = await backend.prepare(picture, wanted.views, self._limits.picture)
         decoded = time.monotonic() - started
         outcomes = await _together(batcher, seats, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)

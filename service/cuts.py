@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service import images, views
+from service.images import Bounds
 from service.views import Pixels, Plan
 
 
@@ -15,12 +16,14 @@ class Cuts:
     canvases: tuple[Pixels, ...]
 
 
-def prepare(picture: bytes, plans: Sequence[Plan], max_pixels: int) -> list[Cuts]:
+def prepare(picture: bytes, plans: Sequence[Plan], bounds: Bounds) -> list[Cuts]:
     """Decode once and cut each plan's canvases; members with one plan share them.
 
     Raises what `images.decode` does.
     """
     enough = max(plan.enough for plan in plans)
-    upright = images.decode(picture, max_pixels=max_pixels, enough=enough)
+    upright = images.decode(
+        picture, max_pixels=bounds.max_pixels, seconds=bounds.seconds, enough=enough
+    )
     made = {plan: Cuts(plan, views.canvases(upright, plan)) for plan in plans}
     return [made[plan] for plan in plans]

@@ -10,6 +10,7 @@ from service import cuts, forward, lanes, processors, runtime, store, weights
 from service.cuts import Cuts
 from service.ensemble import Ensemble, Member
 from service.errors import ModelError
+from service.images import Bounds
 from service.lanes import ClassifyingLane
 from service.settings import Settings
 from service.weights import Model
@@ -22,12 +23,12 @@ class Engine:
     ensemble: Ensemble
     lanes: tuple[ClassifyingLane, ...]
 
-    def prepare(self, picture: bytes, views: str, max_pixels: int) -> list[Cuts]:
+    def prepare(self, picture: bytes, views: str, bounds: Bounds) -> list[Cuts]:
         """Decode a picture for the views so named; gives what each member takes.
 
         Raises what `service.images.decode` does.
         """
-        return cuts.prepare(picture, self.ensemble.plans(views), max_pixels)
+        return cuts.prepare(picture, self.ensemble.plans(views), bounds)
 
 
 def load(settings: Settings) -> Engine:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service import views
+from service.costs import Costs, Key
+from service.images import Bounds
 from service.manifest import Label
-from service.policy import Costs, Key
 from service.views import Plan, Resize
 from service.work import Demand, Lane
 
@@ -122,11 +123,15 @@ class Backend(Protocol):
         """For how many seconds it has left somebody without an answer."""
         ...
 
-    async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Payload]:
+    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Payload]:
         """Decode a picture for the views so named; gives a payload for each member.
 
         Raises what `service.images.decode` does, or `InferenceFailed`.
         """
+        ...
+
+    def lead(self, pictures: int) -> float:
+        """Predict for how many seconds the last of so many more pictures would wait for that."""
         ...
 
     def close(self) -> None:

@@ -38,6 +38,18 @@ class SlowUpload(ServiceError):
     code = "slow_upload"
 
 
+class SlowHead(ServiceError):
+    """The request's head did not arrive in time."""
+
+    code = "slow_head"
+
+
+class HeadTooLarge(ServiceError):
+    """The request's head has too many bytes or too many headers."""
+
+    code = "head_too_large"
+
+
 class UnsupportedType(ServiceError):
     """The bytes are not one of the accepted picture formats."""
 
@@ -54,6 +66,12 @@ class InvalidParameter(ServiceError):
     """A parameter has a value the service does not know."""
 
     code = "invalid_parameter"
+
+
+class Unauthorized(ServiceError):
+    """The request brings no key, or one that nobody has."""
+
+    code = "unauthorized"
 
 
 class Unavailable(ServiceError):
@@ -76,6 +94,12 @@ class NotReady(Unavailable):
     code = "not_ready"
 
 
+class RateLimited(Unavailable):
+    """A key's requests in some length of time are used up."""
+
+    code = "rate_limited"
+
+
 class DeadlineExceeded(ServiceError):
     """The answer did not, or could never, come before the request's deadline."""
 
@@ -86,6 +110,10 @@ class InferenceFailed(ServiceError):
     """The device failed while it worked on this request's batch."""
 
     code = "inference_failed"
+
+
+class OutOfMemory(InferenceFailed):
+    """The device has no memory for a batch of this size; it may have for smaller ones."""
 
 
 class CallerGone(ServiceError):
@@ -112,5 +140,19 @@ class MissingWeights(ModelError):
     """A model is described in the store but its weights are not there yet."""
 
 
+class WrongOption(ServiceError):
+    """An option for uvicorn is unknown, ours, or names what cannot be used."""
+
+    exit_status = 2  # as of any wrong call
+
+
+class CannotListen(ServiceError):
+    """An address to listen on is taken, or not this machine's."""
+
+
 class BenchError(ServiceError):
     """There is nothing to measure, or it cannot be reached."""
+
+
+class KeysError(ServiceError):
+    """The API keys cannot be read, or are not what they should be."""

@@ -10,22 +10,22 @@ import io
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 
 import numpy as np
 import torch
 from PIL import Image
 
 from service import images, processors, rows, runtime, views
+from service.costs import Costs, Key
 from service.cuts import Cuts
 from service.ensemble import Probabilities
+from service.errors import OutOfMemory
 from service.forward import Forward
 from service.packed import Shape
-from service.policy import Costs, Key
 from service.views import Plan
 from service.weights import Model
 from service.work import Batch, Slice
@@ -144,7 +144,7 @@ def _lane(
     networks = [runtime.recorded(member, device) for member in members]
 
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
-        with forwards():
+        with runtime.memory(), forwards():
             pixels = rows.cut(batch, device)
             # The copy to the host waits for the device.
             probabilities = networks[batch.key.member](pixels).cpu().numpy()
@@ -154,15 +154,28 @@ def _lane(
 
 
 def costs(lanes: Sequence[ClassifyingLane], members: int, sizes: Sequence[int]) -> Costs:
-    """Run every size of every key on every lane, and time it as it is under load."""
+    """Run every size of every key on every lane, and time it as it is under load.
+
+    Sizes for which a device has no memory are left out; raises `OutOfMemory` if none is left.
+    """
     keys = [Key(member, side) for member in range(members) for side in SIDES]
-    seconds: dict[Key, dict[int, float]] = {key: {} for key in keys}
-    for key, size in product(keys, sizes):
-        seconds[key][size] = _seconds(lanes, key, size)
+    return Costs({key: dict(_timed(lanes, key, sizes)) for key in keys})
+
+
+def _timed(
+    lanes: Sequence[ClassifyingLane], key: Key, sizes: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    for size in sizes:
+        try:
+            yield size, _seconds(lanes, key, size)
+        except OutOfMemory:
+            if size == sizes[0]:
+                raise
+            logger.warning("no memory for %d views of %d pixels at once", size, key.side)
+            return
         for lane in lanes:
             if size <= lane.alone:
                 runtime.compute(partial(lane.run, _blank(key, size)))
-    return Costs(seconds)
 
 
 def _alone_seconds(*lanes: ClassifyingLane) -> list[float]:

@@ -24,10 +24,10 @@ from prometheus_client import (
 )
 
 from service import policy, views
+from service.costs import Key
 from service.ensemble import Backend
 from service.errors import ServiceError
 from service.gpus import GPUCollector
-from service.policy import Key
 from service.work import Backlog, BatchReport, DropReport
 
 LATENCY = (
@@ -36,6 +36,7 @@ LATENCY = (
 )
 LAG = (*LATENCY[:10], 0.1, 0.25, 0.5, 1.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CALLS = ("admitted", "rate_limited")  # what becomes of a request that has a key
 STAGES = ("upload", "decode", "queue", "inference")
 
 
@@ -65,6 +66,13 @@ class Metrics:
         self._in_flight = Gauge(
             "googlenet_requests_in_flight", "HTTP requests being answered.", registry=registry
         )
+        self._connections = Gauge("googlenet_connections", "Connections open.", registry=registry)
+        self._closed = Counter(
+            "googlenet_connections_closed",
+            "Connections closed without an answer: idle, evicted, silent, stalled, or too many.",
+            ["reason"],
+            registry=registry,
+        )
         self._stages = Histogram(
             "googlenet_stage_duration_seconds",
             "Where a classification's time goes; a stage of a request or of one of its pictures.",
@@ -84,6 +92,13 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._key_requests = Counter(
+            "googlenet_key_requests",
+            "Requests with an API key, by its name: admitted, or over its limits (rate_limited).",
+            ["key", "outcome"],
+            registry=registry,
+        )
+        self._callers: frozenset[str] = frozenset()  # names of the keys there are
         self._dropped = Counter(
             "googlenet_cancelled",
             "Jobs that left without an answer: late or cancelled, while queued or in a batch.",
@@ -185,6 +200,8 @@ class Metrics:
     def _start_at_zero(self) -> None:
         for stage in STAGES:
             self._stages.labels(stage)
+        for reason in ("idle", "evicted", "silent", "stalled", "full"):
+            self._closed.labels(reason)
         for error in _leaves(ServiceError):
             self._rejected.labels(error.code)
         for plan in views.NAMES:
@@ -213,6 +230,14 @@ class Metrics:
         """Count a request in (1) or out (-1)."""
         self._in_flight.inc(change)
 
+    def connected(self, count: Callable[[], int]) -> None:
+        """Ask this at every scrape for how many connections are open."""
+        self._connections.set_function(count)
+
+    def closed(self, reason: str) -> None:
+        """Count a connection that was closed without an answer."""
+        self._closed.labels(reason).inc()
+
     def stage(self, stage: str, seconds: float) -> None:
         """Record how long a stage of a request took."""
         self._stages.labels(stage).observe(seconds)
@@ -224,6 +249,19 @@ class Metrics:
     def rejected(self, error: ServiceError) -> None:
         """Count a request or a picture refused."""
         self._rejected.labels(error.code).inc()
+
+    def callers(self, names: Iterable[str]) -> None:
+        """Count requests by these keys' names from now on, and forget all other names."""
+        before, self._callers = self._callers, frozenset(names)
+        for outcome in CALLS:
+            for gone in before - self._callers:
+                self._key_requests.remove(gone, outcome)
+            for name in self._callers:
+                self._key_requests.labels(name, outcome)
+
+    def called(self, name: str, outcome: str) -> None:
+        """Count a request by its key's name and one of `CALLS`."""
+        self._key_requests.labels(name, outcome).inc()
 
     def work(self, report: BatchReport | DropReport) -> None:
         """Turn what the batcher reports into series."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from service import policy
-from service.policy import Costs, Key, Place
+from service.costs import Costs, Key
+from service.policy import Place
 
 Demand = Mapping[Key, int]  # what a request brings: rows, by key
 

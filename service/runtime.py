@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from service import fused, packed
-from service.errors import ModelError
+from service.errors import ModelError, OutOfMemory
 from service.packed import Shape
 
 T = TypeVar("T")
 
 _LONG = 0.1  # seconds; what else a machine does is little beside it
+_NO_MEMORY = "the device has no memory for this batch"
+_CPU_NO_MEMORY = "can't allocate memory"  # all that tells a CPU's from other errors
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -129,6 +131,20 @@ def _on_stream(  # pragma: no cover - needs a GPU
             yield
 
     return entered
+
+
+@contextmanager
+def memory() -> Iterator[None]:
+    """Raise `OutOfMemory` where torch has no memory for what is computed, on any device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()  # what is kept for larger batches may be enough for smaller ones
+        raise OutOfMemory(_NO_MEMORY) from error
+    except RuntimeError as error:
+        if _CPU_NO_MEMORY not in str(error):
+            raise
+        raise OutOfMemory(_NO_MEMORY) from error
 
 
 def to_device(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -1,12 +1,18 @@
 """uvicorn's server, made to leave in order: it says so, goes on for a while, then ends."""
 
+import asyncio
 import logging
 import math
 import os
+import socket
 import time
 from types import FrameType
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -16,11 +22,16 @@ class Server(uvicorn.Server):
 
     Whoever sends them needs that long to learn that they should go elsewhere. What is in flight
     then has uvicorn's `timeout_graceful_shutdown` to be answered.
+
+    It listens to `probes` besides, without encryption.
     """
 
-    def __init__(self, config: uvicorn.Config, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_seconds: float, probes: socket.socket | None = None
+    ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
+        self._probes = probes
         self._ends_at = math.inf
         self._has_said_so = False
 
@@ -28,6 +39,23 @@ class Server(uvicorn.Server):
     def is_leaving(self) -> bool:
         """Has it been told to stop."""
         return math.isfinite(self._ends_at)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self._probes is not None:
+            listener = await asyncio.get_running_loop().create_server(
+                self._connection, sock=self._probes
+            )
+            self.servers.append(listener)
+            host, port, *_ = self._probes.getsockname()
+            logger.info("probes and metrics are on port %d of %s", port, host)
+
+    def _connection(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
         """Begin to leave; end at once if told so again."""

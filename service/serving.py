@@ -3,24 +3,41 @@
 import gc
 import logging
 import math
+import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
-from service import apart, app, interpreter, logs, store
+from service import apart, app, flags, interpreter, logs, store
+from service.connection import (
+    Bounds,
+    Connection,
+    Connections,
+    Ports,
+    file_limit,
+    most_connections,
+)
 from service.ensemble import Backend
-from service.errors import Unreachable
+from service.errors import CannotListen, Unreachable, WrongOption
+from service.metrics import Metrics
 from service.server import Server
 from service.settings import Settings
 from service.store import Store
 
 logger = logging.getLogger(__name__)
 
+_BACKLOG = 2048  # uvicorn's
+_PROBES = 64  # connections of those that probe and scrape, whatever the others do
 
-def serve(settings: Settings, _: dict[str, Any]) -> int:
+
+def serve(settings: Settings, given: dict[str, Any]) -> int:
     """Serve over HTTP until told to stop; fetches what is missing of the model first."""
+    passed = flags.parse(given["uvicorn"])
     logs.configure(settings)
     if settings.fetch and (status := _fetch_missing(store.locate(settings.store), settings.models)):
         if settings.strict or status != Unreachable.exit_status:
@@ -37,20 +54,66 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
             server.should_exit = True  # a service without a model has nothing to stay for
             raise
 
+    metrics = Metrics()
+    ours = app.create_app(
+        settings, load=load, is_leaving=lambda: server.is_leaving, metrics=metrics
+    )
+    config = configure(settings, passed, ours, metrics)
+    with listening(settings) as probes:
+        server = Server(config, settings.drain_seconds, probes)
+        gc.collect()
+        gc.freeze()  # what is there stays there: looking through it again and again costs time
+        server.run()
+    return 1 if failures else 0
+
+
+def configure(
+    settings: Settings, passed: dict[str, Any], ours: FastAPI, metrics: Metrics
+) -> uvicorn.Config:
+    """Tell uvicorn what to serve and how; raises `WrongOption` if it cannot be as was passed."""
+    backlog = passed.get("backlog", _BACKLOG)
+    most = most_connections(settings.max_connections, files=file_limit(), backlog=backlog)
+    if settings.max_connections > most:
+        logger.warning("at most %d connections, for no more files may be open", most)
+    ports = Ports(Connections(most), {settings.probe_port: Connections(_PROBES)})
+    metrics.connected(lambda: len(ports))
+    bounds = Bounds(settings.header_seconds, settings.max_header_bytes, settings.send_seconds)
+    defaults: dict[str, Any] = {"server_header": False, "backlog": _BACKLOG}
     config = uvicorn.Config(
-        app.create_app(settings, load=load, is_leaving=lambda: server.is_leaving),
+        ours,
         host=settings.host,
         port=settings.port,
+        http=partial(Connection, bounds, ports, metrics),  # type: ignore[arg-type]  # it is only called
+        ws="none",
         log_config=None,
         access_log=False,
-        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=math.ceil(settings.grace_seconds),  # whole seconds, for uvicorn
+        **(defaults | passed),
     )
-    server = Server(config, settings.drain_seconds)
-    gc.collect()
-    gc.freeze()  # what is there stays there: looking through it again and again costs time
-    server.run()
-    return 1 if failures else 0
+    if config.is_ssl and not config.ssl_certfile:
+        raise WrongOption("uvicorn: --ssl-keyfile is for a certificate; give --ssl-certfile too")
+    try:
+        config.load()
+    except OSError as error:
+        raise WrongOption(f"uvicorn: the certificate or its key cannot be read: {error}") from error
+    return config
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket | None]:
+    """Listen on the port for probes, if there is one; raises `CannotListen`."""
+    if not settings.probe_port:
+        yield None
+        return
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.probe_port), family=family)
+    except OSError as error:
+        where = f"port {settings.probe_port} of {settings.host}"
+        raise CannotListen(f"{where} is not to be had for probes: {error.strerror}") from error
+    with listener:
+        yield listener
 
 
 def _fetch_missing(where: Store, names: Iterable[str]) -> int:

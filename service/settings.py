@@ -21,6 +21,10 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    probe_port: Annotated[
+        int,
+        Field(ge=0, le=65535, description="port for probes and metrics alone; 0: they have none"),
+    ] = 0
     model: Annotated[
         str,
         Field(
@@ -81,6 +85,10 @@ class Settings(BaseSettings):
         int,
         Field(ge=1, le=178_000_000, description="largest picture, width x height; over it a 413"),
     ] = 50_000_000
+    decode_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="longest a core may decode one picture; over it a 413"),
+    ] = 10.0
     max_files: Annotated[
         int,
         Field(ge=1, le=1024, description="most pictures in one request; over it is a 413"),
@@ -93,6 +101,26 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, le=600, description="longest a body may take to arrive; over it is a 408"),
     ] = 30.0
+    header_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="longest a head may take to arrive; over it is a 408"),
+    ] = 10.0
+    max_header_bytes: Annotated[
+        int,
+        Field(ge=1024, le=MEBIBYTE, description="largest head of a request; over it is a 431"),
+    ] = 64 * 1024
+    send_seconds: Annotated[
+        float,
+        Field(gt=0, le=600, description="longest an answer may wait for its caller to take it"),
+    ] = 30.0
+    keep_alive_seconds: Annotated[
+        int,
+        Field(ge=1, le=3600, description="longest a connection may rest between two requests"),
+    ] = 75
+    max_connections: Annotated[
+        int,
+        Field(ge=0, description="most open connections; 0: as many as files may be open"),
+    ] = 0
     max_queue_bytes: Annotated[
         int,
         Field(ge=1024, description="memory for decoded pictures that wait; over it is a 503"),
@@ -115,6 +143,24 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, le=600, description="after that, how long a stop waits for those in flight"),
     ] = 30.0
+    keys: Annotated[
+        Path | None,
+        Field(description="file of the API keys that may call; default: anybody may"),
+    ] = None
+    key_digests: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9_-]{1,64}:[0-9A-Fa-f]{64}(,[A-Za-z0-9_-]{1,64}:[0-9A-Fa-f]{64})*$",
+            description="API keys without a file and without limits: NAME:SHA256,NAME:SHA256",
+        ),
+    ] = None
+    cors_origins: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(\*|https?://[^\s,/]+(,https?://[^\s,/]+)*)$",
+            description="origins whose pages may call, separated by commas, or *; default: none",
+        ),
+    ] = None
     log_level: Annotated[LogLevel, Field(description="least severe message that is logged")] = (
         "info"
     )

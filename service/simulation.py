@@ -2,7 +2,8 @@
 
 A discrete-event simulation of the stages that a request goes through: HTTP, which is one event
 loop; decoding threads; the queue and the lanes, as `service.batcher` has them. Whom to refuse,
-who is too late and what runs next is asked of `service.policy`, as the batcher does.
+who is too late and what runs next is asked of `service.admission` and `service.policy`, as the
+batcher does.
 """
 
 import math
@@ -16,8 +17,10 @@ from functools import partial
 import numpy as np
 
 from service import policy
+from service.admission import Decoders, Load, admit
 from service.agenda import Agenda, Task
-from service.policy import Formation, Key, Run, Waiting
+from service.costs import Key
+from service.policy import Formation, Run, Waiting
 from service.replica import Demand, Replica, Stages
 
 _WARM_UP = 0.1  # of the arrivals are not counted
@@ -93,6 +96,7 @@ class _Simulation:
         self._at_http: deque[Callable[[], None]] = deque()  # what is next, for who is there
         self._undecoded: deque[_Request] = deque()
         self._decoding = 0
+        self._decoders = Decoders(replica.decoders)
         self._queue: list[_Job] = []  # by order
         self._serial = 0
         self._rows: Counter[Key] = Counter()  # admitted and not yet taken
@@ -142,8 +146,9 @@ class _Simulation:
 
     def _admit(self, request: _Request) -> None:
         running = policy.work_left(self._running.values(), self._freed, self._agenda.now)
-        load = policy.Load(running, self._rows, len(self._devices))
-        if not policy.admit(load, self._demand, self._costs, self._deadline).admitted:
+        lead = self._decoders.lead(len(self._undecoded) + self._decoding + 1)
+        load = Load(running, self._rows, len(self._devices), lead=lead)
+        if not admit(load, self._demand, self._costs, self._deadline).admitted:
             self._refused += request.counts
             return
         request.deadline = self._agenda.now + self._deadline
@@ -156,11 +161,12 @@ class _Simulation:
     def _decode(self) -> None:
         if self._undecoded and self._decoding < self._replica.decoders:
             self._decoding += 1
-            decoded = partial(self._decoded, self._undecoded.popleft())
+            decoded = partial(self._decoded, self._undecoded.popleft(), self._agenda.now)
             self._agenda.begin(Task(self._replica.decode_seconds, decoded))
 
-    def _decoded(self, request: _Request) -> None:
+    def _decoded(self, request: _Request, begun: float) -> None:
         self._decoding -= 1
+        self._decoders = self._decoders.observed(self._agenda.now - begun)
         self._decode()
         for key, rows in self._demand.items():
             self._serial += 1

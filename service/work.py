@@ -4,7 +4,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from service.policy import Key, Place, Reason
+from service.costs import Key
+from service.policy import Place, Reason
 
 P = TypeVar("P")  # what a job brings, opaque to the batcher
 R = TypeVar("R")  # what a lane makes of one slice

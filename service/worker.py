@@ -53,10 +53,15 @@ class Answers:
 
     def serve(self, connection: socket.socket) -> None:
         """Answer the calls of one connection until it breaks."""
-        with connection, connection.makefile("rb") as line, contextlib.suppress(OSError):
-            while content := _read(line):
-                answer = pickle.dumps(self._answer(pickle.loads(content)))  # noqa: S301 - ours
-                connection.sendall(LENGTH.pack(len(answer)) + answer)
+        with connection, connection.makefile("rb") as line:
+            try:
+                while content := _read(line):
+                    answer = pickle.dumps(self._answer(pickle.loads(content)))  # noqa: S301 - ours
+                    connection.sendall(LENGTH.pack(len(answer)) + answer)
+            except OSError:
+                pass  # nobody is there any more
+            except Exception:
+                logger.exception("a thread ends")  # and its connection, so the caller learns of it
 
     def _answer(self, call: Call) -> object:
         for number in call.forget:
@@ -71,7 +76,7 @@ class Answers:
             return told
 
     def _prepare(self, wish: Prepare) -> tuple[int, int]:
-        cuts = self._engine.prepare(wish.picture, wish.views, wish.max_pixels)
+        cuts = self._engine.prepare(wish.picture, wish.views, wish.bounds)
         number = next(self._numbers)
         self._kept[number] = cuts
         return number, len(cuts)
@@ -100,6 +105,7 @@ def main(calls: socket.socket, news: Connection) -> None:
     settings, level = news.recv()
     tell = Tell(news)
     logging.basicConfig(level=level, format="%(message)s", handlers=[tell])
+    logging.getLogger("PIL").setLevel(logging.INFO)  # below that it tells what pictures hold
     try:
         loaded = engine.load(settings)
     except ServiceError as error:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx2
 import numpy as np
@@ -21,11 +21,13 @@ import torch
 from starlette.testclient import TestClient
 
 from service import weights
+from service.admission import Decoders
 from service.app import create_app
+from service.costs import Costs, Key
 from service.cuts import Cuts, prepare
 from service.ensemble import Ensemble, Member, Probabilities
+from service.images import Bounds
 from service.manifest import Label
-from service.policy import Costs, Key
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP, DENSE, Resize
@@ -92,6 +94,7 @@ class Served:
 
     port: int
     process: subprocess.Popen[str]
+    log: list[str] = field(default_factory=list)  # what it said since it began to serve
 
 
 @contextmanager
@@ -104,10 +107,11 @@ def serving(*arguments: str) -> Iterator[Served]:
     try:
         for line in process.stderr:
             if found := re.search(r"running on http://[\d.]+:(\d+)", line):
+                ours = Served(int(found[1]), process)
                 # Somebody has to go on reading, or the process would block on a full pipe.
-                reader = threading.Thread(target=process.stderr.read)
+                reader = threading.Thread(target=ours.log.extend, args=[process.stderr])
                 reader.start()
-                yield Served(int(found[1]), process)
+                yield ours
                 break
         else:
             pytest.fail("the process ended without serving")
@@ -179,12 +183,29 @@ class FakeBackend:
     stalled: float = 0.0
     closed: threading.Event = field(default_factory=threading.Event)
     decoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    decoders: Decoders = field(default_factory=lambda: Decoders(1))
+    undecoded: int = 0
 
-    async def prepare(self, picture: bytes, views: str, max_pixels: int) -> Sequence[Cuts]:
+    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Cuts]:
         """Decode in a thread, one picture after the other."""
         plans = self.ensemble.plans(views)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.decoder, prepare, picture, plans, max_pixels)
+        self.undecoded += 1
+        try:
+            return await loop.run_in_executor(self.decoder, self._timed, picture, plans, bounds)
+        finally:
+            self.undecoded -= 1
+
+    def _timed(self, *what: Any) -> Sequence[Cuts]:
+        started = time.monotonic()
+        try:
+            return prepare(*what)
+        finally:
+            self.decoders = self.decoders.observed(time.monotonic() - started)
+
+    def lead(self, pictures: int) -> float:
+        """Predict as the real one does."""
+        return self.decoders.lead(self.undecoded + pictures)
 
     def close(self) -> None:
         """Note it."""

@@ -33,6 +33,7 @@ from test_classify import assert_problem, parts
 from service import apart, engine, processors, worker
 from service.apart import _CLOSE_SECONDS, LENGTH, Loaded, Token, Worker, _Process
 from service.app import create_app
+from service.costs import Key
 from service.engine import Engine
 from service.errors import (
     InferenceFailed,
@@ -42,12 +43,13 @@ from service.errors import (
     UnreadableImage,
     UnsupportedType,
 )
-from service.policy import Key
+from service.images import Bounds
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP
 from service.work import Batch, Lane, Slice
 
+BOUNDS = Bounds(10**8)
 PATIENCE = 30.0  # seconds, for what happens at once
 GONE = "the process that classifies has ended"
 
@@ -78,9 +80,9 @@ class FakeEngine:
         self._now = 0
         self._lock = threading.Lock()
 
-    def prepare(self, picture: bytes, views: str, max_pixels: int) -> list[Prepared]:
+    def prepare(self, picture: bytes, views: str, bounds: Bounds) -> list[Prepared]:
         """Give a name for each member, or fail as the picture says."""
-        assert (views, max_pixels) == ("single", 99)
+        assert (views, bounds) == ("single", Bounds(99))
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
@@ -163,6 +165,8 @@ class Mute(Threads):
 
     def connect(self) -> socket.socket:
         """Give a connection that nobody answers."""
+        if not self.alive:
+            raise InferenceFailed(GONE)
         ours, theirs = socket.socketpair()
         ours.settimeout(0)
         self._sockets.append(ours)
@@ -171,6 +175,7 @@ class Mute(Threads):
 
     def hang_up(self) -> None:
         """End, as far as anybody can tell."""
+        self.alive = False
         for one in self.theirs:
             one.close()
 
@@ -191,7 +196,7 @@ class Pair:
     async def prepare(self, name: str = "a") -> Sequence[Token]:
         """Have a picture prepared."""
         await asyncio.sleep(0)  # the loop holds what it last gave for as long as a task goes on
-        return await self.worker.prepare(name.encode(), "single", 99)
+        return await self.worker.prepare(name.encode(), "single", Bounds(99))
 
     async def run(self, *tokens: Token, size: int = 8, member: int = 0, lane: int = 0) -> object:
         """Have a lane run one batch of two rows of each."""
@@ -422,7 +427,7 @@ def test_a_picture_that_cannot_be_sent_loses_no_connection() -> None:
     async def scene() -> None:
         with pair(decoders=1) as both:
             with pytest.raises(TypeError, match="pickle"):
-                await both.worker.prepare(threading.Lock(), "single", 1)  # type: ignore[arg-type]
+                await both.worker.prepare(threading.Lock(), "single", Bounds(1))  # type: ignore[arg-type]
             assert len(await both.prepare()) == 1
 
     play(scene)
@@ -525,6 +530,32 @@ def test_a_connection_that_breaks_is_told_to_who_waits_and_to_all_who_come_after
     play(scene)
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [b"no pickle", pickle.dumps(apart.Call(apart.Prepare(b"a", "single", Bounds(99)), (99,)))],
+    ids=["no call", "a call that forgets what is not there"],
+)
+def test_a_thread_that_ends_is_told_to_who_waits_and_replaced_for_all_who_come_after(
+    garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        with pair(decoders=1) as both:
+            (kept,) = await both.prepare("kept")
+            for line in both.worker._lines:  # noqa: SLF001 - nothing else can make one end
+                await asyncio.get_running_loop().sock_sendall(
+                    line._connection,  # noqa: SLF001 - the same
+                    LENGTH.pack(len(garbage)) + garbage,
+                )
+            for call in (both.prepare(), both.run(kept)):
+                with pytest.raises(InferenceFailed, match="ended; try again"):
+                    await call
+            (token,) = await both.prepare("next")
+            assert await both.run(kept, token) == [("kept 0", 0, 2), ("next 0", 0, 2)]
+
+    play(scene)
+    assert [record.message for record in caplog.records] == ["a thread ends"] * 2
+
+
 def test_closing_ends_every_connection_and_one_that_is_in_use_when_its_call_ends() -> None:
     async def scene() -> None:
         with pair(lanes=2, decoders=2) as both:
@@ -566,7 +597,7 @@ def test_a_thread_ends_quietly_when_nobody_takes_its_answer() -> None:
     engine = FakeEngine()
     engine.go.clear()
     process = Threads(engine)
-    content = pickle.dumps(apart.Call(apart.Prepare(b"a", "single", 99), ()))
+    content = pickle.dumps(apart.Call(apart.Prepare(b"a", "single", Bounds(99)), ()))
     connection = process.connect()
     connection.sendall(LENGTH.pack(len(content)) + content)
     connection.close()
@@ -659,7 +690,7 @@ def test_it_loads_says_so_and_answers_until_nobody_can_call_it(
         ours = Worker(cast("_Process", process), loaded, 1)
 
         async def ask() -> object:
-            (token,) = await ours.prepare(beagle, "single", 10**8)
+            (token,) = await ours.prepare(beagle, "single", BOUNDS)
             return await ours.lanes[0].run(batch_of([token], 1, rows=1))
 
         try:
@@ -734,9 +765,9 @@ class Real:
     worker: Worker
     wait: Callable[[Coroutine[Any, Any, Any]], Any]
 
-    def prepared(self, picture: bytes, plan: str = "single", max_pixels: int = 10**8) -> Token:
+    def prepared(self, picture: bytes, plan: str = "single", bounds: Bounds = BOUNDS) -> Token:
         """Have a picture prepared."""
-        (token,) = self.wait(self.worker.prepare(picture, plan, max_pixels))
+        (token,) = self.wait(self.worker.prepare(picture, plan, bounds))
         return cast("Token", token)
 
     def run(self, batch: Batch[Token]) -> list[np.ndarray]:
@@ -773,7 +804,7 @@ def test_its_answers_are_those_of_the_engine(
     plan: str, real: Real, here: Engine, beagle: bytes
 ) -> None:
     plans = here.ensemble.plans(plan)
-    cut, token = here.prepare(beagle, plan, 10**8)[0], real.prepared(beagle, plan)
+    cut, token = here.prepare(beagle, plan, BOUNDS)[0], real.prepared(beagle, plan)
     total = np.zeros(1000)
     rows = len(plans[0].views)
     for start in range(0, rows, 4):
@@ -798,7 +829,7 @@ def test_pictures_that_share_a_batch_are_not_mixed_up(
         for name in ("beagle", "tractor", "koala")
     ]
     mine = here.lanes[0].run(
-        batch_of([here.prepare(photo, "single", 10**8)[0] for photo in photos], 4, rows=1)
+        batch_of([here.prepare(photo, "single", BOUNDS)[0] for photo in photos], 4, rows=1)
     )
     other = real.run(batch_of([real.prepared(photo) for photo in photos], 4, rows=1))
     np.testing.assert_allclose(other, mine, rtol=0, atol=1e-6)
@@ -826,9 +857,9 @@ def test_what_is_wrong_with_a_picture_is_told_in_the_same_words(  # noqa: PLR091
     kind: type[Exception], nbytes: int, max_pixels: int, real: Real, here: Engine, beagle: bytes
 ) -> None:
     with pytest.raises(kind) as ours:
-        here.prepare(beagle[:nbytes], "single", max_pixels)
+        here.prepare(beagle[:nbytes], "single", Bounds(max_pixels))
     with pytest.raises(kind) as theirs:
-        real.prepared(beagle[:nbytes], max_pixels=max_pixels)
+        real.prepared(beagle[:nbytes], bounds=Bounds(max_pixels))
     assert type(theirs.value) is kind
     assert str(theirs.value) == str(ours.value)
 
@@ -836,7 +867,7 @@ def test_what_is_wrong_with_a_picture_is_told_in_the_same_words(  # noqa: PLR091
 def test_more_pictures_than_it_has_threads_are_all_decoded(real: Real, beagle: bytes) -> None:
     async def all_of_them() -> list[Sequence[Token]]:
         return await asyncio.gather(
-            *[real.worker.prepare(beagle, "single", 10**8) for _ in range(20)]
+            *[real.worker.prepare(beagle, "single", BOUNDS) for _ in range(20)]
         )
 
     tokens = [token for (token,) in real.wait(all_of_them())]
@@ -1040,7 +1071,7 @@ def test_closing_while_it_computes_ends_it_at_once_and_tells_who_waits(
     small: Settings, beagle: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene(ours: Worker) -> float:
-        (token,) = await ours.prepare(beagle, "single", 10**8)
+        (token,) = await ours.prepare(beagle, "single", BOUNDS)
         once = asyncio.Event()
 
         async def go_on() -> None:
@@ -1049,7 +1080,7 @@ def test_closing_while_it_computes_ends_it_at_once_and_tells_who_waits(
                 once.set()
 
         computing = asyncio.create_task(go_on())
-        decoding = [asyncio.create_task(ours.prepare(beagle, "paper", 10**8)) for _ in range(9)]
+        decoding = [asyncio.create_task(ours.prepare(beagle, "paper", BOUNDS)) for _ in range(9)]
         await once.wait()
         started = time.monotonic()
         ours.close()
@@ -1072,7 +1103,7 @@ def test_a_signal_that_is_sent_to_both_is_the_others_to_heed(
     with closing_worker(small.model_copy(update={"max_batch": 1})) as ours:
         os.kill(ours.pid, number)
         for _ in range(2):
-            asyncio.run(ours.prepare(beagle, "single", 10**8))
+            asyncio.run(ours.prepare(beagle, "single", BOUNDS))
         assert ours.alive
 
 

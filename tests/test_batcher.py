@@ -14,8 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batcher, Seat
-from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, ServiceError, TooLarge
-from service.policy import Costs, Key
+from service.costs import Costs, Key
+from service.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    OutOfMemory,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+)
 from service.work import Backlog, Batch, BatchReport, Demand, DropReport, Lane, Outcome
 
 A, B, C = Key(0, 224), Key(0, 256), Key(1, 224)
@@ -781,6 +788,121 @@ def test_a_large_job_fails_with_the_first_of_its_batches_that_does() -> None:
             one.end()
             two.end()  # too late for anybody
             await after
+
+    play(scene)
+
+
+def no_memory(_: Batch[str]) -> list[Part]:
+    raise OutOfMemory("not for so many")
+
+
+def test_a_batch_for_which_there_is_no_memory_is_cut_up_and_none_is_so_large_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            first = asking(batcher, "first")
+            await device.begun()
+            tasks = [asking(batcher, "a", rows=3), asking(batcher, "b", rows=4)]
+            await settle()
+            device.end()
+            assert (await device.begun()).size == 8
+            device.end(no_memory)
+            piece = await device.begun()
+            assert (piece.size, truth(piece)) == (4, [("a", 0, 3), ("b", 0, 1)])
+            device.end()
+            piece = await device.begun()
+            assert (piece.size, truth(piece)) == (4, [("b", 1, 4)])
+            device.end()
+            assert [(await task).parts for task in (first, *tasks)] == [
+                (("first", 0, 1),),
+                (("a", 0, 3),),
+                (("b", 0, 1), ("b", 1, 4)),
+            ]
+            assert batcher.failures == 0
+            later = asking(batcher, "later", rows=8)
+            for rows in ((0, 4), (4, 8)):
+                piece = await device.begun()
+                assert (piece.size, truth(piece)) == (4, [("later", *rows)])
+                device.end()
+            await later
+            other = asking(batcher, "other", rows=8, key=B)  # which is another matter
+            assert (await device.begun()).size == 8
+            device.end()
+            await other
+            assert batcher.backlog() == Backlog()
+        failed = [report.failed for report in reports.batches]
+        assert failed == [False, True, False, False, False, False, False]
+
+    with caplog.at_level(logging.WARNING, "service.batcher"):
+        play(scene)
+    (warning,) = (record.message for record in caplog.records)
+    assert warning == "the device has no memory for 8 views of 224 pixels at once; from now on 4"
+
+
+def test_a_batch_is_cut_up_once_and_what_was_answered_by_then_stays_so() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            tasks = [asking(batcher, name, rows=4) for name in ("a", "b")]
+            assert (await device.begun()).size == 8
+            device.end(no_memory)
+            await device.begun()
+            device.end()
+            await device.begun()
+            device.end(no_memory)
+            assert (await tasks[0]).parts == (("a", 0, 4),)
+            with pytest.raises(InferenceFailed):
+                await tasks[1]
+            after = asking(batcher, "after", rows=4)
+            for rows in ((0, 2), (2, 4)):
+                assert truth(await device.begun()) == [("after", *rows)]
+                device.end()
+            await after
+
+    play(scene)
+
+
+def test_the_smallest_batch_for_which_there_is_no_memory_fails_and_is_tried_again() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            for _ in range(2):
+                task = asking(batcher, "a")
+                assert (await device.begun()).size == 1
+                device.end(no_memory)
+                with pytest.raises(InferenceFailed):
+                    await task
+            assert batcher.failures == 2
+            task = asking(batcher, "a")
+            await device.begun()
+            device.end()
+            await task
+            assert batcher.failures == 0
+
+    play(scene)
+
+
+def test_what_a_batch_took_that_nobody_forms_any_more_says_nothing() -> None:
+    """Another lane was at one of this size while this one found that there is no memory."""
+
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, name, rows=16) for name in "ab"]
+            assert (await one.begun()).size == (await two.begun()).size == 8
+            one.end(no_memory)
+            assert (await one.begun()).size == 4
+            two.end()
+            await settle()
+            while not all(task.done() for task in tasks):
+                for device in (one, two):
+                    if device.batch:
+                        assert device.batch.size <= 4
+                        device.end()
+                await settle()
+            assert [len((await task).parts) for task in tasks] == [3, 4]
 
     play(scene)
 

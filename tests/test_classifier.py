@@ -29,10 +29,11 @@ from service.errors import (
     UnreadableImage,
     UnsupportedType,
 )
+from service.images import Bounds
 from service.views import Resize
 from service.work import Backlog, Batch, BatchReport, DropReport
 
-LIMITS = Limits(max_pixels=100_000, max_queue_bytes=10**9, stall_seconds=60)
+LIMITS = Limits(picture=Bounds(100_000), max_queue_bytes=10**9, stall_seconds=60)
 PATIENCE = 30.0  # seconds, for what happens at once
 NOTHING = Backlog()
 
@@ -302,11 +303,13 @@ def test_a_large_photo_is_decoded_at_no_more_than_the_views_need() -> None:
     file = io.BytesIO()
     Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(file, "JPEG")
     plan = views.plan("single", Resize("warp", 256))
-    [cuts] = prepare(file.getvalue(), [plan], 10**8)
+    [cuts] = prepare(file.getvalue(), [plan], Bounds(10**8))
     [whole] = views.canvases(Image.open(file), plan)
     assert cuts.plan == plan
     assert np.abs(cuts.canvases[0].astype(np.int16) - whole).mean() < 0.5
-    [paper, _] = prepare(file.getvalue(), [views.plan("paper", Resize("warp", 256)), plan], 10**8)
+    [paper, _] = prepare(
+        file.getvalue(), [views.plan("paper", Resize("warp", 256)), plan], Bounds(10**8)
+    )
     exactly = views.canvases(Image.open(file), paper.plan)
     assert all(np.array_equal(*pair) for pair in zip(paper.canvases, exactly, strict=True))
 
@@ -365,7 +368,7 @@ def test_what_could_never_be_done_in_time_is_refused_at_once() -> None:
 
 def test_what_does_not_fit_in_memory_beside_the_others_is_refused_at_once() -> None:
     async def main() -> None:
-        limits = Limits(100_000, max_queue_bytes=200_000, stall_seconds=60)
+        limits = Limits(Bounds(100_000), max_queue_bytes=200_000, stall_seconds=60)
         device = Device(blocked=True)
         async with serving(device=device, limits=limits) as served:
             first = asyncio.create_task(ask(served, RED))
@@ -382,7 +385,7 @@ def test_what_does_not_fit_in_memory_beside_the_others_is_refused_at_once() -> N
 
 def test_what_could_never_fit_in_memory_is_too_large() -> None:
     async def main() -> None:
-        limits = Limits(100_000, max_queue_bytes=200_000, stall_seconds=60)
+        limits = Limits(Bounds(100_000), max_queue_bytes=200_000, stall_seconds=60)
         async with serving(limits=limits) as served:
             with pytest.raises(TooLarge, match="200000"):
                 await ask(served, RED, plan="paper")
@@ -702,6 +705,21 @@ def test_a_device_that_fails_fails_its_batch_and_serves_the_next() -> None:
     asyncio.run(main())
 
 
+def test_a_device_that_fails_again_and_again_is_a_standstill_until_it_does_not() -> None:
+    async def main() -> None:
+        device = Device(fails_member=0)
+        async with serving(device=device) as served:
+            for number in range(1, 5):
+                assert best(await ask(served, RED)) == ["InferenceFailed"]
+                told = f"the device failed on the last {number} batches" if number > 2 else None
+                assert served.worked == told
+            device.fails_member = None
+            assert best(await ask(served, RED)) == ["red"]
+            assert served.worked is None
+
+    asyncio.run(main())
+
+
 def test_a_backend_that_has_ended_is_a_standstill() -> None:
     async def main() -> None:
         backend = fake_backend()
@@ -734,7 +752,7 @@ def test_a_backend_that_cannot_decode_is_told_to_all_who_ask() -> None:
 
 def test_a_batch_that_runs_for_too_long_is_a_standstill() -> None:
     async def main() -> None:
-        limits = Limits(100_000, 10**9, stall_seconds=0.0)
+        limits = Limits(Bounds(100_000), 10**9, stall_seconds=0.0)
         device = Device(blocked=True)
         async with serving(device=device, limits=limits) as served:
             assert served.worked is None

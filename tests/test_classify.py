@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -311,6 +312,20 @@ def test_a_deadline_that_passes_while_a_picture_waits_is_a_504(
     assert_problem(response, 504, "deadline_exceeded")
 
 
+@pytest.mark.parametrize(("own", "status"), [({"x-timeout-ms": "100"}, 504), ({}, 200)])
+def test_a_deadline_of_the_callers_own_passes_while_it_sends(
+    own: dict[str, str], status: int, client: TestClient
+) -> None:
+    def slowly() -> Iterator[bytes]:
+        time.sleep(0.2)
+        yield plain("red")
+
+    headers = {"content-type": "image/png", **own}
+    response = client.post("/classify?views=single", content=slowly(), headers=headers)
+    assert response.status_code == status
+    assert "was being sent" in response.text or status == 200
+
+
 @pytest.mark.parametrize("milliseconds", ["0", "-1", "soon", "1.5", ""])
 def test_a_deadline_that_is_no_number_of_milliseconds_is_refused(
     milliseconds: str, client: TestClient
@@ -581,4 +596,4 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
 
 
 def test_every_error_a_request_can_meet_has_a_status() -> None:
-    assert {*STATUS.values()} == {400, 408, 413, 415, 422, 499, 500, 503, 504}
+    assert {*STATUS.values()} == {400, 401, 408, 413, 415, 422, 429, 431, 499, 500, 503, 504}

@@ -35,12 +35,14 @@ from service.classifier import Classifier, Limits
 from service.cuts import Cuts
 from service.ensemble import Backend, Probabilities
 from service.errors import ModelError
+from service.images import Bounds
 from service.runtime import PRECISIONS
 from service.settings import Settings
 from service.store import RECORD, WEIGHTS, Store
 from service.work import Batch
 
 COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
+            "keys", "keys new", "keys check",
             "classify", "evaluate", "bench", "plan"]  # fmt: skip
 
 QUICK = ["--max-batch", "2", "--cores", "1", "--precision", "float32"]  # to load
@@ -108,9 +110,13 @@ VALUES = {
     "device": "cuda:1", "precision": "bfloat16", "store": "here",
     "timeout_seconds": "1.5", "max_batch": "3", "cores": "2", "executors": "4",
     "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
-    "upload_seconds": "2.5", "max_queue_bytes": "8192", "decode_threads": "2",
+    "decode_seconds": "5.5", "upload_seconds": "2.5", "max_queue_bytes": "8192",
+    "decode_threads": "2",
     "stall_seconds": "9.5", "log_level": "debug", "log_format": "text", "fetch": "False",
-    "drain_seconds": "3.5", "grace_seconds": "4.5",
+    "keys": "keys.toml", "key_digests": f"web:{64 * 'f'}", "cors_origins": "https://a,http://b:1",
+    "drain_seconds": "3.5", "grace_seconds": "4.5", "probe_port": "8001",
+    "header_seconds": "1.5", "max_header_bytes": "1024", "send_seconds": "2.5",
+    "keep_alive_seconds": "5", "max_connections": "10",
 }  # fmt: skip
 
 
@@ -160,6 +166,9 @@ THERE_ARE = "there are bvlc_googlenet, digits, googlenet"
         ("bench photos --slo fast", "--slo: 'fast' is not a whole number from 1"),
         ("bench photos --executors=-1", "--executors: Input should be greater than or equal to 0"),
         ("bench", "the following arguments are required: DIR"),
+        ("serve -- --speed 9", "uvicorn: No such option '--speed'"),
+        ("serve -- --backlog many", "uvicorn: Invalid value for '--backlog': 'many' is not"),
+        ("serve -- --port 1", "uvicorn's --port is not passed: give --port before the --"),
         ("serve --speed 9", "unrecognized arguments: --speed 9"),
         ("classify", "the following arguments are required: FILE"),
         ("models", "the following arguments are required: ACTION"),
@@ -473,7 +482,7 @@ def of_colours(settings: Settings) -> Classifier:
             raise ModelError("not calibrated")
         return fake_backend(run)
 
-    limits = Limits(max_pixels=10**6, max_queue_bytes=10**9, stall_seconds=60)
+    limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
     return Classifier(load, limits, lambda _: None)
 
 

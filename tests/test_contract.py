@@ -1,5 +1,10 @@
-"""The service keeps to its own OpenAPI, and its OpenAPI says what can happen."""
+"""The service keeps to its own OpenAPI, and its OpenAPI says what can happen.
 
+Once for a service that anybody may call, and once for one with API keys. All of schemathesis'
+checks run, none is left out.
+"""
+
+import hashlib
 import io
 import re
 from typing import Any
@@ -11,14 +16,20 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
+from schemathesis.schemas import BaseSchema
 from starlette.types import Receive, Scope, Send
 
-from service import images
+from service import images, keys
+from service.api.guard import OPEN
 from service.api.problems import CLIENT_CLOSED_REQUEST, STATUS
 from service.app import create_app
 from service.settings import Settings
 
 SETTINGS = Settings(model="fake", max_body_bytes=1_000_000)
+KEY = keys.new()
+GUARDED = SETTINGS.model_copy(
+    update={"key_digests": f"web:{hashlib.sha256(KEY.encode()).hexdigest()}"}
+)
 
 
 def picture(kind: str) -> bytes:
@@ -37,61 +48,101 @@ for kind, data in PICTURES.items():
 class Renewed:
     """The service, new with each lifespan: schemathesis begins and ends one with each test."""
 
-    def __init__(self) -> None:
-        self._app = service()
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._app = service(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as the present service does."""
         if scope["type"] == "lifespan":
-            self._app = service()
+            self._app = service(self._settings)
         await self._app(scope, receive, send)
 
 
-def service() -> FastAPI:
-    return create_app(SETTINGS, load=lambda _: fake_backend())
+def service(settings: Settings = SETTINGS) -> FastAPI:
+    return create_app(settings, load=lambda _: fake_backend())
 
 
-# Too many pictures are too much, 413, where schemathesis would have any other client error.
-REFUSALS = [400, 405, 406, 413, 415, 422]
-config = schemathesis.Config.from_dict(
-    {"checks": {"negative_data_rejection": {"expected-statuses": REFUSALS}}}
-)
+# Too many pictures are too much, 413, and who has no key is told so before anything else, 401,
+# where schemathesis would have any other client error.
+REFUSALS = [400, 401, 405, 406, 413, 415, 422]
+
+
+def described(chosen: Settings, **generation: bool) -> BaseSchema:
+    """Give what the service says of itself, to generate requests of it."""
+    chosen_checks = {"negative_data_rejection": {"expected-statuses": REFUSALS}}
+    config = schemathesis.Config.from_dict({"checks": chosen_checks, "generation": generation})
+    return schemathesis.openapi.from_asgi("/openapi.json", Renewed(chosen), config=config)
+
 
 # `parametrize` makes a test of each operation while tests are collected: it needs them by then.
-schema = schemathesis.openapi.from_asgi("/openapi.json", Renewed(), config=config)
+schema = described(SETTINGS)
+guarded = described(GUARDED).exclude(path=[*OPEN])
+keyed = described(GUARDED, **{"with-security-parameters": False}).exclude(path=[*OPEN])
+often = settings(
+    max_examples=50, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck]
+)
 
 
 @pytest.fixture
 def _ready() -> None:
-    while schema["/readyz"]["GET"].Case().call().status_code != 200:
-        pass  # as a probe does
+    for one in (schema, guarded, keyed):
+        while one["/readyz"]["GET"].Case().call().status_code != 200:
+            pass  # as a probe does
 
 
 @schema.parametrize()
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
+@often
 @pytest.mark.usefixtures("_ready")
 def test_every_answer_is_as_documented(case: schemathesis.Case) -> None:
+    have_time(case)
+    case.call_and_validate()
+
+
+@keyed.parametrize()
+@often
+@pytest.mark.usefixtures("_ready")
+def test_every_answer_to_a_key_is_as_documented(case: schemathesis.Case) -> None:
+    """The test brings it; asked again without it or with a wrong one, the service has to refuse."""
+    have_time(case)
+    case.call_and_validate(headers={"X-API-Key": KEY})
+
+
+@guarded.parametrize()
+@often
+@pytest.mark.usefixtures("_ready")
+def test_every_answer_to_a_key_that_nobody_has_is_as_documented(case: schemathesis.Case) -> None:
+    have_time(case)
+    assert case.call_and_validate().status_code == 401
+
+
+def have_time(case: schemathesis.Case) -> None:
     # A deadline of milliseconds ends in the 504 that is documented for it; as every 5xx is a
     # failure to schemathesis, such a request gets a second here.
     deadline = str(case.headers.get("x-timeout-ms", ""))
     if re.fullmatch("0*[1-9][0-9]{0,2}", deadline):
         case.headers["x-timeout-ms"] = "1000"
-    case.call_and_validate()
 
 
-def operation(path: str) -> dict[str, Any]:
-    described: dict[str, Any] = service().openapi()["paths"][path]
+def operation(path: str, settings: Settings = SETTINGS) -> dict[str, Any]:
+    described: dict[str, Any] = service(settings).openapi()["paths"][path]
     return described
 
 
+# Nobody reads a 499, and a 431 is the connection's, before there is a request.
+ERRORS = {*STATUS.values()} - {CLIENT_CLOSED_REQUEST, 431}
+REFUSED = {401, 429}  # where there are keys
+
+
 def test_every_status_that_classify_may_answer_with_is_documented() -> None:
-    documented = {int(status) for status in operation("/classify")["post"]["responses"]}
-    assert documented == {200, *STATUS.values()} - {CLIENT_CLOSED_REQUEST}  # nobody reads a 499
+    for chosen, errors in ((SETTINGS, ERRORS - REFUSED), (GUARDED, ERRORS)):
+        documented = operation("/classify", chosen)["post"]["responses"]
+        assert {int(status) for status in documented} == {200, *errors}
 
 
-@pytest.mark.parametrize("status", sorted({*STATUS.values()} - {CLIENT_CLOSED_REQUEST}))
+@pytest.mark.parametrize("status", sorted(ERRORS))
 def test_every_error_of_classify_is_documented_as_a_problem(status: int) -> None:
-    content = operation("/classify")["post"]["responses"][str(status)]["content"]
+    content = operation("/classify", GUARDED)["post"]["responses"][str(status)]["content"]
     assert content == {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
     }
@@ -122,3 +173,30 @@ def test_the_body_of_classify_is_documented_in_every_form() -> None:
         *("multipart/form-data", "application/octet-stream", *images.MEDIA_TYPES)
     }
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
+
+
+def test_a_key_is_documented_where_one_is_needed_and_nowhere_else() -> None:
+    open_to_all, keyed = service().openapi(), service(GUARDED).openapi()
+    assert "securitySchemes" not in open_to_all["components"]
+    schemes = keyed["components"]["securitySchemes"]
+    assert {(scheme["type"], scheme.get("name", scheme.get("scheme"))) for scheme in
+            schemes.values()} == {("http", "bearer"), ("apiKey", "X-API-Key")}  # fmt: skip
+    for path, methods in keyed["paths"].items():
+        for method, described in methods.items():
+            is_guarded = path not in OPEN
+            assert ("security" in described) is is_guarded, (method, path)
+            assert ({"401", "429"} <= described["responses"].keys()) is is_guarded
+            if is_guarded:
+                assert described["security"] == [
+                    {scheme: []} for scheme in schemes
+                ]  # either will do
+                assert {"Retry-After", "RateLimit", "RateLimit-Policy"} == {
+                    *described["responses"]["429"]["headers"]
+                }
+                assert {*described["responses"]["401"]["headers"]} == {"WWW-Authenticate"}
+            assert "security" not in open_to_all["paths"][path][method]
+
+
+def test_the_document_is_made_once() -> None:
+    app = service(GUARDED)
+    assert app.openapi() is app.openapi()

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from service import cuts, views
+from service.images import Bounds
 from service.views import Resize
 
 WARP, SHORT = (views.plan("single", Resize(rule, 256)) for rule in ("warp", "short"))
@@ -20,7 +21,7 @@ def picture() -> bytes:
 
 
 def test_members_with_one_plan_share_what_was_cut() -> None:
-    one, other, same = cuts.prepare(picture(), [WARP, SHORT, WARP], 10**8)
+    one, other, same = cuts.prepare(picture(), [WARP, SHORT, WARP], Bounds(10**8))
     assert one is same
     assert [each.plan for each in (one, other)] == [WARP, SHORT]
     assert not np.array_equal(one.canvases[0], other.canvases[0])
@@ -28,6 +29,6 @@ def test_members_with_one_plan_share_what_was_cut() -> None:
 
 def test_each_member_has_the_canvases_of_its_own_plan() -> None:
     upright = Image.open(io.BytesIO(picture()))
-    for prepared in cuts.prepare(picture(), [SHORT, WARP], 10**8):
+    for prepared in cuts.prepare(picture(), [SHORT, WARP], Bounds(10**8)):
         (expected,) = views.canvases(upright, prepared.plan)
         assert np.array_equal(prepared.canvases[0], expected)

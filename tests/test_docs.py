@@ -1,5 +1,6 @@
 """The documentation is true: its commands run, its tables are those of the code."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -36,8 +37,9 @@ def settings_table() -> str:
 
 def metrics_table() -> str:
     """Give the table of what a service tells of itself after a request."""
-    with service(lambda _: fake_backend()) as client:
-        client.post("/classify", files=parts(plain("red")))
+    keyed = Settings(model="fake", key_digests=f"web:{hashlib.sha256(b'key').hexdigest()}")
+    with service(lambda _: fake_backend(), keyed) as client:
+        client.post("/classify", files=parts(plain("red")), headers={"X-API-Key": "key"})
         families = text_string_to_metric_families(client.get("/metrics").text)
         ours = [one for one in families if one.name.startswith("googlenet_")]
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]

@@ -15,12 +15,12 @@ from test_forward import preprocessed, softmax, toy
 from test_rows import SHORT, WARP, batch, cuts, expected_views, noise, whole
 
 from service import engine, processors, views, weights
+from service.costs import Key
 from service.cuts import Cuts
 from service.engine import Engine
 from service.ensemble import Probabilities
 from service.errors import MissingWeights, ModelError, TooLarge
-from service.images import decode
-from service.policy import Key
+from service.images import Bounds, decode
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP, DENSE, Resize
@@ -195,7 +195,7 @@ def test_an_engine_is_loaded_as_the_settings_say_and_answers(
     assert all({*sizes} == {1} for sizes in loaded.ensemble.costs.seconds.values())
     lane, *others = [lane for lane in loaded.lanes if not lane.alone]
     assert len(others) == 2
-    prepared = loaded.prepare(beagle, "single", 10**8)
+    prepared = loaded.prepare(beagle, "single", Bounds(10**8))
     results = [lane.run(batch(whole(one), member=n)) for n, one in enumerate(prepared)]
     (best,) = loaded.ensemble.rank(results, loaded.ensemble.plans("single"), 1)
     assert best.label == "beagle"
@@ -203,7 +203,7 @@ def test_an_engine_is_loaded_as_the_settings_say_and_answers(
 
 def test_pictures_have_as_many_pixels_as_may_be(real: Engine, beagle: bytes) -> None:
     with pytest.raises(TooLarge):
-        real.prepare(beagle, "single", 1000)
+        real.prepare(beagle, "single", Bounds(1000))
 
 
 def test_a_model_without_weights_is_not_loaded(tmp_path: Path) -> None:

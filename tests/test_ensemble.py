@@ -8,9 +8,9 @@ import pytest
 from conftest import fake_backend
 
 from service import views
+from service.costs import Key
 from service.ensemble import Prediction
 from service.manifest import Label
-from service.policy import Key
 from service.views import CROP, DENSE, Resize
 from service.work import Demand
 

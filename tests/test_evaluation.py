@@ -14,6 +14,7 @@ from service.classifier import Classifier, Limits
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError, UnreadableImage, UnsupportedType
 from service.evaluation import CHUNK, Agreement, Photo, Score
+from service.images import Bounds
 from service.manifest import Label
 
 LABELS = tuple(
@@ -96,7 +97,7 @@ def test_what_is_not_a_folder_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def serving() -> Classifier:
-    limits = Limits(max_pixels=1000, max_queue_bytes=10**9, stall_seconds=60)
+    limits = Limits(picture=Bounds(1000), max_queue_bytes=10**9, stall_seconds=60)
     return Classifier(fake_backend, limits, lambda _: None)
 
 

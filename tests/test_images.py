@@ -612,3 +612,12 @@ def test_a_tiff_that_pillow_warns_of_is_a_picture_in_production() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert isinstance(outcome(bytes(data)), UnreadableImage)
+
+
+def test_what_is_no_number_in_a_float_picture_is_black_without_a_warning() -> None:
+    """A signalling NaN, which no arithmetic gives, is in no hurry to be converted."""
+    numbers = np.array([[1.0, 0.0, 0.5]], np.float32)
+    numbers.view(np.uint32)[0, 2] = 0x7F800001
+    file = io.BytesIO()
+    Image.fromarray(numbers).save(file, "TIFF")
+    assert np.asarray(decode(file.getvalue(), max_pixels=3))[0, :, 0].tolist() == [255, 0, 0]

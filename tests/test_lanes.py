@@ -18,12 +18,13 @@ from test_forward import Toy, toy
 from test_rows import batch, cuts, noise, whole
 from torch import Tensor, fx, nn
 
-from service import lanes, weights
+from service import lanes, runtime, weights
+from service.costs import Key
 from service.cuts import Cuts
 from service.ensemble import Probabilities
+from service.errors import OutOfMemory
 from service.images import decode
 from service.lanes import ClassifyingLane, Layout, Maker, best, layouts
-from service.policy import Key
 from service.store import Store
 from service.views import CROP, DENSE
 from service.weights import Model
@@ -352,6 +353,33 @@ def test_a_batch_is_timed_with_all_devices_at_it() -> None:
     recorders = [Recorder(lambda: together.wait(PATIENCE)) for _ in range(2)]
     lanes.costs([ClassifyingLane(recorder.run, n) for n, recorder in enumerate(recorders)], 1, (1,))
     assert not together.broken
+
+
+def test_a_size_for_which_there_is_no_memory_is_left_out_with_all_above_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = scarce(rows=2)
+    timed = lanes.costs([ClassifyingLane(run), ClassifyingLane(run, 1, alone=1)], 1, (1, 2, 4, 8))
+    assert all({*timed.seconds[key]} == {1, 2} for key in KEYS)
+    assert [record.message for record in caplog.records] == [
+        f"no memory for 4 views of {key.side} pixels at once" for key in KEYS
+    ]
+
+
+def test_a_device_without_memory_for_one_view_cannot_serve() -> None:
+    with pytest.raises(OutOfMemory, match="no memory for this batch"):
+        lanes.costs([ClassifyingLane(scarce(rows=0))], 1, (1, 2))
+
+
+def scarce(rows: int) -> Callable[[Batch[Cuts]], list[Probabilities]]:
+    """Run as a lane does whose network needs too much memory for more than so many rows."""
+
+    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+        with runtime.memory():
+            torch.empty(2**50 if batch.rows > rows else 1)
+        return [np.zeros(3)] * len(batch.slices)
+
+    return run
 
 
 def test_the_slowest_device_is_what_a_batch_costs() -> None:

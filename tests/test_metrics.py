@@ -36,8 +36,10 @@ SETTINGS = Settings(model="fake", max_body_bytes=100_000)
 REASONS = (
     *("malformed", "missing_file", "too_large", "slow_upload", "unsupported_type"),
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
-    *("inference_failed", "caller_gone", "internal"),
+    *("slow_head", "head_too_large"),
+    *("unauthorized", "rate_limited", "inference_failed", "caller_gone", "internal"),
 )
+CLOSED = ("idle", "evicted", "silent", "stalled", "full")
 STAGES = ("upload", "decode", "queue", "inference")
 
 
@@ -72,6 +74,7 @@ def nonzero(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
 
 ZEROS = {
     "googlenet_images_total": [("ok", plan) for plan in views.NAMES],
+    "googlenet_connections_closed_total": [(reason,) for reason in CLOSED],
     "googlenet_rejected_total": [(reason,) for reason in REASONS],
     "googlenet_cancelled_total": [*product(("queue", "batch"), ("late", "cancelled"))],
     "googlenet_batches_total": [("full",), ("drained",), ("deadline",)],
@@ -158,7 +161,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
         "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
         "views": {*views.NAMES},
-        "reason": {*REASONS, "full", "drained", "deadline"},
+        "reason": {*REASONS, *CLOSED, "full", "drained", "deadline"},
         "outcome": {"ok", *REASONS},
     }
     for family in families(client):

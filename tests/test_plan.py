@@ -28,13 +28,16 @@ from service.bench.stages import Subject
 from service.commands import plan as command
 from service.commands.plan import sentences, table
 from service.console import terminal
-from service.policy import Key, Place
+from service.costs import Key
+from service.images import Bounds
+from service.policy import Place
 from service.replica import Demand, Replica
 from service.settings import Settings
 from service.simulation import simulate
 from service.views import CROP
 from service.work import Lane
 
+ANY_SIZE = Bounds(1_000_000)
 Captured = pytest.CaptureFixture[str]
 DIGITS = ["--model", "digits", "--max-batch", "2", "--cores", "1", "--precision", "float32"]
 
@@ -153,7 +156,7 @@ def test_it_is_told_where_more_hardly_help() -> None:
 def test_each_stage_is_measured_alone_and_beside_the_others() -> None:
     backend = fake_backend(sizes=(1, 2), lanes=2)
     backend.lanes = [*backend.lanes, Lane(backend.lanes[0].run, 2, alone=1)]
-    subject = Subject(backend, [plain("red")], "ten", 1_000_000, decoders=2)
+    subject = Subject(backend, [plain("red")], "ten", ANY_SIZE, decoders=2)
     replica = asyncio.run(stages.measure(subject, http=0.001))
     key = Key(0, 224)
     assert subject.demand == {key: 10}
@@ -262,7 +265,7 @@ def test_the_prediction_holds_on_this_machine() -> None:
     )
     worker = apart.load(settings)
     try:
-        subject = Subject(worker, [lanes.sample()], "single", 1_000_000, processors.available())
+        subject = Subject(worker, [lanes.sample()], "single", ANY_SIZE, processors.available())
         compared = uvloop.run(compare(settings, subject, worker, 0.5))
     finally:
         worker.close()

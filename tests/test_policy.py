@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.policy import (
-    Costs,
-    Decision,
-    Formation,
-    Key,
-    Load,
-    Waiting,
-    admit,
-    form,
-    remaining,
-    rows_left,
-)
+from service.admission import Load, admit
+from service.costs import Costs, Key
+from service.policy import Decision, Formation, Waiting, form, remaining, rows_left
 
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
@@ -37,87 +28,6 @@ def run(queue: Sequence[Waiting], costs: Costs = COSTS, now: float = 0) -> Forma
     chosen = form(queue, costs, now).run
     assert chosen is not None
     return chosen
-
-
-# What rows cost.
-
-
-@pytest.mark.parametrize(
-    ("rows", "seconds"),
-    [
-        (0, 0),
-        (1, 5),
-        (3, 8),  # padded to four
-        (7, 12),
-        (16, 20),
-        (17, 20 + 5),
-        (144, 9 * 20),
-    ],
-)
-def test_rows_cost_the_best_buckets_and_then_one_for_what_is_left(rows: int, seconds: int) -> None:
-    assert COSTS.of(A, rows) == seconds
-
-
-def test_the_best_bucket_is_the_one_measured_best_not_the_largest() -> None:
-    costs = Costs({A: {1: 3, 4: 4, 16: 32}})
-    assert costs.of(A, 16) == 4 * 4
-    assert costs.largest(A) == 16
-
-
-def test_what_is_left_goes_where_it_is_cheapest_even_if_that_is_a_larger_bucket() -> None:
-    assert Costs({A: {1: 9, 2: 5, 4: 6}}).of(A, 1) == 5
-
-
-def test_the_total_adds_up_each_key_on_its_own() -> None:
-    assert COSTS.total({A: 1, B: 1}) == 5 + 5
-    assert COSTS.total({A: 2}) == 6
-    assert COSTS.total({}) == 0
-
-
-def test_an_observation_moves_one_bucket_of_one_key_and_nothing_else() -> None:
-    moved = COSTS.observed(A, 4, 18)
-    assert moved.seconds == {A: {**MEASURED, 4: 11}, B: MEASURED}
-    assert COSTS.seconds[A][4] == 8  # values are frozen
-
-
-def test_what_is_predicted_rises_quickly_and_falls_slowly() -> None:
-    risen = COSTS.observed(A, 4, 18).of(A, 4) - 8
-    fallen = 8 - COSTS.observed(A, 4, -2).of(A, 4)
-    assert risen > 5 * fallen > 0
-
-
-def test_observations_converge_on_what_a_bucket_takes_now() -> None:
-    costs = COSTS
-    for _ in range(500):
-        costs = costs.observed(A, 1, 1.0)
-    assert costs.of(A, 1) == pytest.approx(1.0)
-
-
-def test_one_batch_that_hung_is_no_reason_to_refuse_for_ever() -> None:
-    """Thirty seconds, seen once, must not be what is kept in hand from then on."""
-    costs = Costs({A: {1: 0.01, 8: 0.04}}).observed(A, 8, 30)
-    assert costs.of(A, 8) < 0.1
-    assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
-
-
-def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
-    costs = Costs({A: {1: 0.01, 8: 0.04}})
-    for _ in range(10):
-        costs = costs.observed(A, 8, 30)
-    assert costs.seconds[A][8] > 8 * 0.01  # so that nobody runs it
-    assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
-    for _ in range(200):
-        costs = costs.observed(A, 1, 0.01)
-    assert costs.seconds[A][8] < 8 * 0.01
-
-
-def test_a_bucket_that_is_not_run_does_not_become_quicker_than_it_was_at_first() -> None:
-    costs = COSTS
-    for _ in range(100):
-        costs = costs.observed(A, 1, 0.1)
-    assert {size: costs.seconds[A][size] for size in MEASURED if size > 1} == {
-        size: seconds for size, seconds in MEASURED.items() if size > 1
-    }
 
 
 def test_rows_left_are_counted_by_key() -> None:
@@ -296,69 +206,7 @@ def test_one_large_job_that_cannot_afford_it_ends_the_yielding_of_all() -> None:
     assert run(queue).takes == ((0, 16),)
 
 
-# Who is refused.
-
-
-def test_work_is_admitted_if_it_would_be_done_in_time_after_everything_else() -> None:
-    load = Load(running=7, rows={A: 16, B: 1})
-    in_hand = 20 + 20  # a largest run of each key
-    admission = admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand)
-    assert admission.admitted
-    assert not admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand - 1).admitted
-    assert admission.possible
-    assert admission.done_in == 7 + 20 + 6
-    assert admission.alone == 5
-
-
-def test_work_that_must_wait_is_told_for_how_long() -> None:
-    load = Load(running=7, rows={A: 16})
-    admission = admit(load, {A: 16}, COSTS, seconds=30)
-    assert not admission.admitted
-    assert admission.possible
-    assert admission.retry_after == 7 + 20 + 20 + 20 - 30
-    later = replace(load, running=load.running - 7, rows={A: 6})  # so many seconds later
-    assert admit(later, {A: 16}, COSTS, seconds=30).retry_after < admission.retry_after
-
-
-def test_work_that_idle_devices_could_not_do_in_time_is_never_admitted() -> None:
-    admission = admit(Load(0, {}), {A: 16, B: 1}, COSTS, seconds=24)
-    assert not admission.admitted
-    assert not admission.possible
-    assert admission.retry_after == math.inf
-
-
-def test_devices_share_the_load() -> None:
-    # Two thirds of a whole batch may still be to come when an even share would be done.
-    assert Load(10, {A: 16}, devices=3).seconds(COSTS) == pytest.approx(10 + 20 * 2 / 3)
-    load = Load(10, {A: 16}, devices=2)
-    assert admit(load, {A: 16}, COSTS, seconds=25 + 10 + 20).admitted
-    assert not admit(load, {A: 16}, COSTS, seconds=24 + 10 + 20).admitted
-
-
-def test_idle_devices_share_a_job_evenly() -> None:
-    assert admit(Load(0, {}, devices=2), {A: 32}, COSTS, seconds=20).admitted
-    assert not admit(Load(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
-
-
-def test_work_alone_needs_nothing_in_hand() -> None:
-    assert admit(Load(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
-
-
-@settings(deadline=None, derandomize=True)
-@given(
-    running=st.integers(0, 300),
-    rows=st.integers(0, 50),
-    wanted=st.integers(1, 20),
-    seconds=st.integers(0, 100),
-)
-def test_retry_after_is_truthful(running: int, rows: int, wanted: int, seconds: int) -> None:
-    """When so many seconds of the work are done the same is admitted, and not before."""
-    load = Load(running, {A: rows})
-    wait = admit(load, {A: wanted}, COSTS, seconds).retry_after
-    if 0 < wait <= running:
-        assert admit(replace(load, running=running - wait), {A: wanted}, COSTS, seconds).admitted
-        sooner = replace(load, running=running - wait + 1)
-        assert not admit(sooner, {A: wanted}, COSTS, seconds).admitted
+# What is left of what runs.
 
 
 @pytest.mark.parametrize(("elapsed", "seconds"), [(0, 10), (4, 6), (10, 0), (13, 3)])

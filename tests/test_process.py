@@ -1,5 +1,6 @@
 """The real process: it listens, becomes ready, serves, and ends as it is told to."""
 
+import hashlib
 import http.client
 import os
 import re
@@ -372,3 +373,27 @@ def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: 
     log = " ".join(done.stderr.split())
     assert log.count("was changed or damaged: its SHA-256 is not the recorded one") == 1
     assert "Traceback" not in log
+
+
+def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path: Path) -> None:
+    """They are read once: what was checked is what is served, until the next start."""
+    shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
+    five = (ROOT / "model_store/digits/held_out/5.png").read_bytes()
+    file = tmp_path / "digits" / WEIGHTS
+    small = ("--max-batch", "1", "--cores", "1", "--precision", "float32", "--device", "cpu")
+    patient = ("--timeout-seconds", "600", "--store", str(tmp_path))
+    with serving("--model", "digits", *small, *patient) as ours, client_of(ours.port) as client:
+        wait_ready(client)
+
+        def says() -> tuple[object, object]:
+            answer = client.post("/classify", content=five, headers={"Content-Type": "image/png"})
+            (model,) = client.get("/models").json()["models"]
+            return answer.json(), model["sha256"]
+
+        before = says()
+        assert before[1] == hashlib.sha256(file.read_bytes()).hexdigest()
+        file.write_bytes(bytes(file.stat().st_size))  # the same file, with other content
+        assert says() == before
+        (tmp_path / "other").write_bytes(b"another file")
+        (tmp_path / "other").replace(file)
+        assert says() == before

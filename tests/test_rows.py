@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from service import rows, views
+from service.costs import Key
 from service.cuts import Cuts
-from service.policy import Key
 from service.views import CROP, DENSE, Resize
 from service.work import Batch, Slice
 

@@ -9,7 +9,7 @@ import torch
 from conftest import needs_gpu
 
 from service import runtime
-from service.errors import ModelError
+from service.errors import ModelError, OutOfMemory
 
 CPU = torch.device("cpu")
 
@@ -191,3 +191,26 @@ def test_a_forward_on_a_gpu_has_a_stream_of_its_own() -> None:
             streams.append(torch.cuda.current_stream(gpu))
     assert streams[0] == streams[1] != streams[2]
     assert torch.cuda.current_stream(gpu) == torch.cuda.default_stream(gpu)
+
+
+# Memory.
+
+
+def test_a_cpu_without_memory_is_told_from_other_errors() -> None:
+    with pytest.raises(OutOfMemory, match="no memory for this batch"), runtime.memory():
+        torch.empty(2**50)
+    with pytest.raises(RuntimeError, match="must match"), runtime.memory():
+        torch.zeros(2) + torch.zeros(3)
+
+
+def test_a_gpu_s_error_of_memory_is_one() -> None:
+    """Its own type; that a real GPU raises it is seen where there is one."""
+    with pytest.raises(OutOfMemory), runtime.memory():
+        raise torch.OutOfMemoryError
+
+
+@needs_gpu
+def test_a_gpu_without_memory_says_so_and_goes_on() -> None:
+    with pytest.raises(OutOfMemory), runtime.memory():
+        torch.empty(2**50, device="cuda")
+    assert float(torch.ones(3, device="cuda").sum()) == 3

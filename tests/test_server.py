@@ -1,19 +1,32 @@
-"""Leaving in order: requests are let in for a while after the signal, then no more."""
+"""The server: how it leaves, what uvicorn is told besides, and the probes' own port."""
 
+import asyncio
 import signal
 import socket
+import ssl
 import threading
 import time
 from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import pytest
+import trustme
 import uvicorn
+from attacks import HOST, LAST_LIVEZ, PATIENCE, Reply, post, speak
 from conftest import fake_backend, wait_ready
+from test_classify import Gate, assert_problem, plain
+from test_connections import hosting
 
 from service.app import create_app
+from service.bench.process import free_port
+from service.errors import CannotListen, WrongOption
 from service.server import Server
+from service.serving import listening
 from service.settings import Settings
+
+# Leaving.
 
 
 @pytest.mark.parametrize("drain", [0.0, 1.0])
@@ -46,3 +59,151 @@ def test_it_lets_requests_in_until_the_time_is_over(
     assert not thread.is_alive()
     assert drain <= time.monotonic() - told
     assert caplog.messages.count(f"stopping; requests are let in for {drain:g} s more") == 1
+
+
+# What is passed on to uvicorn.
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """uvicorn's options for a certificate, and whom a client must trust for it."""
+
+    flags: list[str]
+    trust: ssl.SSLContext
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Certificate:
+    """A certificate of this machine."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", HOST)
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    issued.private_key_pem.write_to_path(str(key))
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(str(chain), append=True)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return Certificate(["--ssl-keyfile", str(key), "--ssl-certfile", str(chain)], trust)
+
+
+def test_over_tls_a_picture_is_classified_and_a_refusal_told(certificate: Certificate) -> None:
+    with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
+        base = f"https://{HOST}:{ours.port}"
+        with httpx2.Client(base_url=base, verify=certificate.trust) as client:
+            answer = client.post("/classify", files={"file": plain("red")})
+            assert answer.json()["predictions"][0]["label"] == "red"
+            assert client.get("/livez").status_code == 200
+            refused = client.get("/livez", headers=[("x", "y")] * 200)
+            assert_problem(refused, 431, "head_too_large")
+            assert client.get("/livez").status_code == 200
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"http://{HOST}:{ours.port}/livez")
+
+
+def test_over_tls_who_shuts_its_side_is_dropped(certificate: Certificate) -> None:
+    with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
+        plain_socket = socket.create_connection((HOST, ours.port), 20)
+        with certificate.trust.wrap_socket(plain_socket, server_hostname="localhost") as caller:
+            caller.sendall(b"GET /livez HTTP/1.1\r\n")
+            caller.unwrap().close()
+        again = httpx2.get(f"https://{HOST}:{ours.port}/livez", verify=certificate.trust)
+        assert again.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["--ssl-keyfile", "{key}"], "give --ssl-certfile too"),
+        (["--ssl-certfile", "{absent}"], "the certificate or its key cannot be read"),
+        (["--ssl-certfile", "{key}"], "the certificate or its key cannot be read"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_told(
+    names: list[str], sentence: str, certificate: Certificate, tmp_path: Path
+) -> None:
+    files = {"key": certificate.flags[1], "absent": str(tmp_path / "absent")}
+    flags = [name.format(**files) for name in names]
+    with pytest.raises(WrongOption, match=sentence), hosting(flags=flags):
+        pass
+
+
+def test_below_a_path_of_a_proxy_it_answers_as_ever() -> None:
+    """The proxy takes the path away; uvicorn adds it to what the application is told."""
+    with (
+        hosting(fake_backend(seconds_per_row=1), flags=["--root-path", "/vision"]) as ours,
+        httpx2.Client(base_url=f"http://{HOST}:{ours.port}") as client,
+    ):
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/vision"}]
+        assert client.get("/models").status_code == 200
+        answer = client.post("/classify?views=single", files={"file": plain("red")})
+        assert answer.json()["predictions"][0]["label"] == "red"
+        assert client.post("/classify?views=paper", content=b"").status_code == 504  # at the gate
+
+
+# Probes on a port of their own.
+
+PROBES = ("/livez", "/readyz", "/startupz", "/metrics")
+
+
+def test_probes_have_a_port_of_their_own_if_that_is_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level("INFO"),
+        hosting(probe_port=free_port()) as ours,
+        httpx2.Client(base_url=f"http://{HOST}:{ours.port}") as main,
+        httpx2.Client(base_url=f"http://{HOST}:{ours.probe_port}") as probes,
+    ):
+        assert [probes.get(path).status_code for path in PROBES] == [200] * 4
+        for path in PROBES:
+            assert_problem(main.get(path), 404, "not_found")
+        assert main.get("/models").status_code == 200
+        assert main.post("/classify", files={"file": plain("red")}).status_code == 200
+        for path in ("/models", "/docs", "/", "/classify"):
+            assert_problem(probes.get(path), 404, "not_found")
+        assert_problem(probes.post("/classify", files={"file": plain("red")}), 404, "not_found")
+    told = f"probes and metrics are on port {ours.probe_port} of {HOST}"
+    assert caplog.messages.count(told) == 1
+
+
+def test_with_tls_probes_are_asked_without(certificate: Certificate) -> None:
+    with hosting(flags=certificate.flags, probe_port=free_port()) as ours:
+        assert httpx2.get(f"http://{HOST}:{ours.probe_port}/livez").status_code == 200
+        models = httpx2.get(f"https://{HOST}:{ours.port}/models", verify=certificate.trust)
+        assert models.status_code == 200
+
+
+def test_probes_are_answered_however_many_others_there_are() -> None:
+    gate = Gate()
+    with hosting(fake_backend(gate), max_connections=2, probe_port=free_port()) as ours:
+
+        async def crowd() -> tuple[Reply, Reply, list[Reply]]:
+            with gate.shut():
+                asking = [
+                    asyncio.create_task(speak(ours.port, [post(plain("red"), "Connection: close")]))
+                    for _ in range(2)
+                ]
+                await asyncio.to_thread(gate.entered.wait, PATIENCE)
+                await asyncio.sleep(0.3)
+                probed = await speak(ours.probe_port, [LAST_LIVEZ])
+                other = await speak(ours.port, [LAST_LIVEZ])
+            return probed, other, await asyncio.gather(*asking)
+
+        probed, other, answered = asyncio.run(crowd())
+    assert probed.statuses == [200]
+    assert other.data == b""
+    assert [reply.statuses for reply in answered] == [[200], [200]]
+
+
+def test_a_port_for_probes_that_is_taken_is_told() -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        told = f"port {port} of {HOST} is not to be had for probes: Address already in use"
+        with pytest.raises(CannotListen, match=told), hosting(probe_port=port):
+            pass
+
+
+def test_probes_are_asked_over_ipv6_too() -> None:
+    with listening(Settings(host="::", probe_port=free_port())) as probes:
+        assert probes is not None
+        assert probes.family == socket.AF_INET6

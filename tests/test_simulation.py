@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.policy import Costs, Key, Place
+from service.costs import Costs, Key
+from service.policy import Place
 from service.replica import Replica, Seconds, Stages
 from service.simulation import Outcome, poisson, simulate
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from conftest import ROOT
 from test_download import Website, serving, silent
-from test_formats import field, varint
+from test_formats import Trap, field, varint
 from torch import Tensor
 
 from service import store as stores
@@ -798,3 +798,147 @@ def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_se
     digest = weights.install(left[1], "small", tmp_path / "fresh.pth", source="a test")
     assert (roots[1] / "small" / RECORD).read_text() == f"{digest}  {WEIGHTS}\n"
     assert left[1].verify("small") == digest
+
+
+# In a child for each, dies before the n-th time that a file is opened, renamed or removed, until
+# one is left that does not die; says which they were.
+FETCH_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from service import weights
+from service.store import Store
+whole = Path(sys.argv[1]) / "whole"
+weights.fetch(Store(whole, whole), "small", lambda have, total: None)  # imports once what it needs
+for steps in range(100):
+    child = os.fork()
+    root = Path(sys.argv[1]) / str(steps)
+    if child == 0:
+        done = []
+        def count(event, arguments):
+            if event in ("open", "os.rename", "os.remove") and str(root) in str(arguments[0]):
+                done.append(event)
+                if len(done) > steps:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        weights.fetch(Store(root, root), "small", lambda have, total: None)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+print(steps)
+"""
+
+
+def test_wherever_a_process_that_fetches_is_killed_no_half_of_a_model_is_seen(
+    tmp_path: Path,
+) -> None:
+    narrow = ARCHITECTURES["googlenet"].build(3, 0.125).state_dict()  # quick to read and write
+    torch.save(narrow, tmp_path / "narrow.pth")
+    with serving(Website((tmp_path / "narrow.pth").read_bytes())) as url:
+        for name in ["whole", *range(100)]:
+            store = sourced(tmp_path / str(name), url, tmp_path / "narrow.pth")
+            described = store.root / "small/model.toml"
+            described.write_text(f"width = 0.125\n{described.read_text()}")
+        with running(FETCH_AND_DIE, tmp_path) as process:
+            deaths = int(process.stdout.read())
+        left = [Store(tmp_path / str(steps), tmp_path) for steps in range(deaths)]
+        seen = [store.has("small") for store in left]
+        assert seen == sorted(seen)
+        assert {*seen} == {False, True}
+        assert all(
+            same(weights.load(store, "small").state, narrow)
+            for store, is_seen in zip(left, seen, strict=True)
+            if is_seen
+        )
+        for store in left[::4]:
+            weights.fetch(store, "small", silent)
+            assert same(weights.load(store, "small").state, narrow)
+
+
+# Files that run code
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_not_even_looked_into(
+    copied: Store, state: State, tmp_path: Path
+) -> None:
+    """Not even if its digest is recorded: what is served is read as safetensors."""
+    path, sprung = copied.root / "small" / WEIGHTS, tmp_path / "sprung"
+    torch.save({**state, "trap": Trap(sprung)}, tmp_path / "hostile.pth")
+    shutil.copy(tmp_path / "hostile.pth", path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copied.root / "small" / RECORD).write_text(f"{digest}  {WEIGHTS}\n")
+    sentence = refusal(BadWeights, weights.load, copied, "small")
+    assert sentence == f"{WEIGHTS} is not a safetensors file, or is cut short"
+    assert not sprung.exists()
+    torch.load(tmp_path / "hostile.pth", weights_only=False)  # to show that the trap is a trap
+    assert sprung.exists()
+
+
+@pytest.mark.parametrize("ending", ["pth", "pt"])
+def test_a_model_is_what_its_safetensors_say_whatever_lies_beside_them(
+    ending: str, copied: Store, state: State, tmp_path: Path
+) -> None:
+    beside = copied.root / "small" / f"weights.{ending}"
+    torch.save({**random_state(seed=1), "trap": Trap(tmp_path / "sprung")}, beside)
+    assert same(weights.load(copied, "small").state, state)
+    (copied.root / "small" / WEIGHTS).unlink()
+    refusal(MissingWeights, weights.load, copied, "small")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_download_that_would_run_code_is_refused_and_does_not_run(
+    state: State, tmp_path: Path
+) -> None:
+    """Not even if its digest is the manifest's."""
+    file, sprung = tmp_path / "hostile.pth", tmp_path / "sprung"
+    torch.save({**state, "trap": Trap(sprung)}, file)
+    with serving(Website(file.read_bytes())) as url:
+        store = sourced(tmp_path / "store", url, file)
+        sentence = refusal(BadWeights, weights.fetch, store, "small", silent)
+    assert "holds more than tensors" in sentence
+    assert not store.has("small")
+    assert not sprung.exists()
+
+
+# A full disk
+
+
+@pytest.fixture
+def full() -> Path:
+    """A file that takes no byte: the kernel answers that no space is left."""
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip("this system has no /dev/full")
+    return device
+
+
+FILES = ["download.pth", "weights.part", "weights.safetensors.part"]  # in the order of writing
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_is_full_while_fetching_is_said_and_leaves_no_half_of_a_model(
+    name: str, full: Path, files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    with serving(Website(files["pth"].read_bytes())) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        place = tmp_path / "small" / name
+        place.symlink_to(full)
+        said = refusal(ModelError, weights.fetch, store, "small", silent).splitlines()
+        assert "No space left on device" in said[0]
+        assert not [line for line in said[1:] if "No space" in line]
+        assert not store.has("small")
+        place.unlink()
+        weights.fetch(store, "small", silent)
+    assert same(weights.load(store, "small").state, state)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_disk_that_is_full_while_importing_leaves_the_old_weights(
+    name: str, full: Path, copied: Store, state: State, tmp_path: Path
+) -> None:
+    torch.save(random_state(seed=1), tmp_path / "fresh.pth")
+    (copied.root / "small" / name).symlink_to(full)
+    sentence = refusal(
+        ModelError, weights.install, copied, "small", tmp_path / "fresh.pth", source="a test"
+    )
+    assert sentence == f"cannot write to {copied.root / 'small'}: No space left on device"
+    assert same(weights.load(copied, "small").state, state)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import views
 from service.api import problems
 from service.api.classify import PATH
-from service.api.requests import name_route
+from service.api.requests import name_route, path
 from service.classifier import Classifier
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -32,7 +32,7 @@ class Gate:
         self._views, self._most = settings.views, str(int(settings.timeout_seconds * 1000))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
+        if scope["type"] == "http" and scope["method"] == "POST" and path(scope) == PATH:
             try:
                 self._check(scope)
             except ServiceError as error:

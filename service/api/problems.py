@@ -21,14 +21,19 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, the metrics 
 
 STATUS: Mapping[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
+    errors.Unauthorized: 401,
     errors.SlowUpload: 408,
+    errors.SlowHead: 408,
     errors.TooLarge: 413,
     errors.UnsupportedType: 415,
     errors.UnreadableImage: 422,
     errors.InvalidParameter: 422,
     errors.MissingFile: 422,
+    errors.RateLimited: 429,
     errors.CallerGone: CLIENT_CLOSED_REQUEST,
+    errors.HeadTooLarge: 431,
     errors.InferenceFailed: 500,
+    errors.OutOfMemory: 500,
     errors.Overloaded: 503,
     errors.NotReady: 503,
     errors.DeadlineExceeded: 504,
@@ -87,7 +92,8 @@ def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response
     """Refuse a request with one of the service's own errors; count and note why."""
     metrics.rejected(error)
     note(request.scope, {"code": error.code})
-    return response(of(error, request))
+    challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
+    return response(of(error, request), challenge)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -102,8 +108,13 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+async def on_bug(request: Request, _: Exception) -> Response:
+    """Answer what nobody expected; the middleware that asks raises it again, to be logged."""
+    return response(problem(500, ServiceError.code, "an internal error; it was logged", request))
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Answer every error of the app with a problem."""
+    """Answer every error that the app knows of with a problem."""
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)  # noqa: S101 - registered for it below
@@ -121,12 +132,6 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         code = HTTPStatus(error.status_code).name.lower()
         return response(problem(error.status_code, code, error.detail, request), error.headers)
 
-    async def on_bug(request: Request, _: Exception) -> Response:
-        described = problem(500, ServiceError.code, "an internal error; it was logged", request)
-        # Answered outside the middleware that else names the request.
-        return response(described, {"X-Request-ID": request_id(request.scope)})
-
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_bug)

@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from opentelemetry import trace
@@ -14,7 +15,7 @@ from opentelemetry.trace import SpanContext
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import health
+from service.api import headers, health
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,18 @@ def request_id(scope: Scope) -> str:
     """Give the request's name: the caller's `X-Request-ID` if it is a sane one, else ours."""
     name: str = scope[_KEY]
     return name
+
+
+def name(scope: Scope) -> None:
+    """Give a request its name."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    scope[_KEY] = given if _ALLOWED.fullmatch(given) else _new_id()
+
+
+def path(scope: Scope) -> str:
+    """Give the path below uvicorn's `--root-path`, which is a part of the scope's."""
+    whole: str = scope["path"]
+    return whole.removeprefix(scope.get("root_path", ""))
 
 
 def name_route(scope: Scope, template: str) -> None:
@@ -56,15 +69,14 @@ class Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        scope[_KEY] = given if _ALLOWED.fullmatch(given) else _new_id()
+        asked = Headers(scope=scope)
+        name(scope)
         scope[_NOTES] = {}
         span = trace.get_current_span().get_span_context()
         started = time.monotonic()
         status = 500  # of a request that dies before it answers
 
-        unread = _is_long(headers)
+        unread = _is_long(asked)
 
         async def receive_noting() -> Message:
             nonlocal unread
@@ -73,11 +85,14 @@ class Requests:
             return message
 
         async def send_named(message: Message) -> None:
-            nonlocal status
+            nonlocal status, unread
             if message["type"] == "http.response.start":
                 status = message["status"]
+                # What has not come in time may go on not coming.
+                unread = unread or status == HTTPStatus.REQUEST_TIMEOUT
                 sent = MutableHeaders(scope=message)
                 sent["X-Request-ID"] = scope[_KEY]
+                headers.protect(sent)
                 if span.is_valid:
                     sent["traceresponse"] = _traceresponse(span)
                 # Answered before its body was read, the connection cannot go on; and whoever
@@ -127,11 +142,11 @@ def _traceresponse(span: SpanContext) -> str:
     return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
 
 
-def _is_long(headers: Headers) -> bool:
+def _is_long(asked: Headers) -> bool:
     """Tell whether a body left unread is too much to let come and be forgotten by uvicorn."""
-    if "transfer-encoding" in headers or "expect" in headers:
+    if "transfer-encoding" in asked or "expect" in asked:
         return True
-    declared = headers.get("content-length", "0")
+    declared = asked.get("content-length", "0")
     return not declared.isdecimal() or int(declared) > _SMALL
 
 

@@ -18,10 +18,11 @@ from typing import Literal, Self
 
 from service import engine, interpreter, lanes, processors, runtime
 from service.bench.photos import read
+from service.costs import Key
 from service.cuts import Cuts
 from service.engine import Engine
+from service.images import Bounds
 from service.lanes import ClassifyingLane
-from service.policy import Key
 from service.settings import Settings
 from service.views import CROP
 from service.work import Batch, Slice
@@ -97,7 +98,7 @@ def _alone(settings: Settings, folder: Path) -> float:
 
     def one(photo: bytes) -> float:
         started = time.perf_counter()
-        cuts = loaded.prepare(photo, "single", settings.max_pixels)
+        cuts = loaded.prepare(photo, "single", Bounds(settings.max_pixels))
         for batch in _batches([cuts], 1):
             lane.run(batch)
         return time.perf_counter() - started
@@ -115,7 +116,7 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
 
     def prepare() -> Pictures:
         photos = [next(turn) for _ in range(together)]
-        return [loaded.prepare(photo, plan, settings.max_pixels) for photo in photos]
+        return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
     workers = _side_by_side(loaded)
     end = time.perf_counter() + seconds

@@ -15,8 +15,9 @@ from typing import TypeVar
 from service import store
 from service.bench import load, scrape
 from service.bench.process import serving
+from service.costs import Key
 from service.ensemble import Backend, Payload
-from service.policy import Key
+from service.images import Bounds
 from service.replica import Demand, Replica, Seconds
 from service.work import Batch, Slice
 
@@ -36,7 +37,7 @@ class Subject:
     backend: Backend
     pictures: Sequence[bytes]
     views: str
-    max_pixels: int
+    bounds: Bounds
     decoders: int  # threads
 
     @property
@@ -47,7 +48,7 @@ class Subject:
 
     async def prepare(self, picture: bytes) -> Sequence[Payload]:
         """Have a picture decoded."""
-        return await self.backend.prepare(picture, self.views, self.max_pixels)
+        return await self.backend.prepare(picture, self.views, self.bounds)
 
 
 @dataclass(frozen=True, slots=True)

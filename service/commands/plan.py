@@ -11,6 +11,7 @@ from rich.table import Table
 from service import apart, console, lanes, planning, processors
 from service.bench import photos, stages
 from service.bench.stages import Subject
+from service.images import Bounds
 from service.planning import HELPS, SHARE, Plan, Prediction, Traffic
 from service.replica import Demand, Replica
 from service.settings import Settings
@@ -37,7 +38,8 @@ async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Repl
     backend = await asyncio.to_thread(apart.load, settings)
     try:
         decoders = settings.decode_threads or processors.available()
-        subject = Subject(backend, pictures, settings.views, settings.max_pixels, decoders)
+        bounds = Bounds(settings.max_pixels)
+        subject = Subject(backend, pictures, settings.views, bounds, decoders)
         return await stages.measure(subject, http), subject.demand
     finally:
         backend.close()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from service import cuts, images, processors, views
+from service.images import Bounds
 from service.training import augmentation, loader
 from service.training.dataset import Dataset, Picture
 from service.training.loader import Batch
@@ -63,5 +64,5 @@ class Pictures:
 
     def _served(self, picture: Picture) -> tuple[Pixels, int]:
         plan = views.plan("single", self.resize)
-        (cut,) = cuts.prepare(picture.path.read_bytes(), [plan], self.max_pixels)
+        (cut,) = cuts.prepare(picture.path.read_bytes(), [plan], Bounds(self.max_pixels))
         return cut.canvases[0], picture.index

@@ -1,0 +1,164 @@
+"""Whom to refuse, and when to come again: decisions, without clock, loop or I/O.
+
+*Admit what would be done in time if it were served last.* A newcomer overtakes only jobs with
+later deadlines than its own, and all of the queue, those jobs too, is done before its own
+deadline: so it breaks no promise. Runs cannot be interrupted and a tight deadline may force a
+small one, which is why one largest run of each key is kept in hand; and several devices share
+work by whole runs, so the last may end one run later than an even share would.
+
+*Doubt what proved wrong.* Machines have neighbours, and not all that a request passes through is
+predicted: what is promised is compared with what came of it, and promised less readily then.
+
+*Leave room for bulky work.* A bulky job needs a long gap, which small ones would fill before it
+is there. So while they hold most of what is queued, they leave as much free as the largest job
+that was asked for lately takes.
+
+*Tell everybody another time.* Who is refused is told when there will be room, behind those who
+were refused before, so that those who do as they are told do not all come back at once.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from service.costs import Costs, Key
+
+_HALF_LIFE = 10.0  # seconds in which half of the room for a large job is forgotten
+_MOST_ROOM = 0.5  # of the time that a job has, what it leaves free at most
+_RISE, _FALL = 0.1, 0.01  # of the way to what was found; it is found for every job
+_MOST_DOUBT = 4.0
+_LONGEST = 60.0  # seconds after there is room, for which those wait who were refused before
+_FORGET = 0.1  # of what pictures took to decode, with each one more
+
+
+@dataclass(frozen=True, slots=True)
+class Decoders:
+    """Threads that decode pictures, and how long one takes."""
+
+    threads: int
+    seconds: float = 0.0  # of a picture, lately
+
+    def observed(self, seconds: float) -> "Decoders":
+        """Learn what one picture took."""
+        if not self.seconds:
+            return replace(self, seconds=seconds)
+        return replace(self, seconds=self.seconds + _FORGET * (seconds - self.seconds))
+
+    def lead(self, pictures: int) -> float:
+        """Predict for how many seconds the last of so many pictures waits for a thread."""
+        return max(0, pictures - self.threads) * self.seconds / self.threads
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """All accepted work that is not done, and the devices that share it."""
+
+    running: float  # seconds of work left in the batches that run, as predicted
+    rows: Mapping[Key, int]  # rows that wait or whose pictures are being decoded
+    devices: int = 1
+    bulky: Mapping[Key, int] = field(default_factory=dict)  # of these, rows of bulky jobs
+    lead: float = 0.0  # seconds that the last of the pictures waits to be decoded, as predicted
+    room: float = 0.0  # seconds that smaller jobs leave free, or half of their time if it is less
+    doubt: float = 1.0  # how many times what is predicted all of it may take
+
+    def seconds(self, costs: Costs) -> float:
+        """Predict when all of it is done, at the latest.
+
+        Devices share the work but not a batch: one may have to run the longest alone when the
+        others have nothing left (Graham's bound for list scheduling).
+        """
+        shared = (self.running + costs.total(self.rows)) / self.devices
+        return self.lead + shared + (1 - 1 / self.devices) * costs.longest(self.rows)
+
+    def is_mostly_small(self, costs: Costs) -> bool:
+        """Tell whether bulky jobs are less than half of what waits."""
+        return 2 * costs.total(self.bulky) < costs.total(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Seconds that are left free for the largest job that was asked for lately."""
+
+    seconds: float = 0.0
+    at: float = 0.0  # when
+
+    def left(self, now: float) -> float:
+        """Give what of it is still left free: less and less."""
+        return self.seconds * math.exp2((self.at - now) / _HALF_LIFE)
+
+    def needs(self, seconds: float, now: float) -> bool:
+        """Tell whether a job that takes so long is bulky: at least half of the largest."""
+        return 2 * seconds >= self.left(now)
+
+    def asked(self, seconds: float, now: float) -> "Room":
+        """Make room for a job that takes so long."""
+        return Room(seconds, now) if seconds >= self.left(now) else self
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Whether work may join the load, and in how many seconds it could."""
+
+    alone: float  # seconds it takes when nothing else runs
+    done_in: float  # seconds until everything, this work included, is done
+    promised: float  # seconds in which it is done at the latest, if the costs are right
+    retry_after: float  # seconds until it would be admitted: 0 for now, infinity for never
+
+    @property
+    def admitted(self) -> bool:
+        """Is there time for it now."""
+        return self.retry_after == 0
+
+    @property
+    def possible(self) -> bool:
+        """Would there be time for it on idle devices."""
+        return math.isfinite(self.retry_after)
+
+
+def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> Admission:
+    """Decide whether work that must be done in `seconds` may join the load."""
+    alone = costs.total({key: math.ceil(count / load.devices) for key, count in rows.items()})
+    done_in, in_hand, free, doubt = alone, 0.0, 0.0, 1.0
+    if load.running or any(load.rows.values()):
+        together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
+        in_hand = sum(costs.of(k, costs.largest(k)) for k, n in together.items() if n)
+        done_in = replace(load, rows=together).seconds(costs)
+        if load.is_mostly_small(costs):
+            free = max(0.0, min(load.room, _MOST_ROOM * seconds) - alone)
+        doubt = load.doubt
+    promised = done_in + in_hand
+    late = max(0.0, doubt * (promised + free) - seconds)
+    return Admission(alone, done_in, promised, late if alone <= seconds else math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """By what factor work takes longer than was promised, lately; never less than 1."""
+
+    factor: float = 1.0
+
+    def learnt(self, admission: Admission, took: float) -> "Doubt":
+        """Learn how long admitted work took: more at once, less slowly."""
+        if admission.promised == admission.alone:  # nobody was before it: nothing to predict
+            return self
+        found = min(max(took / admission.promised, 1.0), _MOST_DOUBT)
+        rate = _RISE if found > self.factor else _FALL
+        return Doubt(self.factor + rate * (found - self.factor))
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """When somebody who is refused may come again, and from when on the next one may."""
+
+    at: float = -math.inf
+    next: float = -math.inf
+
+    def another(self, admission: Admission, now: float, doubt: float = 1.0) -> "Invitation":
+        """Invite one more: when there will be room, and those before have been.
+
+        These take `doubt` times what is predicted. Some never come back, and are no reason to
+        have anybody wait for over a minute.
+        """
+        earliest = now + admission.retry_after
+        at = min(max(earliest, self.next), earliest + _LONGEST)
+        return Invitation(at, at + doubt * admission.alone)

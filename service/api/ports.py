@@ -1,0 +1,23 @@
+"""Which port answers what, where probes and metrics have one of their own."""
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api import health, problems
+from service.api.requests import path
+
+
+class Ports:
+    """Answers probes and metrics on their port, all else on the others, and 404 otherwise."""
+
+    def __init__(self, app: ASGIApp, probe_port: int) -> None:
+        self._app, self._probe_port = app, probe_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            _, port = scope.get("server") or (None, None)
+            if (port == self._probe_port) != (path(scope) in health.PATHS):
+                missing = problems.problem(404, "not_found", "Not Found", Request(scope))
+                await problems.response(missing)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

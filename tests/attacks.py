@@ -1,0 +1,190 @@
+"""Callers that mean no good, or have lost their way: each says what became of it.
+
+They are coroutines over real sockets, without an HTTP client between: what they send is what
+arrives. Chance comes from the seed they are given.
+"""
+
+import asyncio
+import random
+import re
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+HOST = "127.0.0.1"
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"
+LAST_LIVEZ = b"GET /livez HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+STAGES = ("connected", "mid-head", "head", "mid-body", "body", "answer")
+PATIENCE = 30.0  # seconds for what is bounded otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All that came until the service closed the connection, and when that was."""
+
+    data: bytes
+    seconds: float
+
+    @property
+    def statuses(self) -> list[int]:
+        """The statuses of the answers, in order; interim ones left out."""
+        found = re.findall(rb"HTTP/1\.1 ([2-5]\d\d) ", self.data)
+        return [int(status) for status in found]
+
+
+def post(picture: bytes, *headers: str, length: int | None = None) -> bytes:
+    """Give a request to classify a picture, or its beginning if `length` is more than there is."""
+    declared = f"Content-Length: {len(picture) if length is None else length}"
+    lines = ["POST /classify?views=single HTTP/1.1", "Host: here", "Content-Type: image/png"]
+    return "\r\n".join([*lines, declared, *headers, "", ""]).encode() + picture
+
+
+@asynccontextmanager
+async def connected(
+    port: int,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect; afterwards the connection is gone, whatever had been sent."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    """Read until the end of the connection, which may be a reset."""
+    data = b""
+    with suppress(ConnectionError):
+        while chunk := await reader.read(65536):
+            data += chunk
+    return data
+
+
+async def speak(
+    port: int, chunks: Iterable[bytes], *, pause: float = 0.0, shut: bool = False
+) -> Reply:
+    """Send chunks with pauses for as long as one may, and read until the connection is closed."""
+    started = time.monotonic()
+    async with asyncio.timeout(PATIENCE), connected(port) as (reader, writer):
+        reading = asyncio.create_task(_rest(reader))
+        with suppress(ConnectionError):
+            for chunk in chunks:
+                writer.write(chunk)
+                await writer.drain()
+                await asyncio.wait([reading], timeout=pause)
+                if reading.done():
+                    break
+            if shut:
+                writer.write_eof()
+        return Reply(await reading, time.monotonic() - started)
+
+
+def single(data: bytes) -> Iterable[bytes]:
+    """Part bytes, one by one."""
+    return (data[n : n + 1] for n in range(len(data)))
+
+
+async def slow_head(port: int, *, pause: float) -> Reply:
+    """Send a head of many bytes, one at a time."""
+    return await speak(port, single(LIVEZ[:-4] + b"\r\nX-Slow: " + b"s" * 10_000), pause=pause)
+
+
+async def slow_body(port: int, *, pause: float) -> Reply:
+    """Send a body, one byte at a time."""
+    return await speak(port, [post(b"", length=10_000), *[b"s"] * 10_000], pause=pause)
+
+
+async def endless(port: int, beginning: bytes, more: bytes) -> Reply:
+    """Send a beginning, then the same again and again, until the connection is closed."""
+    return await speak(port, (more if n else beginning for n in range(1_000_000)))
+
+
+def narrow(port: int) -> socket.socket:
+    """Connect with next to no room for answers here."""
+    caller = socket.socket()
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    caller.connect((HOST, port))
+    caller.setblocking(False)  # noqa: FBT003 - socket's own
+    return caller
+
+
+async def not_reading(port: int, request: bytes) -> float:
+    """Ask again and again and read no answer; gives the seconds until one is thrown out."""
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    with narrow(port) as caller, suppress(ConnectionError):
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await loop.sock_sendall(caller, request * 1000)
+    return time.monotonic() - started
+
+
+async def leave(port: int, stage: str, picture: bytes, *, reset: bool = False) -> None:
+    """Go as far as a stage of a request to classify, and hang up: in order, or by a reset."""
+    whole = post(picture)
+    head = whole.index(b"\r\n\r\n") + 4
+    sent = {"connected": 0, "mid-head": head // 2, "head": head, "mid-body": head + 10}
+    async with asyncio.timeout(PATIENCE), connected(port) as (reader, writer):
+        writer.write(whole[: sent.get(stage, len(whole))])
+        await writer.drain()
+        if stage == "answer":
+            await reader.read(10)
+        if reset:
+            ours = writer.get_extra_info("socket")
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@asynccontextmanager
+async def idle(port: int, number: int, *, ask: bool = True) -> AsyncIterator[list[socket.socket]]:
+    """Keep so many connections open, on each of which one request was answered, or none sent."""
+    loop = asyncio.get_running_loop()
+    kept: list[socket.socket] = []
+
+    async def one() -> None:
+        caller = socket.socket()
+        kept.append(caller)
+        caller.setblocking(False)  # noqa: FBT003 - socket's own
+        await loop.sock_connect(caller, (HOST, port))
+        if ask:
+            with suppress(ConnectionError):
+                await loop.sock_sendall(caller, LIVEZ)
+                await loop.sock_recv(caller, 65536)
+
+    try:
+        while len(kept) < number:  # no more at once than a backlog holds
+            await asyncio.gather(*(one() for _ in range(min(100, number - len(kept)))))
+        yield kept
+    finally:
+        for caller in kept:
+            caller.close()
+
+
+def is_open(caller: socket.socket) -> bool:
+    """Tell whether the service has left a connection open, once all that came is read."""
+    try:
+        while caller.recv(65536):
+            pass
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        pass
+    return False
+
+
+async def any_of_them(port: int, picture: bytes, *, seed: int, pause: float) -> None:
+    """Attack once, in a way that the seed chooses."""
+    chance = random.Random(seed)
+    attacks = (
+        lambda: slow_head(port, pause=pause),
+        lambda: slow_body(port, pause=pause),
+        lambda: endless(port, b"GET /livez HTTP/1.1\r\nX: ", b"y" * 4096),
+        lambda: endless(port, b"GET /livez HTTP/1.1\r\n", b"X: y\r\n" * 100),
+        lambda: speak(port, [LIVEZ * 999 + LAST_LIVEZ]),
+        lambda: speak(port, [chance.randbytes(1000)], shut=True),
+        lambda: leave(port, chance.choice(STAGES), picture, reset=chance.random() < 0.5),
+    )
+    with suppress(ConnectionError):
+        await chance.choice(attacks)()

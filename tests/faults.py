@@ -1,0 +1,98 @@
+"""Faults at random, by a seed: a backend that fails now and then, put in at the one seam."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from service.ensemble import Backend, Ensemble, Payload, Probabilities
+from service.errors import InferenceFailed, OutOfMemory
+from service.images import Bounds
+from service.work import Batch, Lane
+
+Run = Callable[[Batch[Payload]], Awaitable[Sequence[Probabilities]]]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How likely each fault is, for each batch or picture."""
+
+    failing: float = 0.0  # a batch, before it is computed
+    losing: float = 0.0  # a batch, after it was: its results come to nothing
+    miscounting: float = 0.0  # a batch that gives a result too few
+    out_of_memory: float = 0.0  # a batch of more than sixteen rows
+    slow: float = 0.0  # a batch, by up to a fifth of a second
+    broken_decoder: float = 0.0  # a picture
+    slow_decoder: float = 0.0  # a picture, by up to a fifth of a second
+
+
+@dataclass
+class Faulty:
+    """A backend that does what another does, but for its faults; counts those by name."""
+
+    backend: Backend
+    rates: Rates
+    seed: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
+        self.lanes: Sequence[Lane[Payload, Probabilities]] = [
+            replace(lane, run=partial(self._run, lane.run)) for lane in self.backend.lanes
+        ]
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The other's."""
+        return self.backend.ensemble
+
+    @property
+    def pid(self) -> int:
+        """The other's."""
+        return self.backend.pid
+
+    @property
+    def alive(self) -> bool:
+        """The other's."""
+        return self.backend.alive
+
+    @property
+    def stalled(self) -> float:
+        """The other's."""
+        return self.backend.stalled
+
+    def lead(self, pictures: int) -> float:
+        """Give the other's."""
+        return self.backend.lead(pictures)
+
+    def close(self) -> None:
+        """Close the other."""
+        self.backend.close()
+
+    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Payload]:
+        """Have the other do it, or fail."""
+        if self._happens("broken_decoder"):
+            raise InferenceFailed("the decoder is broken")
+        if self._happens("slow_decoder"):
+            await asyncio.sleep(self._chance.uniform(0, 0.2))
+        return await self.backend.prepare(picture, views, bounds)
+
+    async def _run(self, run: Run, batch: Batch[Payload]) -> Sequence[Probabilities]:
+        if batch.size > 16 and self._happens("out_of_memory"):
+            raise OutOfMemory("no memory")
+        if self._happens("failing"):
+            raise RuntimeError("the device failed")
+        if self._happens("slow"):
+            await asyncio.sleep(self._chance.uniform(0, 0.2))
+        results = await run(batch)
+        if self._happens("losing"):
+            raise RuntimeError("the device lost what it had computed")
+        return results[1:] if self._happens("miscounting") else results
+
+    def _happens(self, fault: str) -> bool:
+        rate: float = getattr(self.rates, fault)
+        happens = self._chance.random() < rate
+        self.injected[fault] += happens
+        return happens

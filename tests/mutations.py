@@ -1,0 +1,217 @@
+"""Hostile pictures: changed copies of good ones from a seed, and bombs made by hand.
+
+Everything is a pure function, so what broke the decoder once can be made again from its seed.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+ORIENTATION = 0x0112
+ODD = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+Mutation = Callable[[bytes, Random, Sequence[bytes]], bytes]
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    """Write a picture as Pillow does."""
+    file = io.BytesIO()
+    picture.copy().save(file, kind, **options)  # which leaves its mark on what is saved
+    return file.getvalue()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Write a PNG chunk."""
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+@cache
+def good() -> tuple[bytes, ...]:
+    """Give small pictures of all formats, modes and compressions that have code of their own."""
+    noise = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    turned = {kind: {"exif": exif} for kind in ("JPEG", "PNG", "WEBP", "TIFF")}
+    grey = picture.convert("L")
+    return (
+        *(encoded(picture, kind, **turned.get(kind, {})) for kind in KINDS),
+        encoded(picture, "JPEG", progressive=True, comment=b"a comment", dpi=(72, 72)),
+        encoded(picture.convert("CMYK"), "JPEG"),
+        encoded(picture, "MPO", save_all=True, append_images=[picture.rotate(180)]),
+        encoded(picture.convert("RGBA"), "PNG"),
+        encoded(picture.quantize(8), "PNG", transparency=0),
+        encoded(Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257), "PNG"),
+        *(
+            encoded(picture, kind, save_all=True, append_images=[picture.rotate(180)])
+            for kind in ("PNG", "GIF", "WEBP", "TIFF")
+        ),
+        encoded(picture.convert("RGBA"), "WEBP", lossless=True),
+        encoded(picture.quantize(8), "BMP"),
+        encoded(grey.convert("1"), "BMP"),
+        bmp_rle(20, 12),
+        *(
+            encoded(picture, "TIFF", compression=name)
+            for name in ("jpeg", "packbits", "tiff_adobe_deflate", "tiff_lzw", "zstd", "lzma")
+        ),
+        encoded(grey.convert("1"), "TIFF", compression="group4"),
+        encoded(grey.convert("F"), "TIFF"),
+        encoded(picture, "TIFF", big_tiff=True),
+        encoded(picture.convert("YCbCr"), "TIFF"),
+        encoded(picture.quantize(8), "TIFF"),
+        tiff({322: 16, 323: 16, 324: 200, 325: 256, 256: 16, 257: 16}, bytes(512)),
+    )
+
+
+# Mutations: each takes a picture, chance, and the pictures it may take parts of.
+
+
+def flip(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
+    """Change a few bytes, more of them near the start, where the headers are."""
+    changed = bytearray(data)
+    for _time in range(chance.randint(1, 8)):
+        changed[_place(data, chance)] = chance.choice(
+            (0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256))
+        )
+    return bytes(changed)
+
+
+def cut(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
+    """End early, or leave out a part."""
+    start, end = sorted((_place(data, chance), chance.randrange(len(data))))
+    return data[:end] if chance.random() < 0.5 else data[:start] + data[end:]
+
+
+def splice(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
+    """Begin as one picture and go on as another."""
+    other = chance.choice(others)
+    return data[: _place(data, chance)] + other[_place(other, chance) :]
+
+
+def stretch(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
+    """Write an odd number over one of the file's, as if it were a length or an offset."""
+    letter = chance.choice(["<H", ">H", "<I", ">I"])
+    at, size = _place(data, chance), struct.calcsize(letter)
+    value = chance.choice((*ODD, len(data), len(data) - 1)) & (1 << 8 * size) - 1
+    return data[:at] + struct.pack(letter, value) + data[at + size :]
+
+
+def repeat(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
+    """Repeat a part, up to a few hundred times."""
+    start = _place(data, chance)
+    part = data[start : start + chance.randint(1, 40)]
+    return data[:start] + part * (1 << chance.randint(1, 8)) + data[start:]
+
+
+def insert(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
+    """Put a piece of a picture, a segment or noise in between."""
+    at, other = _place(data, chance), chance.choice(others)
+    pieces = (
+        other[_place(other, chance) :][: chance.randint(1, 64)],
+        b"\xff" + bytes([chance.randrange(0xC0, 0xFF)]) + struct.pack(">H", chance.randrange(64)),
+        chunk(chance.choice((b"tRNS", b"PLTE", b"eXIf", b"fcTL", b"zTXt")), chance.randbytes(8)),
+        chance.randbytes(chance.randint(1, 64)),
+    )
+    return data[:at] + chance.choice(pieces) + data[at:]
+
+
+def resize(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
+    """Claim another size, where that is known to stand; leave others as they are."""
+    width, height = (chance.choice((*ODD, chance.randrange(1, 5000))) for _side in "wh")
+    return claiming(data, width, height)
+
+
+MUTATIONS: tuple[Mutation, ...] = (flip, cut, splice, stretch, repeat, insert, resize)
+
+
+def mutated(seed: int, pictures: Sequence[bytes]) -> bytes:
+    """Change one of the pictures up to three times, as the seed says."""
+    chance = Random(seed)
+    data = chance.choice(pictures)
+    for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
+        if data:
+            data = chance.choice(MUTATIONS)(data, chance, pictures)
+    return data
+
+
+def _place(data: bytes, chance: Random) -> int:
+    return int(chance.random() ** 2 * len(data))
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """Write another size into a picture's header; leave what has none as it is."""
+    at, form, check = _size_field(data)
+    if at < 0 or at + struct.calcsize(form) > len(data):
+        return data
+    most = 0xFFFFFFFF if "I" in form else 0xFFFF
+    sides = (height, width) if data.startswith(b"\xff\xd8") else (width, height)
+    changed = bytearray(data)
+    struct.pack_into(form, changed, at, *(side & most for side in sides))
+    if check:
+        changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
+    return bytes(changed)
+
+
+def _size_field(data: bytes) -> tuple[int, str, bool]:
+    """Give where a picture's size stands, how, and whether a PNG's checksum is over it."""
+    if data.startswith(b"\x89PNG"):
+        return (16, ">II", True) if len(data) > 33 else (-1, "", False)
+    if data.startswith(b"GIF8"):
+        return 6, "<HH", False
+    if data.startswith(b"BM"):
+        return 18, "<II", False
+    if data[12:16] in {b"VP8 ", b"VP8X"}:
+        return (26, "<HH", False) if data[12:16] == b"VP8 " else (24, "<HxH", False)
+    frame = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    return (frame + 5 if frame >= 0 and data.startswith(b"\xff\xd8") else -1), ">HH", False
+
+
+# Files in parts that Pillow would not write.
+
+Tag = int | tuple[int, int, int]
+GREY = {256: 10, 257: 10, 258: 8, 259: 1, 262: 1, 277: 1}  # 10 x 10, raw
+
+
+def tiff(tags: Mapping[int, Tag], content: bytes = b"", *, big: bool = False) -> bytes:
+    """Write a grey TIFF: each tag is a LONG, or a type, a count and a place in the content.
+
+    The content comes right behind the directory.
+    """
+    said: dict[int, Tag] = {**GREY, **tags}
+    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) if big else b"II*\0\x08\0\0\0"
+    entry, count, end = ("<HHQQ", "<Q", bytes(8)) if big else ("<HHII", "<H", bytes(4))
+    head += struct.pack(count, len(said))
+    behind = len(head) + struct.calcsize(entry) * len(said) + len(end)
+    for tag, value in sorted(said.items()):
+        kind, values, place = (4, 1, value - behind) if isinstance(value, int) else value
+        head += struct.pack(entry, tag, kind, values, behind + place)
+    return head + end + content
+
+
+def bmp_rle(width: int, height: int, content: bytes | None = None) -> bytes:
+    """Write a BMP in RLE8; without content, of one colour in rows."""
+    if content is None:
+        content = (bytes([width, 1]) + b"\0\0") * height + b"\0\1"
+    palette = bytes(range(256)) * 4
+    info = struct.pack("<IIIHHIIIIII", 40, width, height, 1, 8, 1, len(content), 1, 1, 256, 0)
+    start = 14 + len(info) + len(palette)
+    head = b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start)
+    return head + info + palette + content
+
+
+def segments(data: bytes, content: bytes) -> bytes:
+    """Put something behind a JPEG's first marker."""
+    return data[:2] + content + data[2:]
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Write a segment of a JPEG."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
