@@ -9,24 +9,31 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:${PATH} \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY deploy/constraints.txt ./
+
+# What is needed first, the service last: a change of its code installs nothing else anew. Each
+# file has one of the SHA-256s in the lock (`make lock`), and none is a source that builds itself.
+COPY deploy/requirements.txt deploy/build.txt deploy/torch.txt ./
+RUN pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
+    --requirement requirements.txt
 
 # Which torch is all that the images differ in: "cpu", or a version of CUDA as PyTorch's index
 # names it. CUDA's libraries are wheels, too, so both have one base; the host brings the driver.
+# By version and not by hash: each of that index's builds is a file of its own, with a hash of its
+# own. What else torch needs is there already, but for CUDA's libraries, whose versions it says.
 ARG TORCH=cpu
-RUN pip install --no-cache-dir --constraint constraints.txt \
-    --index-url "https://download.pytorch.org/whl/${TORCH}" torch torchvision
+RUN pip install --no-cache-dir --only-binary :all: --requirement torch.txt \
+    --index-url "https://download.pytorch.org/whl/${TORCH}"
 
-# What is needed first, the service last: a change of its code installs nothing else anew.
-COPY pyproject.toml ./
-RUN python -c "import pathlib, tomllib; \
-    project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
-    print(*project['dependencies'], sep='\n')" > requirements.txt \
-    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
-COPY README.md LICENSE ./
+# The wheel is built by locked tools, too, and they stay behind.
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
+    --requirement build.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY model_store model_store
 COPY service service
-RUN pip install --no-cache-dir --no-deps .
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+    && pip check
 
 # Weights are fetched here, once, or are mounted at /models: never behind anybody's back later.
 FROM build AS models

@@ -8,7 +8,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: run test bench digits image constraints tools check pytest install clean
+.PHONY: run test bench digits image lock audit sbom tools check pytest fuzz soak install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
@@ -42,8 +42,36 @@ image: ## The container image for DEVICE (cpu or cuda), with MODEL's weights in 
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 		--build-arg CREATED=$$(git log -1 --format=%cI) .
 
-constraints: $(VENV)/.dev ## Pin what the image gets to what is tested here
-	$(BIN)/pip freeze --exclude-editable > deploy/constraints.txt
+COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \
+	--allow-unsafe --strip-extras --no-annotate --no-emit-options
+
+lock: $(VENV)/.dev ## Lock what the image gets to what is tested here
+	mkdir -p build
+	$(BIN)/python deploy/pins.py 'googlenet-service[trace]' > build/all.in
+	$(BIN)/python deploy/pins.py hatchling > build/build.in
+	grep -E '^torch(vision)?==' build/all.in > deploy/torch.txt
+	grep -vE '^torch(vision)?==' build/all.in > build/requirements.in
+	$(COMPILE) --output-file deploy/requirements.txt build/requirements.in
+	$(COMPILE) --output-file deploy/build.txt build/build.in
+
+OSV ?= https://api.osv.dev/v1/query
+
+# One list, without hashes: of several files, or of a mixed one, pip-audit reads a part.
+audit: $(VENV)/.dev ## Ask OSV whether any locked version has a known vulnerability
+	mkdir -p build
+	sed -nE 's/^([a-z0-9-]+==[^ ]+).*/\1/p' deploy/requirements.txt deploy/torch.txt deploy/build.txt \
+		| sort -u > build/audit.in
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+		--vulnerability-service osv --osv-url $(OSV) --requirement build/audit.in
+
+SBOM  ?= build/sbom.json
+comma := ,
+
+sbom: $(VENV)/.dev ## What the CPU's image has in it, with MODEL's weights: CycloneDX, in SBOM
+	mkdir -p $(dir $(SBOM))
+	cat deploy/requirements.txt deploy/torch.txt \
+		| PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml - \
+		| $(BIN)/python deploy/sbom.py $(SBOM) $(subst $(comma), ,$(MODEL))
 
 tools: ## What tests use besides Python's packages (needs root): Prometheus
 	command -v promtool >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends prometheus; }
@@ -56,6 +84,19 @@ check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 
 pytest: $(VENV)/.dev ## The tests, with coverage
 	$(BIN)/pytest --cov --cov-report=term
+
+SECONDS ?= 60
+
+fuzz: $(VENV)/.dev ## Look for SECONDS for pictures that break decoding, guided by coverage
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz.py build/fuzz/corpus -max_total_time=$(SECONDS)
+
+MINUTES ?= 30
+SEED    ?= 0
+
+soak: MODEL = digits
+soak: $(VENV)/.dev ## Mixed traffic, attacks and faults for MINUTES: nothing is lost, mixed up or grows
+	$(BIN)/python tests/soak.py $(PHOTOS) --minutes $(MINUTES) --seed $(SEED) --model $(MODEL)
 
 install: $(VENV)/.run
 

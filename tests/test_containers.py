@@ -17,9 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, missing
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
 
 from service import apart
 from service.app import create_app
@@ -99,16 +97,27 @@ def test_the_image_has_a_python_that_the_service_admits() -> None:
     assert version in SpecifierSet(PROJECT["project"]["requires-python"])
 
 
-def test_the_image_has_a_pinned_version_of_every_dependency() -> None:
-    lines = (ROOT / "deploy/constraints.txt").read_text("utf-8").splitlines()
-    pins = {canonicalize_name(name): version for name, version in (x.split("==") for x in lines)}
-    needed = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
-    wrong = [
-        str(one)
-        for one in needed
-        if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"))
-    ]
-    assert not wrong, "run: make constraints"
+def test_nothing_is_installed_in_the_image_that_is_not_locked() -> None:
+    """By hash; but for torch, which is by version, and for our own wheel, which is built there."""
+    commands = re.findall(r"pip (?:install|wheel|download) [^&\n]*", DOCKERFILE)
+    by_hash = {"--require-hashes", "--no-deps", "--only-binary :all:"}
+    wanted: dict[str, set[str]] = {
+        "--requirement requirements.txt": by_hash,
+        "--requirement build.txt": by_hash,
+        "--requirement torch.txt": {"--only-binary :all:", "--index-url"},
+        "--wheel-dir /wheels .": {"--no-deps", "--no-build-isolation"},
+        "/wheels/*.whl": {"--no-deps", "--no-index"},
+    }
+    assert len(commands) == len(wanted)
+    for what, flags in wanted.items():
+        (command,) = (one for one in commands if what in one)
+        assert {flag for flag in flags if flag in command} == flags
+
+
+def test_what_has_a_hash_is_installed_before_what_could_bring_it_without() -> None:
+    places = [DOCKERFILE.index(f"--requirement {one}") for one in ("requirements.txt", "torch.txt")]
+    assert places == sorted(places)
+    assert "&& pip check" in DOCKERFILE
 
 
 def test_what_the_build_sees_is_what_the_wheel_is_made_of() -> None:
