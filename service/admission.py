@@ -102,6 +102,7 @@ class Admission:
     alone: float  # seconds it takes when nothing else runs
     done_in: float  # seconds until everything, this work included, is done
     promised: float  # seconds in which it is done at the latest, if the costs are right
+    idle: bool  # nobody else is there
     retry_after: float  # seconds until it would be admitted: 0 for now, infinity for never
 
     @property
@@ -119,7 +120,8 @@ def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> 
     """Decide whether work that must be done in `seconds` may join the load."""
     alone = costs.total({key: math.ceil(count / load.devices) for key, count in rows.items()})
     done_in, in_hand, free, doubt = alone, 0.0, 0.0, 1.0
-    if load.running or any(load.rows.values()):
+    idle = not (load.lead or load.running or any(load.rows.values()))
+    if not idle:
         together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
         in_hand = sum(costs.of(k, costs.largest(k)) for k, n in together.items() if n)
         done_in = replace(load, rows=together).seconds(costs)
@@ -128,7 +130,7 @@ def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> 
         doubt = load.doubt
     promised = done_in + in_hand
     late = max(0.0, doubt * (promised + free) - seconds)
-    return Admission(alone, done_in, promised, late if alone <= seconds else math.inf)
+    return Admission(alone, done_in, promised, idle, late if alone <= seconds else math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +139,9 @@ class Doubt:
 
     factor: float = 1.0
 
-    def learnt(self, admission: Admission, took: float) -> "Doubt":
-        """Learn how long admitted work took: more at once, less slowly."""
-        if admission.promised == admission.alone:  # nobody was before it: nothing to predict
-            return self
-        found = min(max(took / admission.promised, 1.0), _MOST_DOUBT)
+    def learnt(self, promised: float, took: float) -> "Doubt":
+        """Learn in how many seconds work was done: more at once, less slowly."""
+        found = min(max(took / promised, 1.0), _MOST_DOUBT)
         rate = _RISE if found > self.factor else _FALL
         return Doubt(self.factor + rate * (found - self.factor))
 

@@ -252,9 +252,9 @@ class Worker:
             answer = await self._ask(line, wish)
         finally:
             self._idle.put_nowait(line)
-            self._decoders = self._decoders.observed(time.monotonic() - begun)
         if isinstance(answer, Exception):
             return answer
+        self._decoders = self._decoders.observed(time.monotonic() - begun)
         number, members = answer
         return [Token(number, self._forget)] * members
 

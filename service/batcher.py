@@ -11,10 +11,11 @@ raises is told to the callers concerned and never ends a loop.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, Self
 
@@ -123,13 +124,11 @@ class Batcher(Generic[P, R]):
         admission = self.check(demands, deadline - time.monotonic(), lead=lead)
         bulky = self._room.needs(admission.alone, time.monotonic())
         seats = [self._seat(demand, deadline, bulky=bulky) for demand in demands]
-        started = time.monotonic()
         try:
             yield seats
         finally:
-            took = time.monotonic() - started
-            if took > admission.promised or not any(seat.undone for seat in seats):
-                self._doubt = self._doubt.learnt(admission, took)
+            if not admission.idle:
+                self._learn(seats, admission.promised - lead)
             for seat in seats:
                 self.release(seat)
 
@@ -167,7 +166,7 @@ class Batcher(Generic[P, R]):
                 f"the pictures that wait fill their {self._max_bytes} bytes of memory",
                 retry_after=load.seconds(self._costs),
             )
-        if admission.done_in == admission.alone:  # nobody is there: whoever was invited may come
+        if admission.idle:  # whoever was invited may come
             self._invitation = Invitation()
         return admission
 
@@ -251,6 +250,13 @@ class Batcher(Generic[P, R]):
         if seat.bulky:
             self._bulky[seat.demand.key] += change
 
+    def _learn(self, seats: Sequence[Seat[P, R]], promised: float) -> None:
+        """Compare what was promised with what came of it, from when there was a payload."""
+        submitted = [seat.submitted for seat in seats if seat.submitted]
+        took = time.monotonic() - min(submitted, default=math.inf)
+        if took > promised or not any(seat.undone for seat in seats):
+            self._doubt = self._doubt.learnt(promised, took)
+
     def _unqueue(self, seat: Seat[P, R]) -> None:
         at = bisect_left(self._queue, seat.order, key=_order)
         if at < len(self._queue) and self._queue[at] is seat:
@@ -316,18 +322,22 @@ class Batcher(Generic[P, R]):
         self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
     ) -> None:
         """Run a batch; in pieces, and never one so large again, if the device has no memory."""
-        try:
-            await self._run_once(number, lane, batch, seats)
-        except OutOfMemory:
-            most = self._costs.largest(batch.key)
-            if most >= batch.size:
-                raise
-            for piece in _pieces(zip(seats, batch.slices, strict=True), most):
-                rows = sum(part.rows for _, part in piece)
-                size = self._costs.fitting(batch.key, rows)
-                slices = tuple(part for _, part in piece)
-                smaller = Batch(batch.key, size, slices, batch.reason)
-                await self._run_once(number, lane, smaller, [seat for seat, _ in piece])
+        size, left = batch.size, [*zip(seats, batch.slices, strict=True)]
+        while left:
+            piece, rest = _cut(left, size)
+            slices = tuple(part for _, part in piece)
+            try:
+                await self._run_once(
+                    *(number, lane, Batch(batch.key, size, slices, batch.reason)),
+                    [seat for seat, _ in piece],
+                )
+            except OutOfMemory:
+                if self._costs.largest(batch.key) >= size:
+                    raise
+            else:
+                left = rest
+            rows = min(sum(part.rows for _, part in left), self._costs.largest(batch.key))
+            size = self._costs.fitting(batch.key, rows)
 
     async def _run_once(
         self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
@@ -363,24 +373,19 @@ class Batcher(Generic[P, R]):
             self._report(_reported(batch, seats, seconds, rate, failed=failed))
 
 
-def _pieces(
-    parts: Iterable[tuple[Seat[P, R], Slice[P]]], most: int
-) -> Iterator[list[tuple[Seat[P, R], Slice[P]]]]:
-    """Cut what was to be one batch into some of at most so many rows."""
-    piece: list[tuple[Seat[P, R], Slice[P]]] = []
-    room = most
+def _cut(
+    parts: Sequence[tuple[Seat[P, R], Slice[P]]], most: int
+) -> tuple[list[tuple[Seat[P, R], Slice[P]]], list[tuple[Seat[P, R], Slice[P]]]]:
+    """Give the first so many rows of a batch, and the others."""
+    piece, rest, room = [], [], most
     for seat, part in parts:
-        start = part.start
-        while start < part.stop:
-            stop = min(part.stop, start + room)
-            piece.append((seat, replace(part, start=start, stop=stop)))
-            room -= stop - start
-            start = stop
-            if not room:
-                yield piece
-                piece, room = [], most
-    if piece:
-        yield piece
+        middle = min(part.start + room, part.stop)
+        room -= middle - part.start
+        if part.start < middle:
+            piece.append((seat, replace(part, stop=middle)))
+        if middle < part.stop:
+            rest.append((seat, replace(part, start=middle)))
+    return piece, rest
 
 
 def _order(seat: Seat[P, R]) -> tuple[float, int]:

@@ -161,8 +161,12 @@ class Classifier:
         """Sum up what has been accepted and is not done."""
         if self._serving is None:
             return Backlog()
-        backlog = self._serving.batcher.backlog()
-        return replace(backlog, stalled=max(backlog.stalled, self._serving.backend.stalled))
+        backlog, backend = self._serving.batcher.backlog(), self._serving.backend
+        return replace(
+            backlog,
+            seconds=backlog.seconds + backend.lead(0),
+            stalled=max(backlog.stalled, backend.stalled),
+        )
 
     @property
     def loaded(self) -> str | None:
@@ -246,7 +250,7 @@ class Classifier:
     ) -> Answer | ServiceError:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._answer(picture, wanted, seats)
+                return await self._answer(picture, wanted, seats, deadline)
         except TimeoutError:
             return DeadlineExceeded("the answer did not come before the deadline")
         except ServiceError as error:
@@ -259,10 +263,14 @@ class Classifier:
         picture: bytes,
         wanted: _Wanted,
         seats: Sequence[Seat[Payload, Probabilities]],
+        deadline: float,
     ) -> Answer:
         backend, batcher = self._ready().backend, self._ready().batcher
         started = time.monotonic()
-        payloads = await backend.prepare(picture, wanted.views, self._limits.picture)
+        # A thread cannot be stopped from here: who leaves would leave it at work.
+        most = min(self._limits.picture.seconds, deadline - started)
+        bounds = replace(self._limits.picture, seconds=most)
+        payloads = await backend.prepare(picture, wanted.views, bounds)
         decoded = time.monotonic() - started
         outcomes = await _together(batcher, seats, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)

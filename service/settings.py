@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     max_connections: Annotated[
         int,
         Field(ge=0, description="most open connections; 0: as many as files may be open"),
-    ] = 0
+    ] = 10_000
     max_queue_bytes: Annotated[
         int,
         Field(ge=1024, description="memory for decoded pictures that wait; over it is a 503"),

@@ -18,7 +18,8 @@ _MOST_CHUNKS = 65_536  # of a PNG
 _MOST_BLOCKS = 262_144  # of a GIF before its first frame
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
-_IN_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)  # what is no pixels
+# What ends a scan; libjpeg takes lower markers for damage, and goes on looking behind them.
+_IN_SCAN = re.compile(rb"\xff[^\x00-\xbf\xd0-\xd8\xff]", re.DOTALL)
 _BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
 _APPLICATION = range(0xE0, 0xF0)
 _EOI, _SOS, _COMMENT = 0xD9, 0xDA, 0xFE

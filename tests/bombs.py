@@ -23,6 +23,16 @@ def scans(width: int, height: int, count: int) -> bytes:
     return data[:end] + EMPTY_SCAN * count + data[end:]
 
 
+def hidden_scans(width: int, height: int, count: int) -> bytes:
+    """Make such a JPEG whose scans stand where a marker that is none says it is a segment."""
+    data = scans(width, height, count)
+    first = data.index(b"\xff\xda")
+    restarts = segment(0xDD, struct.pack(">H", 1))  # which make libjpeg look behind the damage
+    behind = first + 2 + int.from_bytes(data[first + 2 : first + 4], "big")
+    hiding = b"\xff\x02\xfe\xfe"
+    return data[:first] + restarts + data[first:behind] + hiding + data[behind:]
+
+
 def rationals(count: int) -> bytes:
     """Make an EXIF block whose orientation is that many fractions."""
     entry = struct.pack("<HHII", ORIENTATION, 5, count, 26)
@@ -127,6 +137,7 @@ def wide_web_canvas() -> bytes:
 
 BOMBS: Mapping[str, Callable[[], bytes]] = {
     "JPEG of 100,000 scans": lambda: scans(1000, 1000, 100_000),
+    "JPEG of scans behind what is no marker": lambda: hidden_scans(5000, 5000, 6000),
     "JPEG of 16 scans": lambda: scans(1000, 1000, 6),
     "JPEG that claims 65500 x 65500": lambda: claiming(good()[0], 65_500, 65_500),
     "JPEG of very many EXIF segments": lambda: segments(

@@ -33,8 +33,8 @@ PASSING = {INJECTED, "deadline_exceeded"}  # of one picture among several
 ROUND = 30.0  # seconds, of which a third is for attacks
 QUIET = 60.0  # seconds in which all that was accepted must be done
 PICTURES = 100
-REGULARS, MUTANTS, LEAVERS, ATTACKERS = 8, 12, 4, 8  # callers at once
-FLOOD = 200  # callers at once, in every round
+REGULARS, MUTANTS, LEAVERS, ATTACKERS = 4, 32, 2, 8  # callers at once
+FLOOD, ROUNDS = 200, 4  # callers at once, in each first of so many rounds
 LONGEST = 3.0  # seconds that a refused caller waits, whatever he is told
 OK, BUSY, FAILED = 200, 503, 500
 PATIENCE = 120.0  # seconds after which an answer is lost
@@ -80,7 +80,8 @@ class Soak:
         told = Counter(self.statuses)
         left = self.counts["callers that left"]
         regular = [self._ask_known] * REGULARS + [self._ask_broken] * MUTANTS
-        await self._all(chance, [*regular, *[self._leave] * LEAVERS, self._flood], seconds * 2 / 3)
+        flood = [self._flood] if number % ROUNDS == 0 else []
+        await self._all(chance, [*regular, *[self._leave] * LEAVERS, *flood], seconds * 2 / 3)
         series = await self._quiet()
         self._add_up(before, series, self.statuses - told, self.counts["callers that left"] - left)
         await self._all(chance, [self._ask_known, *[self._attack] * ATTACKERS], seconds / 3)
@@ -286,7 +287,7 @@ def photos(folder: Path, most: int = PICTURES) -> list[bytes]:
 
 def verdict(soaked: Soak, injected: dict[str, int]) -> dict[str, Any]:
     """Sum up: the figures of the table of reliability."""
-    settled, last = soaked.samples[len(soaked.samples) // 3], soaked.samples[-1]
+    settled, last = soaked.samples[len(soaked.samples) // 2], soaked.samples[-1]
     counts = soaked.counts
     return {
         **{name: counts[name] for name in sorted(counts)},

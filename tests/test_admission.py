@@ -131,6 +131,14 @@ def test_what_has_to_wait_for_decoding_has_less_time_for_the_rest() -> None:
     assert admit(behind, {A: 1}, COSTS, seconds=60).retry_after == needed + 30 + 20 - 60
 
 
+def test_who_has_to_wait_for_a_decoder_is_not_alone() -> None:
+    """Whoever was decoded for may have left, and the thread is at it still."""
+    assert admit(Load(0, {}), {A: 1}, COSTS, seconds=60).idle
+    behind = admit(Load(0, {}, lead=100), {A: 1}, COSTS, seconds=60)
+    assert not behind.idle
+    assert not behind.admitted
+
+
 def test_decoding_is_no_reason_to_say_never() -> None:
     assert admit(Load(0, {A: 1}, lead=1000), {A: 1}, COSTS, seconds=60).possible
 
@@ -195,30 +203,21 @@ def test_what_is_bulky_depends_on_what_is_asked_for() -> None:
 # Doubt.
 
 
-def admitted(promised: float) -> Admission:
-    return Admission(1.0, promised, promised, 0.0)
-
-
 def test_what_takes_longer_than_promised_is_doubted_until_it_does_not() -> None:
     doubt = Doubt()
     for _ in range(100):
-        doubt = doubt.learnt(admitted(2.0), took=3.0)
+        doubt = doubt.learnt(promised=2.0, took=3.0)
     assert doubt.factor == pytest.approx(1.5, rel=1e-3)
     risen = doubt.factor
-    doubt = doubt.learnt(admitted(2.0), took=1.0)
+    doubt = doubt.learnt(promised=2.0, took=1.0)
     assert 1 < doubt.factor < risen
     for _ in range(1000):
-        doubt = doubt.learnt(admitted(2.0), took=1.0)
+        doubt = doubt.learnt(promised=2.0, took=1.0)
     assert doubt.factor == pytest.approx(1.0, abs=1e-3)  # what is early is no reason for more
 
 
-def test_nothing_is_learnt_from_who_came_alone() -> None:
-    """His picture's decoding was not predicted, and need not be."""
-    assert Doubt().learnt(admitted(1.0), took=100.0) == Doubt()
-
-
 def test_one_that_hung_is_no_reason_to_doubt_everything() -> None:
-    assert Doubt().learnt(admitted(2.0), took=1e9).factor < 1.5
+    assert Doubt().learnt(promised=2.0, took=1e9).factor < 1.5
 
 
 def test_what_is_doubted_has_to_be_done_so_much_sooner() -> None:
@@ -237,7 +236,7 @@ def test_who_comes_alone_is_not_doubted() -> None:
 
 
 def refused(retry_after: float, alone: float = 2.0) -> Admission:
-    return Admission(alone, 0.0, 0.0, retry_after)
+    return Admission(alone, 0.0, 0.0, idle=False, retry_after=retry_after)
 
 
 def test_the_first_to_be_refused_may_come_as_soon_as_there_is_room() -> None:

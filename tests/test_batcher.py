@@ -841,22 +841,24 @@ def test_a_batch_for_which_there_is_no_memory_is_cut_up_and_none_is_so_large_aga
     assert warning == "the device has no memory for 8 views of 224 pixels at once; from now on 4"
 
 
-def test_a_batch_is_cut_up_once_and_what_was_answered_by_then_stays_so() -> None:
+def test_a_piece_for_which_there_is_no_memory_is_cut_up_again_until_nothing_is_left_to_cut() -> (
+    None
+):
     async def scene() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
             tasks = [asking(batcher, name, rows=4) for name in ("a", "b")]
-            assert (await device.begun()).size == 8
-            device.end(no_memory)
-            await device.begun()
-            device.end()
-            await device.begun()
-            device.end(no_memory)
+            verdicts = [(8, no_memory), (4, truth), (4, no_memory), (2, truth), (2, no_memory)]
+            for size, verdict in verdicts:
+                assert (await device.begun()).size == size
+                device.end(verdict)
             assert (await tasks[0]).parts == (("a", 0, 4),)
-            with pytest.raises(InferenceFailed):
+            assert (await device.begun()).size == 1
+            device.end(no_memory)
+            with pytest.raises(InferenceFailed):  # part of which was computed
                 await tasks[1]
-            after = asking(batcher, "after", rows=4)
-            for rows in ((0, 2), (2, 4)):
+            after = asking(batcher, "after", rows=2)
+            for rows in ((0, 1), (1, 2)):
                 assert truth(await device.begun()) == [("after", *rows)]
                 device.end()
             await after

@@ -14,6 +14,7 @@ from conftest import FakeBackend, fake_backend, mean_colour
 from PIL import Image
 
 from service import views
+from service.admission import Decoders
 from service.classifier import LOADING_RETRY, Answer, Classifier, Limits
 from service.cuts import Cuts, prepare
 from service.ensemble import Backend, Probabilities
@@ -314,6 +315,34 @@ def test_a_large_photo_is_decoded_at_no_more_than_the_views_need() -> None:
     assert all(np.array_equal(*pair) for pair in zip(paper.canvases, exactly, strict=True))
 
 
+@dataclass
+class Timed(FakeBackend):
+    """A backend that notes how long decoding may take."""
+
+    given: list[float] = field(default_factory=list)
+
+    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Cuts]:
+        """Note it."""
+        self.given.append(bounds.seconds)
+        return await super().prepare(picture, views, bounds)
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(2.0, 2.0), (30.0, 10.0)])
+def test_a_picture_is_not_decoded_for_longer_than_its_request_has(
+    seconds: float, longest: float
+) -> None:
+    async def main() -> None:
+        plain = fake_backend()
+        backend = Timed(plain.ensemble, plain.lanes)
+        limits = Limits(Bounds(100_000, seconds=10.0), 10**9, stall_seconds=60.0)
+        async with serving(backend, limits=limits) as served:
+            await ask(served, RED, seconds=seconds)
+        (given,) = backend.given
+        assert longest - 1 < given <= longest
+
+    asyncio.run(main())
+
+
 def test_a_bad_picture_costs_no_forward() -> None:
     async def main() -> None:
         device = Device()
@@ -472,6 +501,16 @@ def test_each_picture_that_is_not_done_by_the_deadline_says_so() -> None:
 
 
 # Callers that leave.
+
+
+def test_pictures_that_wait_for_a_decoder_are_a_part_of_the_backlog() -> None:
+    async def main() -> None:
+        backend = fake_backend()
+        async with serving(backend) as served:
+            backend.decoders, backend.undecoded = Decoders(1, seconds=2.0), 4
+            assert served.backlog().seconds == 6
+
+    asyncio.run(main())
 
 
 def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
