@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import fake_backend, wait_ready
+from conftest import fake_backend, mean_colour, wait_ready
 from starlette.testclient import TestClient
 from test_classify import Gate, assert_problem, parts, plain, service, top
 
@@ -105,6 +105,48 @@ def test_a_batch_that_is_only_slow_fails_no_probe() -> None:
             assert gate.entered.wait(10)
             assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
         assert top(answer.result()) == "red"
+
+
+@pytest.mark.parametrize("seconds", [-86_400, 86_400])
+def test_a_clock_that_jumps_while_a_request_is_in_flight_changes_nothing(
+    seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, clock = Gate(), time.time
+    with service(lambda _: fake_backend(gate)) as client:
+        with ThreadPoolExecutor() as threads, gate.shut():
+            answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
+            assert gate.entered.wait(10)
+            monkeypatch.setattr(time, "time", lambda: clock() + seconds)
+            assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
+        assert top(answer.result()) == "red"
+        assert top(client.post("/classify", files=parts(plain("red")))) == "red"
+        assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
+
+
+def test_a_device_that_fails_again_and_again_is_answered_counted_and_fails_the_probe() -> None:
+    class Device:
+        """One that is lost until it is mended."""
+
+        lost = True
+
+        def __call__(self, batch: Batch[Cuts]) -> list[Probabilities]:
+            """Compute, or not."""
+            if self.lost:
+                raise RuntimeError("an illegal memory access was encountered")
+            return mean_colour(batch)
+
+    device = Device()
+    with service(lambda _: fake_backend(device)) as client:
+        for number in range(3):
+            assert probe(client, "/livez") == (200, "ok\n"), number
+            failed = client.post("/classify", files=parts(plain("red")))
+            assert_problem(failed, 500, "inference_failed")
+        reason = "the device failed on the last 3 batches\n"
+        assert probe(client, "/livez") == probe(client, "/readyz") == (503, reason)
+        assert "googlenet_batch_failures_total 3.0\n" in client.get("/metrics").text
+        device.lost = False
+        assert top(client.post("/classify", files=parts(plain("red")))) == "red"
+        assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
 
 
 def test_a_batcher_that_is_dead_fails_the_probes() -> None:
