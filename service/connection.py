@@ -192,7 +192,8 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Note that it has, but for the rest that a closed connection still holds."""
         super().resume_writing()
-        if self._writing is not None and not self.transport.is_closing():
+        # Whether one that closes is ever resumed is a matter of moments.
+        if self._writing is not None and not self.transport.is_closing():  # pragma: no branch
             self._writing.cancel()
             self._writing = None
 

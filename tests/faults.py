@@ -22,7 +22,7 @@ class Rates:
     failing: float = 0.0  # a batch, before it is computed
     losing: float = 0.0  # a batch, after it was: its results come to nothing
     miscounting: float = 0.0  # a batch that gives a result too few
-    out_of_memory: float = 0.0  # a batch of more than sixteen rows
+    out_of_memory: float = 0.0  # a batch of more than two rows
     slow: float = 0.0  # a batch, by up to a fifth of a second
     broken_decoder: float = 0.0  # a picture
     slow_decoder: float = 0.0  # a picture, by up to a fifth of a second
@@ -80,7 +80,7 @@ class Faulty:
         return await self.backend.prepare(picture, views, bounds)
 
     async def _run(self, run: Run, batch: Batch[Payload]) -> Sequence[Probabilities]:
-        if batch.size > 16 and self._happens("out_of_memory"):
+        if batch.size > 2 and self._happens("out_of_memory"):
             raise OutOfMemory("no memory")
         if self._happens("failing"):
             raise RuntimeError("the device failed")

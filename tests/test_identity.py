@@ -28,13 +28,13 @@ from service.work import Batch
 
 CALLERS = 10_000
 PICTURES = 100
-BATCH = 0.005  # seconds that each takes, so that strangers share it
+BATCH = 0.01  # seconds that each takes, so that strangers share it
 LEAVE = 0.2  # of the callers hang up at some moment
 RATES = Rates(
     failing=0.02,
     losing=0.02,
     miscounting=0.02,
-    out_of_memory=0.02,
+    out_of_memory=0.2,  # of few: after the first, none is so large any more
     slow=0.02,
     broken_decoder=0.02,
     slow_decoder=0.02,
