@@ -650,7 +650,8 @@ def real() -> Iterator[Served]:
     """A process that serves the bundled model."""
     quick = ("--max-batch", "1", "--cores", "1", "--precision", "float32", "--executors", "1")
     soon = ("--header-seconds", "2", "--upload-seconds", "2", "--send-seconds", "2")
-    with serving("--model", "digits", "--device", "cpu", *quick, *soon) as ours:
+    many = ("--max-connections", "0")  # as many as files allow
+    with serving("--model", "digits", "--device", "cpu", *quick, *soon, *many) as ours:
         with httpx2.Client(base_url=f"http://{HOST}:{ours.port}") as client:
             wait_ready(client)
         yield ours
