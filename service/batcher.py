@@ -322,22 +322,18 @@ class Batcher(Generic[P, R]):
         self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
     ) -> None:
         """Run a batch; in pieces, and never one so large again, if the device has no memory."""
-        size, left = batch.size, [*zip(seats, batch.slices, strict=True)]
-        while left:
-            piece, rest = _cut(left, size)
-            slices = tuple(part for _, part in piece)
-            try:
-                await self._run_once(
-                    *(number, lane, Batch(batch.key, size, slices, batch.reason)),
-                    [seat for seat, _ in piece],
-                )
-            except OutOfMemory:
-                if self._costs.largest(batch.key) >= size:
-                    raise
-            else:
-                left = rest
-            rows = min(sum(part.rows for _, part in left), self._costs.largest(batch.key))
-            size = self._costs.fitting(batch.key, rows)
+        try:
+            await self._run_once(number, lane, batch, seats)
+        except OutOfMemory:
+            if self._costs.largest(batch.key) >= batch.size:
+                raise
+            left = [*zip(seats, batch.slices, strict=True)]
+            while left:
+                piece, left = _cut(left, self._costs.largest(batch.key))
+                size = self._costs.fitting(batch.key, sum(part.rows for _, part in piece))
+                slices = tuple(part for _, part in piece)
+                smaller = Batch(batch.key, size, slices, batch.reason)
+                await self._run(number, lane, smaller, [seat for seat, _ in piece])
 
     async def _run_once(
         self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
