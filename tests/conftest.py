@@ -3,14 +3,16 @@
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +20,7 @@ import httpx2
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from starlette.testclient import TestClient
 
 from service import weights
@@ -132,6 +135,44 @@ def served(real_store: Store) -> Iterator[Served]:
         with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
             wait_ready(client)
         yield ours
+
+
+@contextmanager
+def in_thread(server: uvicorn.Server, listener: socket.socket) -> Iterator[int]:
+    """Have a server answer what comes to a listener, in a thread; gives the port."""
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def website(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """A web server on this machine that answers everything so; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(ConnectionError):  # the caller may hang up
+                answer(self)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def wait_ready(client: httpx2.Client) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import socket
-import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 import httpx2
 import pytest
 import uvicorn
-from conftest import fake_backend, wait_ready
+from conftest import fake_backend, in_thread, wait_ready
 from test_classify import plain
 
 from service.app import Load, create_app
@@ -28,17 +27,14 @@ def live(load: Load = lambda _: fake_backend()) -> Iterator[str]:
     """Serve the real application over real sockets, in a thread; gives its address."""
     config = uvicorn.Config(create_app(Settings(), load=load), log_config=None)
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            with httpx2.Client(base_url=url) as client:
-                wait_ready(client)
-            yield url
-        finally:
-            server.should_exit = True
-            thread.join()
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=1000) as listener,
+        in_thread(server, listener) as port,
+    ):
+        url = f"http://127.0.0.1:{port}"
+        with httpx2.Client(base_url=url) as client:
+            wait_ready(client)
+        yield url
 
 
 @pytest.fixture(scope="module")

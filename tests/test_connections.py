@@ -11,7 +11,6 @@ import re
 import resource
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,7 +22,7 @@ import attacks
 import httpx2
 import pytest
 from attacks import HOST, LAST_LIVEZ, LIVEZ, PATIENCE, STAGES, Reply, connected, post, speak
-from conftest import FakeBackend, Served, fake_backend, serving, wait_ready
+from conftest import FakeBackend, Served, fake_backend, in_thread, serving, wait_ready
 from test_classify import Gate, assert_describes, plain
 
 from service.app import create_app
@@ -89,18 +88,11 @@ def hosting(
         # What accepted connections get too: the system takes little that no caller reads.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         server = Server(config, settings.drain_seconds, probes)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            port = listener.getsockname()[1]
+        with in_thread(server, listener) as port:
             base = f"http{'s' * bool(trust)}://{HOST}:{settings.probe_port or port}"
             with httpx2.Client(base_url=base, verify=trust or True) as client:
                 wait_ready(client)
             yield Hosted(port, settings.probe_port)
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, missing
+from conftest import ROOT, missing, website
 from packaging.specifiers import SpecifierSet
 
 from service import apart
@@ -134,22 +133,12 @@ def test_what_the_build_sees_is_what_the_wheel_is_made_of() -> None:
 def answering(status: int) -> Iterator[int]:
     """A server on a free port that answers this to /readyz."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status if self.path == "/readyz" else 404)
-            self.end_headers()
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(status if request.path == "/readyz" else 404)
+        request.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+    with website(answer) as address:
+        yield int(address.rpartition(":")[2])
 
 
 def check_health(port: int) -> int:

@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from conftest import website
 
 from service import download as downloading
 from service.download import CHUNK, download
@@ -21,24 +21,9 @@ DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 @contextlib.contextmanager
 def serving(answer: Answer) -> Iterator[str]:
-    """A web server on this machine that answers every GET so; gives the address of a file."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            with contextlib.suppress(ConnectionError):  # the caller may hang up
-                answer(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/weights"
-        finally:
-            server.shutdown()
-            thread.join()
+    """A web server that answers so; gives the address of a file."""
+    with website(answer) as address:
+        yield f"{address}/weights"
 
 
 class Website:

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 import httpx2
 import pytest
 import uvicorn
-from conftest import fake_backend, wait_ready
+from conftest import fake_backend, in_thread, wait_ready
 from starlette.testclient import TestClient
 from starlette.types import Message
 from test_classify import JPEG, Gate, assert_problem, parts, plain, service
@@ -31,14 +31,11 @@ def listening() -> Iterator[int]:
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
     )
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as listener,
+        in_thread(server, listener) as port,
+    ):
+        yield port
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, missing
+from conftest import ROOT, missing, website
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
@@ -128,30 +127,20 @@ def osv(vulnerable: str | None = None) -> Iterator[tuple[str, list[tuple[str, st
     """A server that answers as OSV does: its address, and the versions it is asked about."""
     asked: list[tuple[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            name = query["package"]["name"]
-            asked.append((name, query["version"]))
-            affected = {"package": {"name": name, "ecosystem": "PyPI"}}
-            known = {"id": "OSV-0000-1", "summary": "it obeys", "affected": [affected]}
-            answer = json.dumps({"vulns": [known]} if name == vulnerable else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        query = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        name = query["package"]["name"]
+        asked.append((name, query["version"]))
+        affected = {"package": {"name": name, "ecosystem": "PyPI"}}
+        known = {"id": "OSV-0000-1", "summary": "it obeys", "affected": [affected]}
+        content = json.dumps({"vulns": [known]} if name == vulnerable else {}).encode()
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1/query", asked
-        finally:
-            server.shutdown()
-            thread.join()
+    with website(answer) as address:
+        yield f"{address}/v1/query", asked
 
 
 @pytest.mark.parametrize("vulnerable", [None, "pillow", "torch"])
