@@ -409,6 +409,7 @@ def test_callers_who_leave_lose_no_connection() -> None:
                 await asyncio.wait(leaving)
                 both.engine.go.set()
                 await both.prepare()
+                await both.engine.begun()  # so that the next one to begin is another
             both.engine.go.clear()
             staying = [asyncio.create_task(both.prepare(f"{n}")) for n in range(2)]
             await both.engine.begun()
