@@ -1,9 +1,9 @@
 """The composition root: settings in, a FastAPI application out."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import metadata
 
 from fastapi import FastAPI
@@ -11,18 +11,20 @@ from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from service import apart, lag
-from service.api import classify, guard, health, problems, requests
+from service import apart, catalogue, lag, store, workers
+from service.api import classify, guard, health, management, problems, requests
 from service.api.gate import Gate
 from service.api.guard import Guard
 from service.api.ports import Ports
 from service.api.requests import Requests
+from service.catalogue import Catalogue, Shelf
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend
 from service.images import Bounds
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
+from service.work import Report
 
 Load = Callable[[Settings], Backend]
 """Reads the models and puts them on the device: blocking, seconds long."""
@@ -36,23 +38,38 @@ _SEEN = (
 
 
 def create_classifier(
-    settings: Settings, *, load: Load = apart.load, metrics: Metrics | None = None
+    settings: Settings,
+    *,
+    load: Load = apart.load,
+    report: Report = lambda _: None,
 ) -> Classifier:
-    """Put the classifier together; its metrics go nowhere unless there are any."""
-    metrics = metrics or Metrics()
-
-    def timed_load() -> Backend:
-        started = time.perf_counter()
-        loaded = load(settings)
-        metrics.loaded(loaded, time.perf_counter() - started)
-        return loaded
-
+    """Put a classifier together; what its batcher reports goes nowhere by default."""
     limits = Limits(
         picture=Bounds(settings.max_pixels, settings.decode_seconds),
         max_queue_bytes=settings.max_queue_bytes,
         stall_seconds=settings.stall_seconds,
     )
-    return Classifier(timed_load, limits, metrics.work)
+    return Classifier(partial(load, settings), limits, report)
+
+
+def create_catalogue(settings: Settings, load: Load, metrics: Metrics) -> Catalogue:
+    """Put together what serves models side by side."""
+    where = store.locate(settings.store)
+
+    def make(name: str) -> Classifier:
+        chosen = settings.model_copy(update={"model": name})
+        return create_classifier(chosen, load=load, report=partial(metrics.work, name))
+
+    def stamp(name: str) -> object:
+        stamps = [where.stamp(member) for member in name.split(",")]
+        return None if None in stamps else tuple(stamps)
+
+    def changed(served: Mapping[str, Classifier]) -> None:
+        metrics.serves({name: (one.backend, one.load_seconds) for name, one in served.items()})
+
+    shelf = Shelf(make, stamp, lambda one: workers.resident(one.backend.pid), changed)
+    bounds = catalogue.Bounds(settings.max_models, settings.max_model_bytes)
+    return Catalogue(settings.served, shelf, bounds, watch_seconds=settings.watch_seconds)
 
 
 def create_app(
@@ -70,16 +87,16 @@ def create_app(
     been made before, by whoever counts what happens before a request is one.
     """
     metrics = metrics or Metrics()
-    classifier = create_classifier(settings, load=load, metrics=metrics)
+    models = create_catalogue(settings, load, metrics)
     metrics.expect(classify.PATH, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
-        ready=lambda: not (classifier.loaded or classifier.worked or is_leaving()),
-        backlog=classifier.backlog,
+        ready=lambda: not (models.loaded or models.worked or is_leaving()),
+        backlog=models.backlog,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with classifier:
+        async with models:
             watching = asyncio.create_task(lag.watch(metrics.lag))
             yield
             watching.cancel()
@@ -98,11 +115,13 @@ def create_app(
             "exclude": lambda scope: requests.path(scope) in health.PATHS,
         },
     )
-    app.include_router(classify.router(classifier, settings, metrics, tracer_provider))
-    app.include_router(health.router(classifier, metrics.registry, is_leaving))
+    app.state.refresh = models.refresh  # for whoever hears a SIGHUP
+    app.include_router(classify.router(models, settings, metrics, tracer_provider))
+    app.include_router(management.router(models, settings))
+    app.include_router(health.router(models, metrics.registry, is_leaving))
     problems.install(app, metrics)
     # The last one added is the first to see a request.
-    app.add_middleware(Gate, classifier=classifier, settings=settings, metrics=metrics)
+    app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)
     if settings.keys or settings.key_digests:
         keyring = Keyring(settings.keys, settings.key_digests, metrics.callers)
         app.add_middleware(Guard, keyring=keyring, metrics=metrics)

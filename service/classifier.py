@@ -92,6 +92,7 @@ class Classifier:
         self._report = report
         self._serving: _Serving | None = None
         self._failure: Exception | None = None
+        self._load_seconds = 0.0
         self._life = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -122,6 +123,7 @@ class Classifier:
             logger.exception("the model could not be loaded")
             self._failure = error
             return
+        self._load_seconds = time.monotonic() - started
         self._life.callback(backend.close)
         ensemble = backend.ensemble
         batcher = Batcher(
@@ -136,7 +138,7 @@ class Classifier:
             ensemble.name,
             ensemble.device,
             ensemble.precision,
-            time.monotonic() - started,
+            self._load_seconds,
         )
         if ensemble.notice:
             logger.warning("%s: %s", ensemble.name, ensemble.notice)
@@ -153,9 +155,14 @@ class Classifier:
         return self._ready().backend.ensemble
 
     @property
-    def notice(self) -> str | None:
-        """What has to be known of the models that are served."""
-        return self._serving.backend.ensemble.notice if self._serving else None
+    def backend(self) -> Backend:
+        """Who does its work; raises `NotReady` while there is nobody."""
+        return self._ready().backend
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to load what is served."""
+        return self._load_seconds
 
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""

@@ -65,6 +65,11 @@ class Ensemble:
         return ",".join(member.name for member in self.members)
 
     @property
+    def version(self) -> str:
+        """The members' versions, in the same way."""
+        return ",".join(member.version for member in self.members)
+
+    @property
     def notice(self) -> str | None:
         """What every answer has to say of the members."""
         return " ".join(member.notice for member in self.members if member.notice) or None

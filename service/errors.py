@@ -74,6 +74,36 @@ class Unauthorized(ServiceError):
     code = "unauthorized"
 
 
+class Forbidden(ServiceError):
+    """The request's key is not one that may do this."""
+
+    code = "forbidden"
+
+
+class UnknownModel(ServiceError):
+    """No model of that name is served, or in the store."""
+
+    code = "unknown_model"
+
+
+class Conflict(ServiceError):
+    """What is asked for cannot be as things stand."""
+
+    code = "conflict"
+
+
+class CannotServe(ServiceError):
+    """A model that was to be loaded cannot be served."""
+
+    code = "cannot_serve"
+
+
+class NoRoom(ServiceError):
+    """So many models, or so much memory, may not be served side by side."""
+
+    code = "no_room"
+
+
 class Unavailable(ServiceError):
     """Not now; the same request may be answered after `retry_after` seconds."""
 

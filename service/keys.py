@@ -33,11 +33,15 @@ _RANDOM = 32  # bytes of a key
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who has a key: a name, the key's SHA-256 (32 bytes), and how often it may be used."""
+    """Who has a key: a name, the key's SHA-256 (32 bytes), and how often it may be used.
+
+    Who `manages` may also change which models are served.
+    """
 
     name: str
     digest: bytes
     limits: tuple[Limit, ...] = ()
+    manages: bool = False
 
 
 class _Entry(BaseModel):
@@ -47,6 +51,7 @@ class _Entry(BaseModel):
 
     sha256: Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$")]
     limits: tuple[Annotated[str, Field(pattern=quotas.PATTERN)], ...] = ()
+    manages: bool = False
 
 
 _FILE = TypeAdapter(dict[Annotated[str, Field(pattern=NAME)], _Entry])
@@ -89,7 +94,7 @@ def parse(digests: str) -> tuple[Caller, ...]:
 
 def _caller(name: str, entry: _Entry) -> Caller:
     limits = tuple(quotas.parse(text) for text in entry.limits)
-    return Caller(name, bytes.fromhex(entry.sha256), limits)
+    return Caller(name, bytes.fromhex(entry.sha256), limits, entry.manages)
 
 
 def _distinct(where: str, callers: Iterable[Caller]) -> tuple[Caller, ...]:
@@ -151,12 +156,12 @@ class Keyring:
             self._take(callers)
             logger.info("the keys were read anew; there are %d", len(callers))
 
-    def find(self, key: bytes) -> tuple[str, Quota] | None:
+    def find(self, key: bytes) -> tuple[Caller, Quota] | None:
         """Tell whose key it is and what it may still ask, in a time that tells nothing else."""
         given, found = digest(key), None
         for caller, quota in self._callers:
             if hmac.compare_digest(caller.digest, given):
-                found = caller.name, quota
+                found = caller, quota
         return found
 
     def _read(self) -> tuple[Caller, ...]:

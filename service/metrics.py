@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from service.ensemble import Backend
 from service.errors import ServiceError
 from service.gpus import GPUCollector
 from service.work import Backlog, BatchReport, DropReport
+from service.workers import WorkerCollector
 
 LATENCY = (
     *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
@@ -48,7 +49,9 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         registry.register(GPUCollector())
-        self._names: tuple[str, ...] = ()  # of the members
+        self._served: dict[str, Backend] = {}  # by model
+        self._workers = WorkerCollector()
+        registry.register(self._workers)
 
         self._requests = Counter(
             "googlenet_requests",
@@ -147,7 +150,7 @@ class Metrics:
         self._capacity = Gauge(
             "googlenet_capacity_rows_per_second",
             "Most rows a second that all devices compute, by the time their batches took.",
-            ["member", "side"],
+            ["model", "member", "side"],
             registry=registry,
         )
         self._lag = Histogram(
@@ -158,7 +161,7 @@ class Metrics:
         )
         self._threads = Gauge(
             "googlenet_process_threads",
-            "Threads of the process that serves HTTP and of the worker.",
+            "Threads of the process that serves HTTP and of the workers.",
             ["process"],
             registry=registry,
         )
@@ -173,16 +176,17 @@ class Metrics:
         )
         self._model = Gauge(
             "googlenet_model_info",
-            "1 for each model served.",
-            ["name", "version", "sha256", "device", "precision"],
+            "1 for each member of each model served.",
+            ["model", "name", "version", "sha256", "device", "precision"],
             registry=registry,
         )
         self._load_seconds = Gauge(
-            "googlenet_model_load_seconds", "Seconds to load the models.", registry=registry
+            "googlenet_model_load_seconds", "Seconds to load a model.", ["model"], registry=registry
         )
         self._warmup_seconds = Gauge(
             "googlenet_model_warmup_seconds",
             "Of the load, seconds to warm up and time every batch size.",
+            ["model"],
             registry=registry,
         )
         Gauge(
@@ -263,8 +267,8 @@ class Metrics:
         """Count a request by its key's name and one of `CALLS`."""
         self._key_requests.labels(name, outcome).inc()
 
-    def work(self, report: BatchReport | DropReport) -> None:
-        """Turn what the batcher reports into series."""
+    def work(self, model: str, report: BatchReport | DropReport) -> None:
+        """Turn what a model's batcher reports into series."""
         if isinstance(report, DropReport):
             self._dropped.labels(report.why, report.where).inc()
             return
@@ -273,25 +277,42 @@ class Metrics:
         self._batch_rows.observe(report.rows)
         self._batch_seconds.labels(report.key.side).observe(report.seconds)
         self._padding.inc(report.size - report.rows)
-        self._rate(report.key, report.rate)
+        if model in self._served:  # else it ends what it has begun, and is told of no more
+            self._rate(model, report.key, report.rate)
         for seconds in report.queue_seconds:
             self._queue_wait.observe(seconds)
 
-    def loaded(self, backend: Backend, seconds: float) -> None:
-        """Name the models that are served from now on, and how long they took to load."""
+    def serves(self, served: Mapping[str, tuple[Backend, float]]) -> None:
+        """Tell of these models and no others: who does their work, and the seconds of a load."""
+        before, self._served = (
+            self._served,
+            {name: backend for name, (backend, _) in served.items()},
+        )
+        for name, backend in before.items():
+            if self._served.get(name) is not backend:
+                self._forget(name)
+        for name, (backend, seconds) in served.items():
+            if before.get(name) is not backend:
+                self._tell(name, backend, seconds)
+        self._workers.pids = {name: backend.pid for name, backend in self._served.items()}
+        self._threads.labels("worker").set_function(
+            lambda: sum(_threads(backend.pid) for backend in self._served.values())
+        )
+
+    def _tell(self, name: str, backend: Backend, seconds: float) -> None:
         ensemble = backend.ensemble
-        self._names = tuple(member.name for member in ensemble.members)
         devices = len(policy.devices(lane.place for lane in backend.lanes))
         for key in ensemble.costs.seconds:
-            self._rate(key, devices * ensemble.costs.rate(key))
+            self._rate(name, key, devices * ensemble.costs.rate(key))
         for member in ensemble.members:
-            self._model.labels(
-                member.name, member.version, member.sha256, ensemble.device, ensemble.precision
-            ).set(1)
-        self._load_seconds.set(seconds)
-        self._warmup_seconds.set(ensemble.warmup_seconds)
-        ProcessCollector("googlenet_worker", lambda: backend.pid, registry=self.registry)
-        self._threads.labels("worker").set_function(lambda: _threads(backend.pid))
+            about = (member.name, member.version, member.sha256)
+            self._model.labels(name, *about, ensemble.device, ensemble.precision).set(1)
+        self._load_seconds.labels(name).set(seconds)
+        self._warmup_seconds.labels(name).set(ensemble.warmup_seconds)
+
+    def _forget(self, name: str) -> None:
+        for gauge in (self._capacity, self._model, self._load_seconds, self._warmup_seconds):
+            gauge.remove_by_labels({"model": name})
 
     def lag(self, seconds: float) -> None:
         """Record how late the event loop was."""
@@ -305,8 +326,9 @@ class Metrics:
         self._predicted_wait.set_function(lambda: backlog().seconds)
         self._heartbeat.set_function(lambda: time.time() - backlog().stalled)
 
-    def _rate(self, key: Key, rows: float) -> None:
-        self._capacity.labels(self._names[key.member], key.side).set(rows)
+    def _rate(self, model: str, key: Key, rows: float) -> None:
+        member = self._served[model].ensemble.members[key.member]
+        self._capacity.labels(model, member.name, key.side).set(rows)
 
 
 def _threads(pid: int) -> float:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import os
+import signal
 import socket
 import time
 from types import FrameType
@@ -23,14 +24,19 @@ class Server(uvicorn.Server):
     Whoever sends them needs that long to learn that they should go elsewhere. What is in flight
     then has uvicorn's `timeout_graceful_shutdown` to be answered.
 
-    It listens to `probes` besides, without encryption.
+    It listens to `probes` besides, without encryption. On SIGHUP it does what `on_hangup` says.
     """
 
     def __init__(
-        self, config: uvicorn.Config, drain_seconds: float, probes: socket.socket | None = None
+        self,
+        config: uvicorn.Config,
+        drain_seconds: float,
+        probes: socket.socket | None = None,
+        on_hangup: "Callable[[], None] | None" = None,
     ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
+        self._on_hangup = on_hangup
         self._probes = probes
         self._ends_at = math.inf
         self._has_said_so = False
@@ -43,6 +49,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
+        if self._on_hangup:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self._probes is not None:
             listener = await asyncio.get_running_loop().create_server(
                 self._connection, sock=self._probes

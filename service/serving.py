@@ -39,20 +39,27 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     """Serve over HTTP until told to stop; fetches what is missing of the model first."""
     passed = flags.parse(given["uvicorn"])
     logs.configure(settings)
-    if settings.fetch and (status := _fetch_missing(store.locate(settings.store), settings.models)):
+    where = store.locate(settings.store)
+    if settings.fetch and (status := _fetch_missing(where, settings.models)):
         if settings.strict or status != Unreachable.exit_status:
             return status
         logger.warning("%s cannot be fetched; the bundled model is served", settings.model)
         settings = settings.model_copy(update={"model": store.BUNDLED})
+    awaited = {*settings.served}
     failures: list[Exception] = []
 
     def load(chosen: Settings) -> Backend:
         try:
-            return apart.load(chosen)
+            if settings.fetch:  # one that is served beside it, or was asked for since
+                _fetch_missing(where, chosen.models)
+            backend = apart.load(chosen)
         except Exception as error:
-            failures.append(error)
-            server.should_exit = True  # a service without a model has nothing to stay for
+            if chosen.model in awaited:
+                failures.append(error)
+                server.should_exit = True  # without what it is to serve it has nothing to stay for
             raise
+        awaited.discard(chosen.model)
+        return backend
 
     metrics = Metrics()
     ours = app.create_app(
@@ -60,7 +67,7 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     )
     config = configure(settings, passed, ours, metrics)
     with listening(settings) as probes:
-        server = Server(config, settings.drain_seconds, probes)
+        server = Server(config, settings.drain_seconds, probes, ours.state.refresh)
         gc.collect()
         gc.freeze()  # what is there stays there: looking through it again and again costs time
         server.run()

@@ -12,6 +12,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 
 MEBIBYTE = 1024 * 1024
+PLAIN = r"[a-z0-9_]{1,64}"  # name of a model
+NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # the same, or one version of it
+MODEL = rf"{NAME}(,{NAME}){{0,15}}"  # several are averaged
 
 
 class Settings(BaseSettings):
@@ -28,10 +31,33 @@ class Settings(BaseSettings):
     model: Annotated[
         str,
         Field(
-            pattern=r"^[a-z0-9_]+(,[a-z0-9_]+)*$",
+            pattern=rf"^{MODEL}$",
             description="model to serve; several, separated by commas, are averaged",
         ),
     ] = "googlenet"
+    beside: Annotated[
+        str | None,
+        Field(
+            pattern=rf"^{MODEL}(:{MODEL})*$",
+            description="models served beside it, separated by colons; requests ask by `model=`",
+        ),
+    ] = None
+    max_models: Annotated[
+        int,
+        Field(ge=1, le=64, description="most models served side by side; over it is a 507"),
+    ] = 4
+    max_model_bytes: Annotated[
+        int,
+        Field(ge=0, description="memory of all models' processes; over it is a 507; 0: no bound"),
+    ] = 0
+    watch_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=86400,
+            description="how often to look for models whose files changed; 0: on SIGHUP only",
+        ),
+    ] = 0.0
     fetch: Annotated[
         bool,
         Field(description="fetch weights that are missing; else end and say how to get them"),
@@ -173,3 +199,9 @@ class Settings(BaseSettings):
     def models(self) -> tuple[str, ...]:
         """The names in `model`, in order."""
         return tuple(self.model.split(","))
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """What is served side by side, the default first."""
+        beside = self.beside.split(":") if self.beside else []
+        return tuple(dict.fromkeys([self.model, *beside]))

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,13 @@ from service import manifest
 from service.download import Progress, download
 from service.errors import BadWeights, MissingWeights, ModelError
 from service.manifest import Calibration, Label, Manifest, Source
+from service.settings import NAME
 
 BUNDLED = "digits"  # comes with the service, weights and all
 WEIGHTS = "weights.safetensors"
 RECORD = WEIGHTS + ".sha256"
 MANIFEST = "model.toml"
 INT8 = "int8.json"
-
-NAME = r"[a-z0-9_]{1,64}"  # what the folder of a model may be called
 
 
 class _Int8(BaseModel):
@@ -51,15 +50,31 @@ class Store:
         return sorted({name for name in folders if re.fullmatch(NAME, name)})
 
     def manifest(self, name: str) -> Manifest:
-        """Read a model's manifest; raises `ModelError` for a name the store does not know."""
-        return manifest.read(self._manifest_path(name))
+        """Read a model's manifest; raises `ModelError` for a name the store does not know.
+
+        A folder may be named for one version of a model: `name@version`.
+        """
+        described = manifest.read(self._manifest_path(name))
+        _, at, version = name.partition("@")
+        if at and described.version != version:
+            raise ModelError(f"the manifest of {name!r} is of version {described.version!r}")
+        return described
 
     def labels(self, name: str) -> tuple[Label, ...]:
         """Read a model's labels."""
         described = self.manifest(name)
-        paths = [root / name / described.labels for root in self._roots]
-        there = next(filter(Path.is_file, paths), paths[0])
-        return manifest.read_labels(there, described.classes)
+        return manifest.read_labels(self._labels_path(name, described.labels), described.classes)
+
+    def stamp(self, name: str) -> tuple[str, ...] | None:
+        """Give what is different once a model's files are; nothing if there is no such model."""
+        try:
+            files = [self._manifest_path(name)]
+        except ModelError:
+            return None
+        with suppress(ModelError):  # one that is broken is another one, too
+            files.append(self._labels_path(name, self.manifest(name).labels))
+        files += [self._readable(name).with_name(RECORD), self._weights_path(name).with_name(INT8)]
+        return tuple(file.read_text("utf-8", "replace") if file.is_file() else "" for file in files)
 
     def has(self, name: str) -> bool:
         """Are a model's weights there."""
@@ -165,6 +180,10 @@ class Store:
         """Give the weights file to read: the bundled model's came with the service."""
         path = self._weights_path(name)
         return self.builtin / name / WEIGHTS if name == BUNDLED and not path.is_file() else path
+
+    def _labels_path(self, name: str, file: str) -> Path:
+        paths = [root / name / file for root in self._roots]
+        return next(filter(Path.is_file, paths), paths[0])
 
     def _manifest_path(self, name: str) -> Path:
         if re.fullmatch(NAME, name):

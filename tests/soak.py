@@ -223,10 +223,13 @@ RAW = {"content-type": "application/octet-stream"}
 
 
 def _sample(series: dict[str, float]) -> Sample:
-    own, worker = "process_", "googlenet_worker_process_"
+    def both(name: str) -> float:
+        names = ("process_" + name, "googlenet_worker_process_" + name)
+        return sum(value for one, value in series.items() if one.partition("/")[0] in names)
+
     return Sample(
-        sum(series[name + "resident_memory_bytes"] for name in (own, worker)),
-        sum(series[name + "open_fds"] for name in (own, worker)),
+        both("resident_memory_bytes"),
+        both("open_fds"),
         sum(series[f"googlenet_process_threads/{process}"] for process in ("http", "worker")),
     )
 

@@ -271,7 +271,8 @@ def test_memory_is_that_of_both_processes(url: str) -> None:
 
     series = run(main())
     names = ("process_resident_memory_bytes", "googlenet_worker_process_resident_memory_bytes")
-    each = [series[f"{name}[]"] for name in names]
+    labels = ("[]", "[('model', 'googlenet')]")
+    each = [series[f"{name}{labels}"] for name, labels in zip(names, labels, strict=True)]
     assert min(each) > MEBIBYTE
     assert scrape.memory(series) == sum(each)
 
@@ -473,7 +474,7 @@ def test_another_service_is_measured(url: str, pictures: Path) -> None:
     said: list[str] = []
     report = run(measure.other(url, pictures, QUICK, said.append))
     check(report)
-    assert report.subject.items() >= {"name": "fake0", "device": "cpu"}.items()
+    assert report.subject.items() >= {"name": "googlenet", "device": "cpu"}.items()
     for missing in (report.start, report.forwards, report.limit, report.lone, report.views):
         assert missing is None
     assert all(one.ratio is None for one in report.closed)

@@ -241,33 +241,36 @@ def test_when_no_picture_was_ranked_the_stages_took_no_time(client: TestClient) 
     assert response.headers["server-timing"] == zeros
 
 
-def test_the_models_are_told(real_client: TestClient) -> None:
+def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None:
     assert real_client.get("/models").json() == {
+        "default": "bvlc_googlenet",
         "models": [
             {
                 "name": "bvlc_googlenet",
                 "version": "1",
-                "architecture": "googlenet",
                 "notice": None,
-                "sha256": real_client.get("/models").json()["models"][0]["sha256"],
                 "device": "cpu",
                 "precision": "float32",
                 "classes": 1000,
                 "views": ["single", "ten", "paper", "dense"],
                 "default_views": "ten",
+                "members": [
+                    {
+                        "name": "bvlc_googlenet",
+                        "version": "1",
+                        "architecture": "googlenet",
+                        "sha256": real_store.verify("bvlc_googlenet"),
+                    }
+                ],
             }
-        ]
+        ],
     }
-
-
-def test_the_digest_told_is_that_of_the_weights(real_client: TestClient, real_store: Store) -> None:
-    told = real_client.get("/models").json()["models"][0]["sha256"]
-    assert told == real_store.verify("bvlc_googlenet")
 
 
 def test_the_members_of_an_ensemble_are_told_and_averaged() -> None:
     with service(lambda _: fake_backend(members=2)) as client:
-        assert [one["name"] for one in client.get("/models").json()["models"]] == ["fake0", "fake1"]
+        (model,) = client.get("/models").json()["models"]
+        assert [one["name"] for one in model["members"]] == ["fake0", "fake1"]
         response = client.post("/classify", files=parts(plain("lime")))
     assert response.json()["model"] == "fake0,fake1"
     assert response.json()["predictions"][0] == {
@@ -596,4 +599,5 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
 
 
 def test_every_error_a_request_can_meet_has_a_status() -> None:
-    assert {*STATUS.values()} == {400, 401, 408, 413, 415, 422, 429, 431, 499, 500, 503, 504}
+    callers = {400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 499}
+    assert {*STATUS.values()} == callers | {500, 503, 504, 507}

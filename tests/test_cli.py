@@ -117,6 +117,7 @@ VALUES = {
     "drain_seconds": "3.5", "grace_seconds": "4.5", "probe_port": "8001",
     "header_seconds": "1.5", "max_header_bytes": "1024", "send_seconds": "2.5",
     "keep_alive_seconds": "5", "max_connections": "10",
+    "beside": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000", "watch_seconds": "7.5",
 }  # fmt: skip
 
 

@@ -63,9 +63,10 @@ def service(settings: Settings = SETTINGS) -> FastAPI:
     return create_app(settings, load=lambda _: fake_backend())
 
 
-# Too many pictures are too much, 413, and who has no key is told so before anything else, 401,
-# where schemathesis would have any other client error.
-REFUSALS = [400, 401, 405, 406, 413, 415, 422]
+# Too many pictures are too much, 413, who has no key is told so before anything else, 401, or who
+# has none for this, 403, and what is no name may be one that is unknown, 404: where schemathesis
+# would have any other client error.
+REFUSALS = [400, 401, 403, 404, 405, 406, 413, 415, 422]
 
 
 def described(chosen: Settings, **generation: bool) -> BaseSchema:
@@ -129,8 +130,9 @@ def operation(path: str, settings: Settings = SETTINGS) -> dict[str, Any]:
     return described
 
 
-# Nobody reads a 499, and a 431 is the connection's, before there is a request.
-ERRORS = {*STATUS.values()} - {CLIENT_CLOSED_REQUEST, 431}
+# Nobody reads a 499, a 431 is the connection's, before there is a request, and some errors are
+# those of managing models.
+ERRORS = {*STATUS.values()} - {CLIENT_CLOSED_REQUEST, 431} - {403, 409, 507}
 REFUSED = {401, 429}  # where there are keys
 
 

@@ -121,7 +121,7 @@ def test_a_new_key_has_256_random_bits() -> None:
 
 def names(ring: Keyring) -> list[str | None]:
     found = (ring.find(key) for key in (WEB, BATCH))
-    return [one[0] if one else None for one in found]
+    return [one[0].name if one else None for one in found]
 
 
 def test_a_key_is_found_by_all_of_it(file: Path) -> None:

@@ -37,7 +37,8 @@ REASONS = (
     *("malformed", "missing_file", "too_large", "slow_upload", "unsupported_type"),
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
     *("slow_head", "head_too_large"),
-    *("unauthorized", "rate_limited", "inference_failed", "caller_gone", "internal"),
+    *("unauthorized", "forbidden", "rate_limited", "unknown_model", "conflict", "cannot_serve"),
+    *("no_room", "inference_failed", "caller_gone", "internal"),
 )
 CLOSED = ("idle", "evicted", "silent", "stalled", "full")
 STAGES = ("upload", "decode", "queue", "inference")
@@ -156,7 +157,8 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
     client.post("/classify?views=mine&top_k=-1", files={"mine": b""}, headers={"x-request-id": "m"})
     closed = {
         "route": {
-            *("/classify", "/models", "/livez", "/readyz", "/startupz", "/metrics", "unmatched"),
+            *("/classify", "/models", "/models/{name}", "unmatched"),
+            *("/livez", "/readyz", "/startupz", "/metrics"),
         },
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
         "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
@@ -353,10 +355,10 @@ def test_readiness_and_the_models_are_told_once_they_are_there() -> None:
         wait_ready(client)
         assert value(client, "googlenet_ready") == 1
         assert counts(client, "googlenet_model_info") == {
-            ("cpu", name, "float32", "0" * 64, "1"): 1 for name in ("fake0", "fake1")
+            ("cpu", "fake", name, "float32", "0" * 64, "1"): 1 for name in ("fake0", "fake1")
         }
-        assert value(client, "googlenet_model_load_seconds") > 0
-        assert value(client, "googlenet_model_warmup_seconds") == 0
+        assert value(client, "googlenet_model_load_seconds", "fake") > 0
+        assert value(client, "googlenet_model_warmup_seconds", "fake") == 0
 
 
 def test_the_versions_that_run_are_told(client: TestClient) -> None:
@@ -386,8 +388,8 @@ def test_both_processes_are_measured_each_by_its_own_name() -> None:
         finally:
             loaded.set()
         wait_ready(client)
-        assert value(client, f"googlenet_worker_{start}") > value(client, start)
-        assert value(client, "googlenet_worker_process_resident_memory_bytes") > 1e6
+        assert value(client, f"googlenet_worker_{start}", "fake") > value(client, start)
+        assert value(client, "googlenet_worker_process_resident_memory_bytes", "fake") > 1e6
         other.communicate()
         assert counts(client, f"googlenet_worker_{start}") == {}
         assert value(client, "googlenet_ready") == 1
@@ -410,12 +412,12 @@ def test_the_most_rows_a_second_are_told_and_follow_what_batches_take() -> None:
     name = "googlenet_capacity_rows_per_second"
     with service(lambda _: fake_backend(seconds_per_row=1e-6, sizes=[1], lanes=2)) as client:
         assert counts(client, name) == {
-            ("fake0", side): pytest.approx(2e6) for side in ("224", "288")
+            ("fake0", "fake", side): pytest.approx(2e6) for side in ("224", "288")
         }
         client.post("/classify", files=parts(plain("red")))
         after = counts(client, name)
-    assert after["fake0", "224"] < 1.99e6
-    assert after["fake0", "288"] == pytest.approx(2e6)
+    assert after["fake0", "fake", "224"] < 1.99e6
+    assert after["fake0", "fake", "288"] == pytest.approx(2e6)
 
 
 def test_threads_are_counted_while_there_is_a_process_that_has_them() -> None:

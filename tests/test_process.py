@@ -388,7 +388,7 @@ def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path:
         def says() -> tuple[object, object]:
             answer = client.post("/classify", content=five, headers={"Content-Type": "image/png"})
             (model,) = client.get("/models").json()["models"]
-            return answer.json(), model["sha256"]
+            return answer.json(), model["members"][0]["sha256"]
 
         before = says()
         assert before[1] == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""POST /classify and GET /models."""
+"""POST /classify."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,18 @@ from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from service import images, views
+from service import images
 from service.api import problems
 from service.api.problems import Problem
 from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
-from service.classifier import Answer, Classifier, Timing
+from service.catalogue import Catalogue
+from service.classifier import Answer, Timing
 from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.settings import PlanName, Settings
+from service.settings import MODEL, PlanName, Settings
 
 
 class Prediction(BaseModel):
@@ -57,28 +58,11 @@ class Several(_Answered):
     results: list[Result]
 
 
-class Served(BaseModel):
-    """A model that is served."""
-
-    name: str
-    version: str
-    architecture: str
-    notice: Annotated[str | None, Field(description="what has to be known of it")]
-    sha256: Annotated[str, Field(description="of the weights file in the store")]
-    device: str
-    precision: str
-    classes: int
-    views: Annotated[list[str], Field(description="what `views` may be")]
-    default_views: PlanName
-
-
-class Models(BaseModel):
-    """All that is served; the probabilities of several models are averaged."""
-
-    models: list[Served]
-
-
 PATH = "/classify"
+
+Model = Annotated[
+    str | None, Query(pattern=rf"^{MODEL}$", description="which of the models that are served")
+]
 
 _DEADLINE = "x-timeout-ms"
 _NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
@@ -101,7 +85,7 @@ def _body(max_files: int) -> dict[str, Any]:
 
 
 def router(
-    classifier: Classifier,
+    catalogue: Catalogue,
     settings: Settings,
     metrics: Metrics,
     tracer_provider: TracerProvider | None,
@@ -116,7 +100,7 @@ def router(
     @routes.post(
         PATH,
         response_model=One | Several,
-        responses=problems.documented(400, 408, 413, 415, 422, 500, 503, 504),
+        responses=problems.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
         openapi_extra=_body(settings.max_files),
     )
     async def classify(
@@ -125,6 +109,7 @@ def router(
             PlanName,
             Query(alias="views", description="views of each picture; more cost more"),
         ] = settings.views,
+        model: Model = None,
         top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
         x_timeout_ms: Annotated[
             int,
@@ -137,7 +122,7 @@ def router(
         One picture answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
-        with budget.share() as share:
+        with catalogue.use(model) as classifier, budget.share() as share:
             started = time.monotonic()
             uploads = await read(request, bounds, share)
             uploaded = time.monotonic() - started
@@ -152,6 +137,7 @@ def router(
                 seconds=seconds,
                 gone=lambda: _gone(request),
             )
+            about = _about(classifier.ensemble, plan)
         _count(metrics, plan, answers)
         stages.trace(started, uploaded, answers)
         longest = _longest(answers)
@@ -167,7 +153,6 @@ def router(
                 ),
             },
         )
-        about = _about(classifier.ensemble, plan)
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):
@@ -183,28 +168,6 @@ def router(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
             headers={"Server-Timing": _server_timing(longest)},
-        )
-
-    @routes.get("/models", responses=problems.documented(503))
-    async def models() -> Models:
-        """Tell what is served."""
-        ensemble = classifier.ensemble
-        return Models(
-            models=[
-                Served(
-                    name=member.name,
-                    version=member.version,
-                    architecture=member.architecture,
-                    notice=member.notice,
-                    sha256=member.sha256,
-                    device=ensemble.device,
-                    precision=ensemble.precision,
-                    classes=len(ensemble.labels),
-                    views=list(views.NAMES),
-                    default_views=settings.views,
-                )
-                for member in ensemble.members
-            ]
         )
 
     return routes

@@ -14,7 +14,7 @@ from service import views
 from service.api import problems
 from service.api.classify import PATH
 from service.api.requests import name_route, path
-from service.classifier import Classifier
+from service.catalogue import Catalogue
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
@@ -26,9 +26,9 @@ class Gate:
     """Lets a request in, unless not even one picture of its views can be answered in its time."""
 
     def __init__(
-        self, app: ASGIApp, classifier: Classifier, settings: Settings, metrics: Metrics
+        self, app: ASGIApp, catalogue: Catalogue, settings: Settings, metrics: Metrics
     ) -> None:
-        self._app, self._classifier, self._metrics = app, classifier, metrics
+        self._app, self._catalogue, self._metrics = app, catalogue, metrics
         self._views, self._most = settings.views, str(int(settings.timeout_seconds * 1000))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,8 +44,9 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         """Raise what the classifier refuses with; what is no views or no time, the route tells."""
-        plan = parse_qs(scope["query_string"].decode("latin-1")).get("views", [self._views])[-1]
+        asked = parse_qs(scope["query_string"].decode("latin-1"))
+        plan, model = asked.get("views", [self._views])[-1], asked.get("model", [None])[-1]
         milliseconds = Headers(scope=scope).get("x-timeout-ms", self._most)
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
-            self._classifier.check(plan=plan, seconds=seconds)
+            self._catalogue.find(model).check(plan=plan, seconds=seconds)

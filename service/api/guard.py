@@ -22,6 +22,7 @@ OPEN = health.PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.jso
 _NO_KEY = "send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 _USED_UP = "your API key has no requests left for now"
 _BEARER = b"bearer "
+_MANAGES = "googlenet.manages"
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -35,6 +36,11 @@ _HEADERS = {
         "RateLimit": _STRING | {"description": "what is left (r), and until all is again (t)"},
     },
 }
+
+
+def is_manager(scope: Scope) -> bool:
+    """Tell whether a request's key may change which models are served; without keys none may."""
+    return bool(scope.get(_MANAGES))
 
 
 class Guard:
@@ -58,10 +64,11 @@ class Guard:
         if found is None:
             await self._refuse(Unauthorized(_NO_KEY), scope, receive, send)
             return
-        name, quota = found
-        note(scope, {"key": name})
+        caller, quota = found
+        scope[_MANAGES] = caller.manages
+        note(scope, {"key": caller.name})
         wait = quota.take(now)
-        self._metrics.called(name, "rate_limited" if wait else "admitted")
+        self._metrics.called(caller.name, "rate_limited" if wait else "admitted")
         if fields := _fields(quota, now):
             send = _telling(send, fields)
         if wait:

@@ -1,6 +1,6 @@
 """Probes and metrics: what machines ask, answered without touching the model's work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -8,7 +8,7 @@ from prometheus_client import exposition
 from prometheus_client.registry import CollectorRegistry
 from starlette.responses import PlainTextResponse, Response
 
-from service.classifier import Classifier
+from service.catalogue import Catalogue
 
 PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # asked often, and by machines
 
@@ -22,7 +22,7 @@ Verbose = Annotated[str | None, Query(description="list every check; needs no va
 
 
 def router(
-    classifier: Classifier, registry: CollectorRegistry, is_leaving: Callable[[], bool]
+    catalogue: Catalogue, registry: CollectorRegistry, is_leaving: Callable[[], bool]
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
@@ -30,22 +30,24 @@ def router(
     @routes.get("/livez", responses=_PROBE, response_class=PlainTextResponse)
     async def livez(verbose: Verbose = None) -> Response:
         """Should this process go on living; if not, restart it."""
-        return _probe({"worker": classifier.worked}, verbose)
+        return _probe({"worker": catalogue.worked}, verbose)
 
     @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
     async def readyz(verbose: Verbose = None) -> Response:
         """Should requests be sent here now."""
         checks = {
-            "model": classifier.loaded,
-            "worker": classifier.worked,
+            "model": catalogue.loaded,
+            "worker": catalogue.worked,
             "stop": "the service is stopping" if is_leaving() else None,
         }
-        return _probe(checks, verbose, classifier.notice)
+        served = catalogue.served.values()
+        notices = [one.ensemble.notice for one in served if one.ensemble.notice]
+        return _probe(checks, verbose, notices)
 
     @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)
     async def startupz(verbose: Verbose = None) -> Response:
         """Has the model been loaded, warmed and timed."""
-        return _probe({"model": classifier.loaded}, verbose)
+        return _probe({"model": catalogue.loaded}, verbose)
 
     @routes.get(
         "/metrics",
@@ -61,7 +63,7 @@ def router(
 
 
 def _probe(
-    checks: Mapping[str, str | None], verbose: str | None, notice: str | None = None
+    checks: Mapping[str, str | None], verbose: str | None, notices: Iterable[str] = ()
 ) -> Response:
     """Answer 200, or 503 with what is wrong; `checks` are complaints by name."""
     wrong = {name: complaint for name, complaint in checks.items() if complaint}
@@ -69,8 +71,8 @@ def _probe(
         marks = [
             f"[{'-' if name in wrong else '+'}]{name} {checks[name] or 'ok'}" for name in checks
         ]
-        notices = [f"[i]notice {notice}"] if notice else []
-        lines = [*marks, *notices, "failed" if wrong else "ok"]
+        told = [f"[i]notice {notice}" for notice in notices]
+        lines = [*marks, *told, "failed" if wrong else "ok"]
     else:
         lines = list(wrong.values()) or ["ok"]
     return PlainTextResponse(

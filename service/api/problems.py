@@ -22,13 +22,17 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, the metrics 
 STATUS: Mapping[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.UnknownModel: 404,
     errors.SlowUpload: 408,
     errors.SlowHead: 408,
+    errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.UnsupportedType: 415,
     errors.UnreadableImage: 422,
     errors.InvalidParameter: 422,
     errors.MissingFile: 422,
+    errors.CannotServe: 422,
     errors.RateLimited: 429,
     errors.CallerGone: CLIENT_CLOSED_REQUEST,
     errors.HeadTooLarge: 431,
@@ -37,6 +41,7 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.Overloaded: 503,
     errors.NotReady: 503,
     errors.DeadlineExceeded: 504,
+    errors.NoRoom: 507,
 }
 
 
@@ -130,8 +135,17 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - the same
         code = HTTPStatus(error.status_code).name.lower()
-        return response(problem(error.status_code, code, error.detail, request), error.headers)
+        told = {**(error.headers or {}), **_allowed(error, request)}
+        return response(problem(error.status_code, code, error.detail, request), told)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+
+
+def _allowed(error: HTTPException, request: Request) -> dict[str, str]:
+    """Name all methods of a path: the router names those of the first of its routes."""
+    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+        return {}
+    described = request.app.openapi()["paths"].get(request.scope["route"].path, {})
+    return {"Allow": ", ".join(sorted(method.upper() for method in described))} if described else {}

@@ -35,7 +35,7 @@ def _name(name: str, labels: Mapping[str, str]) -> str:
 
 def memory(series: Series) -> float:
     """Give the bytes of memory the service's processes have."""
-    return sum(series[_name(name, {})] for name in _MEMORY)
+    return sum(value for name, value in series.items() if name.startswith(_MEMORY))
 
 
 def processor(series: Series) -> float:

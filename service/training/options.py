@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.store import NAME
+from service.settings import PLAIN
 
 RATE = 0.002  # of a network that begins anew
 GENTLE = 0.0002  # of one that has learnt already, and should not forget it
@@ -17,7 +17,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     folder: Path
-    name: Annotated[str, Field(pattern=f"^{NAME}$", description="what the model is to be called")]
+    name: Annotated[str, Field(pattern=f"^{PLAIN}$", description="what the model is to be called")]
     start: Annotated[
         str | None,
         Field(alias="from", description="model to go on from, with a new last layer"),

@@ -1,0 +1,123 @@
+"""The models that are served: told to anybody, changed by those who may."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from service import views
+from service.api import problems
+from service.api.guard import is_manager
+from service.catalogue import Catalogue
+from service.classifier import Classifier
+from service.errors import Forbidden
+from service.settings import MODEL, PlanName, Settings
+
+PATH = "/models/{name}"
+
+Name = Annotated[
+    str, Path(pattern=rf"^{MODEL}$", description="a model in the store, or several to be averaged")
+]
+
+_FORBIDDEN = "this needs an API key whose entry in the file of keys says `manages = true`"
+
+
+class Member(BaseModel):
+    """One of the networks whose probabilities a model averages; most have one."""
+
+    name: str
+    version: str
+    architecture: str
+    sha256: Annotated[str, Field(description="of the weights file in the store")]
+
+
+class Served(BaseModel):
+    """A model that is served."""
+
+    name: Annotated[str, Field(description="what `model` has to be to ask it")]
+    version: str
+    notice: Annotated[str | None, Field(description="what has to be known of it")]
+    device: str
+    precision: str
+    classes: int
+    views: Annotated[list[str], Field(description="what `views` may be")]
+    default_views: PlanName
+    members: list[Member]
+
+
+class Models(BaseModel):
+    """All that is served, side by side."""
+
+    default: Annotated[str, Field(description="the model that is asked when none is named")]
+    models: list[Served]
+
+
+def router(catalogue: Catalogue, settings: Settings) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter()
+
+    @routes.get("/models", responses=problems.documented(503))
+    async def models() -> Models:
+        """Tell what is served."""
+        catalogue.find()  # while there is nothing, that is refused
+        served = [_served(*one, settings) for one in catalogue.served.items()]
+        return Models(default=catalogue.default, models=served)
+
+    @routes.put(PATH, responses=problems.documented(403, 404, 409, 422, 507))
+    async def load(
+        request: Request,
+        name: Name,
+        *,
+        default: Annotated[
+            bool, Query(description="ask it from now on when no model is named")
+        ] = False,
+    ) -> Served:
+        """Serve a model as it is in the store now; answers when it does.
+
+        The one that is served by this name, if any, goes on until then, and ends what it has
+        begun. Nothing happens if its files are the same.
+        """
+        _check(request)
+        await catalogue.load(name)
+        if default:
+            catalogue.prefer(name)
+        return _served(name, catalogue.find(name), settings)
+
+    @routes.delete(PATH, responses=problems.documented(403, 404, 409, 422), status_code=204)
+    async def unload(request: Request, name: Name) -> Response:
+        """Serve a model no more; what it has accepted is done."""
+        _check(request)
+        catalogue.unload(name)
+        return Response(status_code=204)
+
+    return routes
+
+
+def _check(request: Request) -> None:
+    """Raise `Forbidden` unless the request's key may change what is served."""
+    if not is_manager(request.scope):
+        raise Forbidden(_FORBIDDEN)
+
+
+def _served(name: str, classifier: Classifier, settings: Settings) -> Served:
+    ensemble = classifier.ensemble
+    return Served(
+        name=name,
+        version=ensemble.version,
+        notice=ensemble.notice,
+        device=ensemble.device,
+        precision=ensemble.precision,
+        classes=len(ensemble.labels),
+        views=list(views.NAMES),
+        default_views=settings.views,
+        members=[
+            Member(
+                name=member.name,
+                version=member.version,
+                architecture=member.architecture,
+                sha256=member.sha256,
+            )
+            for member in ensemble.members
+        ],
+    )

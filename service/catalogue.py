@@ -1,0 +1,276 @@
+"""The models that are served, by name: loaded, replaced and let go while requests go on.
+
+A model that is loaded anew is loaded, warmed and timed beside the one that serves, takes its
+place in one step, and the old one is closed when nobody uses it any more. If that fails, the old
+one stays. Each has a process of its own, so that one that breaks or is let go takes nothing of
+the others along, and all of its memory is given back.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from service.classifier import LOADING_RETRY, Classifier
+from service.errors import CannotServe, Conflict, NoRoom, NotReady, ServiceError, UnknownModel
+from service.work import Backlog
+
+logger = logging.getLogger(__name__)
+
+_LOADING = "the model is being loaded, warmed and timed"
+_FAILED = "the model could not be loaded; the log says why"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may be served side by side; see `service.settings` for each."""
+
+    models: int
+    nbytes: int  # resident, of all models' processes together; 0: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where models come from, and who learns which are served."""
+
+    make: Callable[[str], Classifier]
+    """Makes what will load and serve a model."""
+    stamp: Callable[[str], object]
+    """Gives what is different once a model's files are; nothing if there is no such model."""
+    nbytes: Callable[[Classifier], int]
+    """Measures the resident memory of a model's process."""
+    changed: Callable[[Mapping[str, Classifier]], None]
+    """Learns what is served from now on."""
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A model that serves: what its files were when it was loaded, its users, and its end."""
+
+    classifier: Classifier
+    stamp: object
+    life: contextlib.AsyncExitStack
+    users: int = 0
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # by one of its users
+
+
+class Catalogue:
+    """Serves models while it is entered: those named, of which the first is the default.
+
+    Answers `NotReady` for one until it is loaded. Looks for changed files every `watch_seconds`,
+    if that is not 0.
+    """
+
+    def __init__(
+        self, names: Sequence[str], shelf: Shelf, bounds: Bounds, *, watch_seconds: float = 0.0
+    ) -> None:
+        self._shelf, self._bounds, self._watch_seconds = shelf, bounds, watch_seconds
+        self._default = names[0]
+        self._slots: dict[str, _Slot] = {}
+        self._wrong: dict[str, str] = dict.fromkeys(names, _LOADING)  # with what is not there
+        self._loading: str | None = None
+        self._refused: dict[str, object] = {}  # stamps of files that could not be served
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._begin(self._start())
+        if self._watch_seconds:
+            self._begin(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.life.aclose() for slot in self._slots.values()))
+
+    # What a request asks.
+
+    @property
+    def default(self) -> str:
+        """The name of the model that is asked when a request names none."""
+        return self._default
+
+    @property
+    def served(self) -> Mapping[str, Classifier]:
+        """What is served now, by name."""
+        return {name: slot.classifier for name, slot in self._slots.items()}
+
+    def find(self, name: str | None = None) -> Classifier:
+        """Give a model to ask at once; raises `UnknownModel`, or `NotReady` until it is loaded.
+
+        `name@version` is the model `name` if it has that version, unless one is so called.
+        """
+        return self._slot(name or self._default).classifier
+
+    @contextlib.contextmanager
+    def use(self, name: str | None = None) -> Iterator[Classifier]:
+        """Give a model that is not closed until it is left; raises what `find` does."""
+        slot = self._slot(name or self._default)
+        slot.users += 1
+        try:
+            yield slot.classifier
+        finally:
+            slot.users -= 1
+            slot.left.set()
+
+    def _slot(self, name: str) -> _Slot:
+        if slot := self._slots.get(name):
+            return slot
+        plain, _, version = name.partition("@")
+        slot = self._slots.get(plain)
+        if slot and slot.classifier.ensemble.version == version:
+            return slot
+        if name in self._wrong:
+            raise NotReady(self._wrong[name], retry_after=LOADING_RETRY)
+        raise UnknownModel(f"there is no model {name!r} here; there are {', '.join(self._slots)}")
+
+    # What a probe or a gauge asks.
+
+    @property
+    def loaded(self) -> str | None:
+        """Why not all models that were asked for are there, or nothing if they are."""
+        return next(iter(self._wrong.values()), None)
+
+    @property
+    def worked(self) -> str | None:
+        """Why a model's work is at a standstill, or nothing if all go on."""
+        standstills = (one.worked for one in self.served.values())
+        failed = _FAILED if _FAILED in self._wrong.values() else None
+        return failed or next(filter(None, standstills), None)
+
+    def backlog(self) -> Backlog:
+        """Sum up what all models have accepted and not done; they share the devices."""
+        found = [one.backlog() for one in self.served.values()]
+        return Backlog(
+            rows=sum(one.rows for one in found),
+            nbytes=sum(one.nbytes for one in found),
+            seconds=sum(one.seconds for one in found),
+            stalled=max((one.stalled for one in found), default=0.0),
+        )
+
+    # What somebody who may decides.
+
+    async def load(self, name: str) -> None:
+        """Serve a model as its files are now, while those who ask the one before notice nothing.
+
+        Does nothing if it is served so, and works. Raises `UnknownModel`, `Conflict` while
+        another one is being loaded, `NoRoom`, or `CannotServe` with what is wrong with it.
+        """
+        stamp = self._shelf.stamp(name)
+        if stamp is None:
+            raise UnknownModel(f"there is no model {name!r} in the store")
+        slot = self._slots.get(name)
+        if slot and slot.stamp == stamp and not slot.classifier.worked:
+            return
+        if self._loading:
+            raise Conflict(f"{self._loading} is being loaded; one model is loaded at a time")
+        if slot is None and len(self._slots) >= self._bounds.models:
+            raise NoRoom(f"{len(self._slots)} models are served, as many as may be; let one go")
+        self._check_memory(name, [])
+        # Whoever asked for it may leave: it goes on.
+        await asyncio.shield(self._begin(self._load(name, stamp)))
+
+    def prefer(self, name: str) -> None:
+        """Make a model that is served the one that is asked when a request names none."""
+        self._slot(name)
+        self._default = name
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more; what it has accepted is done. Not for the default: `Conflict`."""
+        if name == self._default:
+            raise Conflict(f"{name} is asked when a request names no model; prefer another first")
+        if name not in self._slots:
+            raise UnknownModel(f"there is no model {name!r} here")
+        old = self._slots.pop(name)
+        self._tell()
+        self._begin(_retire(old))
+        logger.info("%s is served no more", name)
+
+    def refresh(self) -> None:
+        """Load anew, one after the other, what is served and has other files now."""
+        self._begin(self._refresh())
+
+    # How it is done.
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _start(self) -> None:
+        for name in [*self._wrong]:
+            try:
+                await self._load(name, self._shelf.stamp(name))
+            except ServiceError:  # who loads it has said so in the log; the probes tell
+                self._wrong[name] = _FAILED
+            else:
+                del self._wrong[name]
+
+    async def _load(self, name: str, stamp: object) -> None:
+        self._loading = name
+        try:
+            async with contextlib.AsyncExitStack() as life:
+                fresh = await life.enter_async_context(self._shelf.make(name))
+                await _ready(fresh)
+                self._check_memory(name, [fresh])
+                old = self._slots.get(name)
+                self._slots[name] = _Slot(fresh, stamp, life.pop_all())
+        finally:
+            self._loading = None
+        self._tell()
+        if old:
+            logger.info("%s was loaded anew; the one before ends what it has begun", name)
+            self._begin(_retire(old))
+
+    def _check_memory(self, name: str, fresh: Sequence[Classifier]) -> None:
+        """Raise `NoRoom` if what will be served has more memory than it may."""
+        most = self._bounds.nbytes
+        others = [one for other, one in self.served.items() if other != name]
+        total = sum(self._shelf.nbytes(one) for one in (*others, *fresh))
+        if most and total > most:
+            raise NoRoom(f"with {name} the models would take {total} bytes; the limit is {most}")
+
+    def _tell(self) -> None:
+        self._shelf.changed(self.served)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._watch_seconds)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        for name, slot in [*self._slots.items()]:
+            stamp = self._shelf.stamp(name)
+            if stamp in (None, slot.stamp, self._refused.get(name)):
+                continue
+            try:
+                await self.load(name)
+            except Conflict as error:
+                logger.warning("%s has other files now: %s", name, error)
+            except ServiceError as error:
+                self._refused[name] = stamp
+                logger.error("%s stays as it was: %s", name, error)  # noqa: TRY400 - says it all
+
+
+async def _ready(fresh: Classifier) -> None:
+    """Wait until a model is loaded; raises `CannotServe` if it cannot be."""
+    try:
+        await fresh.ready()
+    except ServiceError as error:
+        raise CannotServe(str(error)) from error
+    except Exception as error:  # a model may fail to load in any way, and has been logged
+        raise CannotServe(_FAILED) from error
+
+
+async def _retire(old: _Slot) -> None:
+    """Close a model when nobody uses it any more, or at once if there is no time for that."""
+    try:
+        while old.users:
+            old.left.clear()
+            await old.left.wait()
+    finally:
+        await old.life.aclose()
