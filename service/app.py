@@ -24,6 +24,7 @@ from service.images import Bounds
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
+from service.shadow import Shadow
 from service.work import Report
 
 Load = Callable[[Settings], Backend]
@@ -88,6 +89,13 @@ def create_app(
     """
     metrics = metrics or Metrics()
     models = create_catalogue(settings, load, metrics)
+    shadow = Shadow(
+        models,
+        lambda found: metrics.shadow(found.outcome, found.distance),
+        candidate=settings.shadow,
+        share=settings.shadow_share,
+        seconds=settings.timeout_seconds,
+    )
     metrics.expect(classify.PATH, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
         ready=lambda: not (models.loaded or models.worked or is_leaving()),
@@ -96,7 +104,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with models:
+        async with models, shadow:
             watching = asyncio.create_task(lag.watch(metrics.lag))
             yield
             watching.cancel()
@@ -116,8 +124,8 @@ def create_app(
         },
     )
     app.state.refresh = models.refresh  # for whoever hears a SIGHUP
-    app.include_router(classify.router(models, settings, metrics, tracer_provider))
-    app.include_router(management.router(models, settings))
+    app.include_router(classify.router(models, shadow, settings, metrics, tracer_provider))
+    app.include_router(management.router(models, shadow, settings))
     app.include_router(health.router(models, metrics.registry, is_leaving))
     problems.install(app, metrics)
     # The last one added is the first to see a request.

@@ -205,8 +205,10 @@ class Catalogue:
         for name in [*self._wrong]:
             try:
                 await self._load(name, self._shelf.stamp(name))
-            except ServiceError:  # who loads it has said so in the log; the probes tell
+            except ServiceError as error:
                 self._wrong[name] = _FAILED
+                if not isinstance(error, CannotServe):  # of which the log says more already
+                    logger.error("%s cannot be served: %s", name, error)  # noqa: TRY400 - says it all
             else:
                 del self._wrong[name]
 

@@ -38,6 +38,8 @@ LATENCY = (
 LAG = (*LATENCY[:10], 0.1, 0.25, 0.5, 1.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CALLS = ("admitted", "rate_limited")  # what becomes of a request that has a key
+DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SHADOW = ("agreed", "differed", "failed", "skipped")  # what becomes of what a candidate is asked
 STAGES = ("upload", "decode", "queue", "inference")
 
 
@@ -180,6 +182,18 @@ class Metrics:
             ["model", "name", "version", "sha256", "device", "precision"],
             registry=registry,
         )
+        self._shadow = Counter(
+            "googlenet_shadow_pictures",
+            "Pictures a candidate was asked for, by its first label beside the default's.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._shadow_distance = Histogram(
+            "googlenet_shadow_distance",
+            "The most by which a candidate's probability of the default's labels differs.",
+            buckets=DISTANCES,
+            registry=registry,
+        )
         self._load_seconds = Gauge(
             "googlenet_model_load_seconds", "Seconds to load a model.", ["model"], registry=registry
         )
@@ -215,6 +229,8 @@ class Metrics:
                 self._dropped.labels(why, where)
         for reason in ("full", "drained", "deadline"):
             self._batches.labels(reason)
+        for outcome in SHADOW:
+            self._shadow.labels(outcome)
         for side in (views.CROP, views.DENSE):
             self._batch_seconds.labels(side)
 
@@ -313,6 +329,12 @@ class Metrics:
     def _forget(self, name: str) -> None:
         for gauge in (self._capacity, self._model, self._load_seconds, self._warmup_seconds):
             gauge.remove_by_labels({"model": name})
+
+    def shadow(self, outcome: str, distance: float | None) -> None:
+        """Count a picture that a candidate was asked for, and how far its answer was."""
+        self._shadow.labels(outcome).inc()
+        if distance is not None:
+            self._shadow_distance.observe(distance)
 
     def lag(self, seconds: float) -> None:
         """Record how late the event loop was."""

@@ -42,6 +42,16 @@ class Settings(BaseSettings):
             description="models served beside it, separated by colons; requests ask by `model=`",
         ),
     ] = None
+    shadow: Annotated[
+        str | None,
+        Field(
+            pattern=rf"^{MODEL}$",
+            description="candidate that is asked beside the model, its answers only compared",
+        ),
+    ] = None
+    shadow_share: Annotated[
+        float, Field(ge=0, le=1, description="for what share of the requests it is asked")
+    ] = 0.1
     max_models: Annotated[
         int,
         Field(ge=1, le=64, description="most models served side by side; over it is a 507"),
@@ -204,4 +214,5 @@ class Settings(BaseSettings):
     def served(self) -> tuple[str, ...]:
         """What is served side by side, the default first."""
         beside = self.beside.split(":") if self.beside else []
-        return tuple(dict.fromkeys([self.model, *beside]))
+        shadow = [self.shadow] if self.shadow else []
+        return tuple(dict.fromkeys([self.model, *beside, *shadow]))

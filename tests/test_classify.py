@@ -244,6 +244,7 @@ def test_when_no_picture_was_ranked_the_stages_took_no_time(client: TestClient) 
 def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None:
     assert real_client.get("/models").json() == {
         "default": "bvlc_googlenet",
+        "shadow": None,
         "models": [
             {
                 "name": "bvlc_googlenet",

@@ -118,6 +118,7 @@ VALUES = {
     "header_seconds": "1.5", "max_header_bytes": "1024", "send_seconds": "2.5",
     "keep_alive_seconds": "5", "max_connections": "10",
     "beside": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000", "watch_seconds": "7.5",
+    "shadow": "d,e", "shadow_share": "0.5",
 }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ REASONS = (
     *("no_room", "inference_failed", "caller_gone", "internal"),
 )
 CLOSED = ("idle", "evicted", "silent", "stalled", "full")
+SHADOW = ("agreed", "differed", "failed", "skipped")
 STAGES = ("upload", "decode", "queue", "inference")
 
 
@@ -85,6 +86,8 @@ ZEROS = {
     "googlenet_queue_wait_seconds_count": [()],
     "googlenet_batch_rows_count": [()],
     "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
+    "googlenet_shadow_pictures_total": [(outcome,) for outcome in SHADOW],
+    "googlenet_shadow_distance_count": [()],
     "googlenet_queue_rows": [()],
     "googlenet_queue_bytes": [()],
     "googlenet_queue_predicted_seconds": [()],
@@ -164,7 +167,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
         "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
         "views": {*views.NAMES},
         "reason": {*REASONS, *CLOSED, "full", "drained", "deadline"},
-        "outcome": {"ok", *REASONS},
+        "outcome": {"ok", *REASONS, *SHADOW},
     }
     for family in families(client):
         if family.name.startswith("googlenet_"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -57,13 +58,14 @@ def samples(client: httpx2.Client) -> dict[str, float]:
     }
 
 
-def until(holds: Callable[[], bool]) -> None:
+def until(holds: Callable[[], bool], seconds: float = 10) -> None:
     """Wait for what only a scrape can tell."""
-    for _ in range(200):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         if holds():
             return
         time.sleep(0.05)
-    pytest.fail("it did not come to hold in 10 s")
+    pytest.fail(f"it did not come to hold in {seconds} s")
 
 
 def curl(*arguments: str) -> tuple[str, dict[str, str], str]:
@@ -397,3 +399,47 @@ def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path:
         (tmp_path / "other").write_bytes(b"another file")
         (tmp_path / "other").replace(file)
         assert says() == before
+
+
+def test_a_model_that_is_replaced_under_load_loses_nothing(tmp_path: Path) -> None:
+    """The weights of another training under the same name, at a SIGHUP."""
+    shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
+    five = (ROOT / "model_store/digits/held_out/5.png").read_bytes()
+    manifest = tmp_path / "digits/model.toml"
+    small = ("--max-batch", "4", "--cores", "1", "--precision", "float32", "--device", "cpu")
+    told: Counter[tuple[int, str]] = Counter()
+    done = threading.Event()
+    with (
+        serving("--model", "digits", "--store", str(tmp_path), *small) as ours,
+        client_of(ours.port) as client,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        wait_ready(client)
+        before = worker_of(ours.process)
+
+        def ask() -> None:
+            with client_of(ours.port) as mine:
+                while not done.is_set():
+                    kind = {"Content-Type": "image/png"}
+                    answer = mine.post("/classify?views=single", content=five, headers=kind)
+                    told[answer.status_code, answer.json()["predictions"][0]["label"]] += 1
+
+        def version() -> str:
+            text: str = client.get("/models").json()["models"][0]["version"]
+            return text
+
+        asking = [threads.submit(ask) for _ in range(4)]
+        try:
+            assert version() == "1"
+            manifest.write_text(manifest.read_text().replace('version = "1"', 'version = "2"'))
+            ours.process.send_signal(signal.SIGHUP)
+            until(lambda: version() == "2", 60)
+            until(lambda: not before.exists())
+            count = told.total()
+            until(lambda: told.total() > count + 20)
+        finally:
+            done.set()
+        for one in asking:
+            one.result()
+    assert {*told} == {(200, "5")}
+    assert sum("loaded anew" in line for line in ours.log) == 1

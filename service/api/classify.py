@@ -21,6 +21,7 @@ from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import MODEL, PlanName, Settings
+from service.shadow import Shadow
 
 
 class Prediction(BaseModel):
@@ -86,6 +87,7 @@ def _body(max_files: int) -> dict[str, Any]:
 
 def router(
     catalogue: Catalogue,
+    shadow: Shadow,
     settings: Settings,
     metrics: Metrics,
     tracer_provider: TracerProvider | None,
@@ -138,6 +140,8 @@ def router(
                 gone=lambda: _gone(request),
             )
             about = _about(classifier.ensemble, plan)
+        if model in {None, catalogue.default}:
+            shadow.offer([upload.data for upload in uploads], plan, answers)
         _count(metrics, plan, answers)
         stages.trace(started, uploaded, answers)
         longest = _longest(answers)

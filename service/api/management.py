@@ -13,6 +13,7 @@ from service.catalogue import Catalogue
 from service.classifier import Classifier
 from service.errors import Forbidden
 from service.settings import MODEL, PlanName, Settings
+from service.shadow import Shadow
 
 PATH = "/models/{name}"
 
@@ -46,14 +47,22 @@ class Served(BaseModel):
     members: list[Member]
 
 
+class Candidate(BaseModel):
+    """A model that is asked beside the default, its answers only compared in the metrics."""
+
+    model: str
+    share: Annotated[float, Field(description="of the default's requests")]
+
+
 class Models(BaseModel):
     """All that is served, side by side."""
 
     default: Annotated[str, Field(description="the model that is asked when none is named")]
+    shadow: Candidate | None
     models: list[Served]
 
 
-def router(catalogue: Catalogue, settings: Settings) -> APIRouter:
+def router(catalogue: Catalogue, shadow: Shadow, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
 
@@ -61,8 +70,13 @@ def router(catalogue: Catalogue, settings: Settings) -> APIRouter:
     async def models() -> Models:
         """Tell what is served."""
         catalogue.find()  # while there is nothing, that is refused
-        served = [_served(*one, settings) for one in catalogue.served.items()]
-        return Models(default=catalogue.default, models=served)
+        return Models(
+            default=catalogue.default,
+            shadow=Candidate(model=shadow.share[0], share=shadow.share[1])
+            if shadow.share
+            else None,
+            models=[_served(*one, settings) for one in catalogue.served.items()],
+        )
 
     @routes.put(PATH, responses=problems.documented(403, 404, 409, 422, 507))
     async def load(
@@ -72,6 +86,16 @@ def router(catalogue: Catalogue, settings: Settings) -> APIRouter:
         default: Annotated[
             bool, Query(description="ask it from now on when no model is named")
         ] = False,
+        share: Annotated[
+            float | None,
+            Query(
+                alias="shadow",
+                ge=0,
+                le=1,
+                description="the share of the default's requests that it is asked for, too, only "
+                "to compare their answers; 0 ends that",
+            ),
+        ] = None,
     ) -> Served:
         """Serve a model as it is in the store now; answers when it does.
 
@@ -82,6 +106,8 @@ def router(catalogue: Catalogue, settings: Settings) -> APIRouter:
         await catalogue.load(name)
         if default:
             catalogue.prefer(name)
+        if share is not None:
+            shadow.follow(name, share)
         return _served(name, catalogue.find(name), settings)
 
     @routes.delete(PATH, responses=problems.documented(403, 404, 409, 422), status_code=204)
