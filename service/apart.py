@@ -25,17 +25,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 from service import interpreter, processors
 from service.admission import Decoders
-from service.ensemble import Ensemble, Probabilities
+from service.ensemble import Ensemble, Result
 from service.errors import InferenceFailed
+from service.explanation import Grid
 from service.images import Bounds
 from service.settings import Settings
 from service.work import Batch, Lane, Slice
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LENGTH = struct.Struct("!I")  # of what follows it on a connection
 
@@ -60,6 +63,16 @@ class Prepare:
     picture: bytes
     views: str
     bounds: Bounds
+    target: int = 0  # the class that maps are of
+
+
+@dataclass(frozen=True, slots=True)
+class Paint:
+    """Asks to draw a heat map over a picture; answered by a PNG file."""
+
+    picture: bytes
+    heat: Grid
+    bounds: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +83,14 @@ class Run:
     batch: Batch[int]
 
 
+Wish = Prepare | Paint | Run
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What goes over a connection: a wish, and the numbers that nobody holds any more."""
 
-    wish: Prepare | Run
+    wish: Wish
     forget: tuple[int, ...]
 
 
@@ -232,20 +248,35 @@ class Worker:
         at_work = self._decoders.threads - self._idle.qsize()
         return self._decoders.lead(at_work + self._waiting + pictures)
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Token]:
+    async def prepare(
+        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+    ) -> Sequence[Token]:
         """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
+
+        def tokens(answer: tuple[int, int]) -> Sequence[Token]:
+            number, members = answer
+            return [Token(number, self._forget)] * members
+
+        return await self._decoded(Prepare(picture, views, bounds, target), tokens)
+
+    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
+        """Decode a picture, and draw over it."""
+        return await self._decoded(Paint(picture, heat, bounds), bytes)
+
+    async def _decoded(self, wish: Prepare | Paint, made: Callable[[Any], T]) -> T:
         self._waiting += 1
         try:
             line = await self._idle.get()
         finally:
             self._waiting -= 1
-        wish = Prepare(picture, views, bounds)
-        answer = await asyncio.shield(asyncio.create_task(self._decode(line, wish)))
+        answer = await asyncio.shield(asyncio.create_task(self._decode(line, wish, made)))
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def _decode(self, line: "_Line", wish: Prepare) -> Sequence[Token] | Exception:
+    async def _decode(
+        self, line: "_Line", wish: Prepare | Paint, made: Callable[[Any], T]
+    ) -> T | Exception:
         """Give the error: raised, it would be reported as nobody's when the caller has left."""
         begun = time.monotonic()
         try:
@@ -255,20 +286,17 @@ class Worker:
         if isinstance(answer, Exception):
             return answer
         self._decoders = self._decoders.observed(time.monotonic() - begun)
-        number, members = answer
-        return [Token(number, self._forget)] * members
+        return made(answer)  # here, for what nobody waits for any more has to be forgotten
 
-    async def _run(
-        self, line: "_Line", number: int, batch: Batch[Token]
-    ) -> Sequence[Probabilities]:
+    async def _run(self, line: "_Line", number: int, batch: Batch[Token]) -> Sequence[Result]:
         slices = tuple(Slice(part.payload.number, part.start, part.stop) for part in batch.slices)
         numbered = Batch(batch.key, batch.size, slices, batch.reason)
-        answer: Sequence[Probabilities] | Exception = await self._ask(line, Run(number, numbered))
+        answer: Sequence[Result] | Exception = await self._ask(line, Run(number, numbered))
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def _ask(self, line: "_Line", wish: Prepare | Run) -> Any:
+    async def _ask(self, line: "_Line", wish: Wish) -> Any:
         forget = tuple(self._forget.popleft() for _ in range(len(self._forget)))
         try:
             return await line.ask(Call(wish, forget))

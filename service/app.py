@@ -12,11 +12,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service import apart, catalogue, lag, store, workers
-from service.api import classify, guard, health, management, problems, requests
+from service.api import classify, explain, guard, health, management, problems, requests
 from service.api.gate import Gate
 from service.api.guard import Guard
 from service.api.ports import Ports
 from service.api.requests import Requests
+from service.api.uploads import Budget
 from service.catalogue import Catalogue, Shelf
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend
@@ -124,7 +125,9 @@ def create_app(
         },
     )
     app.state.refresh = models.refresh  # for whoever hears a SIGHUP
-    app.include_router(classify.router(models, shadow, settings, metrics, tracer_provider))
+    budget = Budget(settings.max_upload_bytes)
+    app.include_router(classify.router(models, shadow, settings, budget, metrics, tracer_provider))
+    app.include_router(explain.router(models, settings, budget))
     app.include_router(management.router(models, shadow, settings))
     app.include_router(health.router(models, metrics.registry, is_leaving))
     problems.install(app, metrics)

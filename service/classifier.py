@@ -8,19 +8,23 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import partial
+from typing import Any, Self, TypeVar, cast
 
 from service.batcher import Batcher, Seat
-from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities
-from service.errors import CallerGone, DeadlineExceeded, NotReady, ServiceError
+from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities, Result
+from service.errors import CallerGone, DeadlineExceeded, NotExplainable, NotReady, ServiceError
+from service.explanation import Activation, Grid
 from service.images import Bounds
 from service.views import Plan
 from service.work import Backlog, Outcome, Report
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
 _FAILURES = 3  # batches in a row, after which the device is not expected to recover
@@ -60,6 +64,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """What each place of a picture's views adds to a label."""
+
+    prediction: Prediction
+    activations: tuple[Activation, ...]  # one a view
+
+
+@dataclass(frozen=True, slots=True)
 class _Wanted:
     """What a request asks of each of its pictures."""
 
@@ -80,7 +92,7 @@ async def _leave_with(gone: Callable[[], Awaitable[None]]) -> None:
 @dataclass(frozen=True, slots=True)
 class _Serving:
     backend: Backend
-    batcher: Batcher[Payload, Probabilities]
+    batcher: Batcher[Payload, Result]
 
 
 class Classifier:
@@ -230,18 +242,53 @@ class Classifier:
         with serving.batcher.reserve(demands * len(pictures), deadline, lead=lead) as seats:
             count = len(demands)
             mine = [seats[at : at + count] for at in range(0, len(seats), count)]
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    watching = tasks.create_task(_leave_with(gone))
-                    answers = [
-                        tasks.create_task(self._settle(picture, wanted, own, deadline))
-                        for picture, own in zip(pictures, mine, strict=True)
-                    ]
-                    await asyncio.wait(answers)
-                    watching.cancel()
-            except* CallerGone:
-                raise CallerGone("the caller hung up before the answer was there") from None
-        return [answer.result() for answer in answers]
+            return await _unless(
+                gone,
+                [
+                    self._settle(
+                        partial(self._answer, picture, wanted, own, deadline), own, deadline
+                    )
+                    for picture, own in zip(pictures, mine, strict=True)
+                ],
+            )
+
+    async def explain(
+        self,
+        picture: bytes,
+        *,
+        plan: str,
+        index: int | None,
+        seconds: float,
+        gone: Callable[[], Awaitable[None]] = _never,
+    ) -> Explanation:
+        """Tell what each place of a picture adds to a class, by default the most probable one.
+
+        Raises what `classify` raises or gives, and `NotExplainable`.
+        """
+        deadline = time.monotonic() + seconds
+        ensemble = self.ensemble
+        if not ensemble.explains:
+            raise NotExplainable(f"{ensemble.name} has no class activation maps; ask another model")
+        (answer,) = await self.classify(
+            [picture], plan=plan, top_k=len(ensemble.labels), seconds=seconds, gone=gone
+        )
+        if isinstance(answer, ServiceError):
+            raise answer
+        told = {one.index: one for one in answer.predictions}
+        prediction = answer.predictions[0] if index is None else told[index]
+        serving = self._ready()
+        demands = ensemble.demands(ensemble.plans(plan), maps=True)
+        lead = serving.backend.lead(1)
+        with serving.batcher.reserve(demands, deadline, lead=lead) as seats:
+            work = partial(self._activations, picture, plan, prediction.index, seats, deadline)
+            (found,) = await _unless(gone, [self._settle(work, seats, deadline)])
+        if isinstance(found, ServiceError):
+            raise found
+        return Explanation(prediction, found)
+
+    async def paint(self, picture: bytes, heat: Grid) -> bytes:
+        """Draw a heat map over a picture: a PNG file; raises what decoding it does."""
+        return await self._ready().backend.paint(picture, heat, self._limits.picture)
 
     def _ready(self) -> _Serving:
         if self._serving is None:
@@ -250,14 +297,14 @@ class Classifier:
 
     async def _settle(
         self,
-        picture: bytes,
-        wanted: _Wanted,
-        seats: Sequence[Seat[Payload, Probabilities]],
+        work: Callable[[], Awaitable[T]],
+        seats: Sequence[Seat[Payload, Result]],
         deadline: float,
-    ) -> Answer | ServiceError:
+    ) -> T | ServiceError:
+        """Do a picture's work by its deadline; gives what is wrong, and its seats back."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._answer(picture, wanted, seats, deadline)
+                return await work()
         except TimeoutError:
             return DeadlineExceeded("the answer did not come before the deadline")
         except ServiceError as error:
@@ -269,26 +316,56 @@ class Classifier:
         self,
         picture: bytes,
         wanted: _Wanted,
-        seats: Sequence[Seat[Payload, Probabilities]],
+        seats: Sequence[Seat[Payload, Result]],
         deadline: float,
     ) -> Answer:
         backend, batcher = self._ready().backend, self._ready().batcher
         started = time.monotonic()
-        # A thread cannot be stopped from here: who leaves would leave it at work.
-        most = min(self._limits.picture.seconds, deadline - started)
-        bounds = replace(self._limits.picture, seconds=most)
-        payloads = await backend.prepare(picture, wanted.views, bounds)
+        payloads = await backend.prepare(picture, wanted.views, self._bounds(deadline))
         decoded = time.monotonic() - started
         outcomes = await _together(batcher, seats, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
-        parts = [outcome.parts for outcome in outcomes]
+        parts = [cast("tuple[Probabilities, ...]", outcome.parts) for outcome in outcomes]
         ranking = backend.ensemble.rank(parts, wanted.plans, wanted.top_k)
         return Answer(
             ranking,
             Timing(started, decoded, queued, done - queued),
             max(outcome.batch_rows for outcome in outcomes),
         )
+
+    async def _activations(
+        self,
+        picture: bytes,
+        views: str,
+        target: int,
+        seats: Sequence[Seat[Payload, Result]],
+        deadline: float,
+    ) -> tuple[Activation, ...]:
+        backend, batcher = self._ready().backend, self._ready().batcher
+        payloads = await backend.prepare(picture, views, self._bounds(deadline), target)
+        (outcome,) = await _together(batcher, seats, payloads)
+        return tuple(cast("Activation", part) for part in outcome.parts)
+
+    def _bounds(self, deadline: float) -> Bounds:
+        """Bound decoding by the deadline, too: a thread cannot be stopped from here."""
+        most = min(self._limits.picture.seconds, deadline - time.monotonic())
+        return replace(self._limits.picture, seconds=most)
+
+
+async def _unless(
+    gone: Callable[[], Awaitable[None]], works: Sequence[Coroutine[Any, Any, T]]
+) -> list[T]:
+    """Do all works at once; raises `CallerGone`, and ends them, when `gone()` returns first."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(_leave_with(gone))
+            doing = [tasks.create_task(work) for work in works]
+            await asyncio.wait(doing)
+            watching.cancel()
+    except* CallerGone:
+        raise CallerGone("the caller hung up before the answer was there") from None
+    return [one.result() for one in doing]
 
 
 def _close(loading: Future[Backend]) -> None:
@@ -298,10 +375,10 @@ def _close(loading: Future[Backend]) -> None:
 
 
 async def _together(
-    batcher: Batcher[Payload, Probabilities],
-    seats: Sequence[Seat[Payload, Probabilities]],
+    batcher: Batcher[Payload, Result],
+    seats: Sequence[Seat[Payload, Result]],
     payloads: Sequence[Payload],
-) -> list[Outcome[Probabilities]]:
+) -> list[Outcome[Result]]:
     """Submit a picture's jobs, one a member; the first error ends them all."""
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -15,6 +15,7 @@ class Key(NamedTuple):
 
     member: int  # which model of the ensemble
     side: int  # pixels of a view
+    maps: bool = False  # are class activation maps wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ class Cuts:
 
     plan: Plan
     canvases: tuple[Pixels, ...]
+    size: tuple[int, int] = (1, 1)  # the picture's width and height, or a part of both
+    target: int = 0  # the class that maps are of
 
 
-def prepare(picture: bytes, plans: Sequence[Plan], bounds: Bounds) -> list[Cuts]:
+def prepare(picture: bytes, plans: Sequence[Plan], bounds: Bounds, target: int = 0) -> list[Cuts]:
     """Decode once and cut each plan's canvases; members with one plan share them.
 
     Raises what `images.decode` does.
@@ -25,5 +27,6 @@ def prepare(picture: bytes, plans: Sequence[Plan], bounds: Bounds) -> list[Cuts]
     upright = images.decode(
         picture, max_pixels=bounds.max_pixels, seconds=bounds.seconds, enough=enough
     )
-    made = {plan: Cuts(plan, views.canvases(upright, plan)) for plan in plans}
+    size = upright.size
+    made = {plan: Cuts(plan, views.canvases(upright, plan), size, target) for plan in plans}
     return [made[plan] for plan in plans]

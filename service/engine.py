@@ -23,12 +23,12 @@ class Engine:
     ensemble: Ensemble
     lanes: tuple[ClassifyingLane, ...]
 
-    def prepare(self, picture: bytes, views: str, bounds: Bounds) -> list[Cuts]:
+    def prepare(self, picture: bytes, views: str, bounds: Bounds, target: int = 0) -> list[Cuts]:
         """Decode a picture for the views so named; gives what each member takes.
 
         Raises what `service.images.decode` does.
         """
-        return cuts.prepare(picture, self.ensemble.plans(views), bounds)
+        return cuts.prepare(picture, self.ensemble.plans(views), bounds, target)
 
 
 def load(settings: Settings) -> Engine:
@@ -72,7 +72,7 @@ def place(  # noqa: PLR0913 - each is a setting
     on_cpu = devices[0].type == "cpu"
     made = maker.on_cpu(cores, executors) if on_cpu else maker.on_gpus(devices)
     started = time.perf_counter()
-    costs = lanes.costs(made, len(models), sizes)
+    costs = lanes.costs(made, lanes.wanted(models, sizes))
     loaded = Ensemble(
         members=tuple(_member(model) for model in models),
         labels=models[0].labels,
@@ -103,4 +103,5 @@ def _member(model: Model) -> Member:
         described.preprocessing.resized,
         described.preprocessing.mirror,
         described.notice,
+        explains=model.maps is not None,
     )

@@ -14,12 +14,17 @@ import numpy.typing as npt
 
 from service import views
 from service.costs import Costs, Key
+from service.errors import UnknownLabel
+from service.explanation import Activation, Grid
 from service.images import Bounds
 from service.manifest import Label
 from service.views import Plan, Resize
 from service.work import Demand, Lane
 
 Probabilities = npt.NDArray[np.float64]  # (classes,)
+
+Result = Probabilities | Activation
+"""What comes of a slice; the second if its key wants maps."""
 
 Payload = Any
 """What a picture brings for one member; known to the backend only."""
@@ -36,6 +41,7 @@ class Member:
     resize: Resize
     mirrors: bool = True
     notice: str | None = None
+    explains: bool = False  # has it class activation maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,29 @@ class Ensemble:
         """Give each member's plan of the views called `name`."""
         return tuple(views.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
 
-    def demands(self, plans: Sequence[Plan]) -> list[Demand]:
+    def demands(self, plans: Sequence[Plan], *, maps: bool = False) -> list[Demand]:
         """Say what one picture will bring: a job for each member."""
         return [
-            Demand(Key(number, plan.side), len(plan.views), plan.nbytes)
+            Demand(Key(number, plan.side, maps), len(plan.views), plan.nbytes)
             for number, plan in enumerate(plans)
         ]
+
+    @property
+    def explains(self) -> bool:
+        """Are there class activation maps; an average of several models has none of its own."""
+        return len(self.members) == 1 and self.members[0].explains
+
+    def find(self, label: str) -> int:
+        """Find the class of an index, a WordNet id, or a name that only one class has.
+
+        Raises `UnknownLabel`.
+        """
+        if label.isdecimal() and int(label) < len(self.labels):
+            return int(label)
+        found = [at for at, one in enumerate(self.labels) if label in {one.wnid, one.name}]
+        if len(found) != 1:
+            raise UnknownLabel(f"{self.name} has no class {label!r}, or several")
+        return found[0]
 
     def rank(
         self, results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan], top_k: int
@@ -109,8 +132,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def lanes(self) -> Sequence[Lane[Payload, Probabilities]]:
-        """Who computes; each gives the sum of a slice's rows."""
+    def lanes(self) -> Sequence[Lane[Payload, Result]]:
+        """Who computes; each gives the sum of a slice's rows, or the map of the only one."""
         ...
 
     @property
@@ -128,11 +151,18 @@ class Backend(Protocol):
         """For how many seconds it has left somebody without an answer."""
         ...
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Payload]:
+    async def prepare(
+        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+    ) -> Sequence[Payload]:
         """Decode a picture for the views so named; gives a payload for each member.
 
-        Raises what `service.images.decode` does, or `InferenceFailed`.
+        Where maps are wanted they are of the class `target`. Raises what `service.images.decode`
+        does, or `InferenceFailed`.
         """
+        ...
+
+    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
+        """Draw a heat map over a picture, as `service.overlay` does; raises the same."""
         ...
 
     def lead(self, pictures: int) -> float:

@@ -86,10 +86,22 @@ class UnknownModel(ServiceError):
     code = "unknown_model"
 
 
+class UnknownLabel(ServiceError):
+    """The model has no class of that name, or several."""
+
+    code = "unknown_label"
+
+
 class Conflict(ServiceError):
     """What is asked for cannot be as things stand."""
 
     code = "conflict"
+
+
+class NotExplainable(ServiceError):
+    """The model is of a kind that has no class activation maps."""
+
+    code = "not_explainable"
 
 
 class CannotServe(ServiceError):

@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 
 from service import images, processors, rows, runtime, views
+from service.activation import Activations
 from service.costs import Costs, Key
 from service.cuts import Cuts
-from service.ensemble import Probabilities
+from service.ensemble import Result
 from service.errors import OutOfMemory
+from service.explanation import Activation
 from service.forward import Forward
 from service.packed import Shape
-from service.views import Plan
+from service.views import Canvas, Plan, Resize, View
 from service.weights import Model
 from service.work import Batch, Slice
 
@@ -42,9 +44,9 @@ _TURNS = 3  # in which lanes are timed, so that what else the machine does meets
 
 @dataclass(frozen=True, slots=True)
 class ClassifyingLane:
-    """A way to run batches, blocking; see `service.work.Lane`. Gives the sum of a slice's rows."""
+    """A way to run batches, blocking; see `service.work.Lane` and `service.ensemble.Result`."""
 
-    run: Callable[[Batch[Cuts]], Sequence[Probabilities]]
+    run: Callable[[Batch[Cuts]], Sequence[Result]]
     device: int = 0
     alone: int = 0
 
@@ -71,6 +73,14 @@ def best(rates: Mapping[Layout, float]) -> Layout:
     """
     enough = _AS_GOOD * max(rates.values())
     return max((one for one in rates if rates[one] >= enough), key=lambda one: one.lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A model on a device: what computes its probabilities, and its maps if it has any."""
+
+    forward: Forward
+    maps: Activations | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +136,32 @@ class Maker:
 
     def _members(
         self, device: torch.device, sizes: Sequence[int], threads: int = 0
-    ) -> list[Forward]:
+    ) -> list[_Member]:
         shapes = [Shape(rows, side) for rows in sizes for side in SIDES]
-        return runtime.compute(
-            lambda: [Forward(model, device, self.dtype, shapes) for model in self.models], threads
-        )
+
+        def made(model: Model) -> _Member:
+            maps = Activations(model, device) if model.maps else None
+            return _Member(Forward(model, device, self.dtype, shapes), maps)
+
+        return runtime.compute(lambda: [*map(made, self.models)], threads)
 
 
 def _lane(
-    members: Sequence[Forward],
+    members: Sequence[_Member],
     device: torch.device,
     number: int,
     threads: int = 0,
     alone: int = 0,
 ) -> ClassifyingLane:
     forwards = runtime.forwards(device, threads)
-    networks = [runtime.recorded(member, device) for member in members]
+    networks = [runtime.recorded(member.forward, device) for member in members]
 
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[Cuts]) -> Sequence[Result]:
         with runtime.memory(), forwards():
             pixels = rows.cut(batch, device)
+            if batch.key.maps:
+                (part,) = batch.slices
+                return [_explained(members[batch.key.member].maps, pixels, part)]
             # The copy to the host waits for the device.
             probabilities = networks[batch.key.member](pixels).cpu().numpy()
         return rows.sums(probabilities, batch.slices)
@@ -153,13 +169,32 @@ def _lane(
     return ClassifyingLane(run, number, alone)
 
 
-def costs(lanes: Sequence[ClassifyingLane], members: int, sizes: Sequence[int]) -> Costs:
+def _explained(maps: Activations | None, pixels: torch.Tensor, part: Slice[Cuts]) -> Activation:
+    """Give the map of the one view that `part` is, (1, side, side, 3) uint8."""
+    assert maps is not None  # noqa: S101 - there are costs for its key; tells mypy
+    cuts, view = part.payload, part.payload.plan.views[part.start]
+    target = torch.tensor([cuts.target], device=pixels.device)
+    (grid,), (logit,), (bias,) = (found.cpu().numpy() for found in maps(pixels, target))
+    upright = np.fliplr(grid) if view.mirror else grid
+    return Activation(upright.copy(), float(logit), float(bias), cuts.plan.part(view, cuts.size))
+
+
+def wanted(models: Sequence[Model], sizes: Sequence[int]) -> dict[Key, Sequence[int]]:
+    """Give the batch sizes of every key; maps are made one at a time."""
+    keys: dict[Key, Sequence[int]] = {}
+    for member, model in enumerate(models):
+        keys |= {Key(member, side): sizes for side in SIDES}
+        if model.maps:
+            keys |= {Key(member, side, maps=True): (1,) for side in SIDES}
+    return keys
+
+
+def costs(lanes: Sequence[ClassifyingLane], keys: Mapping[Key, Sequence[int]]) -> Costs:
     """Run every size of every key on every lane, and time it as it is under load.
 
     Sizes for which a device has no memory are left out; raises `OutOfMemory` if none is left.
     """
-    keys = [Key(member, side) for member in range(members) for side in SIDES]
-    return Costs({key: dict(_timed(lanes, key, sizes)) for key in keys})
+    return Costs({key: dict(_timed(lanes, key, sizes)) for key, sizes in keys.items()})
 
 
 def _timed(
@@ -228,5 +263,6 @@ def sample() -> bytes:
 
 def _blank(key: Key, size: int) -> Batch[Cuts]:
     pixels = np.zeros((key.side, key.side, 3), np.uint8)
-    plan = Plan((), (views.View(0, 0, 0, key.side),))
+    canvas = Canvas(Resize("warp", key.side), key.side)
+    plan = Plan((canvas,), (View(0, 0, 0, key.side),))
     return Batch(key, size, (Slice(Cuts(plan, (pixels,)), 0, 1),) * size, "full")

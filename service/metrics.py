@@ -293,7 +293,9 @@ class Metrics:
         self._batch_rows.observe(report.rows)
         self._batch_seconds.labels(report.key.side).observe(report.seconds)
         self._padding.inc(report.size - report.rows)
-        if model in self._served:  # else it ends what it has begun, and is told of no more
+        if (
+            model in self._served and not report.key.maps
+        ):  # else it ends what it has begun, and is told of no more
             self._rate(model, report.key, report.rate)
         for seconds in report.queue_seconds:
             self._queue_wait.observe(seconds)
@@ -319,7 +321,8 @@ class Metrics:
         ensemble = backend.ensemble
         devices = len(policy.devices(lane.place for lane in backend.lanes))
         for key in ensemble.costs.seconds:
-            self._rate(name, key, devices * ensemble.costs.rate(key))
+            if not key.maps:
+                self._rate(name, key, devices * ensemble.costs.rate(key))
         for member in ensemble.members:
             about = (member.name, member.version, member.sha256)
             self._model.labels(name, *about, ensemble.device, ensemble.precision).set(1)

@@ -35,6 +35,16 @@ _FILTERS: Mapping[Interpolation, Image.Resampling] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Box:
+    """A part of a picture, in shares of its width and height from its left and top."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
 class Resize:
     """How a picture becomes `side` pixels: warped to a square, or its short side scaled."""
 
@@ -66,6 +76,17 @@ class Canvas:
             top * y,
             min((left + self.side) * x, width),
             min((top + self.side) * y, height),
+        )
+
+    def part(self, view: "View", size: tuple[int, int]) -> Box:
+        """Give what a view of this canvas shows of a picture of this width and height."""
+        left, top, right, bottom = self.box(*size)
+        x, y = (right - left) / self.side, (bottom - top) / self.side
+        return Box(
+            (left + view.left * x) / size[0],
+            (top + view.top * y) / size[1],
+            view.side * x / size[0],
+            view.side * y / size[1],
         )
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
@@ -112,6 +133,13 @@ class Plan:
         (Pillow's `reducing_gap` of 2.0, which its documentation calls close to exact).
         """
         return 2 * max(canvas.resize.side for canvas in self.canvases)
+
+    def part(self, view: View, size: tuple[int, int]) -> Box:
+        """Give what a view shows of a picture of this width and height."""
+        if view.canvas < len(self.canvases):
+            return self.canvases[view.canvas].part(view, size)
+        canvas = self.canvases[self.shrunk[view.canvas - len(self.canvases)]]
+        return canvas.part(View(0, 0, 0, canvas.side), size)
 
     @property
     def nbytes(self) -> int:

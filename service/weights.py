@@ -38,6 +38,11 @@ class Model:
         found = self.manifest.calibration
         return found.temperature if found and found.sha256 == self.sha256 else 1.0
 
+    @property
+    def maps(self) -> str | None:
+        """The network's module of which class activation maps are made, if it has them."""
+        return architecture(self.manifest).maps
+
     def network(self) -> torch.nn.Module:
         """Build the network with its weights."""
         network = build(self.manifest)

@@ -16,8 +16,8 @@ from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
-from service import engine
-from service.apart import LENGTH, Call, Loaded, Prepare, Run
+from service import engine, overlay
+from service.apart import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
 from service.cuts import Cuts
 from service.engine import Engine
 from service.errors import ServiceError
@@ -67,7 +67,7 @@ class Answers:
         for number in call.forget:
             del self._kept[number]
         try:
-            return self._run(call.wish) if isinstance(call.wish, Run) else self._prepare(call.wish)
+            return self._do(call.wish)
         except ServiceError as error:
             return error
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
@@ -75,8 +75,15 @@ class Answers:
             told.add_note(traceback.format_exc())  # which the way there would lose
             return told
 
+    def _do(self, wish: Wish) -> object:
+        if isinstance(wish, Run):
+            return self._run(wish)
+        if isinstance(wish, Paint):
+            return overlay.paint(wish.picture, wish.heat, wish.bounds)
+        return self._prepare(wish)
+
     def _prepare(self, wish: Prepare) -> tuple[int, int]:
-        cuts = self._engine.prepare(wish.picture, wish.views, wish.bounds)
+        cuts = self._engine.prepare(wish.picture, wish.views, wish.bounds, wish.target)
         number = next(self._numbers)
         self._kept[number] = cuts
         return number, len(cuts)

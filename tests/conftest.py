@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,12 +29,14 @@ from service.admission import Decoders
 from service.app import create_app
 from service.costs import Costs, Key
 from service.cuts import Cuts, prepare
-from service.ensemble import Ensemble, Member, Probabilities
+from service.ensemble import Ensemble, Member, Probabilities, Result
+from service.explanation import Activation, Grid
 from service.images import Bounds
 from service.manifest import Label
+from service.overlay import paint
 from service.settings import Settings
 from service.store import Store
-from service.views import CROP, DENSE, Resize
+from service.views import CROP, DENSE, Box, Resize
 from service.work import Batch, Lane, P, R
 
 ROOT = Path(__file__).parents[1]
@@ -184,7 +187,7 @@ def wait_ready(client: httpx2.Client) -> None:
     pytest.fail("the service did not become ready in a minute")
 
 
-Run = Callable[[Batch[Cuts]], Sequence[Probabilities]]
+Run = Callable[[Batch[Cuts]], Sequence[Result]]
 
 
 def mean_colour(batch: Batch[Cuts]) -> list[Probabilities]:
@@ -199,6 +202,15 @@ def mean_colour(batch: Batch[Cuts]) -> list[Probabilities]:
             total += colour / max(colour.sum(), 1e-9)
         results.append(total)
     return results
+
+
+def colour_or_map(batch: Batch[Cuts]) -> Sequence[Result]:
+    """Do as the one above, and give maps in which every place speaks for red, against others."""
+    if not batch.key.maps:
+        return mean_colour(batch)
+    (part,) = batch.slices
+    grid = np.full((2, 2), -1 if part.payload.target else 1, np.float32)
+    return [Activation(grid, 2.0, 1.0, Box(0, 0, 1, 1))]
 
 
 def threaded(
@@ -218,7 +230,7 @@ class FakeBackend:
     """A backend in this process: decodes for real, computes as it is told."""
 
     ensemble: Ensemble
-    lanes: Sequence[Lane[Cuts, Probabilities]]
+    lanes: Sequence[Lane[Cuts, Result]]
     pid: int = field(default_factory=os.getpid)
     alive: bool = True
     stalled: float = 0.0
@@ -227,15 +239,22 @@ class FakeBackend:
     decoders: Decoders = field(default_factory=lambda: Decoders(1))
     undecoded: int = 0
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Cuts]:
+    async def prepare(
+        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+    ) -> Sequence[Cuts]:
         """Decode in a thread, one picture after the other."""
-        plans = self.ensemble.plans(views)
+        what = (picture, self.ensemble.plans(views), bounds, target)
         loop = asyncio.get_running_loop()
         self.undecoded += 1
         try:
-            return await loop.run_in_executor(self.decoder, self._timed, picture, plans, bounds)
+            return await loop.run_in_executor(self.decoder, self._timed, *what)
         finally:
             self.undecoded -= 1
+
+    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
+        """Draw in that thread, too."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.decoder, paint, picture, heat, bounds)
 
     def _timed(self, *what: Any) -> Sequence[Cuts]:
         started = time.monotonic()
@@ -253,22 +272,32 @@ class FakeBackend:
         self.closed.set()
 
 
-def fake_backend(
+def fake_backend(  # noqa: PLR0913 - all that may be other
     run: Run = mean_colour,
     *,
     seconds_per_row: float = 0.001,
     sizes: Sequence[int] = BUCKETS,
     members: int = 1,
     lanes: int = 1,
+    explains: bool = False,
 ) -> FakeBackend:
     """A model that answers by `run`, in batches of these sizes at `seconds_per_row`."""
-    keys = [Key(member, side) for member in range(members) for side in (CROP, DENSE)]
+    places = [*product(range(members), (CROP, DENSE))]
+    buckets = {Key(*place): sizes for place in places}
+    if explains:
+        buckets |= {Key(*place, maps=True): (1,) for place in places}
     ensemble = Ensemble(
         members=tuple(
-            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256)) for n in range(members)
+            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256), explains=explains)
+            for n in range(members)
         ),
         labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),
-        costs=Costs({key: {size: seconds_per_row * size for size in sizes} for key in keys}),
+        costs=Costs(
+            {
+                key: {size: seconds_per_row * size for size in sizes}
+                for key, sizes in buckets.items()
+            }
+        ),
         device="cpu",
         precision="float32",
         warmup_seconds=0.0,

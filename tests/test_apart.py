@@ -80,9 +80,11 @@ class FakeEngine:
         self._now = 0
         self._lock = threading.Lock()
 
-    def prepare(self, picture: bytes, views: str, bounds: Bounds) -> list[Prepared]:
+    def prepare(
+        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+    ) -> list[Prepared]:
         """Give a name for each member, or fail as the picture says."""
-        assert (views, bounds) == ("single", Bounds(99))
+        assert (views, bounds, target) == ("single", Bounds(99), 0)
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)

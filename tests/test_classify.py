@@ -255,6 +255,7 @@ def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None
                 "classes": 1000,
                 "views": ["single", "ten", "paper", "dense"],
                 "default_views": "ten",
+                "explains": True,
                 "members": [
                     {
                         "name": "bvlc_googlenet",
@@ -601,4 +602,4 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
 
 def test_every_error_a_request_can_meet_has_a_status() -> None:
     callers = {400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 499}
-    assert {*STATUS.values()} == callers | {500, 503, 504, 507}
+    assert {*STATUS.values()} == callers | {500, 501, 503, 504, 507}

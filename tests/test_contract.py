@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from conftest import fake_backend
+from conftest import colour_or_map, fake_backend
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -60,7 +60,7 @@ class Renewed:
 
 
 def service(settings: Settings = SETTINGS) -> FastAPI:
-    return create_app(settings, load=lambda _: fake_backend())
+    return create_app(settings, load=lambda _: fake_backend(colour_or_map, explains=True))
 
 
 # Too many pictures are too much, 413, who has no key is told so before anything else, 401, or who
@@ -131,8 +131,8 @@ def operation(path: str, settings: Settings = SETTINGS) -> dict[str, Any]:
 
 
 # Nobody reads a 499, a 431 is the connection's, before there is a request, and some errors are
-# those of managing models.
-ERRORS = {*STATUS.values()} - {CLIENT_CLOSED_REQUEST, 431} - {403, 409, 507}
+# those of managing models or of explaining.
+ERRORS = {*STATUS.values()} - {CLIENT_CLOSED_REQUEST, 431} - {403, 409, 501, 507}
 REFUSED = {401, 429}  # where there are keys
 
 

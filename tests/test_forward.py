@@ -40,6 +40,8 @@ class Colours(nn.Module):
 class Toy(Model):
     """A model of the store, but for its network."""
 
+    maps = None
+
     def network(self) -> nn.Module:
         """Build the toy with its one weight."""
         return Colours(float(self.state["sharpness"]))

@@ -129,6 +129,11 @@ class BestOnOne(Toy):
         return Dawdling(super().network(), 0.0, WHILE)
 
 
+def keys(members: int, sizes: Sequence[int]) -> dict[Key, Sequence[int]]:
+    """Give the batch sizes of every key of so many members."""
+    return {Key(member, side): sizes for member in range(members) for side in (CROP, DENSE)}
+
+
 def on_cpu(
     kind: type[Model], *, sizes: Sequence[int] = (1, 2, 4), cores: int = 4, executors: int = 0
 ) -> tuple[ClassifyingLane, ...]:
@@ -222,6 +227,8 @@ def test_lanes_side_by_side_have_their_share_of_the_cores_and_the_lone_one_has_a
 
 class Real(Model):
     """A real model whose lone batches are quicker on several threads, whatever else goes on."""
+
+    maps = None
 
     def network(self) -> nn.Module:
         """Build it."""
@@ -323,7 +330,7 @@ def lasting(seconds: float) -> Recorder:
 def test_every_size_of_every_key_is_run_on_every_lane_and_timed() -> None:
     recorders = [Recorder(), Recorder()]
     made = [ClassifyingLane(recorder.run, number) for number, recorder in enumerate(recorders)]
-    timed = lanes.costs(made, 2, (1, 2, 5)).seconds
+    timed = lanes.costs(made, keys(2, (1, 2, 5))).seconds
     assert {*timed} == {Key(member, side) for member in (0, 1) for side in (CROP, DENSE)}
     assert all({*buckets} == {1, 2, 5} for buckets in timed.values())
     for recorder in recorders:
@@ -335,7 +342,7 @@ def test_every_size_of_every_key_is_run_on_every_lane_and_timed() -> None:
 def test_a_lane_for_those_that_come_alone_is_warmed_for_its_sizes_and_no_other() -> None:
     ordinary, alone = Recorder(), Recorder()
     lanes.costs(
-        [ClassifyingLane(ordinary.run), ClassifyingLane(alone.run, 1, alone=2)], 1, (1, 2, 4)
+        [ClassifyingLane(ordinary.run), ClassifyingLane(alone.run, 1, alone=2)], keys(1, (1, 2, 4))
     )
     assert alone.shapes == {(key, size) for key in KEYS for size in (1, 2)}
 
@@ -343,7 +350,7 @@ def test_a_lane_for_those_that_come_alone_is_warmed_for_its_sizes_and_no_other()
 def test_what_a_lone_batch_takes_is_nothing_to_the_costs() -> None:
     ordinary, alone = lasting(0.0), lasting(0.05)
     timed = lanes.costs(
-        [ClassifyingLane(ordinary.run), ClassifyingLane(alone.run, 1, alone=1)], 1, (1,)
+        [ClassifyingLane(ordinary.run), ClassifyingLane(alone.run, 1, alone=1)], keys(1, (1,))
     ).seconds
     assert all(timed[key][1] < 0.05 for key in KEYS)
 
@@ -351,7 +358,9 @@ def test_what_a_lone_batch_takes_is_nothing_to_the_costs() -> None:
 def test_a_batch_is_timed_with_all_devices_at_it() -> None:
     together = threading.Barrier(2)
     recorders = [Recorder(lambda: together.wait(PATIENCE)) for _ in range(2)]
-    lanes.costs([ClassifyingLane(recorder.run, n) for n, recorder in enumerate(recorders)], 1, (1,))
+    lanes.costs(
+        [ClassifyingLane(recorder.run, n) for n, recorder in enumerate(recorders)], keys(1, (1,))
+    )
     assert not together.broken
 
 
@@ -359,7 +368,9 @@ def test_a_size_for_which_there_is_no_memory_is_left_out_with_all_above_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = scarce(rows=2)
-    timed = lanes.costs([ClassifyingLane(run), ClassifyingLane(run, 1, alone=1)], 1, (1, 2, 4, 8))
+    timed = lanes.costs(
+        [ClassifyingLane(run), ClassifyingLane(run, 1, alone=1)], keys(1, (1, 2, 4, 8))
+    )
     assert all({*timed.seconds[key]} == {1, 2} for key in KEYS)
     assert [record.message for record in caplog.records] == [
         f"no memory for 4 views of {key.side} pixels at once" for key in KEYS
@@ -368,7 +379,7 @@ def test_a_size_for_which_there_is_no_memory_is_left_out_with_all_above_it(
 
 def test_a_device_without_memory_for_one_view_cannot_serve() -> None:
     with pytest.raises(OutOfMemory, match="no memory for this batch"):
-        lanes.costs([ClassifyingLane(scarce(rows=0))], 1, (1, 2))
+        lanes.costs([ClassifyingLane(scarce(rows=0))], keys(1, (1, 2)))
 
 
 def scarce(rows: int) -> Callable[[Batch[Cuts]], list[Probabilities]]:
@@ -384,7 +395,7 @@ def scarce(rows: int) -> Callable[[Batch[Cuts]], list[Probabilities]]:
 
 def test_the_slowest_device_is_what_a_batch_costs() -> None:
     made = [ClassifyingLane(lasting(seconds).run, n) for n, seconds in enumerate((0.0, 0.03, 0.0))]
-    timed = lanes.costs(made, 1, (1,)).seconds
+    timed = lanes.costs(made, keys(1, (1,))).seconds
     assert all(timed[key][1] >= 0.03 for key in KEYS)
 
 
@@ -397,7 +408,7 @@ def test_the_lanes_of_one_device_are_timed_one_after_the_other() -> None:
         turn.release()
 
     recorders = [Recorder(taking_turns), Recorder(taking_turns)]
-    lanes.costs([ClassifyingLane(recorder.run, 0) for recorder in recorders], 1, (1,))
+    lanes.costs([ClassifyingLane(recorder.run, 0) for recorder in recorders], keys(1, (1,)))
     assert all(recorder.shapes == {(key, 1) for key in KEYS} for recorder in recorders)
 
 
@@ -405,7 +416,8 @@ def test_the_threads_that_timed_have_ended() -> None:
     """GNU OpenMP would keep a pool for each, and be slow for it."""
     recorders = [Recorder(), Recorder()]
     lanes.costs(
-        [ClassifyingLane(recorders[0].run), ClassifyingLane(recorders[1].run, 1, alone=1)], 1, (1,)
+        [ClassifyingLane(recorders[0].run), ClassifyingLane(recorders[1].run, 1, alone=1)],
+        keys(1, (1,)),
     )
     alive = {thread.ident for thread in threading.enumerate()}
     for recorder in recorders:

@@ -38,6 +38,7 @@ REASONS = (
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
     *("slow_head", "head_too_large"),
     *("unauthorized", "forbidden", "rate_limited", "unknown_model", "conflict", "cannot_serve"),
+    *("not_explainable", "unknown_label"),
     *("no_room", "inference_failed", "caller_gone", "internal"),
 )
 CLOSED = ("idle", "evicted", "silent", "stalled", "full")
@@ -160,7 +161,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
     client.post("/classify?views=mine&top_k=-1", files={"mine": b""}, headers={"x-request-id": "m"})
     closed = {
         "route": {
-            *("/classify", "/models", "/models/{name}", "unmatched"),
+            *("/classify", "/explain", "/models", "/models/{name}", "unmatched"),
             *("/livez", "/readyz", "/startupz", "/metrics"),
         },
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},

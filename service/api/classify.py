@@ -65,12 +65,16 @@ Model = Annotated[
     str | None, Query(pattern=rf"^{MODEL}$", description="which of the models that are served")
 ]
 
+Milliseconds = Annotated[
+    int, Header(ge=1, description="its own deadline, from its head on; at most the server's")
+]
+
 _DEADLINE = "x-timeout-ms"
 _NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 _BINARY = {"type": "string", "format": "binary"}
 
 
-def _body(max_files: int) -> dict[str, Any]:
+def body(max_files: int) -> dict[str, Any]:
     """Describe the request's body as OpenAPI does; FastAPI cannot, since we read it ourselves."""
     pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
     form = {"type": "object", "required": [FIELD], "properties": {FIELD: pictures}}
@@ -85,10 +89,11 @@ def _body(max_files: int) -> dict[str, Any]:
     }
 
 
-def router(
+def router(  # noqa: PLR0913, PLR0917 - all that it works with
     catalogue: Catalogue,
     shadow: Shadow,
     settings: Settings,
+    budget: Budget,
     metrics: Metrics,
     tracer_provider: TracerProvider | None,
 ) -> APIRouter:
@@ -96,14 +101,13 @@ def router(
     routes = APIRouter()
     stages = Stages(tracer_provider)
     most_ms = int(settings.timeout_seconds * 1000)
-    budget = Budget(settings.max_upload_bytes)
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
 
     @routes.post(
         PATH,
         response_model=One | Several,
         responses=problems.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
-        openapi_extra=_body(settings.max_files),
+        openapi_extra=body(settings.max_files),
     )
     async def classify(
         request: Request,
@@ -113,10 +117,7 @@ def router(
         ] = settings.views,
         model: Model = None,
         top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
-        x_timeout_ms: Annotated[
-            int,
-            Header(ge=1, description="its own deadline, from its head on; at most the server's"),
-        ] = most_ms,
+        x_timeout_ms: Milliseconds = most_ms,
     ) -> Response:
         """Name what is on a picture, or on several; a bad one never spoils the others.
 
@@ -129,15 +130,13 @@ def router(
             uploads = await read(request, bounds, share)
             uploaded = time.monotonic() - started
             metrics.stage("upload", uploaded)
-            # A deadline is the caller's, whose clock has run since; ours is for our own work.
-            spent = uploaded if _DEADLINE in request.headers else 0.0
-            seconds = min(most_ms, x_timeout_ms) / 1000 - spent
+            seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
             answers = await classifier.classify(
                 [upload.data for upload in uploads],
                 plan=plan,
                 top_k=top_k,
                 seconds=seconds,
-                gone=lambda: _gone(request),
+                gone=lambda: gone(request),
             )
             about = _about(classifier.ensemble, plan)
         if model in {None, catalogue.default}:
@@ -183,7 +182,15 @@ def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
     return {"model": ensemble.name, **notice, "views": plan}
 
 
-async def _gone(request: Request) -> None:
+def left(request: Request, milliseconds: int, uploaded: float) -> float:
+    """Give the seconds that are left after an upload that took so long.
+
+    A deadline is the caller's, whose clock has run since; ours is for our own work.
+    """
+    return milliseconds / 1000 - (uploaded if _DEADLINE in request.headers else 0.0)
+
+
+async def gone(request: Request) -> None:
     """Return when the caller has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -11,8 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import views
-from service.api import problems
-from service.api.classify import PATH
+from service.api import classify, explain, problems
 from service.api.requests import name_route, path
 from service.catalogue import Catalogue
 from service.errors import ServiceError
@@ -29,23 +28,25 @@ class Gate:
         self, app: ASGIApp, catalogue: Catalogue, settings: Settings, metrics: Metrics
     ) -> None:
         self._app, self._catalogue, self._metrics = app, catalogue, metrics
-        self._views, self._most = settings.views, str(int(settings.timeout_seconds * 1000))
+        self._views = {classify.PATH: settings.views, explain.PATH: explain.VIEWS}
+        self._most = str(int(settings.timeout_seconds * 1000))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and path(scope) == PATH:
+        asked = path(scope) if scope["type"] == "http" and scope["method"] == "POST" else ""
+        if default := self._views.get(asked):
             try:
-                self._check(scope)
+                self._check(scope, default)
             except ServiceError as error:
-                name_route(scope, PATH)
+                name_route(scope, asked)
                 refusal = problems.refusal(error, Request(scope), self._metrics)
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope, default: str) -> None:
         """Raise what the classifier refuses with; what is no views or no time, the route tells."""
         asked = parse_qs(scope["query_string"].decode("latin-1"))
-        plan, model = asked.get("views", [self._views])[-1], asked.get("model", [None])[-1]
+        plan, model = asked.get("views", [default])[-1], asked.get("model", [None])[-1]
         milliseconds = Headers(scope=scope).get("x-timeout-ms", self._most)
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000

@@ -44,6 +44,7 @@ class Served(BaseModel):
     classes: int
     views: Annotated[list[str], Field(description="what `views` may be")]
     default_views: PlanName
+    explains: Annotated[bool, Field(description="has it class activation maps, for `/explain`")]
     members: list[Member]
 
 
@@ -137,6 +138,7 @@ def _served(name: str, classifier: Classifier, settings: Settings) -> Served:
         classes=len(ensemble.labels),
         views=list(views.NAMES),
         default_views=settings.views,
+        explains=ensemble.explains,
         members=[
             Member(
                 name=member.name,

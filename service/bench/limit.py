@@ -87,7 +87,7 @@ def _forwards(settings: Settings) -> dict[int, float]:
     loaded = _loaded(settings)
     key = Key(0, CROP)
     sizes = list(loaded.ensemble.costs.seconds[key])
-    seconds = lanes.costs(loaded.lanes, 1, sizes).seconds[key]
+    seconds = lanes.costs(loaded.lanes, {key: sizes}).seconds[key]
     together = len(_side_by_side(loaded))
     return {size: together * size / seconds[size] for size in sizes}
 

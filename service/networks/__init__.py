@@ -34,6 +34,8 @@ class Architecture:
     """Prefixes of the parameters that serve in training only and are not kept."""
     last: str
     """The module that knows the classes; with other classes it has to be learnt anew."""
+    maps: str | None
+    """The module whose output is averaged, in windows of 7x7, and then put into `last`; or none."""
 
 
 def _googlenet(classes: int, width: float = 1.0, *, auxiliary: bool = False) -> nn.Module:
@@ -51,6 +53,10 @@ def _torchvision_googlenet(
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "googlenet": Architecture(_googlenet, googlenet.caffe_layers, ("aux_",), "linear"),
-    "torchvision_googlenet": Architecture(_torchvision_googlenet, dict, ("aux1.", "aux2."), "fc"),
+    "googlenet": Architecture(
+        _googlenet, googlenet.caffe_layers, ("aux_",), "linear", "inception.5b"
+    ),
+    "torchvision_googlenet": Architecture(
+        _torchvision_googlenet, dict, ("aux1.", "aux2."), "fc", "inception5b"
+    ),
 }
