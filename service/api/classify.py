@@ -83,6 +83,12 @@ PATH = "/classify"
 _DEADLINE = "x-timeout-ms"
 _NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 _BINARY = {"type": "string", "format": "binary"}
+_TIMING = {
+    "schema": {"type": "string"},
+    "description": "milliseconds of each stage, and the rows that shared the batch; of several"
+    " pictures, the most",
+    "example": 'decode;dur=2.10, queue;dur=0.30, inference;dur=20.00, batch;desc="16 rows"',
+}
 
 
 def _body(max_files: int) -> dict[str, Any]:
@@ -116,7 +122,10 @@ def router(
     @routes.post(
         PATH,
         response_model=One | Several,
-        responses=problems.documented(400, 408, 413, 415, 422, 500, 503, 504),
+        responses={
+            200: {"headers": {"Server-Timing": _TIMING}},
+            **problems.documented(400, 408, 413, 415, 422, 500, 503, 504),
+        },
         openapi_extra=_body(settings.max_files),
     )
     async def classify(
@@ -155,6 +164,7 @@ def router(
         _count(metrics, plan, answers)
         stages.trace(started, uploaded, answers)
         longest = _longest(answers)
+        rows = max((a.batch_rows for a in answers if isinstance(a, Answer)), default=0)
         note(
             request.scope,
             {
@@ -162,9 +172,7 @@ def router(
                 "pictures": len(answers),
                 "upload": round(uploaded, 6),
                 **{stage: round(seconds, 6) for stage, seconds in longest.items()},
-                "batch_rows": max(
-                    (a.batch_rows for a in answers if isinstance(a, Answer)), default=0
-                ),
+                "batch_rows": rows,
             },
         )
         about = _about(classifier.ensemble, plan)
@@ -182,7 +190,7 @@ def router(
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
-            headers={"Server-Timing": _server_timing(longest)},
+            headers={"Server-Timing": _server_timing(longest, rows)},
         )
 
     @routes.get("/models", responses=problems.documented(503))
@@ -252,5 +260,6 @@ def _longest(answers: Sequence[Answer | ServiceError]) -> dict[str, float]:
     return {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages}
 
 
-def _server_timing(stages: Mapping[str, float]) -> str:
-    return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
+def _server_timing(stages: Mapping[str, float], rows: int) -> str:
+    durations = [f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items()]
+    return ", ".join([*durations, f'batch;desc="{rows} row{"s" * (rows != 1)}"'])
