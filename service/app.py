@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service import apart, lag
-from service.api import classify, guard, health, problems, requests
+from service.api import classify, guard, health, page, problems, requests
 from service.api.gate import Gate
 from service.api.guard import Guard
 from service.api.ports import Ports
@@ -100,6 +100,7 @@ def create_app(
     )
     app.include_router(classify.router(classifier, settings, metrics, tracer_provider))
     app.include_router(health.router(classifier, metrics.registry, is_leaving))
+    app.include_router(page.router())
     problems.install(app, metrics)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, classifier=classifier, settings=settings, metrics=metrics)
