@@ -73,8 +73,9 @@ sbom: $(VENV)/.dev ## What the CPU's image has in it, with MODEL's weights: Cycl
 		| PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml - \
 		| $(BIN)/python deploy/sbom.py $(SBOM) $(subst $(comma), ,$(MODEL))
 
-tools: ## What tests use besides Python's packages (needs root): Prometheus
-	command -v promtool >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends prometheus; }
+tools: ## What tests use besides Python's packages (needs root): Prometheus and a browser
+	which promtool chromium >/dev/null \
+		|| { apt-get update -q && apt-get install -qy --no-install-recommends prometheus chromium fonts-dejavu-core; }
 
 check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service import apart, catalogue, lag, store, workers
-from service.api import classify, explain, guard, health, management, problems, requests
+from service.api import classify, explain, guard, health, management, page, problems, requests
 from service.api.gate import Gate
 from service.api.guard import Guard
 from service.api.ports import Ports
@@ -130,6 +130,7 @@ def create_app(
     app.include_router(explain.router(models, settings, budget))
     app.include_router(management.router(models, shadow, settings))
     app.include_router(health.router(models, metrics.registry, is_leaving))
+    app.include_router(page.router())
     problems.install(app, metrics)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)

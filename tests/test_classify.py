@@ -224,7 +224,8 @@ def test_a_bad_picture_between_good_ones_has_its_own_problem(
 def test_the_stages_durations_are_told(real_client: TestClient, beagle: bytes) -> None:
     response = real_client.post("/classify?views=single", files={"file": beagle})
     told = re.fullmatch(
-        r"decode;dur=(\d+\.\d\d), queue;dur=(\d+\.\d\d), inference;dur=(\d+\.\d\d)",
+        r"decode;dur=(\d+\.\d\d), queue;dur=(\d+\.\d\d), inference;dur=(\d+\.\d\d)"
+        r', batch;desc="1 row"',
         response.headers["server-timing"],
     )
     assert told is not None
@@ -237,7 +238,7 @@ def test_the_stages_durations_are_told(real_client: TestClient, beagle: bytes) -
 def test_when_no_picture_was_ranked_the_stages_took_no_time(client: TestClient) -> None:
     response = client.post("/classify", files=parts(b"no", b"pictures"))
     assert [result["error"]["status"] for result in response.json()["results"]] == [415, 415]
-    zeros = "decode;dur=0.00, queue;dur=0.00, inference;dur=0.00"
+    zeros = 'decode;dur=0.00, queue;dur=0.00, inference;dur=0.00, batch;desc="0 rows"'
     assert response.headers["server-timing"] == zeros
 
 

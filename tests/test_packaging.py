@@ -56,6 +56,12 @@ def test_only_the_bundled_models_weights_are_in_the_wheel(site: Path) -> None:
     }
 
 
+def test_the_page_is_in_the_wheel(site: Path) -> None:
+    page = ROOT / "service/page"
+    files = {file.name: file.read_bytes() for file in (site / "service/page").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in page.iterdir()}
+
+
 def test_an_installed_wheel_classifies_with_the_bundled_model(site: Path, tmp_path: Path) -> None:
     five = str(ROOT / "model_store/digits/held_out/5.png")
     done = run(site, tmp_path, "classify", "--model", "digits", "--json", five)

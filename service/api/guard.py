@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import health, problems
+from service.api import health, page, problems
 from service.api.requests import name_route, note, path
 from service.errors import RateLimited, ServiceError, Unauthorized
 from service.keys import Keyring
@@ -16,8 +16,8 @@ from service.metrics import Metrics
 from service.quotas import Quota
 
 # All else needs a key, also what is not there. The documentation tells of the software, not of
-# what it serves, and a browser sends no key for a page.
-OPEN = health.PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+# what it serves, and a browser sends no key for a page; ours asks for one.
+OPEN = health.PATHS | page.PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 _NO_KEY = "send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 _USED_UP = "your API key has no requests left for now"

@@ -17,6 +17,16 @@ _POLICY = "; ".join([
     "frame-ancestors 'none'",
 ])  # fmt: skip
 
+# What our own page needs: itself, and pictures that the browser already has. Nothing is inline,
+# and no text becomes HTML.
+OWN_PAGE = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    )
+}
+
 _EVERY = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",  # an answer is of its moment, and may be nobody else's business

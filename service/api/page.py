@@ -1,0 +1,44 @@
+"""GET /: a page to try the service on; its files are read once, and it loads nothing else."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api import headers
+
+_FOLDER = Path(__file__).parents[1] / "page"
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/card.js": ("card.js", "text/javascript"),
+    "/service.js": ("service.js", "text/javascript"),
+}
+PATHS = frozenset(_FILES)
+
+
+def router() -> APIRouter:
+    """Make the routes; OpenAPI is for programs, and does not tell of them."""
+    routes = APIRouter(include_in_schema=False)
+    for path, (name, media_type) in _FILES.items():
+        sends = _sending((_FOLDER / name).read_bytes(), media_type)
+        routes.add_api_route(path, sends, methods=["GET", "HEAD"], name=name)
+    return routes
+
+
+def _sending(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    """Make the route of a file: a browser may keep it, and asks each time whether it changed."""
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    about = {"ETag": tag, "Cache-Control": "no-cache", **headers.OWN_PAGE}
+
+    async def send(request: Request) -> Response:
+        known = request.headers.get("if-none-match", "")
+        # A proxy that compresses makes a tag a weak one.
+        if tag in {one.strip().removeprefix("W/") for one in known.split(",")}:
+            return Response(status_code=304, headers=about)
+        return Response(content, media_type=media_type, headers=about)
+
+    return send
