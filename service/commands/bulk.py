@@ -199,7 +199,7 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
         nonlocal pace
         pace = pace.refused(time.monotonic(), seconds)
 
-    async def main() -> None:
+    async def main() -> float:
         async with client.AsyncClient(
             given["url"], key=given["key"], timeout=SERVICE_PATIENCE, waiting=waiting
         ) as asked:
@@ -218,11 +218,11 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
                 pace = pace.answered()
                 return Row(source.name, [dataclasses.asdict(one) for one in ranking.predictions])
 
+            started = time.monotonic()
             await in_order.run(found, row, put, lambda: pace.most)
+            return time.monotonic() - started
 
-    started = time.monotonic()
-    asyncio.run(main())
-    return time.monotonic() - started
+    return asyncio.run(main())
 
 
 def _client() -> Any:
