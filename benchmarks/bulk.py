@@ -21,14 +21,16 @@ from service import console
 from service.bench.limit import Limit
 from service.settings import Settings
 
+SUFFIXES = {".jpg", ".jpeg", ".png"}
 SUMMARY = re.compile(r"(\d+) pictures, 0 failures, [\d.]+ s, ([\d.]+) pictures a second")
 
 
 def links(photos: Path, folder: Path, pictures: int) -> None:
     """Make so many pictures of a folder's photos."""
-    files = sorted(path.resolve() for path in photos.iterdir() if path.suffix.lower() == ".jpeg")
+    files = [p.resolve() for p in sorted(photos.iterdir()) if p.suffix.lower() in SUFFIXES]
     for number in range(pictures):
-        (folder / f"{number:07}.jpg").symlink_to(files[number % len(files)])
+        file = files[number % len(files)]
+        (folder / f"{number:07}{file.suffix}").symlink_to(file)
 
 
 def command_rate(settings: Settings, folder: Path, out: Path) -> float:

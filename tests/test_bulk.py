@@ -177,6 +177,10 @@ def test_a_file_that_was_torn_anywhere_is_gone_on_with(
     for at in range(0, len(whole), 5):
         out.write_bytes(whole[:at])
         with journal.opened(out, form) as results:
+            done = [row for row in rows if row["file"] in results.done]
+        encoded = [form.encode(Row(r["file"], r["predictions"], r["error"])) for r in done]
+        assert out.read_bytes() == form.header + b"".join(encoded)
+        with journal.opened(out, form) as results:
             kept = rows[: len(results.done)]
             assert results.done == {row["file"] for row in kept}
             assert results.failures == sum(row["error"] is not None for row in kept)
