@@ -1,6 +1,7 @@
 """The command line: arguments to a command, and a failure to one sentence and a status."""
 
 import argparse
+import os
 import pkgutil
 import re
 import shlex
@@ -101,12 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(verbs)
     _add_keys(verbs)
     _add_train(verbs)
-    classify = verbs.add_parser("classify", help="name what is on photos, without a server")
-    classify.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    classify.add_argument("--top-k", type=_positive, default=5, help="how many labels (default: 5)")
-    _add_settings(classify, [*_OFFLINE, "views"])
-    classify.set_defaults(run="service.commands.offline:classify")
-
+    classify = _add_classify(verbs)
     evaluate = verbs.add_parser("evaluate", help="measure the accuracy on labelled photos")
     evaluate.add_argument("folder", type=Path, metavar="DIR")
     evaluate.add_argument(
@@ -221,6 +217,33 @@ def _add_train(verbs: _Verbs) -> None:
     _add_options(train)
     _add_settings(train, ["store", "device", "precision", "max_pixels"])
     train.set_defaults(run="service.commands.train:train")
+
+
+def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
+    classify = verbs.add_parser("classify", help="name what is on pictures, without a server")
+    classify.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="pictures, folders of them, or archives (.zip, .tar, .tar.gz)",
+    )
+    classify.add_argument("--top-k", type=_positive, default=5, help="how many labels (default: 5)")
+    classify.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write a .parquet, .csv or .jsonl file; the same command goes on with it",
+    )
+    classify.add_argument("--url", metavar="URL", help="let the service there do it")
+    classify.add_argument(
+        "--key",
+        default=os.environ.get("GOOGLENET_KEY"),
+        help="the service's API key (default: GOOGLENET_KEY in the environment)",
+    )
+    _add_settings(classify, [*_OFFLINE, "views", "max_body_bytes"])
+    classify.set_defaults(run="service.commands.bulk:classify")
+    return classify
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,7 @@ batcher, and ranks what comes back, all within the request's deadline.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
+_AHEAD = 3  # batches of each lane: one runs, one waits for it, one is being decoded
 _FAILURES = 3  # batches in a row, after which the device is not expected to recover
 
 
@@ -212,6 +214,16 @@ class Classifier:
             yield f"the device failed on the last {serving.batcher.failures} batches"
         if self.backlog().stalled > self._limits.stall_seconds:
             yield f"the device has not answered for {self.backlog().stalled:.0f} s"
+
+    def room(self, plan: str, decoding: int) -> int:
+        """Say how many pictures at a time keep every lane, and so many decoders, at work."""
+        backend = self._ready().backend
+        demands = backend.ensemble.demands(backend.ensemble.plans(plan))
+        largest = max(backend.ensemble.costs.largest(demand.key) for demand in demands)
+        rows = sum(demand.rows for demand in demands)
+        most = math.ceil(_AHEAD * len(backend.lanes) * largest / rows) + decoding
+        nbytes = sum(demand.nbytes for demand in demands)
+        return max(1, min(most, self._limits.max_queue_bytes // nbytes))
 
     def check(self, *, plan: str, seconds: float) -> None:
         """Raise at once what even a single picture would be refused with."""

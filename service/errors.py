@@ -192,6 +192,10 @@ class CannotListen(ServiceError):
     """An address to listen on is taken, or not this machine's."""
 
 
+class BulkError(ServiceError):
+    """Pictures cannot be found, or their results cannot be kept."""
+
+
 class BenchError(ServiceError):
     """There is nothing to measure, or it cannot be reached."""
 

@@ -267,7 +267,7 @@ def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
         ),
         ("models import googlenet a.pth", "there is no file a.pth"),
         ("classify a.jpg", "there is no file a.jpg"),
-        ("classify .", "there is no file ."),
+        ("classify pictures", "there is no file pictures"),
     ],
 )
 def test_what_is_not_there_is_told_in_a_sentence(

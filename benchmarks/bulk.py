@@ -1,0 +1,82 @@
+"""How near `classify --out` comes to what this machine could do, measured in turn.
+
+    python benchmarks/bulk.py PHOTOS --model bvlc_googlenet --views single --pictures 2000
+
+Each round measures the limit (`service.bench.limit`: decode and forward, without anything around
+them) and then the command, in a process of its own, on links to the photos. The command's rate is
+the one that it states: from when its model is there. The medians of both, and that of the rounds'
+ratios, are printed as JSON.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from service import console
+from service.bench.limit import Limit
+from service.settings import Settings
+
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+SUMMARY = re.compile(r"(\d+) pictures, 0 failures, [\d.]+ s, ([\d.]+) pictures a second")
+
+
+def links(photos: Path, folder: Path, pictures: int) -> None:
+    """Make so many pictures of a folder's photos."""
+    files = [p.resolve() for p in sorted(photos.iterdir()) if p.suffix.lower() in SUFFIXES]
+    for number in range(pictures):
+        file = files[number % len(files)]
+        (folder / f"{number:07}{file.suffix}").symlink_to(file)
+
+
+def command_rate(settings: Settings, folder: Path, out: Path) -> float:
+    """Run the command; gives the pictures a second that it states."""
+    chosen = settings.model_dump(exclude_unset=True)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+    command = [sys.executable, "-m", "service", "classify", str(folder), "--out", str(out)]
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [*command, *options], capture_output=True, text=True, check=True
+    )
+    out.unlink()
+    stated = SUMMARY.search(done.stderr)
+    assert stated, done.stderr  # noqa: S101 - or there is nothing to tell
+    return float(stated[2])
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--pictures", type=int, default=2000, help="of each run (default: 2000)")
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the limit (default: 10)")
+    parser.add_argument("--format", choices=["jsonl", "csv", "parquet"], default="jsonl")
+    parser.add_argument("--model", default="bvlc_googlenet")
+    parser.add_argument("--views", default="single")
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--precision", default="auto")
+    given = parser.parse_args()
+    chosen = {name: getattr(given, name) for name in ("model", "views", "precision")}
+    settings = Settings(**chosen, **({"store": given.store} if given.store else {}))
+    limits, rates = [], []
+    with tempfile.TemporaryDirectory() as made, Limit(settings, given.photos) as limit:
+        folder = Path(made) / "pictures"
+        folder.mkdir()
+        links(given.photos, folder, given.pictures)
+        limit.rate(settings.views, 1.0)  # loads the model
+        for _ in range(given.rounds):
+            limits.append(limit.rate(settings.views, given.seconds))
+            rates.append(command_rate(settings, folder, Path(made) / f"out.{given.format}"))
+            console.say(f"limit {limits[-1]:.1f}, command {rates[-1]:.1f}", stderr=True)
+    ratios = [rate / limit for rate, limit in zip(rates, limits, strict=True)]
+    figures = {"limit": limits, "command": rates, "ratio": ratios}
+    medians = {name: round(statistics.median(values), 3) for name, values in figures.items()}
+    console.say(json.dumps({"pictures": given.pictures, "format": given.format, **medians}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Two clients for the same calls: one that blocks, one for an event loop."""
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx2
+
+from service.client import calls
+from service.client.calls import (
+    Patience,
+    Read,
+    Reply,
+    Request,
+    Send,
+    Sought,
+    Steps,
+    Time,
+    Wait,
+    Wanted,
+)
+from service.client.errors import ClientError, TimedOut, Unreachable
+from service.client.reading import Picture, read
+from service.client.results import Explanation, Models, Ranking
+
+T = TypeVar("T")
+
+TIMEOUT = 30.0  # seconds
+
+Waiting = Callable[[ClientError, float], None]
+"""Is told of an error that will be tried again, and after how many seconds."""
+
+
+def _silent(_: ClientError, __: float) -> None:
+    pass
+
+
+class _Asking:
+    """What both clients know: whom to ask, as whom, and for how long."""
+
+    def __init__(self, url: str, key: str | None, timeout: float, waiting: Waiting) -> None:
+        self._url = url.rstrip("/")
+        self._timeout, self._waiting = timeout, waiting
+        self._headers = {"X-API-Key": key} if key else {}
+
+    def _time(self, given: Patience) -> Time:
+        seconds = given.get("timeout", self._timeout)
+        return Time(time.monotonic() + seconds, time.monotonic, random.random, self._waiting)
+
+    def _sending(self, step: Send) -> dict[str, Any]:
+        """Put a request as httpx2 takes it."""
+        asked = step.request
+        seconds = {"X-Timeout-Ms": str(max(1, int(step.seconds * 1000)))}
+        return {
+            "method": asked.method,
+            "url": self._url + asked.path,
+            "params": asked.query,
+            "headers": {**self._headers, **asked.headers, **seconds},
+            "extensions": {"timeout": _Left(time.monotonic() + step.seconds)},
+            **_body(asked),
+        }
+
+
+class Client(_Asking):
+    """Asks the service at a URL, and waits for the answer; may be used by several threads.
+
+    `timeout` is in seconds, and for all of a call: its retries, which come when the service says
+    so, included; a call may have its own. `waiting` is told of each retry. Every call raises a
+    `ClientError`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = TIMEOUT,
+        waiting: Waiting = _silent,
+    ) -> None:
+        super().__init__(url, key, timeout, waiting)
+        self._http = httpx2.Client()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def classify(self, picture: Picture, **wanted: Unpack[Wanted]) -> Ranking:
+        """Rank a picture's labels."""
+        return self._run(calls.classify(picture, wanted, self._time(wanted)))
+
+    def classify_all(
+        self,
+        pictures: Iterable[Picture],
+        **wanted: Unpack[Wanted],
+    ) -> list[Ranking | ClientError]:
+        """Rank each picture's labels, or say what is wrong with it; the timeout is for them all."""
+        return self._run(calls.classify_all(pictures, wanted, self._time(wanted)))
+
+    def models(self, **wanted: Unpack[Patience]) -> Models:
+        """Tell what is served."""
+        return self._run(calls.models(self._time(wanted)))
+
+    def explain(
+        self,
+        picture: Picture,
+        **sought: Unpack[Sought],
+    ) -> Explanation:
+        """Tell where a label, by default the most probable, is seen in a picture."""
+        return self._run(calls.explain(picture, sought, self._time(sought)))
+
+    def heat_map(
+        self,
+        picture: Picture,
+        **sought: Unpack[Sought],
+    ) -> bytes:
+        """Show the same over the picture, as a PNG."""
+        return self._run(calls.heat_map(picture, sought, self._time(sought)))
+
+    def _run(self, steps: Steps[T]) -> T:
+        came: object = None
+        while True:
+            try:
+                step = steps.send(came)
+            except StopIteration as end:
+                done: T = end.value
+                return done
+            came = self._do(step)
+
+    def _do(self, step: Send | Wait | Read) -> object:
+        match step:
+            case Read(picture):
+                return read(picture)
+            case Send():
+                return self._send(step)
+            case _:
+                time.sleep(step.seconds)
+                return None
+
+    def _send(self, step: Send) -> Reply | ClientError:
+        end = time.monotonic() + step.seconds
+        try:
+            with self._http.stream(**self._sending(step)) as response:
+                # Each part has its own timeout, so that many small ones could take for ever.
+                parts = _until(end, response.iter_bytes())
+                return Reply(response.status_code, response.headers, b"".join(parts))
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            return _kept_away(error, self._url)
+
+
+class AsyncClient(_Asking):
+    """The same for an event loop; as many calls at a time as are made."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = TIMEOUT,
+        waiting: Waiting = _silent,
+    ) -> None:
+        super().__init__(url, key, timeout, waiting)
+        self._http = httpx2.AsyncClient()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def classify(self, picture: Picture, **wanted: Unpack[Wanted]) -> Ranking:
+        """Rank a picture's labels."""
+        return await self._run(calls.classify(picture, wanted, self._time(wanted)))
+
+    async def classify_all(
+        self,
+        pictures: Iterable[Picture],
+        **wanted: Unpack[Wanted],
+    ) -> list[Ranking | ClientError]:
+        """Rank each picture's labels, or say what is wrong with it; the timeout is for them all."""
+        return await self._run(calls.classify_all(pictures, wanted, self._time(wanted)))
+
+    async def models(self, **wanted: Unpack[Patience]) -> Models:
+        """Tell what is served."""
+        return await self._run(calls.models(self._time(wanted)))
+
+    async def explain(
+        self,
+        picture: Picture,
+        **sought: Unpack[Sought],
+    ) -> Explanation:
+        """Tell where a label, by default the most probable, is seen in a picture."""
+        return await self._run(calls.explain(picture, sought, self._time(sought)))
+
+    async def heat_map(
+        self,
+        picture: Picture,
+        **sought: Unpack[Sought],
+    ) -> bytes:
+        """Show the same over the picture, as a PNG."""
+        return await self._run(calls.heat_map(picture, sought, self._time(sought)))
+
+    async def _run(self, steps: Steps[T]) -> T:
+        came: object = None
+        while True:
+            try:
+                step = steps.send(came)
+            except StopIteration as end:
+                done: T = end.value
+                return done
+            came = await self._do(step)
+
+    async def _do(self, step: Send | Wait | Read) -> object:
+        match step:
+            case Read(bytes() as data):
+                return data  # a thread would cost more
+            case Read(picture):
+                return await asyncio.to_thread(read, picture)
+            case Send():
+                return await self._send(step)
+            case _:
+                await asyncio.sleep(step.seconds)
+                return None
+
+    async def _send(self, step: Send) -> Reply | ClientError:
+        try:
+            async with asyncio.timeout(step.seconds):
+                response = await self._http.request(**self._sending(step))
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            return _kept_away(error, self._url)
+        return Reply(response.status_code, response.headers, response.content)
+
+
+class _Left(dict[str, float]):
+    """Timeouts of a request's phases: whichever begins has the seconds that are left by then."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self._end = end
+
+    def get(self, _: str, __: object = None) -> float:
+        """Give a phase's timeout."""
+        return max(0.001, self._end - time.monotonic())
+
+
+def _body(asked: Request) -> dict[str, Any]:
+    if len(asked.pictures) == 1:
+        return {"content": asked.pictures[0]}
+    if asked.pictures:
+        return {"files": [("file", (str(n), data)) for n, data in enumerate(asked.pictures)]}
+    return {}
+
+
+def _until(end: float, parts: Iterator[bytes]) -> Iterator[bytes]:
+    for part in parts:
+        if time.monotonic() >= end:
+            raise TimeoutError
+        yield part
+
+
+def _kept_away(error: Exception, url: str) -> ClientError:
+    """Say why there is no answer."""
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
+        return TimedOut(f"{url} did not answer in time", code="deadline_exceeded")
+    if isinstance(
+        error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
+    ):
+        return Unreachable(f"{url!r} cannot be asked: {error}", is_final=True)
+    if isinstance(error, httpx2.ConnectError):
+        return Unreachable(f"nobody answers at {url}: {error}", is_final=_is_tls(error))
+    return Unreachable(f"{url} has hung up: {error}", hung_up=True)
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    """Tell whether a connection failed for a certificate or the like, which will not change."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,161 @@
+"""A file of results that grows by a line a picture, and is gone on with after any end.
+
+A line is written at once, so that a process that is killed leaves at most its last one torn.
+That is cut off when the file is opened again, and all that is before it counts as done.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from service.errors import BulkError
+
+COLUMNS = ("file", "label", "wnid", "index", "probability", "predictions", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of a picture: its predictions, most probable first, or a sentence."""
+
+    file: str
+    predictions: Sequence[Mapping[str, Any]] = ()
+    error: str | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The row by `COLUMNS`."""
+        first = self.predictions[0] if self.predictions else {}
+        return {
+            "file": self.file,
+            **{name: first.get(name) for name in COLUMNS[1:5]},
+            "predictions": [*self.predictions],
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How rows are bytes: each a record that ends with a line's end."""
+
+    header: bytes
+    start: bytes  # of every file, this or the beginning of it
+    encode: Callable[[Row], bytes]
+    decode: Callable[[bytes], Mapping[str, Any]]  # gives `file` and `error`; ValueError, KeyError
+    is_whole: Callable[[bytes], bool]  # of lines: are they a record
+
+
+def _to_json(row: Row) -> bytes:
+    return json.dumps(row.columns, ensure_ascii=False).encode() + b"\n"
+
+
+def _of_json(record: bytes) -> Mapping[str, Any]:
+    columns = json.loads(record)
+    return {name: columns[name] for name in COLUMNS}
+
+
+def _line(cells: Sequence[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()
+
+
+def _to_csv(row: Row) -> bytes:
+    columns = row.columns
+    columns["predictions"] = json.dumps(columns["predictions"], ensure_ascii=False)
+    return _line([columns[name] for name in COLUMNS])
+
+
+def _of_csv(record: bytes) -> Mapping[str, Any]:
+    [cells] = csv.reader(io.StringIO(record.decode(), newline=""))
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+# A quoted cell may have line ends, and its quotes are doubled: outside of one they are even.
+_HEADER = _line(COLUMNS)
+CSV = Format(_HEADER, _HEADER, _to_csv, _of_csv, lambda lines: lines.count(b'"') % 2 == 0)
+JSONL = Format(b"", b'{"file": ', _to_json, _of_json, lambda _: True)
+
+
+@dataclass(slots=True)
+class Journal:
+    """An open file of results: what it has, and where more is written."""
+
+    file: BinaryIO
+    form: Format
+    done: set[str] = field(default_factory=set)  # names
+    failures: int = 0
+
+    def write(self, row: Row) -> None:
+        """Add a row."""
+        self.file.write(self.form.encode(row))
+        self.file.flush()
+
+
+@contextmanager
+def opened(path: Path, form: Format) -> Iterator[Journal]:
+    """Open a file of results to go on with it, or begin one.
+
+    Raises `BulkError` if it is something else, cannot be written, or is being written.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    except OSError as error:
+        raise BulkError(f"{path} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BulkError(f"{path} is being written by another process") from error
+        journal = Journal(file, form)
+        end = 0
+        for row, end in rows(file, form, path):  # noqa: B007 - the last one counts
+            journal.done.add(row["file"])
+            journal.failures += bool(row["error"])
+        _cut(file, end or _begin(file, form, path))
+        yield journal
+
+
+def _cut(file: BinaryIO, end: int) -> None:
+    file.truncate(end)
+    file.seek(end)
+
+
+def _begin(file: BinaryIO, form: Format, path: Path) -> int:
+    """Begin a file without rows; gives where they will. What is not ours is left as it is."""
+    file.seek(0)
+    if not form.start.startswith(file.read(len(form.start))):
+        raise _foreign(path)
+    _cut(file, 0)
+    file.write(form.header)
+    return len(form.header)
+
+
+def rows(file: BinaryIO, form: Format, path: Path) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """Read what is whole: each row, and where it ends. Raises `BulkError` for what is no row."""
+    file.seek(0)
+    end = len(form.header)
+    if file.read(end) != form.header:
+        return
+    record = b""
+    for line in file:
+        record += line
+        if not record.endswith(b"\n") or not form.is_whole(record):
+            continue
+        end += len(record)
+        try:
+            row = form.decode(record)
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise _foreign(path) from error
+        yield row, end
+        record = b""
+
+
+def _foreign(path: Path) -> BulkError:
+    return BulkError(f"{path} has something else in it than results; name another file")

@@ -1,0 +1,206 @@
+"""Pictures, one after the other: from files, from folders, and from archives as they are read."""
+
+import io
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Self
+
+from service.errors import BulkError, ServiceError, TooLarge, UnreadableImage
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+# In a folder or an archive, where not everything is meant to be a picture.
+_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+    *(".gif", ".bmp", ".dib", ".tif", ".tiff"),
+}
+_PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may want any amount of memory
+_MOST_ABOUT = 1 << 20  # bytes that a tar may have to say about one member
+_ABOUT = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+
+# What the libraries raise for what is broken.
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(RuntimeError, NotImplementedError, ValueError, UnicodeError),
+)
+
+IsNew = Callable[[str], bool]
+"""Is asked, once, for each name whether it is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture by its name; `read` gives its bytes, or raises what is wrong with it: blocking."""
+
+    name: str
+    read: Callable[[], bytes]
+    held: int = 0  # bytes that are in memory already
+
+
+def check(paths: Iterable[Path]) -> None:
+    """Raise a sentence if something is not there."""
+    for path in paths:
+        if not path.exists():
+            raise BulkError(f"there is no file {path}")
+
+
+def pictures(paths: Sequence[Path], *, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+    """Find pictures in their order, reading no more than is asked for: blocking.
+
+    A file that is named is a picture or an archive; in a folder, and below it, and in an archive
+    what has a picture's suffix is one. What has over `max_bytes` is refused when it is read. An
+    archive that breaks off is the last of its pictures, and says so when it is read.
+    """
+    for path in paths:
+        if path.is_dir():
+            for file in _below(path):
+                if is_new(name := _printable(file)):
+                    yield Source(name, partial(_read_file, file, max_bytes))
+        elif path.name.lower().endswith(ARCHIVES):
+            yield from _in_archive(path, max_bytes, is_new)
+        elif is_new(name := _printable(str(path))):
+            yield Source(name, partial(_read_file, str(path), max_bytes))
+
+
+def count(paths: Sequence[Path]) -> int | None:
+    """Count them, or say nothing where that would be to read an archive through."""
+    total = 0
+    for path in paths:
+        if path.is_dir():
+            total += sum(1 for _ in _below(path))
+        elif path.name.lower().endswith(ARCHIVES):
+            return None
+        else:
+            total += 1
+    return total
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Walk a folder in the order of names; links to other folders are not followed."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(where, name)  # noqa: PTH118 - a million times
+            if _is_picture(name) and os.path.isfile(path):  # noqa: PTH113 - the same
+                yield path
+
+
+def _is_picture(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in _SUFFIXES and not hidden
+
+
+def _printable(name: str) -> str:
+    """Make a name that any file can have one that any text can."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    try:
+        # A pipe could keep whoever opens it waiting.
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableImage("it is no regular file")
+            return _bounded(file, max_bytes)
+    except OSError as error:
+        raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _bounded(file: IO[bytes], max_bytes: int) -> bytes:
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _over(max_bytes)
+    return data
+
+
+def _over(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the picture has over {max_bytes} bytes")
+
+
+def _in_archive(path: Path, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+    members = _in_zip if path.name.lower().endswith(".zip") else _in_tar
+    found = 0
+    try:
+        for source in members(path, max_bytes, is_new):
+            yield source
+            found += 1
+    except _BROKEN as error:
+        name = _printable(str(path))
+        if is_new(name):
+            sentence = f"the archive is broken or cut short, {found} pictures after its beginning"
+            yield _bad(name, UnreadableImage(sentence), error)
+
+
+def _in_zip(path: Path, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = f"{_printable(str(path))}/{_printable(member.filename)}"
+            if not member.is_dir() and _is_picture(member.filename) and is_new(name):
+                yield _zipped(archive, member, name, max_bytes)
+
+
+def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_bytes: int) -> Source:
+    if member.file_size > max_bytes:
+        return _bad(name, _over(max_bytes))
+    if member.compress_type not in _PACKED:
+        return _bad(name, UnreadableImage("it is packed in a way that is not read here"))
+    try:
+        with archive.open(member) as file:  # which unpacks no more than the size that it states
+            data = _bounded(file, max_bytes)
+    except _BROKEN as error:
+        return _bad(name, UnreadableImage("it is encrypted or broken in its archive"), error)
+    return _held(name, data)
+
+
+def _in_tar(path: Path, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+    # As a stream: nothing is sought, so an archive of any size is read once.
+    kind = "r|" if path.name.lower().endswith(".tar") else "r|gz"
+    with tarfile.open(path, kind, tarinfo=_Member) as archive:  # type: ignore[call-overload]  # it is one of the modes
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # else a million of them would stay
+            name = f"{_printable(str(path))}/{_printable(member.name)}"
+            if member.isfile() and _is_picture(member.name) and is_new(name):
+                yield _packed(archive, member, name, max_bytes)
+
+
+def _packed(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, max_bytes: int) -> Source:
+    if member.size > max_bytes:
+        return _bad(name, _over(max_bytes))
+    file = archive.extractfile(member)
+    assert file is not None  # noqa: S101 - it is a regular file; tells mypy
+    return _held(name, file.read())
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose description is of a size that can be held in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]  # None is its default
+        if member.type in _ABOUT and member.size > _MOST_ABOUT:
+            raise tarfile.ReadError(f"a description of {member.size} bytes")
+        return member
+
+
+def _held(name: str, data: bytes) -> Source:
+    return Source(name, io.BytesIO(data).getvalue, len(data))
+
+
+def _bad(name: str, error: ServiceError, cause: Exception | None = None) -> Source:
+    def read() -> bytes:
+        raise error from cause
+
+    return Source(name, read)

@@ -1,0 +1,657 @@
+"""`classify` on folders and archives, into files: all of them once, whatever happens."""
+
+import asyncio
+import csv
+import fcntl
+import gzip
+import io
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rich.console
+from conftest import ROOT, Served, fake_backend, mean_colour
+from test_classify import plain
+from test_client import HOST, live
+
+from service import app, in_order, journal, parquet, sources
+from service.__main__ import main
+from service.classifier import Classifier, Limits
+from service.client import Client, Ranking
+from service.cuts import Cuts
+from service.ensemble import Probabilities
+from service.errors import BulkError, InferenceFailed, ServiceError
+from service.images import Bounds
+from service.journal import CSV, JSONL, Format, Row
+from service.pace import MOST, Pace
+from service.settings import Settings
+from service.sources import Source
+from service.store import Store
+from service.work import Batch
+
+Captured = pytest.CaptureFixture[str]
+
+LABELS = {"red": "red", "lime": "green", "blue": "blue"}  # of colours, by the fake model
+BROKEN = "the PNG picture is broken or cut short; send it whole"
+MAX = 100_000  # bytes
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"GOOGLENET_{name.upper()}", raising=False)
+    monkeypatch.delenv("GOOGLENET_KEY", raising=False)
+
+
+Run = Callable[[Batch[Cuts]], Sequence[Probabilities]]
+
+
+def faked(run: Run) -> Callable[[Settings], Classifier]:
+    def create(settings: Settings) -> Classifier:
+        limits = Limits(
+            picture=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60
+        )
+        return Classifier(lambda: fake_backend(run), limits, lambda _: None)
+
+    return create
+
+
+@pytest.fixture
+def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows three colours."""
+    monkeypatch.setattr(app, "create_classifier", faked(mean_colour))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures, one of them below, one that is broken, and what is no picture."""
+    root = tmp_path / "pictures"
+    (root / "b/.hidden").mkdir(parents=True)
+    (root / "a.png").write_bytes(plain("red"))
+    (root / "b" / "c,\n\r\"d'é.PNG").write_bytes(plain("lime"))
+    (root / "b/broken.png").write_bytes(plain("red")[:-30])
+    (root / "z.png").symlink_to(root / "a.png")
+    (root / "readme.txt").write_text("no picture")
+    (root / ".a.png").write_bytes(b"none")
+    (root / "b/.hidden/a.png").write_bytes(b"none")
+    (root / "folder.png").mkdir()
+    return root
+
+
+def names(folder: Path) -> list[str]:
+    """What is found there, in order."""
+    return [f"{folder}/{name}" for name in ("a.png", "z.png", "b/broken.png", "b/c,\n\r\"d'é.PNG")]
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Read results as somebody else's program does."""
+    if out.suffix == ".jsonl":
+        return [json.loads(line) for line in out.read_text("utf-8").split("\n") if line]
+    if out.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+        return rows
+    with out.open(encoding="utf-8", newline="") as file:
+        return [
+            {
+                **{name: cell or None for name, cell in row.items()},
+                "index": int(row["index"]) if row["index"] else None,
+                "probability": float(row["probability"]) if row["probability"] else None,
+                "predictions": json.loads(row["predictions"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+FORMATS = pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+
+
+# Files of results.
+
+
+@FORMATS
+@pytest.mark.usefixtures("_fake")
+def test_results_are_written_as_they_are_found_and_not_twice(
+    ending: str, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    command = ["classify", str(folder), "--out", str(out), "--top-k", "2"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("4 pictures, 1 failures, ")
+    rows = read(out)
+    assert [row["file"] for row in rows] == names(folder)
+    assert [row["label"] for row in rows] == ["red", "red", None, "green"]
+    assert [row["error"] for row in rows] == [None, None, BROKEN, None]
+    assert rows[0].keys() == {*journal.COLUMNS}
+    assert (rows[3]["wnid"], rows[3]["index"]) == (None, 1)
+    assert rows[3]["probability"] == pytest.approx(1)
+    assert [one["label"] for one in rows[3]["predictions"]] == ["green", "red"]
+    assert rows[2]["predictions"] == []
+    before = out.read_bytes()
+    assert main(command) == 1  # there is a bad one still
+    assert out.read_bytes() == before
+    said = capsys.readouterr().err
+    assert said.startswith("0 pictures, 0 failures, 0.0 s, 0.0 pictures a second; 4 were there")
+    (folder / "b/a.png").write_bytes(plain("blue"))
+    (folder / "b/b.png").write_bytes(bytes(5000))
+    assert main([*command, "--max-body-bytes", "4096"]) == 1
+    more = [f"{folder}/b/a.png", f"{folder}/b/b.png"]
+    assert [row["file"] for row in read(out)] == [*names(folder), *more]
+    assert read(out)[-1]["error"] == "the picture has over 4096 bytes"
+    assert not [*tmp_path.glob("*.journal")]
+
+
+@FORMATS
+@pytest.mark.usefixtures("_fake")
+def test_what_is_all_right_succeeds(ending: str, folder: Path, tmp_path: Path) -> None:
+    one = str(folder / "a.png")
+    assert main(["classify", one, one, "--out", str(tmp_path / f"out.{ending}")]) == 0
+    assert [row["file"] for row in read(tmp_path / f"out.{ending}")] == [one]
+
+
+@pytest.mark.parametrize(("ending", "form"), [("csv", CSV), ("jsonl", JSONL)])
+@pytest.mark.usefixtures("_fake")
+def test_a_file_that_was_torn_anywhere_is_gone_on_with(
+    ending: str, form: Format, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    main(["classify", str(folder), "--out", str(out)])
+    whole = out.read_bytes()
+    rows = read(out)
+    for at in range(0, len(whole), 5):
+        out.write_bytes(whole[:at])
+        with journal.opened(out, form) as results:
+            done = [row for row in rows if row["file"] in results.done]
+        encoded = [form.encode(Row(r["file"], r["predictions"], r["error"])) for r in done]
+        assert out.read_bytes() == form.header + b"".join(encoded)
+        with journal.opened(out, form) as results:
+            kept = rows[: len(results.done)]
+            assert results.done == {row["file"] for row in kept}
+            assert results.failures == sum(row["error"] is not None for row in kept)
+            for row in rows[len(kept) :]:
+                results.write(Row(row["file"], row["predictions"], row["error"]))
+        assert out.read_bytes() == whole
+
+
+def test_who_is_killed_goes_on_and_has_each_picture_once(tmp_path: Path) -> None:
+    digits = [*(ROOT / "model_store/digits/held_out").glob("*.png")]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(400):
+        (pictures / f"{number:04}.png").symlink_to(digits[number % len(digits)])
+    out = tmp_path / "out.parquet"
+    beside = tmp_path / "out.parquet.journal"
+    quick = ["--max-batch", "1", "--cores", "1", "--precision", "float32", "--views", "single"]
+    classify = [sys.executable, "-m", "service", "classify", "--model", "digits", *quick]
+    command = [*classify, str(pictures), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT)  # noqa: S603 - ourselves
+    end = time.monotonic() + 60
+    while not beside.exists() or beside.read_bytes().count(b"\n") < 50:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
+    assert not out.exists()
+    before = beside.read_bytes().count(b"\n")
+    again = subprocess.run(  # noqa: S603 - ourselves
+        command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.splitlines()[-1].startswith(f"{400 - before} pictures, 0 failures")
+    rows = read(out)
+    assert [Path(row["file"]).name for row in rows] == [f"{n:04}.png" for n in range(400)]
+    right = sum(
+        row["label"] == digits[number % len(digits)].stem for number, row in enumerate(rows)
+    )
+    assert right == 400
+    assert not beside.exists()
+
+
+@pytest.mark.parametrize(("ending", "form"), [("csv", CSV), ("jsonl", JSONL)])
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "precious", '{"file": 1}\n', "file,labels\n", "[1]\n"]
+)
+def test_a_file_with_something_else_is_left_alone(
+    ending: str, form: Format, content: str, tmp_path: Path
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    out.write_text(content)
+    with pytest.raises(BulkError, match="something else"), journal.opened(out, form):
+        pass
+    assert out.read_text() == content
+
+
+def test_a_row_that_is_none_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    out.write_bytes(CSV.header + b"1,2\r\n")
+    with pytest.raises(BulkError, match="something else"), journal.opened(out, CSV):
+        pass
+
+
+@pytest.mark.parametrize("made", [b"none", None])
+def test_a_parquet_file_with_something_else_is_left_alone(
+    made: bytes | None, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.parquet"
+    if made is None:
+        pq.write_table(pa.table({"a": [1]}), out)
+    else:
+        out.write_bytes(made)
+    before = out.read_bytes()
+    with pytest.raises(BulkError, match="no Parquet file of results"), parquet.opened(out):
+        pass
+    assert out.read_bytes() == before
+
+
+def test_a_row_is_not_kept_twice_by_who_was_killed_between_the_last_two_steps(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out.parquet"
+    with parquet.opened(out) as results:
+        results.write(Row("a"))
+        results.write(Row("b", error="no"))
+        left = (tmp_path / "out.parquet.journal").read_bytes()
+    (tmp_path / "out.parquet.journal").write_bytes(left)
+    with parquet.opened(out) as results:
+        assert results.done == {"a", "b"}
+        results.write(Row("c"))
+    assert [row["file"] for row in read(out)] == ["a", "b", "c"]
+
+
+def test_many_rows_go_by_parts(tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    with parquet.opened(out) as results:
+        for number in range(10_000):
+            results.file.write(JSONL.encode(Row(str(number))))
+    assert pq.ParquetFile(out).num_row_groups == 2
+    assert [row["file"] for row in read(out)] == [str(number) for number in range(10_000)]
+
+
+def test_two_do_not_write_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    with out.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BulkError, match="by another process"), journal.opened(out, CSV):
+            pass
+
+
+def refused(arguments: list[str], capsys: Captured) -> str:
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err.removeprefix("googlenet-service: ").rstrip("\n")
+
+
+def test_what_cannot_be_is_told_in_a_sentence(
+    folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["classify", str(folder), "--out"]
+    assert refused([*command, "a.txt"], capsys) == (
+        "a.txt: name a file that ends with .parquet, .csv, .jsonl"
+    )
+    gone = tmp_path / "gone/a.csv"
+    assert refused([*command, str(gone)], capsys) == (
+        f"{gone} cannot be written: No such file or directory"
+    )
+    assert refused(["classify", str(gone)], capsys) == f"there is no file {gone}"
+    empty = str(folder / "folder.png")
+    assert refused(["classify", empty], capsys) == "there are no pictures there"
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    told = refused([*command, str(tmp_path / "a.parquet")], capsys)
+    assert told.startswith("Parquet needs pyarrow: pip install 'googlenet-service[bulk]'")
+    monkeypatch.setitem(sys.modules, "service.client", None)
+    told = refused(["classify", str(folder), "--url", "http://nowhere.invalid"], capsys)
+    assert told == "--url needs httpx2: pip install 'googlenet-service[client]'"
+
+
+@pytest.mark.usefixtures("_fake")
+def test_a_terminal_sees_how_far_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = io.StringIO()
+    terminal = rich.console.Console(file=seen, force_terminal=True, width=100)
+    monkeypatch.setattr("service.console.terminal", lambda **_: terminal)
+    main(["classify", str(folder), "--out", str(tmp_path / "out.csv")])
+    assert "4/4" in seen.getvalue()
+
+
+@pytest.mark.usefixtures("_fake")
+def test_a_folder_is_printed_in_its_order(folder: Path, capsys: Captured) -> None:
+    assert main(["classify", str(folder), "--json", "--top-k", "1"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["file"] for row in rows] == names(folder)
+    assert rows[2] == {"file": f"{folder}/b/broken.png", "error": BROKEN}
+    assert main(["classify", str(folder)]) == 1
+    assert "z.png" in capsys.readouterr().out
+
+
+def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
+    folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Batch[Cuts]) -> list[Probabilities]:
+        raise InferenceFailed("no device")
+
+    monkeypatch.setattr(app, "create_classifier", faked(fails))
+    out = tmp_path / "out.csv"
+    assert "the device failed" in refused(["classify", str(folder), "--out", str(out)], capsys)
+    assert read(out) == []
+
+
+# What pictures are found in.
+
+
+def found(path: Path, max_bytes: int = MAX) -> dict[str, str | int]:
+    """Read all pictures there: their sizes, or what is wrong with them."""
+    results: dict[str, str | int] = {}
+    for source in sources.pictures([path], max_bytes=max_bytes, is_new=lambda _: True):
+        name = source.name.removeprefix(f"{path}").lstrip("/")
+        assert name not in results
+        try:
+            results[name] = len(source.read())
+        except ServiceError as error:
+            results[name] = str(error)
+    return results
+
+
+def tarred(path: Path, mode: str, members: Sequence[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]  # a mode
+        folder = tarfile.TarInfo("folder.png")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+MEMBERS = [
+    ("a/red.png", plain("red")), ("blue.PNG", plain("blue")), ("huge.png", bytes(MAX + 1)),
+    ("just.png", bytes(MAX)), ("notes.txt", b"none"), ("__MACOSX/red.png", b"none"),
+    (".red.png", b"none"), ("empty.png", b""), (150 * "long/" + "é.png", plain("lime")),
+]  # fmt: skip
+READ = {
+    "a/red.png": len(plain("red")), "blue.PNG": len(plain("blue")), "just.png": MAX,
+    "huge.png": f"the picture has over {MAX} bytes", "empty.png": 0,
+    150 * "long/" + "é.png": len(plain("lime")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "zip", "ZIP"])
+def test_an_archive_is_read_without_being_unpacked(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photos.{ending}"
+    if ending.lower() == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.mkdir("folder.png")
+            for name, data in MEMBERS:
+                archive.writestr(name, data)
+    else:
+        tarred(path, "w" if ending == "tar" else "w:gz", MEMBERS)
+    assert found(path) == READ
+    assert [*tmp_path.iterdir()] == [path]
+    assert sources.count([path]) is None
+
+
+@pytest.mark.parametrize("ending", ["tar", "zip"])
+def test_what_is_done_of_an_archive_is_passed_over(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photos.{ending}"
+    if ending == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in MEMBERS:
+                archive.writestr(name, data)
+    else:
+        tarred(path, "w", MEMBERS)
+    left = sources.pictures([path], max_bytes=MAX, is_new=lambda name: "blue" in name)
+    assert [source.name for source in left] == [f"{path}/blue.PNG"]
+
+
+def test_members_that_a_zip_cannot_give_are_told_alone(tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    noise = random.Random(0).randbytes(1000)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lzma.png", plain("red"), zipfile.ZIP_LZMA)
+        archive.writestr("liar.png", bytes(50_000_000), zipfile.ZIP_DEFLATED)
+        archive.writestr("changed.png", noise)
+        archive.writestr("good.png", plain("blue"))
+    data = path.read_bytes().replace(noise, noise[:500] + b"!" + noise[501:])
+    sizes = struct.pack("<I", 50_000_000)
+    assert data.count(sizes) == 2
+    path.write_bytes(data.replace(sizes, struct.pack("<I", 10)))  # it states 10 bytes
+    broken = "it is encrypted or broken in its archive"
+    assert found(path) == {
+        "lzma.png": "it is packed in a way that is not read here",
+        "liar.png": broken,
+        "changed.png": broken,
+        "good.png": len(plain("blue")),
+    }
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "zip"])
+def test_an_archive_that_is_none_is_told(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photos.{ending}"
+    path.write_bytes(b"none" * 1000)
+    assert found(path) == {"": "the archive is broken or cut short, 0 pictures after its beginning"}
+    left = sources.pictures([path], max_bytes=MAX, is_new=lambda _: False)
+    assert [*left] == []
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_an_archive_that_is_cut_short_gives_what_it_has(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"photos.{ending}"
+    chance = random.Random(0)
+    members = [(f"{n}.png", chance.randbytes(5000)) for n in range(20)]
+    tarred(path, "w" if ending == "tar" else "w:gz", members)
+    path.write_bytes(path.read_bytes()[:50_000])
+    results = found(path)
+    assert "the archive is broken or cut short" in str(results.pop(""))
+    assert 5 < len(results) < 15
+    assert {*results.values()} == {5000}
+
+
+def test_a_tar_that_describes_a_member_for_ever_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar.gz"
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 7 << 30
+    with gzip.open(path, "wb") as file:
+        file.write(header.tobuf() + bytes(100_000_000))
+    tracemalloc.start()
+    try:
+        assert "the archive is broken" in str(found(path)[""])
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert found(tmp_path) == {}
+    [gone] = sources.pictures([tmp_path / "gone.png"], max_bytes=MAX, is_new=lambda _: True)
+    with pytest.raises(ServiceError, match="cannot be read: No such file"):
+        gone.read()
+    [pipe] = sources.pictures([tmp_path / "pipe.png"], max_bytes=MAX, is_new=lambda _: True)
+    with pytest.raises(ServiceError, match="no regular file"):
+        pipe.read()
+    (tmp_path / "huge").write_bytes(bytes(MAX + 1))
+    assert found(tmp_path / "huge") == {"": f"the picture has over {MAX} bytes"}
+
+
+def test_names_that_are_no_text_are_made_some(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"1")
+    assert found(tmp_path) == {"\\xff.png": 1}
+
+
+def test_files_and_folders_are_counted(folder: Path) -> None:
+    assert sources.count([folder, folder / "readme.txt"]) == 5
+
+
+# Many at a time.
+
+
+def test_results_are_put_in_order_and_no_more_is_begun_than_may_be() -> None:
+    chance = random.Random(0)
+    at_work, most = 0, 0
+    done: list[str] = []
+
+    async def work(source: Source) -> str:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(chance.random() / 100)
+        at_work -= 1
+        return source.name
+
+    every = [Source(str(number), bytes, held=number * 100_000) for number in range(200)]
+    asyncio.run(in_order.run(iter(every), work, done.append, lambda: 7))
+    assert done == [source.name for source in every]
+    assert most == 7
+
+
+def test_results_that_wait_for_an_earlier_one_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_order, "HELD", 10)
+    begun: list[str] = []
+    done: list[str] = []
+
+    async def main() -> None:
+        first = asyncio.Event()
+
+        async def work(source: Source) -> str:
+            begun.append(source.name)
+            if source.name == "0":
+                await first.wait()
+            return source.name
+
+        every = (Source(str(number), bytes) for number in range(100))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(in_order.run(every, work, done.append, lambda: 3))
+            await asyncio.sleep(0.1)
+            assert (len(begun), done) == (10, [])
+            first.set()
+
+    asyncio.run(main())
+    assert done == [str(number) for number in range(100)]
+
+
+def test_an_error_ends_all_and_is_the_callers() -> None:
+    async def work(source: Source) -> str:
+        if source.name == "50":
+            raise InferenceFailed("no")
+        await asyncio.sleep(0.001)
+        return source.name
+
+    done: list[str] = []
+    every = (Source(str(number), bytes) for number in range(100_000))
+    with pytest.raises(InferenceFailed, match="no"):
+        asyncio.run(in_order.run(every, work, done.append, lambda: 5))
+    assert done == [str(number) for number in range(len(done))]
+    assert len(done) <= 50
+
+
+@pytest.mark.parametrize(
+    ("views", "decoding", "nbytes", "room"),
+    [("single", 2, 10**9, 50), ("ten", 2, 10**9, 7), ("paper", 2, 10**9, 3), ("single", 2, 1, 1),
+     ("single", 2, 10 * 150_528, 10)],
+)  # fmt: skip
+def test_as_many_are_in_flight_as_fill_the_batches_and_the_memory(
+    views: str, decoding: int, nbytes: int, room: int
+) -> None:
+    async def main() -> int:
+        limits = Limits(picture=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
+        async with Classifier(fake_backend, limits, lambda _: None) as classifier:
+            await classifier.ready()
+            return classifier.room(views, decoding)
+
+    assert asyncio.run(main()) == room
+
+
+def test_the_pace_grows_with_answers_and_halves_once_for_refusals_of_a_moment() -> None:
+    pace = Pace(window=8.0)
+    assert pace.answered().window == 8.125
+    assert Pace(window=MOST).answered().most == MOST
+    slower = pace.refused(now=10.0, seconds=2.0)
+    assert (slower.most, slower.quiet_until) == (4, 12.0)
+    assert slower.refused(now=11.9, seconds=5.0) == slower
+    assert slower.refused(now=12.0, seconds=1.0).most == 2
+    assert Pace(window=1.0).refused(now=0.0, seconds=1.0).most == 1
+
+
+# By a service.
+
+
+def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    """It has memory for three pictures that wait; all of these have to."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(60):
+        colour = [*LABELS][number % 3]
+        (pictures / f"{number:02}.png").write_bytes(plain(colour))
+    (pictures / "90.png").write_bytes(b"none")
+    (pictures / "91.png").write_bytes(b"")
+    (pictures / "92.png").write_bytes(bytes(21 * 2**20))
+    out = tmp_path / "out.csv"
+
+    def slow(batch: Batch[Cuts]) -> list[Probabilities]:
+        time.sleep(0.01)
+        return mean_colour(batch)
+
+    with live(fake_backend(slow), max_queue_bytes=500_000) as url:
+        command = ["classify", str(pictures), "--url", url, "--out", str(out)]
+        assert main([*command, "--views", "single", "--top-k", "2"]) == 1
+        metrics = httpx2.get(f"{url}/metrics").text
+    assert 'googlenet_rejected_total{reason="overloaded"}' in metrics
+    rows = read(out)
+    assert len(rows) == 63
+    assert [row["label"] for row in rows[:60]] == [*LABELS.values()] * 20
+    assert {len(row["predictions"]) for row in rows[:60]} == {2}
+    assert all(row["error"] for row in rows[60:])
+    assert capsys.readouterr().err.startswith("63 pictures, 3 failures")
+
+
+def test_a_service_that_will_not_do_it_ends_the_command(folder: Path, capsys: Captured) -> None:
+    with live(key_digests=f"web:{'0' * 64}") as url:
+        told = refused(["classify", str(folder), "--url", url, "--key", "wrong"], capsys)
+    assert told.startswith(f"{folder}/")
+    assert "send your API key" in told
+
+
+# With the real weights.
+
+
+def test_a_hundred_photos_are_named_as_evaluate_and_the_service_do(
+    shared: Path, real_store: Store, served: Served, tmp_path: Path
+) -> None:
+    photos = shared / "photos"
+    out = tmp_path / "out.jsonl"
+    files = [str(path) for path in sorted(photos.glob("*.JPEG"))]
+    packed = tmp_path / "photos.tar"
+    with tarfile.open(packed, "w") as archive:
+        for file in files:
+            archive.add(file, Path(file).name)
+    options = ["--model", "bvlc_googlenet", "--store", str(real_store.root), "--views", "single",
+               "--precision", "float32", "--max-batch", "8", "--cores", "1"]  # fmt: skip
+    assert main(["classify", str(packed), *options, "--out", str(out)]) == 0
+    rows = read(out)
+    assert [row["file"] for row in rows] == [f"{packed}/{Path(file).name}" for file in files]
+    assert sum(row["wnid"] == Path(row["file"]).name[:9] for row in rows) == 79
+    with Client(f"http://{HOST}:{served.port}", timeout=120) as client:
+        answers = client.classify_all(files[:30], views="single")
+    best = [one.best.label for one in answers if isinstance(one, Ranking)]
+    assert best == [row["label"] for row in rows[:30]]
