@@ -13,14 +13,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
-from conftest import FakeBackend, Served, fake_backend, in_thread, wait_ready, website
+from conftest import (
+    FakeBackend,
+    Served,
+    colour_or_map,
+    fake_backend,
+    in_thread,
+    wait_ready,
+)
 from test_classify import Gate, parts, plain
 
 from service import client
@@ -42,7 +48,7 @@ from service.client import (
     errors,
     retries,
 )
-from service.client.results import Box, HeatMap, Member
+from service.client.results import Box, Member
 from service.client.retries import Failures
 from service.settings import Settings
 
@@ -79,7 +85,8 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
     """Serve the real application with a fake model in a thread; gives its address."""
     settings = Settings(model="fake", views="single", **chosen)
-    app = create_app(settings, load=lambda _: backend or fake_backend())
+    backend = backend or fake_backend(colour_or_map, explains=True)
+    app = create_app(settings, load=lambda _: backend)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     with (
         socket.create_server((HOST, 0), backlog=1000) as listener,
@@ -206,55 +213,26 @@ def test_no_pictures_are_no_request(ask: Ask) -> None:
 
 
 def test_the_models_are_told(ask: Ask, url: str) -> None:
-    [model] = ask(url, "models").models
-    assert (model.name, model.device, model.precision, model.classes) == (
-        *("fake0", "cpu", "float32"),
-        3,
-    )
-    assert model.default_views == "single"
-    assert "dense" in model.views
-
-
-def test_members_and_the_default_are_told_where_the_service_tells_them(ask: Ask) -> None:
-    member = {"name": "m", "version": "1", "architecture": "googlenet", "sha256": "0" * 64}
-    model = {"name": "m", "version": "1", "notice": "digits only", "device": "cpu",
-             "precision": "bfloat16", "classes": 10, "views": ["single", "ten"],
-             "default_views": "ten", "explains": True, "members": [member]}  # fmt: skip
-    body = json.dumps({"default": "m", "models": [model]}).encode()
-    with misbehaving(answered(body)) as (url, _):
-        models = ask(url, "models")
-    assert models.default == "m"
+    models = ask(url, "models")
+    assert models.default == "fake"
+    views = ("single", "ten", "paper", "dense")
+    member = Member("fake0", "1", "fake", "0" * 64)
     assert models.models == (
-        Model("m", "1", "cpu", "bfloat16", 10, ("single", "ten"), "ten", "digits only",
-              explains=True, members=(Member("m", "1", "googlenet", "0" * 64),)),
+        Model("fake", "1", "cpu", "float32", 3, views, "single", None,
+              explains=True, members=(member,)),
     )  # fmt: skip
 
 
-EXPLAINED = {"model": "m", "views": "single", "width": 500, "height": 375, "label": "beagle",
-             "wnid": "n02088364", "index": 162, "probability": 0.81, "logit": 14.2, "bias": 0.01,
-             "maps": [{"left": 62.5, "top": 0.0, "width": 375.0, "height": 375.0,
-                       "grid": [[0.0, 1.0], [2.0, 3.0]]}],
-             "box": {"left": 100, "top": 40, "width": 210, "height": 250}}  # fmt: skip
-
-
-def test_an_explanation_is_told_or_shown(ask: Ask) -> None:
-    queries: list[str] = []
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.rfile.read(int(handler.headers["Content-Length"]))
-        queries.append(handler.path)
-        is_png = handler.headers["Accept"] == "image/png"
-        body = b"PNG" if is_png else json.dumps(EXPLAINED).encode()
-        handler.wfile.write(answered(body))
-
-    with website(answer) as url:
-        told = ask(url, "explain", b"picture", label="beagle")
-        assert ask(url, "heat_map", b"picture", label=162, views="ten") == b"PNG"
-    assert queries == ["/explain?label=beagle", "/explain?label=162&views=ten"]
-    assert told.maps == (HeatMap(62.5, 0.0, 375.0, 375.0, ((0.0, 1.0), (2.0, 3.0))),)
-    assert told.box == Box(100, 40, 210, 250)
-    assert (told.label, told.index, told.logit, told.bias) == ("beagle", 162, 14.2, 0.01)
-    assert (told.width, told.height) == (500, 375)
+def test_an_explanation_is_told_or_shown(ask: Ask, url: str) -> None:
+    told = ask(url, "explain", plain("blue"), label="red")
+    assert (told.label, told.index, told.views) == ("red", 0, "single")
+    (one,) = told.maps
+    assert one.grid == ((1.0, 1.0), (1.0, 1.0))
+    assert (one.logit, told.bias) == (2.0, 1.0)
+    assert one.box == told.box == Box(0.0, 0.0, 1.0, 1.0)
+    other = ask(url, "explain", plain("blue"), views="ten")
+    assert (other.label, len(other.maps), other.box) == ("blue", 10, None)
+    assert ask(url, "heat_map", plain("blue"), label=0).startswith(b"\x89PNG")
 
 
 def test_a_real_photo_is_ranked_as_the_service_answers(

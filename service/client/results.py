@@ -51,59 +51,53 @@ class Model:
     classes: int
     views: tuple[str, ...]
     default_views: str
-    notice: str | None = None
-    explains: bool = False
-    members: tuple[Member, ...] = ()
+    notice: str | None
+    explains: bool
+    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
     """All that is served; `default` is what answers when no model is named."""
 
-    default: str | None
+    default: str
     models: tuple[Model, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class HeatMap:
-    """What of a view speaks for the label; the view's place is in pixels of the upright picture."""
+class Box:
+    """A part of the upright picture, in shares of its width and height."""
 
     left: float
     top: float
     width: float
     height: float
-    grid: tuple[tuple[float, ...], ...]  # rows from the top, in the unit of logits
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """A part of the upright picture, in its pixels."""
+class HeatMap:
+    """What each place of a view adds to a label's logit.
 
-    left: float
-    top: float
-    width: float
-    height: float
+    The grid's mean and the label's bias are together that logit.
+    """
+
+    box: Box  # that the view shows of the picture
+    grid: tuple[tuple[float, ...], ...]  # rows from the top
+    logit: float
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where in a picture (`width` x `height` pixels) a label is seen.
-
-    The mean of a map's grid and `bias` together are that view's logit; `box` is where the
-    average of the maps is above half of its maximum.
-    """
+    """Where in a picture a label is seen; `box` is around what adds over half of the most."""
 
     model: str
     views: str
-    width: int
-    height: int
     label: str
     wnid: str | None
     index: int
     probability: float
-    logit: float
     bias: float
-    maps: tuple[HeatMap, ...]
+    maps: tuple[HeatMap, ...]  # one a view
     box: Box | None
 
 
@@ -118,7 +112,7 @@ def ranking(answer: Mapping[str, Any], predictions: Any) -> Ranking:
 
 def models(answer: Mapping[str, Any]) -> Models:
     """Read the answer to GET /models."""
-    return Models(answer.get("default"), tuple(_model(one) for one in answer["models"]))
+    return Models(answer["default"], tuple(_model(one) for one in answer["models"]))
 
 
 def _model(one: Mapping[str, Any]) -> Model:
@@ -130,34 +124,33 @@ def _model(one: Mapping[str, Any]) -> Model:
         classes=one["classes"],
         views=tuple(one["views"]),
         default_views=one["default_views"],
-        notice=one.get("notice"),
-        explains=one.get("explains", False),
+        notice=one["notice"],
+        explains=one["explains"],
         members=tuple(
             Member(member["name"], member["version"], member["architecture"], member["sha256"])
-            for member in one.get("members", ())
+            for member in one["members"]
         ),
     )
 
 
 def explanation(answer: Mapping[str, Any]) -> Explanation:
     """Read the answer to POST /explain."""
-    box = answer.get("box")
     return Explanation(
         model=answer["model"],
         views=answer["views"],
-        width=answer["width"],
-        height=answer["height"],
         label=answer["label"],
         wnid=answer["wnid"],
         index=answer["index"],
         probability=answer["probability"],
-        logit=answer["logit"],
         bias=answer["bias"],
         maps=tuple(_heat_map(one) for one in answer["maps"]),
-        box=Box(box["left"], box["top"], box["width"], box["height"]) if box else None,
+        box=_box(answer["box"]) if answer["box"] else None,
     )
 
 
 def _heat_map(one: Mapping[str, Any]) -> HeatMap:
-    grid = tuple(tuple(row) for row in one["grid"])
-    return HeatMap(one["left"], one["top"], one["width"], one["height"], grid)
+    return HeatMap(_box(one), tuple(tuple(row) for row in one["grid"]), one["logit"])
+
+
+def _box(one: Mapping[str, Any]) -> Box:
+    return Box(one["left"], one["top"], one["width"], one["height"])
