@@ -118,7 +118,21 @@ def test_requests_are_answered(command: str, desk: Path, served: Served) -> None
         shell=True, cwd=desk, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout
+    written = re.search(r" -o (\S+)", command)
+    assert (desk / written[1]).stat().st_size if written else answer.stdout
+
+
+def test_the_example_in_python_runs(desk: Path, served: Served) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    there = example.replace("localhost:8000", f"127.0.0.1:{served.port}")
+    done = subprocess.run(  # noqa: S603 - our own README
+        [sys.executable, "-c", there],
+        cwd=desk, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("beagle\n")
+    assert done.stdout.count("Prediction(") == 2
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("googlenet-service")])
