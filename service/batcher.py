@@ -135,11 +135,7 @@ class Batcher(Generic[P, R]):
     def check(self, demands: Sequence[Demand], seconds: float, *, lead: float = 0.0) -> Admission:
         """Raise what `reserve` would, for jobs that must be done in so many seconds."""
         now = time.monotonic()
-        rows: Counter[Key] = Counter()
-        for demand in demands:
-            rows[demand.key] += demand.rows
-        load = replace(self._load(), lead=lead, room=self._room.left(now), doubt=self._doubt.factor)
-        admission = admit(load, rows, self._costs, seconds)
+        load, admission = self._admission(demands, seconds, lead, now)
         if seconds <= 0:
             raise DeadlineExceeded("the deadline passed while the request was being sent")
         if not admission.possible:
@@ -169,6 +165,20 @@ class Batcher(Generic[P, R]):
         if admission.idle:  # whoever was invited may come
             self._invitation = Invitation()
         return admission
+
+    def promise(self, demands: Sequence[Demand], *, lead: float = 0.0) -> float:
+        """Predict in how many seconds such jobs would be done, if they were admitted now."""
+        load, admission = self._admission(demands, math.inf, lead, time.monotonic())
+        return load.doubt * admission.promised
+
+    def _admission(
+        self, demands: Sequence[Demand], seconds: float, lead: float, now: float
+    ) -> tuple[Load, Admission]:
+        rows: Counter[Key] = Counter()
+        for demand in demands:
+            rows[demand.key] += demand.rows
+        load = replace(self._load(), lead=lead, room=self._room.left(now), doubt=self._doubt.factor)
+        return load, admit(load, rows, self._costs, seconds)
 
     async def submit(self, seat: Seat[P, R], payload: P) -> Outcome[R]:
         """Queue a payload on its seat and wait for the results of all its rows.

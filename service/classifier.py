@@ -20,6 +20,7 @@ from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabiliti
 from service.errors import CallerGone, DeadlineExceeded, NotExplainable, NotReady, ServiceError
 from service.explanation import Activation, Grid
 from service.images import Bounds
+from service.settings import PlanName
 from service.views import Plan
 from service.work import Backlog, Outcome, Report
 
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
 _AHEAD = 3  # batches of each lane: one runs, one waits for it, one is being decoded
+_MOST_FIRST: tuple[PlanName, ...] = ("paper", "ten")
+_FEWEST: PlanName = "single"
+_AMPLE = 0.25  # of the time that a request has
 _FAILURES = 3  # batches in a row, after which the device is not expected to recover
 
 
@@ -224,6 +228,20 @@ class Classifier:
         most = math.ceil(_AHEAD * len(backend.lanes) * largest / rows) + decoding
         nbytes = sum(demand.nbytes for demand in demands)
         return max(1, min(most, self._limits.max_queue_bytes // nbytes))
+
+    def most_views(self, pictures: int, seconds: float) -> PlanName:
+        """Choose the most views for which there is ample time, by the present load.
+
+        A part of the time only, so that others still find room: as the load grows everybody gets
+        fewer views, before anybody is refused.
+        """
+        backend, batcher = self._ready().backend, self._ready().batcher
+        lead = backend.lead(pictures)
+        for name in _MOST_FIRST:
+            demands = backend.ensemble.demands(backend.ensemble.plans(name)) * pictures
+            if batcher.promise(demands, lead=lead) <= _AMPLE * seconds:
+                return name
+        return _FEWEST
 
     def check(self, *, plan: str, seconds: float) -> None:
         """Raise at once what even a single picture would be refused with."""

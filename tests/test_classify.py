@@ -254,7 +254,7 @@ def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None
                 "device": "cpu",
                 "precision": "float32",
                 "classes": 1000,
-                "views": ["single", "ten", "paper", "dense"],
+                "views": ["single", "ten", "paper", "dense", "auto"],
                 "default_views": "ten",
                 "explains": True,
                 "members": [
@@ -599,6 +599,43 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
     assert_problem(response, 500, "internal")
     assert response.json()["detail"] == "an internal error; it was logged"
     assert not re.search(r"Traceback|IndexError|ExceptionGroup|\.py|/work", response.text)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "views"), [(10_000, "paper"), (2000, "ten"), (300, "single")]
+)
+def test_auto_takes_as_many_views_as_there_is_ample_time_for(milliseconds: int, views: str) -> None:
+    """A row is said to take 10 ms."""
+    with service(lambda _: fake_backend(seconds_per_row=0.01)) as client:
+        deadline = {"X-Timeout-Ms": str(milliseconds)}
+        answer = client.post("/classify?views=auto", files=parts(plain("red")), headers=deadline)
+        assert answer.json()["views"] == views
+
+
+def gauge(client: TestClient, name: str) -> float:
+    found = re.search(rf"^{name} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def test_auto_takes_fewer_views_as_the_load_grows() -> None:
+    gate = Gate()
+    with (
+        service(lambda _: fake_backend(gate, seconds_per_row=0.01)) as client,
+        ThreadPoolExecutor(30) as threads,
+    ):
+        with gate.shut():
+            others = [
+                threads.submit(client.post, "/classify?views=ten", files=parts(plain("red")))
+                for _ in range(15)
+            ]
+            while gauge(client, "googlenet_queue_rows") < 100:
+                time.sleep(0.01)
+            asked = threads.submit(client.post, "/classify?views=auto", files=parts(plain("red")))
+            while gauge(client, "googlenet_requests_in_flight") < 17:
+                time.sleep(0.01)  # the other fifteen, this one, and who asks
+        assert asked.result().json()["views"] == "ten"
+        assert {other.result().status_code for other in others} == {200}
 
 
 def test_every_error_a_request_can_meet_has_a_status() -> None:

@@ -215,7 +215,7 @@ def test_no_pictures_are_no_request(ask: Ask) -> None:
 def test_the_models_are_told(ask: Ask, url: str) -> None:
     models = ask(url, "models")
     assert models.default == "fake"
-    views = ("single", "ten", "paper", "dense")
+    views = ("single", "ten", "paper", "dense", "auto")
     member = Member("fake0", "1", "fake", "0" * 64)
     assert models.models == (
         Model("fake", "1", "cpu", "float32", 3, views, "single", None,

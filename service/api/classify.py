@@ -20,7 +20,7 @@ from service.classifier import Answer, Timing
 from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.settings import MODEL, PlanName, Settings
+from service.settings import AUTO, MODEL, PlanName, Settings, Views
 from service.shadow import Shadow
 
 
@@ -120,9 +120,12 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
     )
     async def classify(
         request: Request,
-        plan: Annotated[
-            PlanName,
-            Query(alias="views", description="views of each picture; more cost more"),
+        views: Annotated[
+            Views,
+            Query(
+                description="views of each picture; more cost more; auto: as many of single, ten "
+                "and paper as its time and the present load allow, which the answer tells"
+            ),
         ] = settings.views,
         model: Model = None,
         top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
@@ -140,6 +143,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             uploaded = time.monotonic() - started
             metrics.stage("upload", uploaded)
             seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
+            plan = classifier.most_views(len(uploads), seconds) if views == AUTO else views
             answers = await classifier.classify(
                 [upload.data for upload in uploads],
                 plan=plan,

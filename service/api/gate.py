@@ -16,7 +16,7 @@ from service.api.requests import name_route, path
 from service.catalogue import Catalogue
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import AUTO, Settings
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -48,6 +48,8 @@ class Gate:
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         plan, model = asked.get("views", [default])[-1], asked.get("model", [None])[-1]
         milliseconds = Headers(scope=scope).get("x-timeout-ms", self._most)
+        if plan == AUTO:
+            plan = views.NAMES[0]  # if there is no time even for the fewest
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
             self._catalogue.find(model).check(plan=plan, seconds=seconds)

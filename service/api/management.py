@@ -12,7 +12,7 @@ from service.api.guard import is_manager
 from service.catalogue import Catalogue
 from service.classifier import Classifier
 from service.errors import Forbidden
-from service.settings import MODEL, PlanName, Settings
+from service.settings import AUTO, MODEL, PlanName, Settings
 from service.shadow import Shadow
 
 PATH = "/models/{name}"
@@ -136,7 +136,7 @@ def _served(name: str, classifier: Classifier, settings: Settings) -> Served:
         device=ensemble.device,
         precision=ensemble.precision,
         classes=len(ensemble.labels),
-        views=list(views.NAMES),
+        views=[*views.NAMES, AUTO],
         default_views=settings.views,
         explains=ensemble.explains,
         members=[
