@@ -261,7 +261,7 @@ def test_other_views_are_for_the_next_picture_and_again_for_the_last(
     visit: Open, port: int
 ) -> None:
     ours = visit(port)
-    expect(ours("#views label")).to_have_text(["single", "ten", "paper", "dense"])
+    expect(ours("#views label")).to_have_text(["single", "ten", "paper", "dense", "auto"])
     expect(ours.page.get_by_label("ten")).to_be_checked()
     ours.pick(RED)
     ours.answered("red")
@@ -275,6 +275,17 @@ def test_other_views_are_for_the_next_picture_and_again_for_the_last(
     expect(ours(".again")).to_be_hidden()
     expect(ours("code")).to_contain_text("views=single")
     assert sum("/classify?" in url for url in ours.requested) == 2
+
+
+def test_of_several_models_one_is_chosen(visit: Open) -> None:
+    with hosting(beside="other") as hosted:
+        ours = visit(hosted.port)
+        expect(ours("#model option")).to_have_text(["fake", "other"])
+        ours.page.get_by_label("Model").select_option("other")
+        ours.pick(RED)
+        ours.answered("red")
+        expect(ours("code")).to_contain_text("model=other")
+        assert [url for url in ours.requested if "/classify?" in url and "model=other" in url]
 
 
 def test_a_model_that_does_not_explain_has_no_heat_map(visit: Open, port: int) -> None:
@@ -518,7 +529,7 @@ def test_a_service_that_is_not_ready_yet_is_waited_for(visit: Open, port: int) -
     ours.page.reload()
     expect(ours("#served")).to_have_text("The model is being loaded.")
     expect(ours("#options")).to_be_hidden()
-    expect(ours("#served")).to_have_text("fake0 knows 3 labels, on cpu in float32.")
+    expect(ours("#served")).to_have_text("fake knows 3 labels, on cpu in float32.")
 
 
 def test_a_key_is_asked_for_where_one_is_needed(visit: Open, tmp_path: Path) -> None:
