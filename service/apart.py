@@ -31,7 +31,7 @@ from service import interpreter, processors
 from service.admission import Decoders
 from service.ensemble import Ensemble, Probabilities
 from service.errors import InferenceFailed
-from service.images import Bounds
+from service.images import Bounds, Picture
 from service.settings import Settings
 from service.work import Batch, Lane, Slice
 
@@ -57,7 +57,7 @@ class Loaded:
 class Prepare:
     """Asks to decode a picture; answered by a number for what came of it."""
 
-    picture: bytes
+    picture: Picture
     views: str
     bounds: Bounds
 
@@ -232,7 +232,7 @@ class Worker:
         at_work = self._decoders.threads - self._idle.qsize()
         return self._decoders.lead(at_work + self._waiting + pictures)
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Token]:
+    async def prepare(self, picture: Picture, views: str, bounds: Bounds) -> Sequence[Token]:
         """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
         self._waiting += 1
         try:

@@ -10,15 +10,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from service.batcher import Batcher, Seat
-from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities
+from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities, mean
 from service.errors import CallerGone, DeadlineExceeded, NotReady, ServiceError
-from service.images import Bounds
+from service.images import Bounds, Picture, is_view
 from service.views import Plan
-from service.work import Backlog, Outcome, Report
+from service.work import Backlog, Demand, Outcome, Report
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Answer:
     predictions: tuple[Prediction, ...]
     timing: Timing
     batch_rows: int  # rows, anybody's, in the largest of its last batches
+    probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Classifier:
 
     async def classify(
         self,
-        pictures: Sequence[bytes],
+        pictures: Sequence[Picture],
         *,
         plan: str,
         top_k: int,
@@ -225,10 +226,10 @@ class Classifier:
         serving = self._ready()
         deadline = time.monotonic() + seconds
         wanted = _Wanted(plan, serving.backend.ensemble.plans(plan), top_k)
-        demands = serving.backend.ensemble.demands(wanted.plans)
+        demands = [demand for one in pictures for demand in _demands(one, wanted.plans, serving)]
         lead = serving.backend.lead(len(pictures))
-        with serving.batcher.reserve(demands * len(pictures), deadline, lead=lead) as seats:
-            count = len(demands)
+        with serving.batcher.reserve(demands, deadline, lead=lead) as seats:
+            count = len(wanted.plans)
             mine = [seats[at : at + count] for at in range(0, len(seats), count)]
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -250,7 +251,7 @@ class Classifier:
 
     async def _settle(
         self,
-        picture: bytes,
+        picture: Picture,
         wanted: _Wanted,
         seats: Sequence[Seat[Payload, Probabilities]],
         deadline: float,
@@ -267,7 +268,7 @@ class Classifier:
 
     async def _answer(
         self,
-        picture: bytes,
+        picture: Picture,
         wanted: _Wanted,
         seats: Sequence[Seat[Payload, Probabilities]],
         deadline: float,
@@ -282,13 +283,18 @@ class Classifier:
         outcomes = await _together(batcher, seats, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
-        parts = [outcome.parts for outcome in outcomes]
-        ranking = backend.ensemble.rank(parts, wanted.plans, wanted.top_k)
+        average = mean([outcome.parts for outcome in outcomes], wanted.plans)
         return Answer(
-            ranking,
+            backend.ensemble.best(average, wanted.top_k),
             Timing(started, decoded, queued, done - queued),
             max(outcome.batch_rows for outcome in outcomes),
+            average,
         )
+
+
+def _demands(picture: Picture, plans: Sequence[Plan], serving: _Serving) -> list[Demand]:
+    itemsize = picture.itemsize if is_view(picture) else 1  # else it becomes uint8 pixels
+    return serving.backend.ensemble.demands(plans, itemsize=itemsize)
 
 
 def _close(loading: Future[Backend]) -> None:
