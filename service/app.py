@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
@@ -12,19 +13,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service import apart, catalogue, lag, store, workers
-from service.api import classify, guard, health, management, problems, requests
+from service.api import classify, guard, health, inference, management, problems, requests
 from service.api.gate import Gate
 from service.api.guard import Guard
 from service.api.ports import Ports
 from service.api.requests import Requests
+from service.api.uploads import Budget
 from service.catalogue import Catalogue, Shelf
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend
+from service.errors import WrongOption
 from service.images import Bounds
+from service.inference import Inference
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
 from service.work import Report
+
+if TYPE_CHECKING:
+    from service.rpc.server import Listening
 
 Load = Callable[[Settings], Backend]
 """Reads the models and puts them on the device: blocking, seconds long."""
@@ -88,15 +95,22 @@ def create_app(
     """
     metrics = metrics or Metrics()
     models = create_catalogue(settings, load, metrics)
-    metrics.expect(classify.PATH, "POST", {200, *problems.STATUS.values()})
+    budget = Budget(settings.max_upload_bytes)
+    inferring = Inference(models, settings, metrics)
+    for template in (classify.PATH, inference.INFER):
+        metrics.expect(template, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
         ready=lambda: not (models.loaded or models.worked or is_leaving()),
         backlog=models.backlog,
     )
 
+    has_keys = settings.keys or settings.key_digests
+    keyring = Keyring(settings.keys, settings.key_digests, metrics.callers) if has_keys else None
+    listening = _listening(settings, inferring, budget, keyring, is_leaving)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with models:
+        async with models, listening or nullcontext():
             watching = asyncio.create_task(lag.watch(metrics.lag))
             yield
             watching.cancel()
@@ -112,18 +126,20 @@ def create_app(
             "metrics": False,  # those are for Prometheus
             "logs": False,
             "operation_spans": False,
-            "exclude": lambda scope: requests.path(scope) in health.PATHS,
+            "exclude": lambda scope: requests.path(scope) in health.PATHS | health.INFERENCE_PATHS,
         },
     )
     app.state.refresh = models.refresh  # for whoever hears a SIGHUP
-    app.include_router(classify.router(models, settings, metrics, tracer_provider))
+    app.state.leave = listening.leave if listening else None  # or stops the server
+    app.include_router(classify.router(models, settings, metrics, budget, tracer_provider))
     app.include_router(management.router(models, settings))
+    app.include_router(inference.about(inferring, is_leaving))
+    app.include_router(inference.router(inferring, budget, tracer_provider))
     app.include_router(health.router(models, metrics.registry, is_leaving))
     problems.install(app, metrics)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)
-    if settings.keys or settings.key_digests:
-        keyring = Keyring(settings.keys, settings.key_digests, metrics.callers)
+    if keyring:
         app.add_middleware(Guard, keyring=keyring, metrics=metrics)
         guard.install(app)
     app.add_middleware(ServerErrorMiddleware, handler=problems.on_bug)
@@ -139,3 +155,22 @@ def create_app(
         app.add_middleware(Ports, probe_port=settings.probe_port)
     app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
     return app
+
+
+def _listening(
+    settings: Settings,
+    inferring: Inference,
+    budget: Budget,
+    keyring: Keyring | None,
+    is_leaving: Callable[[], bool],
+) -> "Listening | None":
+    """Give what listens for gRPC, if that is wanted."""
+    if not settings.grpc_port:
+        return None
+    try:
+        from service.rpc import server  # noqa: PLC0415 - only who wants it needs its libraries
+    except ImportError as error:
+        raise WrongOption(
+            "--grpc-port needs gRPC: pip install 'googlenet-service[grpc]'"
+        ) from error
+    return server.Listening(server.Service(inferring, budget, keyring, is_leaving), settings)

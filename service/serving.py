@@ -67,7 +67,8 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     )
     config = configure(settings, passed, ours, metrics)
     with listening(settings) as probes:
-        server = Server(config, settings.drain_seconds, probes, ours.state.refresh)
+        hears = ours.state.refresh, ours.state.leave
+        server = Server(config, settings.drain_seconds, probes, *hears)
         gc.collect()
         gc.freeze()  # what is there stays there: looking through it again and again costs time
         server.run()

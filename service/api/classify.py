@@ -1,7 +1,6 @@
 """POST /classify."""
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -9,6 +8,7 @@ from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from service import answers as summed
 from service import images
 from service.api import problems
 from service.api.problems import Problem
@@ -16,7 +16,7 @@ from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
 from service.catalogue import Catalogue
-from service.classifier import Answer, Timing
+from service.classifier import Answer
 from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -65,7 +65,6 @@ Model = Annotated[
 ]
 
 _DEADLINE = "x-timeout-ms"
-_NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 _BINARY = {"type": "string", "format": "binary"}
 
 
@@ -88,13 +87,13 @@ def router(
     catalogue: Catalogue,
     settings: Settings,
     metrics: Metrics,
+    budget: Budget,
     tracer_provider: TracerProvider | None,
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
     stages = Stages(tracer_provider)
     most_ms = int(settings.timeout_seconds * 1000)
-    budget = Budget(settings.max_upload_bytes)
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
 
     @routes.post(
@@ -135,24 +134,12 @@ def router(
                 plan=plan,
                 top_k=top_k,
                 seconds=seconds,
-                gone=lambda: _gone(request),
+                gone=lambda: gone(request),
             )
             about = _about(classifier.ensemble, plan)
-        _count(metrics, plan, answers)
+        summed.count(metrics, plan, answers)
         stages.trace(started, uploaded, answers)
-        longest = _longest(answers)
-        note(
-            request.scope,
-            {
-                "views": plan,
-                "pictures": len(answers),
-                "upload": round(uploaded, 6),
-                **{stage: round(seconds, 6) for stage, seconds in longest.items()},
-                "batch_rows": max(
-                    (a.batch_rows for a in answers if isinstance(a, Answer)), default=0
-                ),
-            },
-        )
+        note(request.scope, summed.notes(plan, uploaded, answers))
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):
@@ -167,7 +154,7 @@ def router(
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
-            headers={"Server-Timing": _server_timing(longest)},
+            headers={"Server-Timing": summed.server_timing(answers)},
         )
 
     return routes
@@ -179,20 +166,10 @@ def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
     return {"model": ensemble.name, **notice, "views": plan}
 
 
-async def _gone(request: Request) -> None:
+async def gone(request: Request) -> None:
     """Return when the caller has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError]) -> None:
-    for answer in answers:
-        if isinstance(answer, ServiceError):
-            metrics.image(plan, answer)
-        else:
-            metrics.image(plan)
-            for stage, seconds in answer.timing.stages.items():
-                metrics.stage(stage, seconds)
 
 
 def _predictions(answer: Answer) -> list[Prediction]:
@@ -206,14 +183,3 @@ def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> 
     if isinstance(answer, ServiceError):
         return Result(filename=upload.filename, error=problems.of(answer, request))
     return Result(filename=upload.filename, predictions=_predictions(answer))
-
-
-def _longest(answers: Sequence[Answer | ServiceError]) -> dict[str, float]:
-    """Give the seconds that each stage took for the picture for which it took longest."""
-    answered = [answer.timing for answer in answers if isinstance(answer, Answer)]
-    stages = [timing.stages for timing in (_NOTHING, *answered)]
-    return {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages}
-
-
-def _server_timing(stages: Mapping[str, float]) -> str:
-    return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import views
 from service.api import problems
 from service.api.classify import PATH
+from service.api.inference import target
 from service.api.requests import name_route, path
 from service.catalogue import Catalogue
 from service.errors import ServiceError
@@ -32,11 +33,15 @@ class Gate:
         self._views, self._most = settings.views, str(int(settings.timeout_seconds * 1000))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and path(scope) == PATH:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            wanted = target(path(scope))
             try:
-                self._check(scope)
+                if wanted:
+                    self._check_infer(wanted[1])
+                elif path(scope) == PATH:
+                    self._check(scope)
             except ServiceError as error:
-                name_route(scope, PATH)
+                name_route(scope, wanted[0] if wanted else PATH)
                 refusal = problems.refusal(error, Request(scope), self._metrics)
                 await refusal(scope, receive, send)
                 return
@@ -50,3 +55,7 @@ class Gate:
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
             self._catalogue.find(model).check(plan=plan, seconds=seconds)
+
+    def _check_infer(self, model: str) -> None:
+        """Raise the same; which views are asked for, and by when, is in the body: so the least."""
+        self._catalogue.find(model).check(plan="single", seconds=int(self._most) / 1000)
