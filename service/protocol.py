@@ -410,9 +410,7 @@ class Answered:
 
     @property
     def elements(self) -> list[bytes]:
-        """The labels one after the other, in UTF-8; nothing of probabilities."""
-        if isinstance(self.values, np.ndarray):
-            return []
+        """The labels one after the other, in UTF-8."""
         return [label.encode() for row in self.values for label in row]
 
     @property
