@@ -237,7 +237,7 @@ class Listening:
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service, self._settings = service, settings
         self._server: aio.Server | None = None
-        self._stopping: asyncio.Task[None] | None = None
+        self._stopping: list[asyncio.Task[None]] = []  # at most one
 
     async def __aenter__(self) -> Self:
         self._server = _bound(self._service, self._settings)
@@ -248,14 +248,13 @@ class Listening:
 
     async def __aexit__(self, *_: object) -> None:
         self.leave()
-        if self._stopping:
-            await self._stopping
+        await asyncio.gather(*self._stopping)
 
     def leave(self) -> None:
         """Take no more calls; those in flight have their time to be answered."""
-        if self._server and self._stopping is None:
+        if self._server and not self._stopping:
             stop = self._server.stop(self._settings.grace_seconds)
-            self._stopping = asyncio.get_running_loop().create_task(stop)
+            self._stopping.append(asyncio.get_running_loop().create_task(stop))
 
 
 def _bound(service: Service, settings: Settings) -> aio.Server:
