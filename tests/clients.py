@@ -1,6 +1,6 @@
 """What other people's clients of the Open Inference Protocol make of a server.
 
-A program for a virtual environment of its own (`make .venv-clients`), since those clients want
+A program for a virtual environment of its own (`make clients`), since those clients want
 older libraries than the service has: calls as JSON in, what came of them as JSON out. Each client
 gets a process of its own, too: two descriptions of the same protocol cannot share one.
 """

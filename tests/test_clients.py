@@ -37,7 +37,7 @@ class Ports:
 def ports(real_store: Store) -> Iterator[Ports]:
     """A ready process on the real weights, in float32, which wants a key and speaks gRPC."""
     if not PYTHON.exists():
-        missing("the clients' environment (make .venv-clients)")
+        missing("the clients' environment (make clients)")
     port = free_port()
     small = ("--max-batch", "4", "--cores", "1", "--precision", "float32", "--views", "single")
     digest = f"web:{keys.digest(KEY.encode()).hex()}"
