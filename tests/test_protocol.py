@@ -153,6 +153,7 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(inputs: object, sentence
         (sized(pixels(), -1), b"", "binary_data_size is not the size"),
         (sized(pixels(), "90"), b"x" * 90, "binary_data_size is not the size"),
         (sized(pixels(), None), b"x", "neither data nor a binary_data_size"),
+        (sized(pixels(), 91), b"x" * 91, "the shape says 90 bytes and there are 91"),
         (sized(pixels(), 89), b"x" * 89, "the shape says 90 bytes and there are 89"),
         (sized(image("a"), 3), b"\1\0\0", "do not go together"),
         (sized(image("a"), 6), b"\3\0\0\0ab", "do not go together"),
