@@ -220,7 +220,6 @@ def router(
     async def inferred(
         request: Request, name: str, version: str, header_length: str | None
     ) -> Response:
-        inferring.ensemble(name, version)  # else its body is not read
         with budget.share() as share:
             started = time.monotonic()
             body = await whole(request, bounds, share)
