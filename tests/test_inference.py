@@ -213,6 +213,15 @@ def test_who_cannot_be_answered_is_refused_before_the_body_is_looked_at() -> Non
             assert value(client, "googlenet_requests_total", "504", "POST", template) == 1
 
 
+def test_a_tensors_memory_is_what_it_takes_four_bytes_a_value() -> None:
+    small = SETTINGS.model_copy(update={"max_queue_bytes": 200_000, "max_body_bytes": 1_000_000})
+    tensor = {"name": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224]}
+    with service(lambda _: fake_backend(), small) as client:
+        assert rows(post(client, image(RED, views="single"))) == [[1, 0, 0]]
+        refused = post(client, {"inputs": [tensor | {"data": [0] * 150_528}]})
+        assert "602112 bytes, and the limit is 200000" in sentence(refused, 413)
+
+
 def test_overload_is_a_503_that_says_when_to_come_again(gate: Gate) -> None:
     """A row costs a second, so that one is done in time and two are not."""
     settings = SETTINGS.model_copy(update={"timeout_seconds": 1.5})

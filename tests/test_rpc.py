@@ -55,6 +55,7 @@ class Answered:
 class Hosted:
     """A service that is asked over gRPC, and over HTTP for what it counted."""
 
+    port: int
     channel: grpc.Channel
     http: TestClient
 
@@ -88,7 +89,7 @@ def hosting(backend: FakeBackend, chosen: Settings = SETTINGS, **options: Any) -
     app = create_app(chosen, load=lambda _: backend, **options)
     with TestClient(app) as http, grpc.insecure_channel(f"{chosen.host}:{port}") as channel:
         wait_ready(http)
-        yield Hosted(channel, http)
+        yield Hosted(port, channel, http)
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +377,16 @@ def test_a_port_that_is_taken_is_said_to_be(host: str) -> None:
         )
         told = f"port {port} of {host} is not to be had for gRPC"
         with pytest.raises(CannotListen, match=told), TestClient(app):
+            pass
+
+
+def test_two_servers_do_not_share_a_port() -> None:
+    with hosting(fake_backend()) as hosted:
+        again = create_app(
+            SETTINGS.model_copy(update={"grpc_port": hosted.port}),
+            load=lambda _: fake_backend(),
+        )
+        with pytest.raises(CannotListen), TestClient(again):
             pass
 
 
