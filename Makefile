@@ -8,7 +8,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: run test bench digits image lock audit sbom tools check pytest fuzz soak install clean
+.PHONY: run test bench digits image lock audit sbom tools clients proto check pytest fuzz soak install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
@@ -73,7 +73,7 @@ sbom: $(VENV)/.dev ## What the CPU's image has in it, with MODEL's weights: Cycl
 		| PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml - \
 		| $(BIN)/python deploy/sbom.py $(SBOM) $(subst $(comma), ,$(MODEL))
 
-tools: ## What tests use besides Python's packages (needs root): Prometheus and a browser
+tools: clients ## What tests use besides the service's packages (needs root): Prometheus, a browser, clients
 	which promtool chromium >/dev/null \
 		|| { apt-get update -q && apt-get install -qy --no-install-recommends prometheus chromium fonts-dejavu-core; }
 
@@ -85,6 +85,20 @@ check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 
 pytest: $(VENV)/.dev ## The tests, with coverage
 	$(BIN)/pytest --cov --cov-report=term
+
+CLIENTS := .venv-clients
+
+clients: $(CLIENTS)/.made ## Other people's clients of the Open Inference Protocol, for its tests
+
+# They want older libraries than the service has: an environment of their own.
+$(CLIENTS)/.made:
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --disable-pip-version-check --quiet 'tritonclient[http,grpc]>=2.60' 'kserve>=0.15'
+	touch $@
+
+proto: $(VENV)/.dev ## What protoc makes of the protocol's description
+	$(BIN)/python -m grpc_tools.protoc -Iservice/rpc --descriptor_set_out=service/rpc/open_inference.binpb \
+		service/rpc/open_inference.proto
 
 SECONDS ?= 60
 
@@ -113,4 +127,4 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 clean: ## Remove what was installed and cached; weights stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .import_linter_cache

@@ -32,7 +32,7 @@ from service.admission import Decoders
 from service.ensemble import Ensemble, Result
 from service.errors import InferenceFailed
 from service.explanation import Grid
-from service.images import Bounds
+from service.images import Bounds, Picture
 from service.settings import Settings
 from service.work import Batch, Lane, Slice
 
@@ -60,7 +60,7 @@ class Loaded:
 class Prepare:
     """Asks to decode a picture; answered by a number for what came of it."""
 
-    picture: bytes
+    picture: Picture
     views: str
     bounds: Bounds
     target: int = 0  # the class that maps are of
@@ -249,7 +249,7 @@ class Worker:
         return self._decoders.lead(at_work + self._waiting + pictures)
 
     async def prepare(
-        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[Token]:
         """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
 

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
@@ -12,7 +13,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service import apart, catalogue, lag, store, workers
-from service.api import classify, explain, guard, health, management, page, problems, requests
+from service.api import (
+    classify,
+    explain,
+    guard,
+    health,
+    inference,
+    management,
+    page,
+    problems,
+    requests,
+)
 from service.api.gate import Gate
 from service.api.guard import Guard
 from service.api.ports import Ports
@@ -21,12 +32,17 @@ from service.api.uploads import Budget
 from service.catalogue import Catalogue, Shelf
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend
+from service.errors import WrongOption
 from service.images import Bounds
+from service.inference import Inference
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.settings import Settings
 from service.shadow import Shadow
 from service.work import Report
+
+if TYPE_CHECKING:
+    from service.rpc.server import Listening
 
 Load = Callable[[Settings], Backend]
 """Reads the models and puts them on the device: blocking, seconds long."""
@@ -97,15 +113,22 @@ def create_app(
         share=settings.shadow_share,
         seconds=settings.timeout_seconds,
     )
-    metrics.expect(classify.PATH, "POST", {200, *problems.STATUS.values()})
+    budget = Budget(settings.max_upload_bytes)
+    inferring = Inference(models, settings, metrics)
+    for template in (classify.PATH, inference.INFER):
+        metrics.expect(template, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
         ready=lambda: not (models.loaded or models.worked or is_leaving()),
         backlog=models.backlog,
     )
 
+    has_keys = settings.keys or settings.key_digests
+    keyring = Keyring(settings.keys, settings.key_digests, metrics.callers) if has_keys else None
+    listening = _listening(settings, inferring, budget, keyring, is_leaving)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with models, shadow:
+        async with models, shadow, listening or nullcontext():
             watching = asyncio.create_task(lag.watch(metrics.lag))
             yield
             watching.cancel()
@@ -121,21 +144,22 @@ def create_app(
             "metrics": False,  # those are for Prometheus
             "logs": False,
             "operation_spans": False,
-            "exclude": lambda scope: requests.path(scope) in health.PATHS,
+            "exclude": lambda scope: requests.path(scope) in health.PATHS | health.INFERENCE_PATHS,
         },
     )
     app.state.refresh = models.refresh  # for whoever hears a SIGHUP
-    budget = Budget(settings.max_upload_bytes)
+    app.state.leave = listening.leave if listening else None  # or stops the server
     app.include_router(classify.router(models, shadow, settings, budget, metrics, tracer_provider))
     app.include_router(explain.router(models, settings, budget))
     app.include_router(management.router(models, shadow, settings))
+    app.include_router(inference.about(inferring, is_leaving))
+    app.include_router(inference.router(inferring, budget, tracer_provider))
     app.include_router(health.router(models, metrics.registry, is_leaving))
     app.include_router(page.router())
     problems.install(app, metrics)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)
-    if settings.keys or settings.key_digests:
-        keyring = Keyring(settings.keys, settings.key_digests, metrics.callers)
+    if keyring:
         app.add_middleware(Guard, keyring=keyring, metrics=metrics)
         guard.install(app)
     app.add_middleware(ServerErrorMiddleware, handler=problems.on_bug)
@@ -151,3 +175,22 @@ def create_app(
         app.add_middleware(Ports, probe_port=settings.probe_port)
     app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
     return app
+
+
+def _listening(
+    settings: Settings,
+    inferring: Inference,
+    budget: Budget,
+    keyring: Keyring | None,
+    is_leaving: Callable[[], bool],
+) -> "Listening | None":
+    """Give what listens for gRPC, if that is wanted."""
+    if not settings.grpc_port:
+        return None
+    try:
+        from service.rpc import server  # noqa: PLC0415 - only who wants it needs its libraries
+    except ImportError as error:
+        raise WrongOption(
+            "--grpc-port needs gRPC: pip install 'googlenet-service[grpc]'"
+        ) from error
+    return server.Listening(server.Service(inferring, budget, keyring, is_leaving), settings)

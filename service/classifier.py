@@ -11,18 +11,18 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self, TypeVar, cast
 
 from service.batcher import Batcher, Seat
-from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities, Result
+from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities, Result, mean
 from service.errors import CallerGone, DeadlineExceeded, NotExplainable, NotReady, ServiceError
 from service.explanation import Activation, Grid
-from service.images import Bounds
+from service.images import Bounds, Picture, is_view
 from service.settings import PlanName
 from service.views import Plan
-from service.work import Backlog, Outcome, Report
+from service.work import Backlog, Demand, Outcome, Report
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class Answer:
     predictions: tuple[Prediction, ...]
     timing: Timing
     batch_rows: int  # rows, anybody's, in the largest of its last batches
+    probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ class Classifier:
 
     async def classify(
         self,
-        pictures: Sequence[bytes],
+        pictures: Sequence[Picture],
         *,
         plan: str,
         top_k: int,
@@ -267,10 +268,10 @@ class Classifier:
         serving = self._ready()
         deadline = time.monotonic() + seconds
         wanted = _Wanted(plan, serving.backend.ensemble.plans(plan), top_k)
-        demands = serving.backend.ensemble.demands(wanted.plans)
+        demands = [demand for one in pictures for demand in _demands(one, wanted.plans, serving)]
         lead = serving.backend.lead(len(pictures))
-        with serving.batcher.reserve(demands * len(pictures), deadline, lead=lead) as seats:
-            count = len(demands)
+        with serving.batcher.reserve(demands, deadline, lead=lead) as seats:
+            count = len(wanted.plans)
             mine = [seats[at : at + count] for at in range(0, len(seats), count)]
             return await _unless(
                 gone,
@@ -344,7 +345,7 @@ class Classifier:
 
     async def _answer(
         self,
-        picture: bytes,
+        picture: Picture,
         wanted: _Wanted,
         seats: Sequence[Seat[Payload, Result]],
         deadline: float,
@@ -357,11 +358,12 @@ class Classifier:
         queued = min(outcome.queue_seconds for outcome in outcomes)
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
         parts = [cast("tuple[Probabilities, ...]", outcome.parts) for outcome in outcomes]
-        ranking = backend.ensemble.rank(parts, wanted.plans, wanted.top_k)
+        average = mean(parts, wanted.plans)
         return Answer(
-            ranking,
+            backend.ensemble.best(average, wanted.top_k),
             Timing(started, decoded, queued, done - queued),
             max(outcome.batch_rows for outcome in outcomes),
+            average,
         )
 
     async def _activations(
@@ -396,6 +398,11 @@ async def _unless(
     except* CallerGone:
         raise CallerGone("the caller hung up before the answer was there") from None
     return [one.result() for one in doing]
+
+
+def _demands(picture: Picture, plans: Sequence[Plan], serving: _Serving) -> list[Demand]:
+    itemsize = picture.itemsize if is_view(picture) else 1  # else it becomes uint8 pixels
+    return serving.backend.ensemble.demands(plans, itemsize=itemsize)
 
 
 def _close(loading: Future[Backend]) -> None:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from service import cuts, forward, lanes, processors, runtime, store, weights
+from service import cuts, forward, images, lanes, processors, runtime, store, weights
 from service.cuts import Cuts
 from service.ensemble import Ensemble, Member
 from service.errors import ModelError
-from service.images import Bounds
+from service.images import Bounds, Picture
 from service.lanes import ClassifyingLane
+from service.manifest import Preprocessing
 from service.settings import Settings
 from service.weights import Model
 
@@ -22,13 +23,19 @@ class Engine:
 
     ensemble: Ensemble
     lanes: tuple[ClassifyingLane, ...]
+    preprocessing: Preprocessing
+    """What a tensor has been through that comes instead of a picture: the first member's."""
 
-    def prepare(self, picture: bytes, views: str, bounds: Bounds, target: int = 0) -> list[Cuts]:
+    def prepare(self, picture: Picture, views: str, bounds: Bounds, target: int = 0) -> list[Cuts]:
         """Decode a picture for the views so named; gives what each member takes.
 
-        Raises what `service.images.decode` does.
+        Raises what `service.images.decode` does, or `InvalidParameter` for a tensor that is to
+        have other views than the one that it is.
         """
-        return cuts.prepare(picture, self.ensemble.plans(views), bounds, target)
+        plans = self.ensemble.plans(views)
+        if images.is_view(picture):
+            return cuts.given(cuts.unscaled(picture, self.preprocessing), plans)
+        return cuts.prepare(picture, plans, bounds, target)
 
 
 def load(settings: Settings) -> Engine:
@@ -81,7 +88,7 @@ def place(  # noqa: PLR0913 - each is a setting
         precision=str(dtype).removeprefix("torch."),
         warmup_seconds=time.perf_counter() - started,
     )
-    return Engine(loaded, made)
+    return Engine(loaded, made, models[0].manifest.preprocessing)
 
 
 def _check_labels(models: Sequence[Model]) -> None:

@@ -16,7 +16,7 @@ from service import views
 from service.costs import Costs, Key
 from service.errors import UnknownLabel
 from service.explanation import Activation, Grid
-from service.images import Bounds
+from service.images import Bounds, Picture
 from service.manifest import Label
 from service.views import Plan, Resize
 from service.work import Demand, Lane
@@ -84,10 +84,15 @@ class Ensemble:
         """Give each member's plan of the views called `name`."""
         return tuple(views.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
 
-    def demands(self, plans: Sequence[Plan], *, maps: bool = False) -> list[Demand]:
-        """Say what one picture will bring: a job for each member."""
+    def demands(
+        self, plans: Sequence[Plan], *, itemsize: int = 1, maps: bool = False
+    ) -> list[Demand]:
+        """Say what one picture will bring: a job for each member.
+
+        A value of its pixels has `itemsize` bytes.
+        """
         return [
-            Demand(Key(number, plan.side, maps), len(plan.views), plan.nbytes)
+            Demand(Key(number, plan.side, maps), len(plan.views), plan.nbytes * itemsize)
             for number, plan in enumerate(plans)
         ]
 
@@ -112,15 +117,23 @@ class Ensemble:
         self, results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan], top_k: int
     ) -> tuple[Prediction, ...]:
         """Average a picture's results, by member, and give the `top_k` most probable labels."""
-        by_member = [
-            reduce(np.add, parts) / len(plan.views)
-            for parts, plan in zip(results, plans, strict=True)
-        ]
-        mean = reduce(np.add, by_member) / len(by_member)
-        best = _most(mean, top_k)
+        return self.best(mean(results, plans), top_k)
+
+    def best(self, probabilities: Probabilities, top_k: int) -> tuple[Prediction, ...]:
+        """Give the `top_k` most probable labels."""
         return tuple(
-            Prediction(self.labels[i].name, self.labels[i].wnid, i, float(mean[i])) for i in best
+            Prediction(self.labels[i].name, self.labels[i].wnid, i, float(probabilities[i]))
+            for i in _most(probabilities, top_k)
         )
+
+
+def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> Probabilities:
+    """Average a picture's results, by member."""
+    by_member = [
+        reduce(np.add, parts) / len(plan.views) for parts, plan in zip(results, plans, strict=True)
+    ]
+    average: Probabilities = reduce(np.add, by_member) / len(by_member)
+    return average
 
 
 class Backend(Protocol):
@@ -152,7 +165,7 @@ class Backend(Protocol):
         ...
 
     async def prepare(
-        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[Payload]:
         """Decode a picture for the views so named; gives a payload for each member.
 

@@ -22,7 +22,7 @@ AGREEMENT = 0.1
 class Forward(nn.Module):
     """A member on its device: uint8 views to probabilities.
 
-    Takes (N, side, side, 3) uint8 RGB, gives (N, classes) float32.
+    Takes (N, side, side, 3) RGB, uint8 or float32, gives (N, classes) float32.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Forward(nn.Module):
 
 
 class Normalise(nn.Module):
-    """The last step of preprocessing: uint8 RGB pixels to what a network takes.
+    """The last step of preprocessing: RGB pixels, uint8 or float32, to what a network takes.
 
     Takes (N, side, side, 3), gives (N, 3, side, side), channels-last in memory.
     """

@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,12 @@ from service.errors import TooLarge, UnreadableImage, UnsupportedType
 from service.metered import MeteredFile
 
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
+
+Picture = bytes | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+"""A picture as it may come: encoded; decoded, (H, W, 3) RGB; or as a network takes it.
+
+The last is a view that somebody else has cut and scaled, (3, 224, 224) float32.
+"""
 
 PASSES = 16  # a progressive photo has about 10 scans
 
@@ -105,6 +112,18 @@ def decode(
         return _rgb(upright)
     except _BROKEN as error:
         raise _unreadable(kind) from error
+
+
+def is_view(picture: Picture) -> TypeGuard[npt.NDArray[np.float32]]:
+    """Tell whether a picture comes as a network takes it."""
+    return isinstance(picture, np.ndarray) and picture.dtype == np.float32
+
+
+def decoded(pixels: npt.NDArray[np.uint8], *, max_pixels: int) -> Image.Image:
+    """Take a picture that somebody else has decoded: (H, W, 3) RGB. Raises `TooLarge`."""
+    height, width, _ = pixels.shape
+    _check_size((width, height), max_pixels)
+    return Image.fromarray(pixels)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

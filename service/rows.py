@@ -14,14 +14,17 @@ from service.work import Batch, Slice
 
 
 def cut(batch: Batch[Cuts], device: torch.device) -> Tensor:
-    """Cut a batch's views on its device: (size, side, side, 3) uint8, zeros for padding."""
+    """Cut a batch's views on its device: (size, side, side, 3), zeros for padding.
+
+    They are uint8, or float32 where one of them came as that: a tensor instead of a picture.
+    """
     return slices(batch) if device.type == "cpu" else gathered(batch, device)
 
 
 def slices(batch: Batch[Cuts]) -> Tensor:
     """Copy one view after the other, which is quickest where a copy needs no start."""
     side = batch.key.side
-    rows = torch.zeros((batch.size, side, side, 3), dtype=torch.uint8)
+    rows = torch.zeros((batch.size, side, side, 3), dtype=_dtype(batch))
     at = 0
     for part in batch.slices:
         canvases = [torch.from_numpy(canvas) for canvas in part.payload.canvases]
@@ -37,7 +40,7 @@ def gathered(batch: Batch[Cuts], device: torch.device) -> Tensor:
 
     On a GPU a copy for each view takes longer to start than to run.
     """
-    side = batch.key.side
+    side, dtype = batch.key.side, _dtype(batch)
     canvases: list[Tensor] = []  # each (pixels, 3)
     places: list[tuple[int, int, bool]] = []  # of each view: its first pixel, its canvas' width
     pixels = 0
@@ -47,7 +50,7 @@ def gathered(batch: Batch[Cuts], device: torch.device) -> Tensor:
         for number in sorted({view.canvas for view in views}):
             starts[number] = pixels
             canvas = part.payload.canvases[number]
-            canvases.append(torch.from_numpy(canvas).view(-1, 3))
+            canvases.append(torch.from_numpy(canvas).view(-1, 3).to(dtype))
             pixels += len(canvases[-1])
         for view in views:
             width = part.payload.canvases[view.canvas].shape[1]
@@ -57,9 +60,15 @@ def gathered(batch: Batch[Cuts], device: torch.device) -> Tensor:
     first, width, mirrored = runtime.to_device([torch.tensor(places)], device).T[..., None, None]
     along = torch.arange(side, device=device)
     columns = torch.where(mirrored.bool(), side - 1 - along, along)  # (views, 1, side)
-    rows = torch.zeros((batch.size, side, side, 3), dtype=torch.uint8, device=device)
+    rows = torch.zeros((batch.size, side, side, 3), dtype=dtype, device=device)
     rows[: len(places)] = everything[first + along[:, None] * width + columns]
     return rows
+
+
+def _dtype(batch: Batch[Cuts]) -> torch.dtype:
+    """Choose what holds all of a batch's views: float32 holds a uint8 exactly."""
+    canvases = (canvas for part in batch.slices for canvas in part.payload.canvases)
+    return torch.float32 if any(one.dtype == np.float32 for one in canvases) else torch.uint8
 
 
 def sums(

@@ -168,21 +168,26 @@ def recorded(
 
 
 class _Recorded:  # pragma: no cover - needs a GPU
-    """A module's work as CUDA graphs: recorded once for each shape of its input, then replayed.
+    """A module's work as CUDA graphs: recorded once for each shape and type of its input.
 
-    Starting a network's kernels one by one takes Python longer than a small batch takes them.
-    For one caller at a time: a result stands where the next one of its shape will.
+    Replayed from then on: starting a network's kernels one by one takes Python longer than a
+    small batch takes them. For one caller at a time: a result stands where the next one of its
+    shape and type will.
     """
 
     def __init__(self, module: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._module = module
-        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        self._graphs: dict[
+            tuple[torch.Size, torch.dtype],
+            tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor],
+        ] = {}
         self._pool = torch.cuda.graph_pool_handle()  # one at a time: they can share their memory
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape not in self._graphs:
-            self._graphs[x.shape] = self._record(x)
-        graph, given, result = self._graphs[x.shape]
+        key = x.shape, x.dtype
+        if key not in self._graphs:
+            self._graphs[key] = self._record(x)
+        graph, given, result = self._graphs[key]
         given.copy_(x)
         graph.replay()
         return result

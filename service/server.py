@@ -24,7 +24,8 @@ class Server(uvicorn.Server):
     Whoever sends them needs that long to learn that they should go elsewhere. What is in flight
     then has uvicorn's `timeout_graceful_shutdown` to be answered.
 
-    It listens to `probes` besides, without encryption. On SIGHUP it does what `on_hangup` says.
+    It listens to `probes` besides, without encryption. On SIGHUP it does what `on_hangup` says,
+    and what `on_shutdown` says when it lets no more requests in.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Server(uvicorn.Server):
         drain_seconds: float,
         probes: socket.socket | None = None,
         on_hangup: "Callable[[], None] | None" = None,
+        on_shutdown: "Callable[[], None] | None" = None,
     ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._on_hangup = on_hangup
+        self._on_shutdown = on_shutdown
         self._probes = probes
         self._ends_at = math.inf
         self._has_said_so = False
@@ -58,6 +61,12 @@ class Server(uvicorn.Server):
             self.servers.append(listener)
             host, port, *_ = self._probes.getsockname()
             logger.info("probes and metrics are on port %d of %s", port, host)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let no more requests in, and wait for those in flight."""
+        if self._on_shutdown:
+            self._on_shutdown()
+        await super().shutdown(sockets)
 
     def _connection(self) -> asyncio.Protocol:
         make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)

@@ -67,7 +67,8 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     )
     config = configure(settings, passed, ours, metrics)
     with listening(settings) as probes:
-        server = Server(config, settings.drain_seconds, probes, ours.state.refresh)
+        hears = ours.state.refresh, ours.state.leave
+        server = Server(config, settings.drain_seconds, probes, *hears)
         gc.collect()
         gc.freeze()  # what is there stays there: looking through it again and again costs time
         server.run()
@@ -109,18 +110,26 @@ def configure(
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket | None]:
-    """Listen on the port for probes, if there is one; raises `CannotListen`."""
+    """Listen on the port for probes, if there is one; raises `CannotListen`.
+
+    Raises it also if the port for gRPC is taken, on which gRPC has to listen itself.
+    """
+    if settings.grpc_port:
+        _listener(settings.host, settings.grpc_port, "gRPC").close()
     if not settings.probe_port:
         yield None
         return
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listener = socket.create_server((settings.host, settings.probe_port), family=family)
-    except OSError as error:
-        where = f"port {settings.probe_port} of {settings.host}"
-        raise CannotListen(f"{where} is not to be had for probes: {error.strerror}") from error
-    with listener:
+    with _listener(settings.host, settings.probe_port, "probes") as listener:
         yield listener
+
+
+def _listener(host: str, port: int, purpose: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        where = f"port {port} of {host}"
+        raise CannotListen(f"{where} is not to be had for {purpose}: {error.strerror}") from error
 
 
 def _fetch_missing(where: Store, names: Iterable[str]) -> int:

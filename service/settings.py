@@ -30,6 +30,10 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, le=65535, description="port for probes and metrics alone; 0: they have none"),
     ] = 0
+    grpc_port: Annotated[
+        int,
+        Field(ge=0, le=65535, description="port for the Open Inference Protocol's gRPC; 0: none"),
+    ] = 0
     model: Annotated[
         str,
         Field(

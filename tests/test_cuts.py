@@ -1,13 +1,21 @@
 """What a picture brings to a batch, decoded once for all members."""
 
 import io
+from typing import Literal
 
 import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from service import cuts, views
+from service.errors import InvalidParameter, TooLarge
+from service.forward import Normalise
 from service.images import Bounds
-from service.views import Resize
+from service.manifest import Preprocessing
+from service.views import CROP, Resize
 
 WARP, SHORT = (views.plan("single", Resize(rule, 256)) for rule in ("warp", "short"))
 
@@ -32,3 +40,58 @@ def test_each_member_has_the_canvases_of_its_own_plan() -> None:
     for prepared in cuts.prepare(picture(), [SHORT, WARP], Bounds(10**8)):
         (expected,) = views.canvases(upright, prepared.plan)
         assert np.array_equal(prepared.canvases[0], expected)
+
+
+def test_a_picture_that_is_decoded_already_is_cut_as_its_file_is() -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(picture())))
+    for plan in (WARP, SHORT, views.plan("ten", Resize("short", 256))):
+        (expected,) = cuts.prepare(picture(), [plan], Bounds(10**8))
+        (made,) = cuts.prepare(pixels, [plan], Bounds(10**8))
+        assert all(map(np.array_equal, made.canvases, expected.canvases))
+
+
+def test_a_decoded_picture_has_as_many_pixels_as_may_be() -> None:
+    with pytest.raises(TooLarge, match="20x10 is over 199 pixels"):
+        cuts.prepare(np.zeros((10, 20, 3), np.uint8), [WARP], Bounds(199))
+
+
+channel = st.floats(0, 255, width=32)
+factor = st.floats(0.0625, 8, width=32)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    channels=st.sampled_from(["RGB", "BGR"]),
+    mean=st.tuples(channel, channel, channel),
+    scale=st.tuples(factor, factor, factor),
+    seed=st.integers(0, 99),
+)
+def test_what_is_put_back_to_pixels_and_scaled_again_is_what_it_was(
+    channels: Literal["RGB", "BGR"],
+    mean: tuple[float, float, float],
+    scale: tuple[float, float, float],
+    seed: int,
+) -> None:
+    described = Preprocessing(channels=channels, mean=mean, scale=scale, resize="warp", side=256)
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    scaled = Normalise(described, torch.float32)
+    tensor = scaled(torch.from_numpy(pixels))
+    back = cuts.unscaled(tensor[0].numpy(), described)
+    assert np.abs(back - pixels[0]).max() < 1e-3
+    assert torch.allclose(scaled(torch.from_numpy(back)[None]), tensor, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ten", "dense"])
+def test_a_tensor_is_one_view_and_no_other(name: str) -> None:
+    plan = views.plan(name, Resize("warp", 256))
+    with pytest.raises(InvalidParameter, match="one view of a picture"):
+        cuts.given(np.zeros((CROP, CROP, 3), np.float32), [WARP, plan])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e38, 1001])
+def test_a_tensor_of_what_can_be_no_pixel_is_refused(value: float) -> None:
+    view = np.zeros((CROP, CROP, 3), np.float32)
+    assert [made.canvases[0] is view for made in cuts.given(view, [WARP, SHORT])] == [True, True]
+    view[5, 6, 1] = value
+    with pytest.raises(InvalidParameter, match="values beyond 1000"):
+        cuts.given(view, [WARP])

@@ -19,7 +19,7 @@ from service.costs import Key
 from service.cuts import Cuts
 from service.engine import Engine
 from service.ensemble import Probabilities
-from service.errors import MissingWeights, ModelError, TooLarge
+from service.errors import InvalidParameter, MissingWeights, ModelError, TooLarge
 from service.images import Bounds, decode
 from service.settings import Settings
 from service.store import Store
@@ -204,6 +204,20 @@ def test_an_engine_is_loaded_as_the_settings_say_and_answers(
 def test_pictures_have_as_many_pixels_as_may_be(real: Engine, beagle: bytes) -> None:
     with pytest.raises(TooLarge):
         real.prepare(beagle, "single", Bounds(1000))
+
+
+def test_a_tensor_is_answered_as_the_view_that_it_was_made_of(real: Engine, beagle: bytes) -> None:
+    """BGR minus 104, 117, 123, made with numpy of the view that the service cuts itself."""
+    (cut,) = real.prepare(beagle, "single", Bounds(10**8))
+    tensor = cut.canvases[0][:, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
+    (came,) = real.prepare(tensor.transpose(2, 0, 1).copy(), "single", Bounds(1))
+    run = real.lanes[0].run
+    expected, mixed = run(batch(whole(cut))), run(batch(whole(came), whole(cut)))
+    assert mixed[0] == pytest.approx(expected[0], abs=1e-5)
+    assert mixed[1] == pytest.approx(expected[0], abs=1e-5)
+    assert mixed[0].argmax() == 162
+    with pytest.raises(InvalidParameter):
+        real.prepare(tensor.transpose(2, 0, 1), "ten", Bounds(10**8))
 
 
 def test_a_model_without_weights_is_not_loaded(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
     closed = {
         "route": {
             *("/classify", "/explain", "/models", "/models/{name}", "unmatched"),
+            "/v2/models/{name}/infer",
             *("/livez", "/readyz", "/startupz", "/metrics"),
         },
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},

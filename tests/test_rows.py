@@ -100,6 +100,19 @@ def test_144_views_split_at_odd_places_are_the_144_views(
     assert torch.equal(torch.cat(pieces), cut(batch(whole(payload))))
 
 
+def test_views_of_pixels_and_views_that_came_as_floats_share_a_batch(
+    cut: Callable[[Batch[Cuts]], Tensor],
+) -> None:
+    pixels = cuts(noise(8), "ten")
+    view = np.random.default_rng(9).normal(100, 90, (CROP, CROP, 3)).astype(np.float32)
+    floats = Cuts(views.plan("single", WARP), (view,))
+    made = cut(batch(Slice(pixels, 1, 3), whole(floats), Slice(pixels, 9, 10), size=8)).numpy()
+    assert made.dtype == np.float32
+    assert np.array_equal(made[2], view)
+    assert np.array_equal(made[[0, 1, 3]], np.stack(expected_views(whole(pixels)))[[1, 2, 9]])
+    assert not made[4:].any()
+
+
 @needs_gpu
 def test_a_gpu_cuts_what_a_cpu_does() -> None:
     asked = batch(whole(cuts(noise(6), "paper")), whole(cuts(noise(7), "single")), size=160)

@@ -38,7 +38,9 @@ def test_it_lets_requests_in_until_the_time_is_over(
         load=lambda _: fake_backend(),
         is_leaving=lambda: server.is_leaving,
     )
-    server = Server(uvicorn.Config(app, log_config=None, access_log=False), drain)
+    config = uvicorn.Config(app, log_config=None, access_log=False)
+    server = Server(config, drain, on_shutdown=lambda: shut.append(time.monotonic()))
+    shut: list[float] = []
     with closing(socket.create_server(("127.0.0.1", 0))) as listener, caplog.at_level("INFO"):
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -57,7 +59,8 @@ def test_it_lets_requests_in_until_the_time_is_over(
                 assert client.get("/models").status_code == 200
         thread.join(20)
     assert not thread.is_alive()
-    assert drain <= time.monotonic() - told
+    (at,) = shut
+    assert drain <= at - told <= time.monotonic() - told
     assert caplog.messages.count(f"stopping; requests are let in for {drain:g} s more") == 1
 
 
@@ -195,11 +198,13 @@ def test_probes_are_answered_however_many_others_there_are() -> None:
     assert [reply.statuses for reply in answered] == [[200], [200]]
 
 
-def test_a_port_for_probes_that_is_taken_is_told() -> None:
+@pytest.mark.parametrize(("setting", "purpose"), [("probe_port", "probes"), ("grpc_port", "gRPC")])
+def test_a_port_that_is_taken_is_told(setting: str, purpose: str) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        told = f"port {port} of {HOST} is not to be had for probes: Address already in use"
-        with pytest.raises(CannotListen, match=told), hosting(probe_port=port):
+        told = f"port {port} of {HOST} is not to be had for {purpose}: Address already in use"
+        chosen = Settings(host=HOST).model_copy(update={setting: port})
+        with pytest.raises(CannotListen, match=told), listening(chosen):
             pass
 
 

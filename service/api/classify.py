@@ -1,7 +1,6 @@
 """POST /classify."""
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -9,6 +8,7 @@ from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from service import answers as summed
 from service import images
 from service.api import problems
 from service.api.problems import Problem
@@ -16,7 +16,7 @@ from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
 from service.catalogue import Catalogue
-from service.classifier import Answer, Timing
+from service.classifier import Answer
 from service.ensemble import Ensemble
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -70,7 +70,6 @@ Milliseconds = Annotated[
 ]
 
 _DEADLINE = "x-timeout-ms"
-_NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 _BINARY = {"type": "string", "format": "binary"}
 _TIMING = {
     "schema": {"type": "string"},
@@ -154,20 +153,9 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             about = _about(classifier.ensemble, plan)
         if model in {None, catalogue.default}:
             shadow.offer([upload.data for upload in uploads], plan, answers)
-        _count(metrics, plan, answers)
+        summed.count(metrics, plan, answers)
         stages.trace(started, uploaded, answers)
-        longest = _longest(answers)
-        rows = max((a.batch_rows for a in answers if isinstance(a, Answer)), default=0)
-        note(
-            request.scope,
-            {
-                "views": plan,
-                "pictures": len(answers),
-                "upload": round(uploaded, 6),
-                **{stage: round(seconds, 6) for stage, seconds in longest.items()},
-                "batch_rows": rows,
-            },
-        )
+        note(request.scope, summed.notes(plan, uploaded, answers))
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):
@@ -182,7 +170,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
-            headers={"Server-Timing": _server_timing(longest, rows)},
+            headers={"Server-Timing": summed.server_timing(answers)},
         )
 
     return routes
@@ -208,16 +196,6 @@ async def gone(request: Request) -> None:
         pass
 
 
-def _count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError]) -> None:
-    for answer in answers:
-        if isinstance(answer, ServiceError):
-            metrics.image(plan, answer)
-        else:
-            metrics.image(plan)
-            for stage, seconds in answer.timing.stages.items():
-                metrics.stage(stage, seconds)
-
-
 def _predictions(answer: Answer) -> list[Prediction]:
     return [
         Prediction(label=p.label, wnid=p.wnid, index=p.index, probability=p.probability)
@@ -229,15 +207,3 @@ def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> 
     if isinstance(answer, ServiceError):
         return Result(filename=upload.filename, error=problems.of(answer, request))
     return Result(filename=upload.filename, predictions=_predictions(answer))
-
-
-def _longest(answers: Sequence[Answer | ServiceError]) -> dict[str, float]:
-    """Give the seconds that each stage took for the picture for which it took longest."""
-    answered = [answer.timing for answer in answers if isinstance(answer, Answer)]
-    stages = [timing.stages for timing in (_NOTHING, *answered)]
-    return {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages}
-
-
-def _server_timing(stages: Mapping[str, float], rows: int) -> str:
-    durations = [f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items()]
-    return ", ".join([*durations, f'batch;desc="{rows} row{"s" * (rows != 1)}"'])

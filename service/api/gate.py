@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import views
 from service.api import classify, explain, problems
+from service.api.inference import target
 from service.api.requests import name_route, path
 from service.catalogue import Catalogue
 from service.errors import ServiceError
@@ -32,12 +33,16 @@ class Gate:
         self._most = str(int(settings.timeout_seconds * 1000))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = path(scope) if scope["type"] == "http" and scope["method"] == "POST" else ""
-        if default := self._views.get(asked):
+        if scope["type"] == "http" and scope["method"] == "POST":
+            asked = path(scope)
+            wanted = target(asked)
             try:
-                self._check(scope, default)
+                if wanted:
+                    self._check_infer(wanted[1])
+                elif default := self._views.get(asked):
+                    self._check(scope, default)
             except ServiceError as error:
-                name_route(scope, asked)
+                name_route(scope, wanted[0] if wanted else asked)
                 refusal = problems.refusal(error, Request(scope), self._metrics)
                 await refusal(scope, receive, send)
                 return
@@ -53,3 +58,7 @@ class Gate:
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
             self._catalogue.find(model).check(plan=plan, seconds=seconds)
+
+    def _check_infer(self, model: str) -> None:
+        """Raise the same; which views are asked for, and by when, is in the body: so the least."""
+        self._catalogue.find(model).check(plan="single", seconds=int(self._most) / 1000)

@@ -17,10 +17,11 @@ from service.quotas import Quota
 
 # All else needs a key, also what is not there. The documentation tells of the software, not of
 # what it serves, and a browser sends no key for a page; ours asks for one.
-OPEN = health.PATHS | page.PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+_PAGES = page.PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN = health.PATHS | health.INFERENCE_PATHS | _PAGES
 
-_NO_KEY = "send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
-_USED_UP = "your API key has no requests left for now"
+NO_KEY = "send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+USED_UP = "your API key has no requests left for now"
 _BEARER = b"bearer "
 _MANAGES = "googlenet.manages"
 _SCHEMES = {
@@ -59,10 +60,10 @@ class Guard:
         await self._app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send, now: float) -> None:
-        key = _key(dict(scope["headers"]))
-        found = self._keyring.find(key) if key else None
+        given = key(dict(scope["headers"]))
+        found = self._keyring.find(given) if given else None
         if found is None:
-            await self._refuse(Unauthorized(_NO_KEY), scope, receive, send)
+            await self._refuse(Unauthorized(NO_KEY), scope, receive, send)
             return
         caller, quota = found
         scope[_MANAGES] = caller.manages
@@ -72,7 +73,7 @@ class Guard:
         if fields := _fields(quota, now):
             send = _telling(send, fields)
         if wait:
-            await self._refuse(RateLimited(_USED_UP, retry_after=wait), scope, receive, send)
+            await self._refuse(RateLimited(USED_UP, retry_after=wait), scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -101,21 +102,25 @@ def install(app: FastAPI) -> None:
 def _describe(schema: dict[str, Any]) -> None:
     """Add to an OpenAPI document that a key is needed, and what happens without one."""
     schema["components"]["securitySchemes"] = _SCHEMES
-    refusals = {
-        str(status): described | {"headers": _HEADERS[str(status)]}
-        for status, described in problems.documented(401, 429).items()
-    }
     for template, operations in schema["paths"].items():
         if template not in OPEN:
             for operation in operations.values():
                 operation["security"] = [{scheme: []} for scheme in _SCHEMES]
-                operation["responses"] |= refusals
+                operation["responses"] |= _refusals(template)
 
 
-def _key(headers: Mapping[bytes, bytes]) -> bytes:
+def _refusals(template: str) -> dict[str, dict[str, Any]]:
+    """Describe what a path answers without a key, or with one that is used up."""
+    return {
+        str(status): described | {"headers": _HEADERS[str(status)]}
+        for status, described in problems.documented(401, 429, template=template).items()
+    }
+
+
+def key(headers: Mapping[bytes, bytes]) -> bytes:
     """Give the key that a request brings, if any; `Authorization` may be for somebody in front."""
-    if key := headers.get(b"x-api-key"):
-        return key
+    if plain := headers.get(b"x-api-key"):
+        return plain
     given = headers.get(b"authorization", b"")
     return given[len(_BEARER) :].strip() if given[: len(_BEARER)].lower() == _BEARER else b""
 

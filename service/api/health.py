@@ -11,6 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 from service.catalogue import Catalogue
 
 PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # asked often, and by machines
+# The same questions as the Open Inference Protocol asks them, on the port of what it asks about.
+INFERENCE_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 
 _PROBE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {}}},

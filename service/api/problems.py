@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import errors
-from service.api.requests import note, request_id
+from service.api.requests import note, path, request_id
 from service.errors import ServiceError
 from service.metrics import Metrics
 
 MEDIA_TYPE = "application/problem+json"
+_INFERENCE = "/v2"
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, the metrics count it
 
 STATUS: Mapping[type[ServiceError], int] = {
@@ -63,6 +64,14 @@ class Problem(BaseModel):
     ] = None
 
 
+class Failure(BaseModel):
+    """What went wrong, as the Open Inference Protocol says it."""
+
+    error: Annotated[
+        str, Field(examples=["the JPEG picture is broken or cut short; send it whole"])
+    ]
+
+
 def problem(status: int, code: str, detail: str, request: Request) -> Problem:
     """Make the body of an error."""
     known = status in {known.value for known in HTTPStatus}
@@ -84,6 +93,23 @@ def of(error: ServiceError, request: Request) -> Problem:
     return described
 
 
+def is_inference(path: str) -> bool:
+    """Tell whether a path is the Open Inference Protocol's, whose errors have a body of its own."""
+    return path == _INFERENCE or path.startswith(f"{_INFERENCE}/")
+
+
+def answer(
+    described: Problem, request: Request, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Make the answer that carries a problem, in the words of the protocol that was spoken."""
+    made = response(described, headers)
+    if not is_inference(path(request.scope)):
+        return made
+    del made.headers["content-type"], made.headers["content-length"]
+    body = Failure(error=described.detail).model_dump_json()
+    return Response(body, described.status, made.headers, "application/json")
+
+
 def response(described: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """Make the answer that carries a problem."""
     sent = dict(headers or {})
@@ -100,24 +126,25 @@ def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response
     metrics.rejected(error)
     note(request.scope, {"code": error.code})
     challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
-    return response(of(error, request), challenge)
+    return answer(of(error, request), request, challenge)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int, template: str = "") -> dict[int | str, dict[str, Any]]:
     """Describe the problems a route may answer with, for its OpenAPI."""
-    schema = {"$ref": "#/components/schemas/Problem"}
+    kind, name = (
+        ("application/json", "Failure") if is_inference(template) else (MEDIA_TYPE, "Problem")
+    )
+    schema = {"$ref": f"#/components/schemas/{name}"}
     return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
+        status: {"description": HTTPStatus(status).phrase, "content": {kind: {"schema": schema}}}
         for status in statuses
     }
 
 
 async def on_bug(request: Request, _: Exception) -> Response:
     """Answer what nobody expected; the middleware that asks raises it again, to be logged."""
-    return response(problem(500, ServiceError.code, "an internal error; it was logged", request))
+    bug = problem(500, ServiceError.code, "an internal error; it was logged", request)
+    return answer(bug, request)
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
@@ -138,7 +165,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         assert isinstance(error, HTTPException)  # noqa: S101 - the same
         code = HTTPStatus(error.status_code).name.lower()
         told = {**(error.headers or {}), **_allowed(error, request)}
-        return response(problem(error.status_code, code, error.detail, request), told)
+        return answer(problem(error.status_code, code, error.detail, request), request, told)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

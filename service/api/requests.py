@@ -37,8 +37,12 @@ def request_id(scope: Scope) -> str:
 
 def name(scope: Scope) -> None:
     """Give a request its name."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    scope[_KEY] = given if _ALLOWED.fullmatch(given) else _new_id()
+    scope[_KEY] = named(Headers(scope=scope).get("x-request-id", ""))
+
+
+def named(given: str) -> str:
+    """Give what a request is called: the name that its caller gave if that is a sane one."""
+    return given if _ALLOWED.fullmatch(given) else _new_id()
 
 
 def path(scope: Scope) -> str:
@@ -129,7 +133,7 @@ class Requests:
             **traced,
             **scope[_NOTES],
         }
-        level = logging.DEBUG if route in health.PATHS else logging.INFO
+        level = logging.DEBUG if route in health.PATHS | health.INFERENCE_PATHS else logging.INFO
         logger.log(level, "%s %s %d", method, route, status, extra={"request": fields})
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,20 +92,39 @@ async def read(request: Request, bounds: Bounds, share: Share) -> list[Upload]:
     `Overloaded` or `CallerGone`.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
-    try:
-        async with asyncio.timeout(bounds.seconds):
-            chunks = _bounded(request, bounds.nbytes, share)
-            if kind == b"multipart/form-data":
-                return await _parts(chunks, options, bounds.files)
-            if kind.startswith(b"image/") or kind == RAW.encode():
-                return [await _raw(chunks)]
-    except TimeoutError as error:
-        raise SlowUpload(f"the body did not arrive within {bounds.seconds:g} s") from error
-    except ClientDisconnect as error:
-        raise CallerGone("the caller hung up while sending") from error
+    async with _arriving(bounds.seconds):
+        chunks = _bounded(request, bounds.nbytes, share)
+        if kind == b"multipart/form-data":
+            return await _parts(chunks, options, bounds.files)
+        if kind.startswith(b"image/") or kind == RAW.encode():
+            return [await _raw(chunks)]
     raise UnsupportedType(
         "send multipart/form-data with a `file` part, or the picture itself as image/*"
     )
+
+
+async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
+    """Read a body that is something else than pictures, as it is.
+
+    Raises `TooLarge`, `UnsupportedType` if it is compressed, `SlowUpload`, `Overloaded` or
+    `CallerGone`.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedType("the body is compressed; send it as it is")
+    async with _arriving(bounds.seconds):
+        return b"".join([chunk async for chunk in _bounded(request, bounds.nbytes, share)])
+
+
+@asynccontextmanager
+async def _arriving(seconds: float) -> AsyncIterator[None]:
+    """Bound the time in which a body arrives."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise SlowUpload(f"the body did not arrive within {seconds:g} s") from error
+    except ClientDisconnect as error:
+        raise CallerGone("the caller hung up while sending") from error
 
 
 async def _bounded(request: Request, limit: int, share: Share) -> AsyncIterator[bytes]:

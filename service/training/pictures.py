@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+
 from service import cuts, images, processors, views
 from service.images import Bounds
 from service.training import augmentation, loader
@@ -65,4 +67,4 @@ class Pictures:
     def _served(self, picture: Picture) -> tuple[Pixels, int]:
         plan = views.plan("single", self.resize)
         (cut,) = cuts.prepare(picture.path.read_bytes(), [plan], Bounds(self.max_pixels))
-        return cut.canvases[0], picture.index
+        return cut.canvases[0].astype(np.uint8, copy=False), picture.index

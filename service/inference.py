@@ -1,0 +1,106 @@
+"""The Open Inference Protocol, whichever way it comes: a request in, an answer out."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service import answers, protocol
+from service.catalogue import Catalogue
+from service.classifier import Answer
+from service.ensemble import Ensemble
+from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
+from service.metrics import Metrics
+from service.protocol import Answered, Asked
+from service.settings import Settings
+
+_OF_A_PICTURE = (TooLarge, UnreadableImage, UnsupportedType)
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """An answer, and what came of each picture on the way to it."""
+
+    answered: Answered
+    plan: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """Answers requests by the models of a catalogue, as /classify does."""
+
+    catalogue: Catalogue
+    settings: Settings
+    metrics: Metrics
+
+    def ensemble(self, name: str, version: str) -> Ensemble:
+        """Give what a model is, of any version if that is empty; raises what `find` does."""
+        return self.catalogue.find(named(name, version)).ensemble
+
+    def works(self, name: str, version: str) -> bool:
+        """Tell whether a model can be asked; raises what `find` does."""
+        return self.catalogue.find(named(name, version)).worked is None
+
+    async def infer(
+        self,
+        name: str,
+        version: str,
+        asked: Asked,
+        *,
+        seconds: float | None,
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> Inferred:
+        """Classify all pictures of a request; raises what is wrong with the first that fails.
+
+        `seconds` is what the caller still has, if it has said so.
+        """
+        plan = asked.views or self.settings.views
+        most = self.settings.timeout_seconds
+        with self.catalogue.use(named(name, version)) as classifier:
+            found = await classifier.classify(
+                asked.pictures,
+                plan=plan,
+                top_k=asked.labels or 1,
+                seconds=most if seconds is None else min(most, seconds),
+                **({"gone": gone} if gone else {}),
+            )
+            served = classifier.ensemble
+        answers.count(self.metrics, plan, found)
+        good = _good(found)
+        answered = Answered(
+            asked.id,
+            name,
+            served.version,
+            {"views": plan, **({"notice": served.notice} if served.notice else {})},
+            _rankings(good) if asked.labels else _probabilities(good),
+        )
+        return Inferred(answered, plan, good)
+
+
+def named(name: str, version: str) -> str:
+    """Give what the catalogue calls a model by."""
+    return f"{name}@{version}" if version and not name.endswith(f"@{version}") else name
+
+
+def _good(found: Sequence[Answer | ServiceError]) -> list[Answer]:
+    """Give the answers, or raise the first error: the protocol has one answer for all rows."""
+    good: list[Answer] = []
+    for row, answer in enumerate(found):
+        if isinstance(answer, _OF_A_PICTURE) and len(found) > 1:
+            raise type(answer)(f"row {row}: {answer}") from answer
+        if isinstance(answer, ServiceError):
+            raise answer
+        good.append(answer)
+    return good
+
+
+def _probabilities(good: Sequence[Answer]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.stack([answer.probabilities for answer in good]).astype(np.float32)
+
+
+def _rankings(good: Sequence[Answer]) -> list[list[str]]:
+    return [
+        [protocol.told(one.label, one.index, one.probability) for one in answer.predictions]
+        for answer in good
+    ]

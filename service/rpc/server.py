@@ -1,0 +1,277 @@
+"""The Open Inference Protocol over gRPC, in the event loop that serves HTTP."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Self
+
+import grpc
+from grpc import StatusCode, aio
+
+from service import answers, protocol
+from service.api import guard, problems, requests
+from service.api.uploads import Budget
+from service.errors import (
+    CallerGone,
+    CannotListen,
+    RateLimited,
+    ServiceError,
+    Unauthorized,
+    Unavailable,
+)
+from service.inference import Inference
+from service.keys import Keyring
+from service.rpc import messages
+from service.rpc.messages import Messages
+from service.rpc.statuses import STATUS
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_CALLS = 256  # at once; each may have brought a message of the largest size
+_OPEN = frozenset({"ServerLive", "ServerReady"})  # to those without a key, as probes are
+_OK = 200
+_BUG = 500
+
+Context = aio.ServicerContext[bytes, bytes]
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that is being answered: what the log and the metrics will say of it."""
+
+    method: str
+    headers: Mapping[bytes, bytes]
+    started: float = field(default_factory=time.monotonic)
+    status: int = _BUG  # as HTTP has it, so that one rule is for both
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The call's name, which its caller may have given."""
+        return str(self.notes["id"])
+
+
+class Service:
+    """Answers the protocol's calls."""
+
+    def __init__(
+        self,
+        inferring: Inference,
+        budget: Budget,
+        keyring: Keyring | None,
+        is_leaving: Callable[[], bool],
+    ) -> None:
+        self._inferring, self._budget, self._keyring = inferring, budget, keyring
+        self._catalogue, self._metrics = inferring.catalogue, inferring.metrics
+        self._is_leaving = is_leaving
+        self._messages = Messages()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Give what a server is to call."""
+        described = self._messages.service
+        codes = {_OK, *problems.STATUS.values()}
+        self._metrics.expect(_route("ModelInfer"), "POST", codes)
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            method.name: grpc.unary_unary_rpc_method_handler(self._handler(method.name))
+            for method in described.methods
+        }
+        return grpc.method_handlers_generic_handler(described.full_name, handlers)
+
+    def _handler(self, method: str) -> Any:
+        async def handle(data: bytes, context: Context) -> bytes:
+            return await self._handled(method, data, context)
+
+        return handle
+
+    async def _handled(self, method: str, data: bytes, context: Context) -> bytes:
+        call = _Call(method, _headers(context))
+        call.notes["id"] = requests.named(call.headers.get(b"x-request-id", b"").decode("latin-1"))
+        self._metrics.in_flight(1)
+        try:
+            found = await self._answer(call, data, context)
+        except asyncio.CancelledError:
+            call.status = problems.STATUS[CallerGone]
+            raise
+        finally:
+            self._metrics.in_flight(-1)
+            self._tell(call)
+        if isinstance(found, ServiceError):
+            await context.abort(STATUS[type(found)], str(found), _trailing(call, found))
+        if found is None:
+            await context.abort(StatusCode.INTERNAL, "an internal error; it was logged")
+        context.set_trailing_metadata(_trailing(call))
+        return found
+
+    async def _answer(
+        self, call: _Call, data: bytes, context: Context
+    ) -> bytes | ServiceError | None:
+        """Give the answer, the error, or nothing after what nobody expected."""
+        try:
+            self._admit(call)
+            asked = self._messages.read(f"{call.method}Request", data)
+            answer = await self._methods[call.method](self, call, asked, len(data), context)
+        except ServiceError as error:
+            self._metrics.rejected(error)
+            call.notes["code"], call.status = error.code, problems.STATUS[type(error)]
+            return error
+        except Exception:
+            logger.exception("%s failed", call.method)
+            return None
+        call.status = _OK
+        message: bytes = answer.SerializeToString()
+        return message
+
+    def _admit(self, call: _Call) -> None:
+        """Raise what `service.api.guard.Guard` refuses with."""
+        if self._keyring is None or call.method in _OPEN:
+            return
+        self._keyring.refresh(call.started)
+        found = self._keyring.find(guard.key(call.headers))
+        if found is None:
+            raise Unauthorized(guard.NO_KEY)
+        caller, quota = found
+        call.notes["key"] = caller.name
+        wait = quota.take(call.started)
+        self._metrics.called(caller.name, "rate_limited" if wait else "admitted")
+        if wait:
+            raise RateLimited(guard.USED_UP, retry_after=wait)
+
+    def _tell(self, call: _Call) -> None:
+        seconds = time.monotonic() - call.started
+        self._metrics.request(_route(call.method), "POST", call.status, seconds, {})
+        about = {"route": _route(call.method), "status": call.status, "seconds": round(seconds, 6)}
+        level = logging.DEBUG if call.method in _OPEN else logging.INFO
+        extra = {"request": {"method": "POST", **about, **call.notes}}
+        logger.log(level, "%s %d", _route(call.method), call.status, extra=extra)
+
+    # The methods.
+
+    async def _live(self, *_: Any) -> Any:
+        return self._messages.make("ServerLiveResponse", live=self._catalogue.worked is None)
+
+    async def _ready(self, *_: Any) -> Any:
+        is_ready = not (self._catalogue.loaded or self._catalogue.worked or self._is_leaving())
+        return self._messages.make("ServerReadyResponse", ready=is_ready)
+
+    async def _model_ready(self, _: _Call, asked: Any, *__: Any) -> Any:
+        is_ready = self._inferring.works(asked.name, asked.version)
+        return self._messages.make("ModelReadyResponse", ready=is_ready)
+
+    async def _server(self, *_: Any) -> Any:
+        return self._messages.make(
+            "ServerMetadataResponse",
+            name="googlenet-service",
+            version=metadata.version("googlenet-service"),
+            extensions=protocol.EXTENSIONS,
+        )
+
+    async def _model(self, _: _Call, asked: Any, *__: Any) -> Any:
+        ensemble = self._inferring.ensemble(asked.name, asked.version)
+        return self._messages.make(
+            "ModelMetadataResponse",
+            name=asked.name,
+            versions=[ensemble.version],
+            platform=protocol.PLATFORM,
+            inputs=[_described(each) for each in protocol.INPUTS],
+            outputs=[_described(protocol.output(len(ensemble.labels)))],
+        )
+
+    async def _infer(self, call: _Call, asked: Any, nbytes: int, context: Context) -> Any:
+        with self._budget.share() as share:
+            share.add(nbytes)
+            most = self._inferring.settings.max_files
+            wish = protocol.understand(messages.request(asked), most)
+            deadlines = (context.time_remaining(), wish.seconds)
+            seconds = min((one for one in deadlines if one is not None), default=None)
+            found = await self._inferring.infer(
+                asked.model_name, asked.model_version, wish, seconds=seconds
+            )
+        call.notes |= answers.notes(found.plan, 0.0, found.answers)
+        return self._messages.answer(found.answered, is_raw=bool(asked.raw_input_contents))
+
+    _methods: Mapping[str, Callable[..., Awaitable[Any]]] = {
+        "ServerLive": _live,
+        "ServerReady": _ready,
+        "ModelReady": _model_ready,
+        "ServerMetadata": _server,
+        "ModelMetadata": _model,
+        "ModelInfer": _infer,
+    }
+
+
+def _route(method: str) -> str:
+    """Give the HTTP/2 path of a call: what tells it from others in metrics."""
+    return f"/inference.GRPCInferenceService/{method}"
+
+
+def _headers(context: Context) -> dict[bytes, bytes]:
+    return {
+        str(key).encode(): value if isinstance(value, bytes) else str(value).encode("latin-1")
+        for key, value in context.invocation_metadata() or ()
+    }
+
+
+def _trailing(call: _Call, error: ServiceError | None = None) -> tuple[tuple[str, str], ...]:
+    """Name the call, and say when to come again: to people, and to gRPC's own retries."""
+    if not isinstance(error, Unavailable):
+        return (("x-request-id", call.id),)
+    return (
+        ("x-request-id", call.id),
+        ("retry-after", str(max(1, math.ceil(error.retry_after)))),
+        ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),
+    )
+
+
+def _described(tensor: protocol.Described) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+
+
+class Listening:
+    """Listens while it is entered, or until it is told to leave; raises `CannotListen`."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._service, self._settings = service, settings
+        self._server: aio.Server | None = None
+        self._stopping: list[asyncio.Task[None]] = []  # at most one
+
+    async def __aenter__(self) -> Self:
+        self._server = _bound(self._service, self._settings)
+        await self._server.start()
+        where = self._settings.grpc_port, self._settings.host
+        logger.info("gRPC is on port %d of %s", *where)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+        await asyncio.gather(*self._stopping)
+
+    def leave(self) -> None:
+        """Take no more calls; those in flight have their time to be answered."""
+        if self._server and not self._stopping:
+            stop = self._server.stop(self._settings.grace_seconds)
+            self._stopping.append(asyncio.get_running_loop().create_task(stop))
+
+
+def _bound(service: Service, settings: Settings) -> aio.Server:
+    server = aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_metadata_size", settings.max_header_bytes),
+            ("grpc.max_connection_idle_ms", settings.keep_alive_seconds * 1000),
+            ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
+        ],
+        maximum_concurrent_rpcs=_CALLS,
+    )
+    server.add_generic_rpc_handlers((service.handler(),))
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        server.add_insecure_port(f"{host}:{settings.grpc_port}")
+    except RuntimeError as error:
+        where = f"port {settings.grpc_port} of {settings.host}"
+        raise CannotListen(f"{where} is not to be had for gRPC") from error
+    return server

@@ -1,0 +1,33 @@
+"""Errors as gRPC's statuses: beside `service.api.problems`, the only place that knows both."""
+
+from collections.abc import Mapping
+
+from grpc import StatusCode
+
+from service import errors
+from service.errors import ServiceError
+
+STATUS: Mapping[type[ServiceError], StatusCode] = {
+    errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,
+    errors.Unauthorized: StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: StatusCode.PERMISSION_DENIED,
+    errors.UnknownModel: StatusCode.NOT_FOUND,
+    errors.SlowUpload: StatusCode.DEADLINE_EXCEEDED,
+    errors.SlowHead: StatusCode.DEADLINE_EXCEEDED,
+    errors.Conflict: StatusCode.FAILED_PRECONDITION,
+    errors.TooLarge: StatusCode.INVALID_ARGUMENT,
+    errors.UnsupportedType: StatusCode.INVALID_ARGUMENT,
+    errors.UnreadableImage: StatusCode.INVALID_ARGUMENT,
+    errors.InvalidParameter: StatusCode.INVALID_ARGUMENT,
+    errors.MissingFile: StatusCode.INVALID_ARGUMENT,
+    errors.CannotServe: StatusCode.FAILED_PRECONDITION,
+    errors.RateLimited: StatusCode.RESOURCE_EXHAUSTED,
+    errors.CallerGone: StatusCode.CANCELLED,
+    errors.HeadTooLarge: StatusCode.INVALID_ARGUMENT,
+    errors.InferenceFailed: StatusCode.INTERNAL,
+    errors.OutOfMemory: StatusCode.INTERNAL,
+    errors.Overloaded: StatusCode.UNAVAILABLE,
+    errors.NotReady: StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    errors.NoRoom: StatusCode.RESOURCE_EXHAUSTED,
+}
