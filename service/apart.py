@@ -285,7 +285,8 @@ class Worker:
             self._idle.put_nowait(line)
         if isinstance(answer, Exception):
             return answer
-        self._decoders = self._decoders.observed(time.monotonic() - begun)
+        if isinstance(wish, Prepare):  # which is what is predicted
+            self._decoders = self._decoders.observed(time.monotonic() - begun)
         return made(answer)  # here, for what nobody waits for any more has to be forgotten
 
     async def _run(self, line: "_Line", number: int, batch: Batch[Token]) -> Sequence[Result]:

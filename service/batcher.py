@@ -166,10 +166,15 @@ class Batcher(Generic[P, R]):
             self._invitation = Invitation()
         return admission
 
-    def promise(self, demands: Sequence[Demand], *, lead: float = 0.0) -> float:
-        """Predict in how many seconds such jobs would be done, if they were admitted now."""
+    def outlook(self, demands: Sequence[Demand], *, lead: float = 0.0) -> tuple[float, float]:
+        """Predict what would be if such jobs were admitted now.
+
+        Gives the seconds in which they would be done, and the share of the memory for payloads
+        that would be filled.
+        """
         load, admission = self._admission(demands, math.inf, lead, time.monotonic())
-        return load.doubt * admission.promised
+        nbytes = self._nbytes + sum(demand.nbytes for demand in demands)
+        return load.doubt * admission.promised, nbytes / self._max_bytes
 
     def _admission(
         self, demands: Sequence[Demand], seconds: float, lead: float, now: float

@@ -3,7 +3,7 @@
 A model that is loaded anew is loaded, warmed and timed beside the one that serves, takes its
 place in one step, and the old one is closed when nobody uses it any more. If that fails, the old
 one stays. Each has a process of its own, so that one that breaks or is let go takes nothing of
-the others along, and all of its memory is given back.
+the others' work along, and all of its memory is given back.
 """
 
 import asyncio
@@ -45,6 +45,14 @@ class Shelf:
     """Learns what is served from now on."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """A model that is being loaded."""
+
+    name: str
+    task: asyncio.Task[None]
+
+
 @dataclass(slots=True, eq=False)
 class _Slot:
     """A model that serves: what its files were when it was loaded, its users, and its end."""
@@ -70,7 +78,7 @@ class Catalogue:
         self._default = names[0]
         self._slots: dict[str, _Slot] = {}
         self._wrong: dict[str, str] = dict.fromkeys(names, _LOADING)  # with what is not there
-        self._loading: str | None = None
+        self._loading: _Loading | None = None
         self._refused: dict[str, object] = {}  # stamps of files that could not be served
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -166,12 +174,12 @@ class Catalogue:
         if slot and slot.stamp == stamp and not slot.classifier.worked:
             return
         if self._loading:
-            raise Conflict(f"{self._loading} is being loaded; one model is loaded at a time")
+            raise Conflict(f"{self._loading.name} is being loaded; one model is loaded at a time")
         if slot is None and len(self._slots) >= self._bounds.models:
             raise NoRoom(f"{len(self._slots)} models are served, as many as may be; let one go")
         self._check_memory(name, [])
         # Whoever asked for it may leave: it goes on.
-        await asyncio.shield(self._begin(self._load(name, stamp)))
+        await asyncio.shield(self._begin_load(name, stamp))
 
     def prefer(self, name: str) -> None:
         """Make a model that is served the one that is asked when a request names none."""
@@ -182,6 +190,8 @@ class Catalogue:
         """Serve a model no more; what it has accepted is done. Not for the default: `Conflict`."""
         if name == self._default:
             raise Conflict(f"{name} is asked when a request names no model; prefer another first")
+        if self._loading and self._loading.name == name:
+            raise Conflict(f"{name} is being loaded; let it go when it is")
         if name not in self._slots:
             raise UnknownModel(f"there is no model {name!r} here")
         old = self._slots.pop(name)
@@ -204,16 +214,18 @@ class Catalogue:
     async def _start(self) -> None:
         for name in [*self._wrong]:
             try:
-                await self._load(name, self._shelf.stamp(name))
+                await self._begin_load(name, self._shelf.stamp(name))
             except ServiceError as error:
                 self._wrong[name] = _FAILED
                 if not isinstance(error, CannotServe):  # of which the log says more already
                     logger.error("%s cannot be served: %s", name, error)  # noqa: TRY400 - says it all
-            else:
-                del self._wrong[name]
+
+    def _begin_load(self, name: str, stamp: object) -> asyncio.Task[None]:
+        task = self._begin(self._load(name, stamp))
+        self._loading = _Loading(name, task)
+        return task
 
     async def _load(self, name: str, stamp: object) -> None:
-        self._loading = name
         try:
             async with contextlib.AsyncExitStack() as life:
                 fresh = await life.enter_async_context(self._shelf.make(name))
@@ -221,6 +233,7 @@ class Catalogue:
                 self._check_memory(name, [fresh])
                 old = self._slots.get(name)
                 self._slots[name] = _Slot(fresh, stamp, life.pop_all())
+                self._wrong.pop(name, None)
         finally:
             self._loading = None
         self._tell()
@@ -245,17 +258,24 @@ class Catalogue:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        for name, slot in [*self._slots.items()]:
-            stamp = self._shelf.stamp(name)
-            if stamp in (None, slot.stamp, self._refused.get(name)):
-                continue
-            try:
-                await self.load(name)
-            except Conflict as error:
-                logger.warning("%s has other files now: %s", name, error)
-            except ServiceError as error:
-                self._refused[name] = stamp
-                logger.error("%s stays as it was: %s", name, error)  # noqa: TRY400 - says it all
+        for name in [*self._slots]:
+            while self._loading:
+                await asyncio.wait([self._loading.task])
+            if name in self._slots:  # nobody has let it go meanwhile
+                await self._renew(name)
+
+    async def _renew(self, name: str) -> None:
+        """Load a model anew if its files are others now, and not ones that were refused."""
+        stamp = self._shelf.stamp(name)
+        if stamp in (None, self._slots[name].stamp, self._refused.get(name)):
+            return
+        try:
+            await self.load(name)
+        except CannotServe as error:
+            self._refused[name] = stamp
+            logger.error("%s stays as it was: %s", name, error)  # noqa: TRY400 - says it all
+        except ServiceError as error:  # which may not hold the next time
+            logger.warning("%s has other files now: %s", name, error)
 
 
 async def _ready(fresh: Classifier) -> None:

@@ -32,7 +32,7 @@ LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
 _AHEAD = 3  # batches of each lane: one runs, one waits for it, one is being decoded
 _MOST_FIRST: tuple[PlanName, ...] = ("paper", "ten")
 _FEWEST: PlanName = "single"
-_AMPLE = 0.25  # of the time that a request has
+_AMPLE = 0.25  # of the time that a request has, and of the memory of all
 _FAILURES = 3  # batches in a row, after which the device is not expected to recover
 
 
@@ -143,7 +143,8 @@ class Classifier:
             self._failure = error
             return
         self._load_seconds = time.monotonic() - started
-        self._life.callback(backend.close)
+        # It may take its time, or hang: others are served meanwhile.
+        self._life.push_async_callback(asyncio.to_thread, backend.close)
         ensemble = backend.ensemble
         batcher = Batcher(
             backend.lanes,
@@ -233,21 +234,28 @@ class Classifier:
     def most_views(self, pictures: int, seconds: float) -> PlanName:
         """Choose the most views for which there is ample time, by the present load.
 
-        A part of the time only, so that others still find room: as the load grows everybody gets
-        fewer views, before anybody is refused.
+        A part of the time and of the memory only, so that others still find room: as the load
+        grows everybody gets fewer views, before anybody is refused.
         """
         backend, batcher = self._ready().backend, self._ready().batcher
         lead = backend.lead(pictures)
         for name in _MOST_FIRST:
             demands = backend.ensemble.demands(backend.ensemble.plans(name)) * pictures
-            if batcher.promise(demands, lead=lead) <= _AMPLE * seconds:
+            done_in, filled = batcher.outlook(demands, lead=lead)
+            if done_in <= _AMPLE * seconds and filled <= _AMPLE:
                 return name
         return _FEWEST
 
-    def check(self, *, plan: str, seconds: float) -> None:
-        """Raise at once what even a single picture would be refused with."""
+    def check(self, *, plan: str, seconds: float, maps: bool = False) -> None:
+        """Raise at once what even a single picture would be refused with.
+
+        If it is to be explained, both parts of the work are looked at.
+        """
         serving = self._ready()
-        demands = serving.backend.ensemble.demands(serving.backend.ensemble.plans(plan))
+        ensemble = serving.backend.ensemble
+        demands = ensemble.demands(plans := ensemble.plans(plan))
+        if maps and ensemble.explains:
+            demands += ensemble.demands(plans, maps=True)
         serving.batcher.check(demands, seconds, lead=serving.backend.lead(1))
 
     async def classify(
@@ -300,6 +308,7 @@ class Classifier:
         ensemble = self.ensemble
         if not ensemble.explains:
             raise NotExplainable(f"{ensemble.name} has no class activation maps; ask another model")
+        self.check(plan=plan, seconds=seconds, maps=True)
         (answer,) = await self.classify(
             [picture], plan=plan, top_k=len(ensemble.labels), seconds=seconds, gone=gone
         )
@@ -317,9 +326,21 @@ class Classifier:
             raise found
         return Explanation(prediction, found)
 
-    async def paint(self, picture: bytes, heat: Grid) -> bytes:
-        """Draw a heat map over a picture: a PNG file; raises what decoding it does."""
-        return await self._ready().backend.paint(picture, heat, self._limits.picture)
+    async def paint(
+        self,
+        picture: bytes,
+        heat: Grid,
+        *,
+        seconds: float,
+        gone: Callable[[], Awaitable[None]] = _never,
+    ) -> bytes:
+        """Draw a heat map over a picture: a PNG file; raises what `classify` raises or gives."""
+        deadline = time.monotonic() + seconds
+        work = partial(self._ready().backend.paint, picture, heat, self._bounds(deadline))
+        (drawn,) = await _unless(gone, [self._settle(work, (), deadline)])
+        if isinstance(drawn, ServiceError):
+            raise drawn
+        return drawn
 
     def _ready(self) -> _Serving:
         if self._serving is None:

@@ -12,7 +12,7 @@ from service.ensemble import Ensemble
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.metrics import Metrics
 from service.protocol import Answered, Asked
-from service.settings import Settings
+from service.settings import AUTO, Settings
 
 _OF_A_PICTURE = (TooLarge, UnreadableImage, UnsupportedType)
 
@@ -55,14 +55,17 @@ class Inference:
 
         `seconds` is what the caller still has, if it has said so.
         """
-        plan = asked.views or self.settings.views
         most = self.settings.timeout_seconds
         with self.catalogue.use(named(name, version)) as classifier:
+            left = most if seconds is None else min(most, seconds)
+            plan = asked.views or self.settings.views
+            if plan == AUTO:
+                plan = classifier.most_views(len(asked.pictures), left)
             found = await classifier.classify(
                 asked.pictures,
                 plan=plan,
                 top_k=asked.labels or 1,
-                seconds=most if seconds is None else min(most, seconds),
+                seconds=left,
                 **({"gone": gone} if gone else {}),
             )
             served = classifier.ensemble

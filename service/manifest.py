@@ -100,6 +100,8 @@ def read(path: Path) -> Manifest:
     """Read a manifest; raises `ModelError` with the first thing that is wrong with it."""
     try:
         return Manifest.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:

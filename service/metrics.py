@@ -288,17 +288,17 @@ class Metrics:
         if isinstance(report, DropReport):
             self._dropped.labels(report.why, report.where).inc()
             return
-        self._batches.labels(report.reason).inc()
         self._batch_failures.inc(report.failed)
+        for seconds in report.queue_seconds:
+            self._queue_wait.observe(seconds)
+        if report.key.maps:  # of one row each: they say nothing of how others are batched
+            return
+        self._batches.labels(report.reason).inc()
         self._batch_rows.observe(report.rows)
         self._batch_seconds.labels(report.key.side).observe(report.seconds)
         self._padding.inc(report.size - report.rows)
-        if (
-            model in self._served and not report.key.maps
-        ):  # else it ends what it has begun, and is told of no more
+        if model in self._served:  # else it ends what it has begun, and is told of no more
             self._rate(model, report.key, report.rate)
-        for seconds in report.queue_seconds:
-            self._queue_wait.observe(seconds)
 
     def serves(self, served: Mapping[str, tuple[Backend, float]]) -> None:
         """Tell of these models and no others: who does their work, and the seconds of a load."""

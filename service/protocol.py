@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 from service.images import Picture
-from service.settings import PlanName
+from service.settings import AUTO, PlanName
 from service.views import CROP
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of the JSON before binary tensors
@@ -123,7 +123,7 @@ def understand(request: Request, most: int) -> Asked:
 
 
 def _views(asked: object, tensor: Tensor) -> str | None:
-    if asked is not None and asked not in (known := get_args(PlanName)):
+    if asked is not None and asked not in (known := (*get_args(PlanName), AUTO)):
         raise InvalidParameter(f"the parameter views is to be one of {', '.join(known)}")
     if tensor.name != TENSOR.name:
         return None if asked is None else str(asked)

@@ -64,7 +64,10 @@ class Settings(BaseSettings):
     ] = 4
     max_model_bytes: Annotated[
         int,
-        Field(ge=0, description="memory of all models' processes; over it is a 507; 0: no bound"),
+        Field(
+            ge=0,
+            description="memory of all models' processes, one more too; over it a 507; 0: no bound",
+        ),
     ] = 0
     watch_seconds: Annotated[
         float,
@@ -165,11 +168,13 @@ class Settings(BaseSettings):
     ] = 10_000
     max_queue_bytes: Annotated[
         int,
-        Field(ge=1024, description="memory for decoded pictures that wait; over it is a 503"),
+        Field(
+            ge=1024, description="memory for decoded pictures that wait, by model; over it is a 503"
+        ),
     ] = 512 * MEBIBYTE
     decode_threads: Annotated[
         int,
-        Field(ge=0, le=256, description="threads that decode pictures; 0: one per core"),
+        Field(ge=0, le=256, description="threads that decode pictures, by model; 0: one per core"),
     ] = 0
     stall_seconds: Annotated[
         float,

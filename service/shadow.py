@@ -64,12 +64,14 @@ class Shadow:
     @property
     def share(self) -> tuple[str, float] | None:
         """The candidate and the share of requests that it is asked for, if there is one."""
-        is_one = self._candidate not in {None, self._catalogue.default} and self._share > 0
+        others = self._catalogue.served.keys() - {self._catalogue.default}
+        is_one = self._candidate in others and self._share > 0
         return (str(self._candidate), self._share) if is_one else None
 
     def follow(self, candidate: str, share: float) -> None:
-        """Ask another candidate from now on, or for another share of the requests."""
-        self._candidate, self._share = candidate, share
+        """Ask another candidate from now on, or for another share of the requests; 0 ends it."""
+        if share or candidate == self._candidate:
+            self._candidate, self._share = candidate, share
 
     def offer(
         self, pictures: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]
@@ -96,6 +98,7 @@ class Shadow:
     async def _ask(
         self, candidate: str, pairs: Sequence[tuple[bytes, tuple[Prediction, ...]]], plan: str
     ) -> None:
+        found: Sequence[Answer | Exception]
         try:
             with self._catalogue.use(candidate) as classifier:
                 found = await classifier.classify(
@@ -104,7 +107,7 @@ class Shadow:
                     top_k=len(classifier.ensemble.labels),
                     seconds=self._seconds,
                 )
-        except ServiceError as error:  # it has no time, or is there no more
+        except Exception as error:  # noqa: BLE001 - whatever a candidate does, nobody waits for it
             found = [error] * len(pairs)
         for (_, default), answer in zip(pairs, found, strict=True):
             if isinstance(answer, Answer):

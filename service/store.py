@@ -74,7 +74,7 @@ class Store:
         with suppress(ModelError):  # one that is broken is another one, too
             files.append(self._labels_path(name, self.manifest(name).labels))
         files += [self._readable(name).with_name(RECORD), self._weights_path(name).with_name(INT8)]
-        return tuple(file.read_text("utf-8", "replace") if file.is_file() else "" for file in files)
+        return tuple(map(_text, files))
 
     def has(self, name: str) -> bool:
         """Are a model's weights there."""
@@ -201,6 +201,14 @@ class Store:
             f"With a network:     googlenet-service models fetch {name}\n"
             f"Without, bring the file from {url}:  googlenet-service models import {name} FILE"
         )
+
+
+def _text(path: Path) -> str:
+    """Read a file, which may be being replaced; nothing if it is not there or not readable."""
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _recorded(weights: Path) -> list[str]:

@@ -9,7 +9,8 @@ from functools import partial
 
 from service.ensemble import Backend, Ensemble, Payload, Probabilities
 from service.errors import InferenceFailed, OutOfMemory
-from service.images import Bounds
+from service.explanation import Grid
+from service.images import Bounds, Picture
 from service.work import Batch, Lane
 
 Run = Callable[[Batch[Payload]], Awaitable[Sequence[Probabilities]]]
@@ -71,13 +72,19 @@ class Faulty:
         """Close the other."""
         self.backend.close()
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Payload]:
+    async def prepare(
+        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+    ) -> Sequence[Payload]:
         """Have the other do it, or fail."""
         if self._happens("broken_decoder"):
             raise InferenceFailed("the decoder is broken")
         if self._happens("slow_decoder"):
             await asyncio.sleep(self._chance.uniform(0, 0.2))
-        return await self.backend.prepare(picture, views, bounds)
+        return await self.backend.prepare(picture, views, bounds, target)
+
+    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
+        """Have the other do it."""
+        return await self.backend.paint(picture, heat, bounds)
 
     async def _run(self, run: Run, batch: Batch[Payload]) -> Sequence[Probabilities]:
         if batch.size > 2 and self._happens("out_of_memory"):

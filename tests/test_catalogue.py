@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, FakeBackend, fake_backend, mean_colour
 from starlette.testclient import TestClient
@@ -25,7 +26,7 @@ from service import keys
 from service.app import create_app, create_catalogue
 from service.cuts import Cuts
 from service.ensemble import Prediction, Probabilities
-from service.errors import BadWeights, ModelError
+from service.errors import BadWeights, Conflict, ModelError
 from service.metrics import Metrics
 from service.settings import Settings
 from service.shadow import Comparison, compare
@@ -52,6 +53,7 @@ class World:
     runs: dict[str, Callable[[Batch[Cuts]], list[Probabilities]]] = field(default_factory=dict)
     wrong: dict[str, Exception] = field(default_factory=dict)
     door: dict[str, threading.Event] = field(default_factory=dict)  # to wait for before it loads
+    pids: dict[str, int] = field(default_factory=dict)  # if it is not that of this process
     begun: threading.Event = field(default_factory=threading.Event)  # to wait for a door
 
     def add(self, name: str, version: str = "1") -> None:
@@ -80,6 +82,7 @@ class World:
         version = ",".join(store.manifest(member).version for member in name.split(","))
         member = replace(backend.ensemble.members[0], name=name, version=version)
         backend.ensemble = replace(backend.ensemble, members=(member,))
+        backend.pid = self.pids.get(name, backend.pid)
         self.made[name].append(backend)
         return backend
 
@@ -113,6 +116,17 @@ def asked(client: TestClient, model: str | None = None) -> str:
     assert answer.status_code == 200, answer.text
     name: str = answer.json()["model"]
     return name
+
+
+@contextmanager
+def serving_unready(world: World, **settings: Any) -> Iterator[TestClient]:
+    """Serve as `serving` does, to the key that manages, and wait for nothing."""
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    file = world.folder.parent / "keys.toml"
+    file.write_text(f'[admin]\nsha256 = "{digest}"\nmanages = true\n')
+    chosen = Settings(**{"model": "a", "store": world.folder, "keys": file, **settings})
+    with TestClient(create_app(chosen, load=world.load), headers=ADMIN) as client:
+        yield client
 
 
 def versions(client: TestClient) -> dict[str, str]:
@@ -295,6 +309,62 @@ def test_one_model_is_loaded_at_a_time(world: World) -> None:
         assert loading.result().status_code == 200
 
 
+def test_of_two_loads_at_once_one_is_refused(world: World) -> None:
+    """Also if neither has begun to work."""
+
+    async def main() -> None:
+        settings = Settings(model="a", store=world.folder, max_models=2)
+        async with create_catalogue(settings, world.load, Metrics()) as models:
+            await happening(lambda: models.loaded is None)
+            loads = (models.load("b"), models.load("c"))
+            first, second = await asyncio.gather(*loads, return_exceptions=True)
+            assert first is None
+            assert isinstance(second, Conflict)
+            assert models.served.keys() == {"a", "b"}
+
+    asyncio.run(main())
+
+
+async def happening(condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(until, condition)
+
+
+def test_a_model_is_not_let_go_while_it_is_loaded_anew(world: World) -> None:
+    with serving(world, beside="b") as client, ThreadPoolExecutor() as threads:
+        world.door["b"] = threading.Event()
+        world.begun.clear()
+        world.add("b", "2")
+        loading = threads.submit(client.put, "/models/b")
+        assert world.begun.wait(10)
+        assert_problem(client.delete("/models/b"), 409, "conflict")
+        world.door["b"].set()
+        assert loading.result().json()["version"] == "2"
+        assert client.delete("/models/b").status_code == 204
+
+
+def test_what_could_not_be_loaded_at_the_start_can_be_later(world: World) -> None:
+    world.wrong["b"] = BadWeights("they are broken")
+    with serving_unready(world, beside="b") as client:
+        until(lambda: client.get("/livez").status_code == 503)
+        del world.wrong["b"]
+        assert client.put("/models/b").status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_closing_a_model_that_takes_its_time_keeps_nobody(world: World) -> None:
+    with serving(world, beside="b") as client:
+        slow = threading.Event()
+        backend = world.made["b"][0]
+        backend.close = lambda: assert_waits(slow)  # type: ignore[method-assign]
+        assert client.delete("/models/b").status_code == 204
+        assert asked(client) == "a"
+        slow.set()
+
+
+def assert_waits(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
 def test_more_models_than_may_be_are_refused(world: World) -> None:
     with serving(world, beside="b", max_models=2) as client:
         assert_problem(client.put("/models/c"), 507, "no_room")
@@ -370,18 +440,60 @@ def test_changed_files_that_cannot_be_served_are_told_of_once(
         assert asked(client) == "a"
 
 
-def test_while_another_is_loaded_changed_files_have_to_wait(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_while_another_is_loaded_changed_files_have_to_wait(world: World) -> None:
     world.door["b"] = threading.Event()
-    with serving(world, watch_seconds=0.05) as client, ThreadPoolExecutor() as threads:
+    with serving(world) as client, ThreadPoolExecutor() as threads:
         loading = threads.submit(client.put, "/models/b")
         assert world.begun.wait(10)
         world.add("a", "2")
-        until(lambda: "a has other files now: b is being loaded" in caplog.text)
+        refresh(client)
+        assert versions(client) == {"a": "1"}
         world.door["b"].set()
         assert loading.result().status_code == 200
         until(lambda: versions(client)["a"] == "2")
+
+
+def test_one_that_is_let_go_meanwhile_is_not_loaded_anew(world: World) -> None:
+    world.door["c"] = threading.Event()
+    with serving(world, beside="b") as client, ThreadPoolExecutor() as threads:
+        loading = threads.submit(client.put, "/models/c")
+        assert world.begun.wait(10)
+        world.add("b", "2")
+        refresh(client)
+        assert client.delete("/models/b").status_code == 204
+        world.door["c"].set()
+        assert loading.result().status_code == 200
+        until(lambda: versions(client).keys() == {"a", "c"})
+        assert len(world.made["b"]) == 1
+
+
+def test_changed_files_for_which_there_is_no_room_are_tried_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fake is as large as this process, or as nothing where its process has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    world.pids["a"] = ended.pid
+    most = int(1.5 * resident(os.getpid()))
+    with serving(world, beside="b", max_model_bytes=most) as client:
+        del world.pids["a"]
+        world.add("a", "2")
+        refresh(client)
+        until(lambda: "a has other files now: with a the models would take" in caplog.text)
+        assert client.delete("/models/b").status_code == 204
+        refresh(client)
+        until(lambda: versions(client) == {"a": "2"})
+
+
+def test_files_that_cannot_be_read_change_nothing(world: World) -> None:
+    with serving(world, watch_seconds=0.02) as client:
+        manifest = world.folder / "a/model.toml"
+        text = manifest.read_text()
+        manifest.write_bytes(b"\xff\xfe not TOML")
+        threading.Event().wait(0.2)
+        assert asked(client) == "a"
+        manifest.write_text(text.replace('version = "1"', 'version = "5"'))
+        until(lambda: versions(client) == {"a": "5"})
 
 
 @pytest.mark.parametrize(
@@ -489,14 +601,26 @@ def test_a_candidate_that_is_busy_or_gone_keeps_nobody(world: World) -> None:
             )
             until(lambda: shadowed(client) == {"skipped": 2})
         until(lambda: shadowed(client) == {"skipped": 2, "agreed": 1})
-        client.delete("/models/b")
+        world.runs["b"] = broken  # a bug, not an error of the service
+        world.add("b", "2")
+        assert client.put("/models/b").status_code == 200
         assert asked(client) == "a"
         until(lambda: shadowed(client) == {"skipped": 2, "agreed": 1, "failed": 1})
+        assert client.put("/models/c?shadow=0").status_code == 200  # which ends another's
+        assert client.get("/models").json()["shadow"] == {"model": "b", "share": 1.0}
+        client.delete("/models/b")
+        assert client.get("/models").json()["shadow"] is None
+        assert asked(client) == "a"
         assert client.post("/classify", files=parts(b"no picture")).status_code == 415
+        world.runs["b"] = gate
         with gate.shut():
-            client.put("/models/b")
+            client.put("/models/b?shadow=1")
             assert asked(client) == "a"
             assert gate.entered.wait(10)  # and ends with the service
+
+
+def broken(batch: Batch[Cuts]) -> list[Probabilities]:
+    return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
 
 def test_rankings_of_other_labels_can_be_compared() -> None:
@@ -533,8 +657,5 @@ def test_who_leaves_while_a_model_is_loaded_has_it_loaded_all_the_same(world: Wo
             await asyncio.gather(asking, return_exceptions=True)
             world.door["b"].set()
             await happening(lambda: "b" in models.served)
-
-    async def happening(condition: Callable[[], bool]) -> None:
-        await asyncio.to_thread(until, condition)
 
     asyncio.run(main())

@@ -1,6 +1,8 @@
 """POST /explain: what each place of a picture adds to a label, exactly."""
 
+import asyncio
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import colour_or_map, fake_backend
+from conftest import FakeBackend, colour_or_map, fake_backend
 from PIL import Image
 from starlette.testclient import TestClient
 from test_classify import assert_problem, encoded, parts, plain, service
+from test_metrics import counts
 
 from service import weights
+from service.costs import Costs
 from service.cuts import Cuts, prepare
 from service.ensemble import Result
 from service.errors import InferenceFailed, UnknownLabel
@@ -26,6 +30,7 @@ from service.views import Box, Canvas, Plan, Resize, View, plan
 from service.work import Batch
 
 KIND = {"Content-Type": "image/jpeg"}
+DRAWN = {**KIND, "Accept": "image/png"}
 
 
 def explained(client: TestClient, picture: bytes, **query: str) -> dict[str, Any]:
@@ -197,6 +202,51 @@ def test_a_device_that_fails_is_a_problem_as_ever(lane: Lane, client: TestClient
     lane.error = InferenceFailed("the device failed")
     refused = client.post("/explain", content=plain("red"), headers=KIND)
     assert_problem(refused, 500, "inference_failed")
+
+
+def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane) -> None:
+    """Classifying 144 views is quick enough, and mapping them one by one is not."""
+
+    def load(_: object) -> FakeBackend:
+        backend = fake_backend(lane, explains=True, seconds_per_row=1e-4)
+        costs = backend.ensemble.costs
+        slow = {key: {1: 0.1} for key in costs.seconds if key.maps}
+        backend.ensemble = replace(backend.ensemble, costs=Costs({**costs.seconds, **slow}))
+        return backend
+
+    with service(load) as client:
+        paper = client.post("/explain?views=paper", content=plain("red"), headers=KIND)
+        assert_problem(paper, 504, "deadline_exceeded")
+        assert not any(counts(client, "googlenet_batches_total").values())
+        ten = client.post("/explain?views=ten", content=plain("red"), headers=KIND)
+        assert ten.status_code == 200
+
+
+def test_a_drawing_that_takes_too_long_is_given_up(lane: Lane) -> None:
+    backend = fake_backend(lane, explains=True)
+    decoders = Door(backend)
+    with service(lambda _: backend) as client:
+        assert client.post("/explain", content=plain("red"), headers=DRAWN).status_code == 200
+        decoders.shut = True
+        late = client.post(
+            "/explain", content=plain("red"), headers={**DRAWN, "X-Timeout-Ms": "500"}
+        )
+        assert_problem(late, 504, "deadline_exceeded")
+        decoders.open.set()
+
+
+class Door:
+    """Keeps a backend from drawing while it is shut."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self.shut, self.open = False, threading.Event()
+        self._paint = backend.paint
+        backend.paint = self._wait  # type: ignore[method-assign]
+
+    async def _wait(self, *what: Any) -> bytes:
+        if self.shut:
+            await asyncio.to_thread(self.open.wait, 20)
+        return await self._paint(*what)
 
 
 def test_what_takes_from_a_label_everywhere_has_no_box(client: TestClient) -> None:

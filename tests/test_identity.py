@@ -49,9 +49,11 @@ class ColourEngine:
         self.ensemble = fake_backend(sizes=(1, 2, 4, 8, 16, 32, 64)).ensemble
         self.lanes = [ClassifyingLane(self._run, number) for number in range(2)]
 
-    def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Cuts]:
+    def prepare(
+        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+    ) -> Sequence[Cuts]:
         """Decode a picture."""
-        return prepare(picture, self.ensemble.plans(views), bounds)
+        return prepare(picture, self.ensemble.plans(views), bounds, target)
 
     @staticmethod
     def _run(batch: Batch[Cuts]) -> list[Probabilities]:

@@ -100,17 +100,24 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget) -> APIRoute
         with catalogue.use(model) as classifier, budget.share() as share:
             started = time.monotonic()
             (upload,) = await read(request, bounds, share)
-            seconds = left(request, min(most_ms, x_timeout_ms), time.monotonic() - started)
+            read_in = time.monotonic() - started
+            deadline = started + read_in + left(request, min(most_ms, x_timeout_ms), read_in)
             found = await classifier.explain(
                 upload.data,
                 plan=plan,
                 index=classifier.ensemble.find(label) if label else None,
-                seconds=seconds,
+                seconds=deadline - time.monotonic(),
                 gone=lambda: gone(request),
             )
             heat = explanation.heat(found.activations)
             if _PNG in request.headers.get("accept", ""):
-                return Response(await classifier.paint(upload.data, heat), media_type=_PNG)
+                drawn = await classifier.paint(
+                    upload.data,
+                    heat,
+                    seconds=deadline - time.monotonic(),
+                    gone=lambda: gone(request),
+                )
+                return Response(drawn, media_type=_PNG)
             name = classifier.ensemble.name
         told = _explained(name, plan, found, explanation.hottest(heat))
         return Response(told.model_dump_json(), media_type="application/json")

@@ -40,7 +40,7 @@ class Gate:
                 if wanted:
                     self._check_infer(wanted[1])
                 elif default := self._views.get(asked):
-                    self._check(scope, default)
+                    self._check(scope, default, maps=asked == explain.PATH)
             except ServiceError as error:
                 name_route(scope, wanted[0] if wanted else asked)
                 refusal = problems.refusal(error, Request(scope), self._metrics)
@@ -48,7 +48,7 @@ class Gate:
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope, default: str) -> None:
+    def _check(self, scope: Scope, default: str, *, maps: bool) -> None:
         """Raise what the classifier refuses with; what is no views or no time, the route tells."""
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         plan, model = asked.get("views", [default])[-1], asked.get("model", [None])[-1]
@@ -57,7 +57,7 @@ class Gate:
             plan = views.NAMES[0]  # if there is no time even for the fewest
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
-            self._catalogue.find(model).check(plan=plan, seconds=seconds)
+            self._catalogue.find(model).check(plan=plan, seconds=seconds, maps=maps)
 
     def _check_infer(self, model: str) -> None:
         """Raise the same; which views are asked for, and by when, is in the body: so the least."""
