@@ -24,22 +24,22 @@ async def run(
 ) -> None:
     """Work on sources, at most so many at a time, and put each result.
 
-    What is found next is looked for meanwhile, in a thread. The first error of any ends all.
+    A result is put as soon as those of all before it were. What is found next is looked for
+    meanwhile, in a thread. The first error of any ends all; what was put by then stays.
     """
-    pending: deque[asyncio.Task[R]] = deque()
+    pending: deque[list[R]] = deque()  # a place for each result, which is empty until it is there
     running, changed = 0, asyncio.Event()
 
-    def ended(_: asyncio.Task[R]) -> None:
+    def settle() -> None:
+        while pending and pending[0]:
+            put(pending.popleft().pop())
+
+    async def begun(source: Source, place: list[R]) -> None:
         nonlocal running
+        place.append(await work(source))
+        settle()
         running -= 1
         changed.set()
-
-    def settle() -> None:
-        while pending and pending[0].done():
-            put(pending.popleft().result())
-
-    async def begun(source: Source) -> R:
-        return await work(source)
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -50,14 +50,11 @@ async def run(
                     while running >= most() or len(pending) >= HELD:
                         changed.clear()
                         await changed.wait()
-                        settle()
-                    task = tasks.create_task(begun(source))
+                    place: list[R] = []
+                    pending.append(place)
                     running += 1
-                    task.add_done_callback(ended)
-                    pending.append(task)
+                    tasks.create_task(begun(source, place))
                 chunk = await ahead
-            while pending:
-                put(await pending.popleft())
     except* ServiceError as errors:
         raise _first(errors) from None
 

@@ -89,13 +89,24 @@ class Journal:
 
     file: BinaryIO
     form: Format
+    path: Path
     done: set[str] = field(default_factory=set)  # names
     failures: int = 0
 
     def write(self, row: Row) -> None:
-        """Add a row."""
-        self.file.write(self.form.encode(row))
-        self.file.flush()
+        """Add a row. Raises `BulkError` if it cannot be written."""
+        with writing(self.path):
+            self.file.write(self.form.encode(row))
+            self.file.flush()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say `BulkError` of a file that cannot be written, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise BulkError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -104,22 +115,27 @@ def opened(path: Path, form: Format) -> Iterator[Journal]:
 
     Raises `BulkError` if it is something else, cannot be written, or is being written.
     """
-    try:
+    with writing(path):
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-    except OSError as error:
-        raise BulkError(f"{path} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BulkError(f"{path} is being written by another process") from error
-        journal = Journal(file, form)
+    try:
+        _lock(file, path)
+        journal = Journal(file, form, path)
         end = 0
         for row, end in rows(file, form, path):  # noqa: B007 - the last one counts
             journal.done.add(row["file"])
             journal.failures += bool(row["error"])
         _cut(file, end or _begin(file, form, path))
         yield journal
+    finally:
+        with writing(path):
+            file.close()  # which writes what could not be written before
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise BulkError(f"{path} is being written by another process") from error
 
 
 def _cut(file: BinaryIO, end: int) -> None:

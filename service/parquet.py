@@ -34,7 +34,8 @@ def opened(path: Path) -> Iterator[Journal]:
         results.done |= before.keys()
         results.failures += sum(before.values())
         yield results
-        _complete(arrow, path, results, before)
+        with journal.writing(path):
+            _complete(arrow, path, results, before)
         beside.unlink()
 
 
@@ -64,15 +65,18 @@ def _schema(arrow: Any) -> Any:
 
 def _names(arrow: Any, path: Path) -> dict[str, bool]:
     """Read which pictures a file has, and whether each has an error."""
+    foreign = BulkError(f"{path} is no Parquet file of results; name another file")
     try:
         with arrow.parquet.ParquetFile(path) as file:
+            if not file.schema_arrow.equals(_schema(arrow)):
+                raise foreign
             return {
                 row["file"]: row["error"] is not None
                 for batch in file.iter_batches(_ROWS, columns=["file", "error"])
                 for row in batch.to_pylist()
             }
-    except (arrow.ArrowException, OSError, KeyError) as error:
-        raise BulkError(f"{path} is no Parquet file of results; name another file") from error
+    except (arrow.ArrowException, OSError) as error:
+        raise foreign from error
 
 
 def _complete(arrow: Any, path: Path, results: Journal, before: dict[str, bool]) -> None:

@@ -8,15 +8,18 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,15 +248,18 @@ def test_a_row_that_is_none_is_told(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("made", [b"none", None])
+OTHERS = [{"a": [1]}, {"file": ["a"], "error": ["no"]}]  # columns
+
+
+@pytest.mark.parametrize("made", [b"none", *OTHERS])
 def test_a_parquet_file_with_something_else_is_left_alone(
-    made: bytes | None, tmp_path: Path
+    made: bytes | dict[str, list[Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.parquet"
-    if made is None:
-        pq.write_table(pa.table({"a": [1]}), out)
-    else:
+    if isinstance(made, bytes):
         out.write_bytes(made)
+    else:
+        pq.write_table(pa.table(made), out)
     before = out.read_bytes()
     with pytest.raises(BulkError, match="no Parquet file of results"), parquet.opened(out):
         pass
@@ -290,6 +296,47 @@ def test_two_do_not_write_one_file(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(BulkError, match="by another process"), journal.opened(out, CSV):
             pass
+
+
+@contextmanager
+def full_disk(nbytes: int) -> Iterator[None]:
+    """No file may grow over so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@FORMATS
+@pytest.mark.usefixtures("_fake")
+def test_a_full_disk_is_told_and_gone_on_with_when_there_is_room(
+    ending: str, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    written = out.with_name("out.parquet.journal") if ending == "parquet" else out
+    command = ["classify", str(folder), "--out", str(out)]
+    with full_disk(700):
+        assert refused(command, capsys) == f"{written} cannot be written: File too large"
+    assert written.stat().st_size == 700
+    assert main(command) == 1  # there is a bad one
+    assert [row["file"] for row in read(out)] == names(folder)
+
+
+def test_a_disk_that_has_no_room_for_the_whole_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    with parquet.opened(out) as results:
+        results.write(Row("a"))
+    with (
+        pytest.raises(BulkError, match=r"out\.parquet cannot be written"),
+        full_disk(1000),
+        parquet.opened(out) as results,
+    ):
+        results.write(Row("b"))
+    with parquet.opened(out):
+        pass
+    assert [row["file"] for row in read(out)] == ["a", "b"]
 
 
 def refused(arguments: list[str], capsys: Captured) -> str:
@@ -548,6 +595,50 @@ def test_results_that_wait_for_an_earlier_one_are_bounded(monkeypatch: pytest.Mo
     assert done == [str(number) for number in range(100)]
 
 
+def test_sources_that_come_slower_than_they_are_worked_on_are_all_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is done before the next one comes; the results that may wait are fewer than all."""
+    monkeypatch.setattr(in_order, "HELD", 10)
+    monkeypatch.setattr(in_order, "_CHUNK", 1)
+    done: list[str] = []
+    put = threading.Event()
+
+    def slow() -> Iterator[Source]:
+        for number in range(30):
+            yield Source(str(number), bytes)
+            assert put.wait(20)  # which it is while others are still to come
+            put.clear()
+
+    async def work(source: Source) -> str:
+        return source.name
+
+    def keep(name: str) -> None:
+        done.append(name)
+        put.set()
+
+    async def main() -> None:
+        async with asyncio.timeout(30):
+            await in_order.run(slow(), work, keep, lambda: 3)
+
+    asyncio.run(main())
+    assert done == [str(number) for number in range(30)]
+
+
+def test_what_was_done_before_an_error_is_kept() -> None:
+    done: list[str] = []
+
+    async def work(source: Source) -> str:
+        if source.name == "3":
+            raise InferenceFailed("no")
+        return source.name
+
+    every = (Source(str(number), bytes) for number in range(10))
+    with pytest.raises(InferenceFailed, match="no"):
+        asyncio.run(in_order.run(every, work, done.append, lambda: 100))
+    assert done == ["0", "1", "2"]
+
+
 def test_an_error_ends_all_and_is_the_callers() -> None:
     async def work(source: Source) -> str:
         if source.name == "50":
@@ -630,6 +721,11 @@ def test_a_service_that_will_not_do_it_ends_the_command(folder: Path, capsys: Ca
         told = refused(["classify", str(folder), "--url", url, "--key", "wrong"], capsys)
     assert told.startswith(f"{folder}/")
     assert "send your API key" in told
+
+
+def test_a_key_that_cannot_be_sent_is_told(folder: Path, capsys: Captured) -> None:
+    told = refused(["classify", str(folder), "--url", f"http://{HOST}", "--key", "clé"], capsys)
+    assert told == "a key has ASCII characters alone, and no spaces around them"
 
 
 # With the real weights.

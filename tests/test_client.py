@@ -45,6 +45,7 @@ from service.client import (
     Unreachable,
     Unreadable,
     calls,
+    clients,
     errors,
     retries,
 )
@@ -356,7 +357,9 @@ def test_who_is_refused_for_overload_comes_again_when_told(ask: Ask) -> None:
         others.join()
     assert {type(one) for one in told.errors} == {Unavailable}
     assert {(one.status, one.code) for one in told.errors} == {(503, "overloaded")}
-    assert told.seconds == [one.retry_after for one in told.errors]
+    for seconds, one in zip(told.seconds, told.errors, strict=True):
+        assert one.retry_after
+        assert seconds >= one.retry_after
 
 
 @pytest.fixture
@@ -405,6 +408,28 @@ def test_what_is_left_of_the_time_is_passed_on(ask: Ask) -> None:
     first, again = (int(re.findall(rb"(?i)x-timeout-ms: (\d+)", one)[0]) for one in asked)
     assert first - again >= 200
     assert 5000 < again < first <= 10_000
+
+
+def test_who_may_come_again_at_once_pauses_all_the_same(ask: Ask) -> None:
+    now = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 0}', "503 Busy")
+    told = Told()
+    with misbehaving(now, now, now, GOOD) as (url, _):
+        assert ask(url, "classify", b"picture", about={"waiting": told}).best.label == "red"
+    assert len(told.seconds) == 3
+    assert min(told.seconds) >= retries.FIRST_PAUSE / 2
+
+
+@pytest.mark.parametrize("told", ["-1", '"soon"', "true", "NaN", "Infinity", "9" * 400, "[1]"])
+def test_a_time_that_makes_no_sense_is_none(told: str) -> None:
+    problem = f'{{"detail": "no", "code": "no", "status": 503, "retry_after_ms": {told}}}'
+    assert errors.of(503, {}, problem.encode()).retry_after is None
+    assert errors.of(503, {"retry-after": "2"}, problem.encode()).retry_after == 2.0
+    assert errors.described(json.loads(problem)).retry_after is None
+
+
+@pytest.mark.parametrize("told", ["-1", "soon", "1.5", "²", "9" * 400, ""])
+def test_a_header_that_makes_no_sense_says_nothing(told: str) -> None:
+    assert errors.of(503, {"retry-after": told}, b"").retry_after is None
 
 
 def test_a_service_that_is_not_there_yet_is_waited_for(ask: Ask) -> None:
@@ -492,6 +517,23 @@ def test_a_call_without_time_asks_nobody(ask: Ask, url: str) -> None:
         ask(url, "classify", plain("red"), timeout=0.0)
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e9])
+def test_a_time_that_no_clock_can_wait_for_is_told(ask: Ask, url: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match="a timeout is a number of seconds up to 604800"):
+        ask(url, "models", timeout=seconds)
+    with pytest.raises(ValueError, match="a timeout is a number"):
+        ask(url, "models", about={"timeout": seconds})
+    assert ask(url, "models", timeout=clients.LONGEST_TIMEOUT).default == "fake"
+
+
+@pytest.mark.parametrize("key", ["clé", "secret\n", " secret"])
+def test_a_key_that_no_header_can_hold_is_told(ask: Ask, url: str, key: str) -> None:
+    with pytest.raises(ValueError, match="ASCII characters alone, and no spaces") as told:
+        ask(url, "models", about={"key": key})
+    assert type(told.value) is ValueError
+    assert key not in str(told.value)  # it may be printed
+
+
 @pytest.mark.parametrize("address", ["ftp://host", "host:1", "http://host:no"])
 def test_what_is_no_address_is_told_at_once(ask: Ask, address: str) -> None:
     told = Told()
@@ -510,6 +552,7 @@ def test_a_certificate_or_the_like_is_not_waited_for(ask: Ask) -> None:
 # The decisions.
 
 BUSY = Unavailable("no", code="overloaded", status=503, retry_after=7.0)
+AT_ONCE = Unavailable("no", code="overloaded", status=503, retry_after=0.0)
 UNTOLD = Unavailable("no", code="overloaded", status=503)
 REFUSED = Unreachable("no")
 HUNG_UP = Unreachable("no", hung_up=True)
@@ -520,6 +563,8 @@ HUNG_UP = Unreachable("no", hung_up=True)
     [
         (BUSY, Failures(), 7.0),
         (BUSY, Failures(1000, 1), 7.0),
+        (AT_ONCE, Failures(), 0.1),
+        (AT_ONCE, Failures(1000), 0.1),
         (UNTOLD, Failures(), 0.1),
         (REFUSED, Failures(1), 0.2),
         (REFUSED, Failures(3, 1), 0.8),

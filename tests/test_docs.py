@@ -122,17 +122,26 @@ def test_requests_are_answered(command: str, desk: Path, served: Served) -> None
     assert (desk / written[1]).stat().st_size if written else answer.stdout
 
 
-def test_the_example_in_python_runs(desk: Path, served: Served) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def run(example: str, python: Path, desk: Path, served: Served) -> str:
     there = example.replace("localhost:8000", f"127.0.0.1:{served.port}")
     done = subprocess.run(  # noqa: S603 - our own README
-        [sys.executable, "-c", there],
+        [python, "-c", there],
         cwd=desk, capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("beagle\n")
-    assert done.stdout.count("Prediction(") == 2
+    return done.stdout
+
+
+def test_the_examples_in_python_run(desk: Path, served: Served) -> None:
+    ours, others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    said = run(ours, Path(sys.executable), desk, served)
+    assert said.startswith("beagle\n")
+    assert said.count("Prediction(") == 2
+    python = ROOT / ".venv-clients/bin/python"
+    if not python.exists():
+        missing("the environment of other people's clients (make clients)")
+    assert b":162:beagle" in run(others, python, desk, served).encode()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("googlenet-service")])

@@ -349,6 +349,47 @@ def test_the_camera_takes_one(visit: Open, port: int) -> None:
     expect(ours.cards).to_have_count(1)
 
 
+ASKING = """
+    const media = navigator.mediaDevices, ask = media.getUserMedia.bind(media);
+    const allowed = new Promise((allow) => { window.allow = allow; });
+    const streams = window.streams = [];
+    media.getUserMedia = async (wanted) => {
+        const stream = await ask(wanted);
+        streams.push(stream);
+        await allowed;
+        return stream;
+    };
+"""
+
+
+def test_a_camera_that_is_asked_for_twice_is_opened_once(visit: Open, port: int) -> None:
+    ours = visit(port, permissions=["camera"])
+    ours.page.add_init_script(ASKING)
+    ours.page.reload()
+    ours("#use-camera").click()
+    ours("#use-camera").click()
+    ours.page.evaluate("allow()")
+    expect(ours("video")).to_have_js_property("readyState", 4)
+    ours("#close-camera").click()
+    expect(ours("#camera")).to_be_hidden()
+    tracks = "streams.flatMap((stream) => stream.getTracks()).map((track) => track.readyState)"
+    assert ours.page.evaluate(tracks) == ["ended"]
+    ours("#use-camera").click()
+    expect(ours("#camera")).to_be_visible()
+
+
+def test_no_picture_is_taken_before_there_is_one(visit: Open, port: int) -> None:
+    ours = visit(port, permissions=["camera"])
+    ours.page.add_init_script(
+        "navigator.mediaDevices.getUserMedia = async () => new MediaStream();"
+    )
+    ours.page.reload()
+    ours("#use-camera").click()
+    ours("#shoot").click()
+    expect(ours("#camera")).to_be_visible()
+    expect(ours.cards).to_have_count(0)
+
+
 def test_a_camera_that_may_not_be_used_is_told(visit: Open, port: int) -> None:
     ours = visit(port, permissions=[])
     ours("#use-camera").click()

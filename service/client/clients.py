@@ -29,6 +29,7 @@ from service.client.results import Explanation, Models, Ranking
 T = TypeVar("T")
 
 TIMEOUT = 30.0  # seconds
+LONGEST_TIMEOUT = 7 * 24 * 3600.0  # seconds; a socket's own may not be over 24 days
 
 Waiting = Callable[[ClientError, float], None]
 """Is told of an error that will be tried again, and after how many seconds."""
@@ -42,12 +43,14 @@ class _Asking:
     """What both clients know: whom to ask, as whom, and for how long."""
 
     def __init__(self, url: str, key: str | None, timeout: float, waiting: Waiting) -> None:
+        if key and not _is_sent(key):
+            raise ValueError("a key has ASCII characters alone, and no spaces around them")
         self._url = url.rstrip("/")
-        self._timeout, self._waiting = timeout, waiting
+        self._timeout, self._waiting = _checked(timeout), waiting
         self._headers = {"X-API-Key": key} if key else {}
 
     def _time(self, given: Patience) -> Time:
-        seconds = given.get("timeout", self._timeout)
+        seconds = _checked(given.get("timeout", self._timeout))
         return Time(time.monotonic() + seconds, time.monotonic, random.random, self._waiting)
 
     def _sending(self, step: Send) -> dict[str, Any]:
@@ -69,7 +72,12 @@ class Client(_Asking):
 
     `timeout` is in seconds, and for all of a call: its retries, which come when the service says
     so, included; a call may have its own. `waiting` is told of each retry. Every call raises a
-    `ClientError`.
+    `ClientError`; a timeout over `LONGEST_TIMEOUT`, or nan, and a key that no header can hold are
+    a `ValueError`.
+
+    An answer that comes in drops can outlast the timeout, for it bounds each wait for the network
+    by what was left when the head, and when the body, began: a head can so take as long as it
+    likes, a body the timeout again. `AsyncClient` ends in time whatever comes.
     """
 
     def __init__(
@@ -253,6 +261,17 @@ class _Left(dict[str, float]):
     def get(self, _: str, __: object = None) -> float:
         """Give a phase's timeout."""
         return max(0.001, self._end - time.monotonic())
+
+
+def _is_sent(key: str) -> bool:
+    """Tell whether a header can hold a key."""
+    return key.isascii() and key.isprintable() and key == key.strip()
+
+
+def _checked(seconds: float) -> float:
+    if not seconds <= LONGEST_TIMEOUT:  # which nan is not, either
+        raise ValueError(f"a timeout is a number of seconds up to {LONGEST_TIMEOUT:.0f}")
+    return seconds
 
 
 def _body(asked: Request) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a caller of the service may have to deal with, by what there is to do about it."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,20 +67,19 @@ def of(status: int, headers: Mapping[str, str], body: bytes) -> ClientError:
     """Tell what an answer with an error's status says, also one that has no problem in it."""
     problem = _problem(body)
     if problem is None:
-        detail, code, told = f"the answer is {status}, without a reason", INVALID, None
+        detail, code, seconds = f"the answer is {status}, without a reason", INVALID, None
     else:
-        detail, code, told = problem["detail"], problem["code"], problem.get("retry_after_ms")
-    seconds = told / 1000 if isinstance(told, int) else _seconds(headers.get("retry-after", ""))
+        detail, code, seconds = problem["detail"], problem["code"], _told(problem)
+    if seconds is None:
+        seconds = _seconds(headers.get("retry-after", ""))
     return _class(status)(detail, code=code, status=status, retry_after=seconds)
 
 
 def described(problem: Mapping[str, Any]) -> ClientError:
     """Tell what the problem of one of several pictures says."""
     status = problem["status"]
-    told = problem.get("retry_after_ms")
-    seconds = None if told is None else told / 1000
     return _class(status)(
-        problem["detail"], code=problem["code"], status=status, retry_after=seconds
+        problem["detail"], code=problem["code"], status=status, retry_after=_told(problem)
     )
 
 
@@ -101,6 +101,20 @@ def _problem(body: bytes) -> dict[str, Any] | None:
     return problem if all(isinstance(text, str) for text in texts) else None
 
 
+def _told(problem: Mapping[str, Any]) -> float | None:
+    """Understand `retry_after_ms`, to seconds."""
+    told = problem.get("retry_after_ms")
+    if not isinstance(told, int | float) or isinstance(told, bool):
+        return None
+    return told / 1000 if _is_time(told) else None
+
+
 def _seconds(header: str) -> float | None:
     """Understand `Retry-After` in seconds; a date needs both clocks to agree."""
-    return float(header) if header.isdecimal() else None
+    told = float(header) if header.isdecimal() else None
+    return told if told is not None and _is_time(told) else None
+
+
+def _is_time(told: float) -> bool:
+    """Tell whether a number can be one of seconds: not negative, and finite as a float."""
+    return 0 <= told <= sys.float_info.max  # of which an int may be more, and `inf` is

@@ -38,12 +38,16 @@ def pause(error: ClientError, failures: Failures, chance: float) -> float | None
     turned away by nobody in particular come back at once.
     """
     if isinstance(error, Unavailable) and error.retry_after is not None:
-        return error.retry_after
+        return max(error.retry_after, _backoff(0, chance))  # 0 would be to ask without a pause
     if is_doubtful(error):
         may = failures.doubtful == 0
     else:
         may = isinstance(error, Unavailable) or (
             isinstance(error, Unreachable) and not error.is_final
         )
-    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures.all, 16))
-    return longest * (1 + chance) / 2 if may else None
+    return _backoff(failures.all, chance) if may else None
+
+
+def _backoff(failures: int, chance: float) -> float:
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures, 16))
+    return longest * (1 + chance) / 2

@@ -201,9 +201,13 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
         pace = pace.refused(time.monotonic(), seconds)
 
     async def main() -> float:
-        async with client.AsyncClient(
-            given["url"], key=given["key"], timeout=SERVICE_PATIENCE, waiting=waiting
-        ) as asked:
+        try:
+            asked = client.AsyncClient(
+                given["url"], key=given["key"], timeout=SERVICE_PATIENCE, waiting=waiting
+            )
+        except ValueError as error:
+            raise BulkError(f"{error}") from error
+        async with asked:
 
             async def row(source: Source) -> Row:
                 nonlocal pace

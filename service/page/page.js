@@ -162,12 +162,15 @@ function dropped(event) {
 // The camera. Browsers lend it to https and localhost alone; elsewhere a phone's own app can be asked.
 
 const video = $("camera").querySelector("video");
+let asking = false; // whether the camera may be used
 
 async function openCamera() {
   if (!navigator.mediaDevices) {
     $("snapshot").click();
     return;
   }
+  if (asking) return; // a second stream would be left open
+  asking = true;
   try {
     const wanted = { video: { facingMode: "environment" } };
     video.srcObject = await navigator.mediaDevices.getUserMedia(wanted);
@@ -175,6 +178,8 @@ async function openCamera() {
   } catch (error) {
     const denied = error.name === "NotAllowedError";
     say(denied ? "The browser does not allow the camera." : "There is no camera that can be used.");
+  } finally {
+    asking = false;
   }
 }
 
@@ -184,6 +189,7 @@ function closeCamera() {
 }
 
 function shoot() {
+  if (!video.videoWidth) return; // there is no picture yet
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d").drawImage(video, 0, 0);
