@@ -20,12 +20,13 @@ from service.cuts import Cuts
 from service.engine import Engine
 from service.ensemble import Probabilities
 from service.errors import InvalidParameter, MissingWeights, ModelError, TooLarge
+from service.explanation import Activation
 from service.images import Bounds, decode
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP, DENSE, Resize
 from service.weights import Model
-from service.work import Slice
+from service.work import Batch, Slice
 
 STRAIGHT = Resize("warp", CROP)
 
@@ -305,3 +306,36 @@ def test_a_gpu_gives_the_answers_of_the_cpu(
     for photo in photos:
         for name in ("ten", "dense"):
             assert rank(on_gpu, photo, name) == pytest.approx(rank(real, photo, name), abs=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["single", "dense"])
+def test_a_gpu_makes_the_maps_of_the_cpu(
+    name: str, model: Model, real: Engine, photos: list[Image.Image]
+) -> None:
+    on_gpu = place(model, device="cuda:0", max_batch=2)
+    for photo in photos[:3]:
+        made = []
+        for placed in (real, on_gpu):
+            payload = replace(cuts(photo, name), size=photo.size, target=162)
+            one = Batch(Key(0, payload.plan.side, maps=True), 1, (Slice(payload, 0, 1),), "full")
+            (found,) = placed.lanes[0].run(one)
+            assert isinstance(found, Activation)
+            made.append(found)
+        assert made[1].grid == pytest.approx(made[0].grid, abs=1e-2)
+        assert made[1].logit == pytest.approx(made[0].logit, abs=1e-3)
+        assert made[1].box == made[0].box
+
+
+@needs_gpu
+def test_a_gpu_takes_tensors_beside_pictures(
+    model: Model, real: Engine, photos: list[Image.Image]
+) -> None:
+    """One row of each kind, then each kind alone: graphs are recorded by type, too."""
+    on_gpu = place(model, device="cuda:0", max_batch=2)
+    pixels = cuts(photos[0], "single")
+    exact = replace(pixels, canvases=tuple(np.float32(one) for one in pixels.canvases))
+    (wanted,) = real.lanes[0].run(batch(whole(pixels)))
+    for given in ([pixels, exact], [pixels], [exact], [pixels, pixels], [exact, exact]):
+        for found in on_gpu.lanes[0].run(batch(*map(whole, given))):
+            assert found == pytest.approx(wanted, abs=1e-3)
