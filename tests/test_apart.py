@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import io
 import logging
 import os
 import pickle
@@ -25,6 +26,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import pytest
 from conftest import ROOT, fake_backend, wait_ready
+from PIL import Image
 from starlette.testclient import TestClient
 from test_batcher import play, settle
 from test_bench import children
@@ -432,6 +434,23 @@ def test_a_picture_that_cannot_be_sent_loses_no_connection() -> None:
             with pytest.raises(TypeError, match="pickle"):
                 await both.worker.prepare(threading.Lock(), "single", Bounds(1))  # type: ignore[arg-type]
             assert len(await both.prepare()) == 1
+
+    play(scene)
+
+
+def test_what_is_drawn_comes_back_and_is_no_measure_of_decoding() -> None:
+    async def scene() -> None:
+        with pair(decoders=1) as both:
+            await both.prepare()
+            before = both.worker.lead(100)
+            file = io.BytesIO()
+            Image.new("RGB", (2000, 2000), "red").save(file, "PNG")
+            heat = np.ones((2, 2), np.float32)
+            drawn = await both.worker.paint(file.getvalue(), heat, BOUNDS)
+            assert drawn.startswith(b"\x89PNG")
+            assert both.worker.lead(100) == before
+            with pytest.raises(UnsupportedType):
+                await both.worker.paint(b"no picture", heat, BOUNDS)
 
     play(scene)
 

@@ -25,7 +25,7 @@ from conftest import ROOT, fake_backend, mean_colour, wait_ready
 from test_bench import FULL, OTHERS
 from test_classify import plain
 
-from service import app, store
+from service import app, keys, store
 from service.__main__ import main
 from service.bench import measure
 from service.bench.figures import Report
@@ -665,6 +665,31 @@ def test_serving_fetches_what_is_missing_and_ends_in_order(
 def test_serving_ends_with_a_failure_when_the_model_cannot_be_loaded(damaged: Path) -> None:
     arguments = ["serve", "--model", "bvlc_googlenet", "--store", str(damaged), "--port", "0"]
     assert main(arguments) == 1
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_serving_goes_on_when_a_model_that_was_asked_for_later_cannot_be_loaded(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(ROOT / "model_store/digits", tmp_path / "broken")
+    with (tmp_path / "broken/weights.safetensors").open("r+b") as file:
+        file.write(b"no weights")
+    key, file_of_keys = keys.new(), tmp_path / "keys.toml"
+    digest = keys.digest(key.encode()).hex()
+    file_of_keys.write_text(f'[admin]\nsha256 = "{digest}"\nmanages = true\n')
+    statuses: list[int] = []
+
+    def ask(client: httpx2.Client) -> None:
+        headers = {"X-API-Key": key}
+        statuses.append(client.put("/models/broken", headers=headers, timeout=60).status_code)
+        statuses.append(client.get("/readyz").status_code)
+
+    port = free_port()
+    asking = once_ready(port, ask)
+    where = ["--model", "digits", "--store", str(tmp_path), "--port", str(port)]
+    assert main(["serve", *where, "--keys", str(file_of_keys), *QUICK]) == 0
+    asking.join()
+    assert statuses == [422, 200]
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")

@@ -156,6 +156,11 @@ def test_binary_pixels_are_answered_as_their_picture_is(client: TestClient) -> N
     assert rows(answer) == rows(post(client, image(BLUE)))
 
 
+def test_a_request_may_leave_its_views_to_the_time_there_is(client: TestClient) -> None:
+    answer = post(client, image(RED, views="auto"))
+    assert answer.json()["parameters"] == {"views": "paper"}
+
+
 def test_a_request_may_choose_its_views(client: TestClient) -> None:
     before = value(client, "googlenet_images_total", "ok", "single")
     answer = post(client, image(RED, views="single"), f"{PATH[:-6]}/versions/1/infer")

@@ -19,6 +19,11 @@ COMMITTED = ("bvlc_googlenet", "googlenet")  # with ImageNet's classes
 BUNDLED = "digits"
 
 
+def test_a_manifest_that_is_no_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot read .*: Is a directory"):
+        manifest.read(tmp_path)
+
+
 def test_the_committed_models_are_these() -> None:
     named = {path.parent.name for path in STORE.glob("*/model.toml")}
     assert named == {*COMMITTED, BUNDLED}
