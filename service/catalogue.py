@@ -2,8 +2,8 @@
 
 A model that is loaded anew is loaded, warmed and timed beside the one that serves, takes its
 place in one step, and the old one is closed when nobody uses it any more. If that fails, the old
-one stays. Each has a process of its own, so that one that breaks or is let go takes nothing of
-the others' work along, and all of its memory is given back.
+one stays. Each has a process of its own, so that all of its memory is given back when it is let
+go, and the others work on while one is broken; the probes speak for all of them.
 """
 
 import asyncio
