@@ -1,6 +1,7 @@
 """What the answers of a request add up to: counts, the stages' times, a line of the log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from service.classifier import Answer, Timing
@@ -21,32 +22,37 @@ def count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError])
                 metrics.stage(stage, seconds)
 
 
-def longest(answers: Sequence[Answer | ServiceError]) -> dict[str, float]:
-    """Give the seconds that each stage took for the picture for which it took longest."""
-    answered = [answer.timing for answer in answers if isinstance(answer, Answer)]
-    stages = [timing.stages for timing in (_NOTHING, *answered)]
-    return {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages}
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A request's pictures: how many, and what the slowest of them met in each stage."""
+
+    pictures: int
+    stages: Mapping[str, float]  # seconds of each stage, of the picture for which it took longest
+    rows: int  # the most that shared a batch with one of the pictures
+
+    def notes(self, plan: str, uploaded: float) -> dict[str, Any]:
+        """Say in a log's words what was done; `uploaded` is the seconds of the upload."""
+        return {
+            "views": plan,
+            "pictures": self.pictures,
+            "upload": round(uploaded, 6),
+            **{stage: round(seconds, 6) for stage, seconds in self.stages.items()},
+            "batch_rows": self.rows,
+        }
+
+    @property
+    def server_timing(self) -> str:
+        """The `Server-Timing` header: the stages' milliseconds, and the rows of the batch."""
+        durations = [f"{stage};dur={1000 * took:.2f}" for stage, took in self.stages.items()]
+        return ", ".join([*durations, f'batch;desc="{self.rows} row{"s" * (self.rows != 1)}"'])
 
 
-def notes(plan: str, uploaded: float, answers: Sequence[Answer | ServiceError]) -> dict[str, Any]:
-    """Say in a log's words what was done; `uploaded` is the seconds of the upload."""
-    return {
-        "views": plan,
-        "pictures": len(answers),
-        "upload": round(uploaded, 6),
-        **{stage: round(seconds, 6) for stage, seconds in longest(answers).items()},
-        "batch_rows": rows(answers),
-    }
-
-
-def rows(answers: Sequence[Answer | ServiceError]) -> int:
-    """Give the most rows that shared a batch with one of the pictures."""
-    return max((one.batch_rows for one in answers if isinstance(one, Answer)), default=0)
-
-
-def server_timing(answers: Sequence[Answer | ServiceError]) -> str:
-    """Give the `Server-Timing` header: the stages' milliseconds, and the rows of the batch."""
-    stages = longest(answers).items()
-    durations = [f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages]
-    count = rows(answers)
-    return ", ".join([*durations, f'batch;desc="{count} row{"s" * (count != 1)}"'])
+def add_up(answers: Sequence[Answer | ServiceError]) -> Total:
+    """Add up a request's answers."""
+    answered = [answer for answer in answers if isinstance(answer, Answer)]
+    stages = [timing.stages for timing in (_NOTHING, *(one.timing for one in answered))]
+    return Total(
+        len(answers),
+        {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages},
+        max((one.batch_rows for one in answered), default=0),
+    )

@@ -118,7 +118,7 @@ def create_app(
     for template in (classify.PATH, inference.INFER):
         metrics.expect(template, "POST", {200, *problems.STATUS.values()})
     metrics.watch(
-        ready=lambda: not (models.loaded or models.worked or is_leaving()),
+        ready=lambda: models.is_ready and not is_leaving(),
         backlog=models.backlog,
     )
 

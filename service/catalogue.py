@@ -149,6 +149,11 @@ class Catalogue:
         failed = _FAILED if _FAILED in self._wrong.values() else None
         return failed or next(filter(None, standstills), None)
 
+    @property
+    def is_ready(self) -> bool:
+        """Are all models there that were asked for, and does the work of each go on."""
+        return not (self.loaded or self.worked)
+
     def backlog(self) -> Backlog:
         """Sum up what all models have accepted and not done; they share the devices."""
         found = [one.backlog() for one in self.served.values()]
@@ -170,16 +175,7 @@ class Catalogue:
         stamp = self._shelf.stamp(name)
         if stamp is None:
             raise UnknownModel(f"there is no model {name!r} in the store")
-        slot = self._slots.get(name)
-        if slot and slot.stamp == stamp and not slot.classifier.worked:
-            return
-        if self._loading:
-            raise Conflict(f"{self._loading.name} is being loaded; one model is loaded at a time")
-        if slot is None and len(self._slots) >= self._bounds.models:
-            raise NoRoom(f"{len(self._slots)} models are served, as many as may be; let one go")
-        self._check_memory(name, [])
-        # Whoever asked for it may leave: it goes on.
-        await asyncio.shield(self._begin_load(name, stamp))
+        await self._bring(name, stamp)
 
     def prefer(self, name: str) -> None:
         """Make a model that is served the one that is asked when a request names none."""
@@ -219,6 +215,19 @@ class Catalogue:
                 self._wrong[name] = _FAILED
                 if not isinstance(error, CannotServe):  # of which the log says more already
                     logger.error("%s cannot be served: %s", name, error)  # noqa: TRY400 - says it all
+
+    async def _bring(self, name: str, stamp: object) -> None:
+        """Do what `load` does, for files that have this stamp."""
+        slot = self._slots.get(name)
+        if slot and slot.stamp == stamp and not slot.classifier.worked:
+            return
+        if self._loading:
+            raise Conflict(f"{self._loading.name} is being loaded; one model is loaded at a time")
+        if slot is None and len(self._slots) >= self._bounds.models:
+            raise NoRoom(f"{len(self._slots)} models are served, as many as may be; let one go")
+        self._check_memory(name, [])
+        # Whoever asked for it may leave: it goes on.
+        await asyncio.shield(self._begin_load(name, stamp))
 
     def _begin_load(self, name: str, stamp: object) -> asyncio.Task[None]:
         task = self._begin(self._load(name, stamp))
@@ -270,7 +279,7 @@ class Catalogue:
         if stamp in (None, self._slots[name].stamp, self._refused.get(name)):
             return
         try:
-            await self.load(name)
+            await self._bring(name, stamp)
         except CannotServe as error:
             self._refused[name] = stamp
             logger.error("%s stays as it was: %s", name, error)  # noqa: TRY400 - says it all

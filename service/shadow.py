@@ -64,9 +64,10 @@ class Shadow:
     @property
     def share(self) -> tuple[str, float] | None:
         """The candidate and the share of requests that it is asked for, if there is one."""
-        others = self._catalogue.served.keys() - {self._catalogue.default}
-        is_one = self._candidate in others and self._share > 0
-        return (str(self._candidate), self._share) if is_one else None
+        candidate, catalogue = self._candidate, self._catalogue
+        if candidate is None or not self._share or candidate == catalogue.default:
+            return None
+        return (candidate, self._share) if candidate in catalogue.served else None
 
     def follow(self, candidate: str, share: float) -> None:
         """Ask another candidate from now on, or for another share of the requests; 0 ends it."""
@@ -77,14 +78,16 @@ class Shadow:
         self, pictures: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]
     ) -> None:
         """Have the candidate asked what the default has answered, if it is its turn."""
+        if (chosen := self.share) is None:
+            return
         pairs = [
             (picture, answer.predictions)
             for picture, answer in zip(pictures, answers, strict=True)
             if isinstance(answer, Answer)
         ]
-        if self.share is None or not pairs:
+        if not pairs:
             return
-        candidate, share = self.share
+        candidate, share = chosen
         self._due += share
         if self._due < 1:
             return

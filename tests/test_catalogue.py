@@ -59,15 +59,17 @@ class World:
     def add(self, name: str, version: str = "1") -> None:
         """Put a model into the store, or change it."""
         folder = self.folder / name
-        shutil.copytree(ROOT / "model_store/digits", folder, dirs_exist_ok=True)
-        manifest = folder / "model.toml"
+        if not folder.exists():
+            shutil.copytree(ROOT / "model_store/digits", folder)
+        manifest, fresh = folder / "model.toml", folder / "model.part"  # it changes in one step
         text = manifest.read_text("utf-8")
-        manifest.write_text(
+        fresh.write_text(
             "\n".join(
                 f'version = "{version}"' if line.startswith("version =") else line
                 for line in text.splitlines()
             )
         )
+        fresh.replace(manifest)
 
     def load(self, settings: Settings) -> FakeBackend:
         """Load as the real one does: by the files as they are."""
@@ -608,10 +610,10 @@ def test_a_candidate_that_is_busy_or_gone_keeps_nobody(world: World) -> None:
         until(lambda: shadowed(client) == {"skipped": 2, "agreed": 1, "failed": 1})
         assert client.put("/models/c?shadow=0").status_code == 200  # which ends another's
         assert client.get("/models").json()["shadow"] == {"model": "b", "share": 1.0}
+        assert client.post("/classify", files=parts(b"no picture")).status_code == 415
         client.delete("/models/b")
         assert client.get("/models").json()["shadow"] is None
         assert asked(client) == "a"
-        assert client.post("/classify", files=parts(b"no picture")).status_code == 415
         world.runs["b"] = gate
         with gate.shut():
             client.put("/models/b?shadow=1")

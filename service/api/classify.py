@@ -155,7 +155,8 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             shadow.offer([upload.data for upload in uploads], plan, answers)
         summed.count(metrics, plan, answers)
         stages.trace(started, uploaded, answers)
-        note(request.scope, summed.notes(plan, uploaded, answers))
+        total = summed.add_up(answers)
+        note(request.scope, total.notes(plan, uploaded))
         if len(answers) == 1:
             first = answers[0]
             if isinstance(first, ServiceError):
@@ -170,7 +171,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
-            headers={"Server-Timing": summed.server_timing(answers)},
+            headers={"Server-Timing": total.server_timing},
         )
 
     return routes

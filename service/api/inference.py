@@ -159,7 +159,7 @@ def about(inferring: Inference, is_leaving: Callable[[], bool]) -> APIRouter:
     @routes.get("/v2/health/ready", responses=_failing(Ready))
     async def ready() -> Response:
         """Tell whether requests should be sent here now, as /readyz does."""
-        is_ready = not (catalogue.loaded or catalogue.worked or is_leaving())
+        is_ready = catalogue.is_ready and not is_leaving()
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     @routes.get("/v2")
@@ -233,8 +233,9 @@ def router(
                 name, version, wish, seconds=left, gone=lambda: gone(request)
             )
         stages.trace(started, uploaded, found.answers)
-        note(request.scope, answers.notes(found.plan, uploaded, found.answers))
-        timing = {"Server-Timing": answers.server_timing(found.answers)}
+        total = answers.add_up(found.answers)
+        note(request.scope, total.notes(found.plan, uploaded))
+        timing = {"Server-Timing": total.server_timing}
         return _response(found.answered, timing, is_binary=wish.is_binary)
 
     return routes

@@ -71,11 +71,10 @@ def router(catalogue: Catalogue, shadow: Shadow, settings: Settings) -> APIRoute
     async def models() -> Models:
         """Tell what is served."""
         catalogue.find()  # while there is nothing, that is refused
+        chosen = shadow.share
         return Models(
             default=catalogue.default,
-            shadow=Candidate(model=shadow.share[0], share=shadow.share[1])
-            if shadow.share
-            else None,
+            shadow=Candidate(model=chosen[0], share=chosen[1]) if chosen else None,
             models=[_served(*one, settings) for one in catalogue.served.items()],
         )
 

@@ -155,7 +155,7 @@ class Service:
         return self._messages.make("ServerLiveResponse", live=self._catalogue.worked is None)
 
     async def _ready(self, *_: Any) -> Any:
-        is_ready = not (self._catalogue.loaded or self._catalogue.worked or self._is_leaving())
+        is_ready = self._catalogue.is_ready and not self._is_leaving()
         return self._messages.make("ServerReadyResponse", ready=is_ready)
 
     async def _model_ready(self, _: _Call, asked: Any, *__: Any) -> Any:
@@ -191,7 +191,7 @@ class Service:
             found = await self._inferring.infer(
                 asked.model_name, asked.model_version, wish, seconds=seconds
             )
-        call.notes |= answers.notes(found.plan, 0.0, found.answers)
+        call.notes |= answers.add_up(found.answers).notes(found.plan, 0.0)
         return self._messages.answer(found.answered, is_raw=bool(asked.raw_input_contents))
 
     _methods: Mapping[str, Callable[..., Awaitable[Any]]] = {
