@@ -62,6 +62,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
     GOOGLENET_MODEL=${MODEL:-googlenet} \
     GOOGLENET_HOST=0.0.0.0 \
     GOOGLENET_PORT=8000 \
+    GOOGLENET_GRPC_PORT=8001 \
     GOOGLENET_STORE=/models \
     GOOGLENET_STRICT=1 \
     GOOGLENET_FETCH=0 \
@@ -70,7 +71,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
 
 # A number: Kubernetes cannot tell from a name that it is not root's.
 USER 10001:10001
-EXPOSE 8000
+EXPOSE 8000 8001
 
 # Readiness: here "healthy" means "start what depends on it" and "send requests here". What
 # restarts by liveness has probes of its own. http.client, for it knows nothing of proxies.

@@ -8,13 +8,17 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: run test bench digits image lock audit sbom tools clients proto check pytest fuzz soak install clean
+.PHONY: run test test-all bench digits lenet5 image lock audit sbom tools clients proto check fuzz soak install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
 	$(BIN)/googlenet-service serve --model $(MODEL) --host $(HOST) --port $(PORT)
 
-test: check pytest ## Every check and every test
+test: check ## Every check, and the tests that take minutes
+	$(BIN)/pytest -m "not slow"
+
+test-all: check ## Every check and every test, with coverage: what CI runs
+	$(BIN)/pytest --cov --cov-report=term
 
 bench: install ## Measure the service on PHOTOS, beside what its engine does without one
 	$(BIN)/googlenet-service bench --model $(MODEL) $(PHOTOS)
@@ -30,6 +34,15 @@ digits: $(VENV)/.dev ## Make the bundled model anew, in build/digits/store
 		--licence "CC BY 4.0 (digits by E. Alpaydin and C. Kaynak, UCI)" \
 		--notice "This is the bundled model: it knows handwritten digits and nothing else."
 	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model digits --store $(DIGITS)/store --plans single,ten
+
+lenet5: $(VENV)/.dev ## Train LeNet-5 on the same digits, in build/digits/store
+	$(BIN)/python model_store/digits/pictures.py $(DIGITS)
+	$(BIN)/googlenet-service train $(DIGITS)/train --name lenet5 --store $(DIGITS)/store \
+		--architecture lenet5 --epochs 30 --batch 16 --rate 0.01 --average 0.99 \
+		--smallest 0.6 --distortion 0.2 --mirror no \
+		--description "LeNet-5 on handwritten digits, 0 to 9" \
+		--licence "CC BY 4.0 (digits by E. Alpaydin and C. Kaynak, UCI)"
+	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model lenet5 --store $(DIGITS)/store --plans single,ten
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DEVICE ?= cpu
@@ -47,7 +60,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --genera
 
 lock: $(VENV)/.dev ## Lock what the image gets to what is tested here
 	mkdir -p build
-	$(BIN)/python deploy/pins.py 'googlenet-service[trace]' > build/all.in
+	$(BIN)/python deploy/pins.py 'googlenet-service[trace,grpc]' > build/all.in
 	$(BIN)/python deploy/pins.py hatchling > build/build.in
 	grep -E '^torch(vision)?==' build/all.in > deploy/torch.txt
 	grep -vE '^torch(vision)?==' build/all.in > build/requirements.in
@@ -82,9 +95,6 @@ check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
-
-pytest: $(VENV)/.dev ## The tests, with coverage
-	$(BIN)/pytest --cov --cov-report=term
 
 CLIENTS := .venv-clients
 

@@ -47,7 +47,7 @@ def connect(bom: Bom) -> None:
     for component in bom.components:
         if not any(reference.hashes for reference in component.external_references):
             component.external_references.clear()  # torch: it is not from where all others are
-    for name, others in graph(f"{OURS}[trace]").items():
+    for name, others in graph(f"{OURS}[trace,grpc]").items():
         one = root if name == OURS else by_name[name]
         bom.register_dependency(one, [by_name[other] for other in others])
 

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(verbs)
     _add_keys(verbs)
     _add_train(verbs)
+    _add_look(verbs)
     classify = _add_classify(verbs)
     evaluate = verbs.add_parser("evaluate", help="measure the accuracy on labelled photos")
     evaluate.add_argument("folder", type=Path, metavar="DIR")
@@ -111,10 +112,18 @@ def _parser() -> argparse.ArgumentParser:
         default="single,ten",
         help="the views to evaluate with, separated by commas (default: single,ten)",
     )
-    evaluate.add_argument(
+    instead = evaluate.add_mutually_exclusive_group()
+    instead.add_argument(
         "--compare",
         action="store_true",
         help="with the first of the views, compare every number format's answers with float32's",
+    )
+    instead.add_argument(
+        "--table",
+        action="store_const",
+        dest="run",
+        const="service.commands.table:table",
+        help="compare the first model and the average of all, by all of the views",
     )
     _add_settings(evaluate, _OFFLINE)
     evaluate.set_defaults(run="service.commands.offline:evaluate")
@@ -219,6 +228,16 @@ def _add_train(verbs: _Verbs) -> None:
     train.set_defaults(run="service.commands.train:train")
 
 
+def _add_look(verbs: _Verbs) -> None:
+    look = verbs.add_parser("look", help="draw what a model's feature maps have seen of a picture")
+    look.add_argument("photo", type=Path, metavar="FILE")
+    look.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="the .png file to draw"
+    )
+    _add_settings(look, ["model", "store", "max_pixels"])
+    look.set_defaults(run="service.commands.look:look")
+
+
 def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
     classify = verbs.add_parser("classify", help="name what is on pictures, without a server")
     classify.add_argument(
@@ -235,7 +254,29 @@ def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
         metavar="FILE",
         help="write a .parquet, .csv or .jsonl file; the same command goes on with it",
     )
-    classify.add_argument("--url", metavar="URL", help="let the service there do it")
+    who = classify.add_mutually_exclusive_group()
+    who.add_argument("--url", metavar="URL", help="let the service there do it")
+    who.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: let a Ray cluster do it, whose nodes all have this googlenet-service, its store "
+        "and FILE at the same paths; --cores is the CPUs of each actor (default: the smallest "
+        "node's) (default: local)",
+    )
+    classify.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="the cluster (default: as Ray finds it)"
+    )
+    classify.add_argument(
+        "--ray-actors", type=_positive, metavar="N", help="most actors (default: all that fit)"
+    )
+    classify.add_argument(
+        "--ray-batch",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="pictures that an actor gets at a time (default: 256)",
+    )
     classify.add_argument(
         "--key",
         default=os.environ.get("GOOGLENET_KEY"),

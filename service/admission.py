@@ -9,9 +9,13 @@ work by whole runs, so the last may end one run later than an even share would.
 *Doubt what proved wrong.* Machines have neighbours, and not all that a request passes through is
 predicted: what is promised is compared with what came of it, and promised less readily then.
 
-*Leave room for bulky work.* A bulky job needs a long gap, which small ones would fill before it
+*Leave room for long work.* A long job needs a long gap, which small ones would fill before it
 is there. So while they hold most of what is queued, they leave as much free as the largest job
 that was asked for lately takes.
+
+*Keep a share for bulk.* Interactive rows go before bulk ones, and while both wait bulk has a share
+of the time (`service.policy.Shares`). So bulk is promised what its share alone brings, whoever else
+comes; and once it has been asked for, everybody else is promised what the rest of the time brings.
 
 *Tell everybody another time.* Who is refused is told when there will be room, behind those who
 were refused before, so that those who do as they are told do not all come back at once.
@@ -22,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from service.costs import Costs, Key
+from service.settings import BULK_SHARE
 
 _HALF_LIFE = 10.0  # seconds in which half of the room for a large job is forgotten
 _MOST_ROOM = 0.5  # of the time that a job has, what it leaves free at most
@@ -54,25 +59,42 @@ class Load:
     """All accepted work that is not done, and the devices that share it."""
 
     running: float  # seconds of work left in the batches that run, as predicted
-    rows: Mapping[Key, int]  # rows that wait or whose pictures are being decoded
+    rows: Mapping[Key, int]  # interactive ones that wait or whose pictures are being decoded
     devices: int = 1
-    bulky: Mapping[Key, int] = field(default_factory=dict)  # of these, rows of bulky jobs
+    long: Mapping[Key, int] = field(default_factory=dict)  # of these, rows of long jobs
+    bulk: Mapping[Key, int] = field(default_factory=dict)  # bulk rows that wait, likewise
+    share: float = BULK_SHARE  # of the time, what bulk has while others wait
+    shared: bool = False  # has bulk been asked for, lately
     lead: float = 0.0  # seconds that the last of the pictures waits to be decoded, as predicted
     room: float = 0.0  # seconds that smaller jobs leave free, or half of their time if it is less
     doubt: float = 1.0  # how many times what is predicted all of it may take
 
+    @property
+    def is_nothing(self) -> bool:
+        """Is nobody there."""
+        return not (self.lead or self.running or any(self.everything.values()))
+
+    @property
+    def everything(self) -> Mapping[Key, int]:
+        """All rows that wait."""
+        return added(self.rows, self.bulk)
+
     def seconds(self, costs: Costs) -> float:
-        """Predict when all of it is done, at the latest.
+        """Predict when all of it is done, at the latest."""
+        return self.lead + self.computing(self.everything, costs)
+
+    def computing(self, rows: Mapping[Key, int], costs: Costs) -> float:
+        """Predict when what runs and then these rows are done, at the latest.
 
         Devices share the work but not a batch: one may have to run the longest alone when the
         others have nothing left (Graham's bound for list scheduling).
         """
-        shared = (self.running + costs.total(self.rows)) / self.devices
-        return self.lead + shared + (1 - 1 / self.devices) * costs.longest(self.rows)
+        shared = (self.running + costs.total(rows)) / self.devices
+        return shared + (1 - 1 / self.devices) * costs.longest(rows)
 
-    def is_mostly_small(self, costs: Costs) -> bool:
-        """Tell whether bulky jobs are less than half of what waits."""
-        return 2 * costs.total(self.bulky) < costs.total(self.rows)
+    def is_mostly_short(self, costs: Costs) -> bool:
+        """Tell whether long jobs are less than half of what waits."""
+        return 2 * costs.total(self.long) < costs.total(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +109,7 @@ class Room:
         return self.seconds * math.exp2((self.at - now) / _HALF_LIFE)
 
     def needs(self, seconds: float, now: float) -> bool:
-        """Tell whether a job that takes so long is bulky: at least half of the largest."""
+        """Tell whether a job that takes so long is long: at least half of the largest."""
         return 2 * seconds >= self.left(now)
 
     def asked(self, seconds: float, now: float) -> "Room":
@@ -104,6 +126,7 @@ class Admission:
     promised: float  # seconds in which it is done at the latest, if the costs are right
     idle: bool  # nobody else is there
     retry_after: float  # seconds until it would be admitted: 0 for now, infinity for never
+    every: float  # seconds after which, from then on, there is room for another such job
 
     @property
     def admitted(self) -> bool:
@@ -116,21 +139,48 @@ class Admission:
         return math.isfinite(self.retry_after)
 
 
-def admit(load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float) -> Admission:
+def admit(
+    load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float, *, bulk: bool = False
+) -> Admission:
     """Decide whether work that must be done in `seconds` may join the load."""
     alone = costs.total({key: math.ceil(count / load.devices) for key, count in rows.items()})
-    done_in, in_hand, free, doubt = alone, 0.0, 0.0, 1.0
-    idle = not (load.lead or load.running or any(load.rows.values()))
-    if not idle:
-        together = {key: load.rows.get(key, 0) + rows.get(key, 0) for key in {*load.rows, *rows}}
-        in_hand = sum(costs.of(k, costs.largest(k)) for k, n in together.items() if n)
-        done_in = replace(load, rows=together).seconds(costs)
-        if load.is_mostly_small(costs):
-            free = max(0.0, min(load.room, _MOST_ROOM * seconds) - alone)
-        doubt = load.doubt
+    least = alone / load.share if bulk else alone
+    if load.is_nothing or least > seconds:
+        wait = 0.0 if least <= seconds else math.inf
+        return Admission(alone, least, least, load.is_nothing, wait, alone)
+    done_in = load.lead + (_bulk_in if bulk else _interactive_in)(load, rows, costs)
+    together = added(load.everything, rows)
+    in_hand = sum(costs.of(key, costs.largest(key)) for key, count in together.items() if count)
+    free = 0.0
+    if not bulk and load.is_mostly_short(costs):
+        free = max(0.0, min(load.room, _MOST_ROOM * seconds) - alone)
     promised = done_in + in_hand
-    late = max(0.0, doubt * (promised + free) - seconds)
-    return Admission(alone, done_in, promised, idle, late if alone <= seconds else math.inf)
+    late = max(0.0, load.doubt * (promised + free) - seconds)
+    # What is promised part of the time has all of it as yet, if it is alone.
+    promises = load.share if bulk else 1 - load.share if load.shared else 1.0
+    has = promises if any((load.rows if bulk else load.bulk).values()) else 1.0
+    wait = late * promises / has
+    return Admission(alone, done_in, promised, idle=False, retry_after=wait, every=alone / has)
+
+
+def _bulk_in(load: Load, rows: Mapping[Key, int], costs: Costs) -> float:
+    """Predict when bulk is done if it never has more than its share, and is served last at first.
+
+    Those who were promised all of the time before it came have that.
+    """
+    served_last = load.computing(added(load.everything, rows), costs)
+    return max(served_last, load.computing(added(load.bulk, rows), costs) / load.share)
+
+
+def _interactive_in(load: Load, rows: Mapping[Key, int], costs: Costs) -> float:
+    """Predict when interactive work is done if bulk has all of its share."""
+    seconds = load.computing(added(load.rows, rows), costs)
+    return seconds / (1 - load.share) if load.shared else seconds
+
+
+def added(rows: Mapping[Key, int], others: Mapping[Key, int]) -> dict[Key, int]:
+    """Add numbers of rows up, by key."""
+    return {key: rows.get(key, 0) + others.get(key, 0) for key in {*rows, *others}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,4 +211,4 @@ class Invitation:
         """
         earliest = now + admission.retry_after
         at = min(max(earliest, self.next), earliest + _LONGEST)
-        return Invitation(at, at + doubt * admission.alone)
+        return Invitation(at, at + doubt * admission.every)

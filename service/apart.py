@@ -204,7 +204,7 @@ class Worker:
 
     def __init__(self, process: _Process, loaded: Loaded, decoders: int) -> None:
         computing = [_Line(process.connect) for _ in loaded.lanes]
-        decoding = [_Line(process.connect) for _ in range(decoders or processors.available())]
+        decoding = [_Line(process.connect) for _ in range(processors.decoding(decoders))]
         self.ensemble = loaded.ensemble
         self.lanes = tuple(
             Lane(partial(self._run, line, number), device, alone)

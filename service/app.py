@@ -12,7 +12,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from service import apart, catalogue, lag, store, workers
+from service import apart, catalogue, lag, processors, protocol, store, workers
 from service.api import (
     classify,
     explain,
@@ -30,6 +30,7 @@ from service.api.ports import Ports
 from service.api.requests import Requests
 from service.api.uploads import Budget
 from service.catalogue import Catalogue, Shelf
+from service.certificate import Certificate
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend
 from service.errors import WrongOption
@@ -48,9 +49,12 @@ Load = Callable[[Settings], Backend]
 """Reads the models and puts them on the device: blocking, seconds long."""
 
 # What pages of other origins may send, and may see of an answer.
-_SENT = ("Authorization", "X-API-Key", "X-Request-ID", "X-Timeout-Ms")
+_SENT = (
+    *("Authorization", "X-API-Key", "X-Request-ID", "X-Timeout-Ms", "Priority"),
+    protocol.HEADER_LENGTH,
+)
 _SEEN = (
-    *("X-Request-ID", "Server-Timing", "Retry-After"),
+    *("X-Request-ID", "Server-Timing", "Cache-Status", "Retry-After", protocol.HEADER_LENGTH),
     *("RateLimit-Policy", "RateLimit", "WWW-Authenticate"),
 )
 
@@ -65,6 +69,9 @@ def create_classifier(
     limits = Limits(
         picture=Bounds(settings.max_pixels, settings.decode_seconds),
         max_queue_bytes=settings.max_queue_bytes,
+        cache_bytes=settings.cache_bytes,
+        bulk_share=settings.bulk_share,
+        decoders=processors.decoding(settings.decode_threads),
         stall_seconds=settings.stall_seconds,
     )
     return Classifier(partial(load, settings), limits, report)
@@ -90,19 +97,21 @@ def create_catalogue(settings: Settings, load: Load, metrics: Metrics) -> Catalo
     return Catalogue(settings.served, shelf, bounds, watch_seconds=settings.watch_seconds)
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 - all but settings have their defaults
     settings: Settings,
     *,
     load: Load = apart.load,
     is_leaving: Callable[[], bool] = lambda: False,
     tracer_provider: TracerProvider | None = None,
     metrics: Metrics | None = None,
+    certificate: Certificate | None = None,
 ) -> FastAPI:
     """Put the service together; `load` is the one place where a test puts something else.
 
     `is_leaving` tells whether the process has been told to stop. Spans go to `tracer_provider`,
     or to where OpenTelemetry's variables in the environment say, or nowhere. `metrics` may have
-    been made before, by whoever counts what happens before a request is one.
+    been made before, by whoever counts what happens before a request is one. `certificate` is what
+    gRPC is encrypted with.
     """
     metrics = metrics or Metrics()
     models = create_catalogue(settings, load, metrics)
@@ -120,11 +129,12 @@ def create_app(
     metrics.watch(
         ready=lambda: models.is_ready and not is_leaving(),
         backlog=models.backlog,
+        cached=models.cached,
     )
 
     has_keys = settings.keys or settings.key_digests
     keyring = Keyring(settings.keys, settings.key_digests, metrics.callers) if has_keys else None
-    listening = _listening(settings, inferring, budget, keyring, is_leaving)
+    listening = _listening(settings, inferring, budget, keyring, is_leaving, certificate)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -150,7 +160,7 @@ def create_app(
     app.state.refresh = models.refresh  # for whoever hears a SIGHUP
     app.state.leave = listening.leave if listening else None  # or stops the server
     app.include_router(classify.router(models, shadow, settings, budget, metrics, tracer_provider))
-    app.include_router(explain.router(models, settings, budget))
+    app.include_router(explain.router(models, settings, budget, metrics))
     app.include_router(management.router(models, shadow, settings))
     app.include_router(inference.about(inferring, is_leaving))
     app.include_router(inference.router(inferring, budget, tracer_provider))
@@ -177,12 +187,13 @@ def create_app(
     return app
 
 
-def _listening(
+def _listening(  # noqa: PLR0913, PLR0917 - what a server of its own is made of
     settings: Settings,
     inferring: Inference,
     budget: Budget,
     keyring: Keyring | None,
     is_leaving: Callable[[], bool],
+    certificate: Certificate | None,
 ) -> "Listening | None":
     """Give what listens for gRPC, if that is wanted."""
     if not settings.grpc_port:
@@ -193,4 +204,5 @@ def _listening(
         raise WrongOption(
             "--grpc-port needs gRPC: pip install 'googlenet-service[grpc]'"
         ) from error
-    return server.Listening(server.Service(inferring, budget, keyring, is_leaving), settings)
+    answering = server.Service(inferring, budget, keyring, is_leaving)
+    return server.Listening(answering, settings, certificate)

@@ -30,7 +30,8 @@ from service.errors import (
     ServiceError,
     TooLarge,
 )
-from service.policy import Run, Waiting
+from service.policy import Run, Shares, Waiting
+from service.settings import BULK_SHARE
 from service.work import (
     Backlog,
     Batch,
@@ -47,6 +48,10 @@ from service.work import (
 
 logger = logging.getLogger(__name__)
 
+_BULK_SECONDS = 10.0  # for which bulk is expected again
+
+_NO_INVITATIONS = {False: Invitation(), True: Invitation()}
+
 STOPPING = "the service is stopping"
 
 
@@ -60,7 +65,7 @@ class Seat(Generic[P, R]):
     demand: Demand
     order: tuple[float, int]  # deadline, then first come
     waiting: Waiting
-    bulky: bool  # as `service.admission` has it
+    long: bool  # as `service.admission` has it
     payload: P | None = None
     future: asyncio.Future[None] | None = None
     submitted: float = 0.0
@@ -74,7 +79,13 @@ class Batcher(Generic[P, R]):
     """Forms batches for the lanes for as long as it is entered."""
 
     def __init__(
-        self, lanes: Sequence[Lane[P, R]], costs: Costs, *, max_bytes: int, report: Report
+        self,
+        lanes: Sequence[Lane[P, R]],
+        costs: Costs,
+        *,
+        max_bytes: int,
+        report: Report,
+        bulk_share: float = BULK_SHARE,
     ) -> None:
         self._lanes = lanes
         self._devices = policy.devices(lane.place for lane in lanes)
@@ -84,12 +95,15 @@ class Batcher(Generic[P, R]):
         self._report = report
         self._queue: list[Seat[P, R]] = []  # seats with a payload and rows to take, by order
         self._seats: set[Seat[P, R]] = set()  # all that are reserved and not released
-        self._rows: Counter[Key] = Counter()  # of those, the rows not yet taken
-        self._bulky: Counter[Key] = Counter()  # of these, the rows of bulky jobs
-        self._nbytes = 0  # of those, the payloads
+        self._rows: Counter[Key] = Counter()  # of those, the interactive rows not yet taken
+        self._long: Counter[Key] = Counter()  # of these, the rows of long jobs
+        self._bulk: Counter[Key] = Counter()  # of those seats, the bulk rows not yet taken
+        self._shares = Shares(bulk_share)
+        self._bulk_asked = -math.inf  # when it last was
+        self._nbytes: Counter[bool] = Counter()  # of the seats' payloads, by whether they are bulk
         self._room = Room()
         self._doubt = Doubt()
-        self._invitation = Invitation()
+        self._invitations = _NO_INVITATIONS  # by whether it is to bulk
         self._serial = 0
         self._changed = asyncio.Event()  # something came or went, or a lane is free
         self._running: dict[int, Run] = {}  # by lane, in the order in which they began
@@ -113,77 +127,106 @@ class Batcher(Generic[P, R]):
 
     @contextlib.contextmanager
     def reserve(
-        self, demands: Sequence[Demand], deadline: float, *, lead: float = 0.0
+        self,
+        demands: Sequence[Demand],
+        deadline: float,
+        *,
+        lead: float = 0.0,
+        bulk: bool = False,
     ) -> Iterator[list[Seat[P, R]]]:
         """Hold a seat for each demand, all to be done by `deadline` (`time.monotonic` seconds).
 
-        Their payloads are expected to wait for `lead` seconds before they are made. Raises at
-        once `Overloaded` when there is no room or no time for them now, and `DeadlineExceeded`
-        when idle devices could not do them in time either. Leaving releases the seats.
+        Their payloads are expected to wait for `lead` seconds before they are made. Those of
+        `bulk` let others pass. Raises at once `Overloaded` when there is no room or no time for
+        them now, and `DeadlineExceeded` when idle devices could not do them in time either.
+        Leaving releases the seats.
         """
-        admission = self.check(demands, deadline - time.monotonic(), lead=lead)
-        bulky = self._room.needs(admission.alone, time.monotonic())
-        seats = [self._seat(demand, deadline, bulky=bulky) for demand in demands]
+        admission = self.check(demands, deadline - time.monotonic(), lead=lead, bulk=bulk)
+        long = not bulk and self._room.needs(admission.alone, time.monotonic())
+        firm = not (bulk or self._is_shared(time.monotonic()))
+        seats = [
+            self._seat(demand, deadline, long=long, firm=firm, bulk=bulk) for demand in demands
+        ]
         try:
             yield seats
         finally:
-            if not admission.idle:
+            if not (admission.idle or bulk):  # which has mostly been promised less than it gets
                 self._learn(seats, admission.promised - lead)
             for seat in seats:
                 self.release(seat)
 
-    def check(self, demands: Sequence[Demand], seconds: float, *, lead: float = 0.0) -> Admission:
+    def check(
+        self, demands: Sequence[Demand], seconds: float, *, lead: float = 0.0, bulk: bool = False
+    ) -> Admission:
         """Raise what `reserve` would, for jobs that must be done in so many seconds."""
         now = time.monotonic()
-        load, admission = self._admission(demands, seconds, lead, now)
+        load, admission = self._admission(demands, seconds, lead, now, bulk=bulk)
         if seconds <= 0:
             raise DeadlineExceeded("the deadline passed while the request was being sent")
         if not admission.possible:
+            where = "as bulk, beside others" if bulk else "when nothing else runs"
             raise DeadlineExceeded(
-                f"this takes about {admission.alone:.2f} s when nothing else runs, more than the "
+                f"this takes about {admission.promised:.2f} s {where}, more than the "
                 f"{seconds:.2f} s it has; ask for fewer views or pictures, or for more time"
             )
-        self._room = self._room.asked(admission.alone, now)
+        if bulk:
+            self._bulk_asked = now
+        else:
+            self._room = self._room.asked(admission.alone, now)
         if not admission.admitted:
-            self._invitation = self._invitation.another(admission, now, load.doubt)
+            invitation = self._invitations[bulk].another(admission, now, load.doubt)
+            self._invitations = {**self._invitations, bulk: invitation}
             raise Overloaded(
-                f"{self._rows.total()} rows are queued: this would be done in "
+                f"{self._rows.total() + self._bulk.total()} rows are queued: this would be done in "
                 f"{admission.done_in:.2f} s, and the deadline is {seconds:.2f} s",
-                retry_after=self._invitation.at - now,
+                retry_after=invitation.at - now,
             )
         nbytes = sum(demand.nbytes for demand in demands)
-        if nbytes > self._max_bytes:
+        most = self._most_bytes(bulk=bulk)
+        used = self._nbytes[True] if bulk else self._nbytes.total()
+        if nbytes > most:
             raise TooLarge(
-                f"the views asked for take {nbytes} bytes, and the limit is {self._max_bytes}; "
+                f"the views asked for take {nbytes} bytes, and the limit is {most}; "
                 "ask for fewer views or pictures"
             )
-        if self._nbytes + nbytes > self._max_bytes:
+        if used + nbytes > most:
             raise Overloaded(
-                f"the pictures that wait fill their {self._max_bytes} bytes of memory",
+                f"the pictures that wait fill their {most} bytes of memory",
                 retry_after=load.seconds(self._costs),
             )
         if admission.idle:  # whoever was invited may come
-            self._invitation = Invitation()
+            self._invitations = _NO_INVITATIONS
         return admission
 
-    def outlook(self, demands: Sequence[Demand], *, lead: float = 0.0) -> tuple[float, float]:
+    def outlook(
+        self, demands: Sequence[Demand], *, lead: float = 0.0, bulk: bool = False
+    ) -> tuple[float, float]:
         """Predict what would be if such jobs were admitted now.
 
         Gives the seconds in which they would be done, and the share of the memory for payloads
         that would be filled.
         """
-        load, admission = self._admission(demands, math.inf, lead, time.monotonic())
-        nbytes = self._nbytes + sum(demand.nbytes for demand in demands)
-        return load.doubt * admission.promised, nbytes / self._max_bytes
+        load, admission = self._admission(demands, math.inf, lead, time.monotonic(), bulk=bulk)
+        nbytes = self._nbytes[bulk] + sum(demand.nbytes for demand in demands)
+        return load.doubt * admission.promised, nbytes / self._most_bytes(bulk=bulk)
+
+    def _most_bytes(self, *, bulk: bool) -> int:
+        return self._max_bytes // 2 if bulk else self._max_bytes  # half is left to the others
 
     def _admission(
-        self, demands: Sequence[Demand], seconds: float, lead: float, now: float
+        self, demands: Sequence[Demand], seconds: float, lead: float, now: float, *, bulk: bool
     ) -> tuple[Load, Admission]:
         rows: Counter[Key] = Counter()
         for demand in demands:
             rows[demand.key] += demand.rows
-        load = replace(self._load(), lead=lead, room=self._room.left(now), doubt=self._doubt.factor)
-        return load, admit(load, rows, self._costs, seconds)
+        load = replace(
+            self._load(),
+            lead=lead,
+            room=self._room.left(now),
+            doubt=self._doubt.factor,
+            shared=self._is_shared(now),
+        )
+        return load, admit(load, rows, self._costs, seconds, bulk=bulk)
 
     async def submit(self, seat: Seat[P, R], payload: P) -> Outcome[R]:
         """Queue a payload on its seat and wait for the results of all its rows.
@@ -219,7 +262,7 @@ class Batcher(Generic[P, R]):
         if seat in self._seats:
             self._seats.remove(seat)
             self._count(seat, -seat.waiting.left)
-            self._nbytes -= seat.demand.nbytes
+            self._nbytes[seat.waiting.bulk] -= seat.demand.nbytes
             self._unqueue(seat)
             self._changed.set()  # what is left may be another lane's turn
 
@@ -239,31 +282,39 @@ class Batcher(Generic[P, R]):
         """Sum up what has been accepted and is not done."""
         now = time.monotonic()
         oldest = min((run.started for run in self._running.values()), default=now)
-        seconds = self._load().seconds(self._costs)
-        return Backlog(self._rows.total(), self._nbytes, seconds, now - oldest)
+        seconds = self._load().computing(self._rows, self._costs)
+        rows, bulk = self._rows.total(), self._bulk.total()
+        return Backlog(rows + bulk, bulk, self._nbytes.total(), seconds, now - oldest)
 
     # Coming in.
 
     def _load(self) -> Load:
         seconds = policy.work_left(self._running.values(), self._freed, time.monotonic())
-        return Load(seconds, self._rows, len(self._devices), self._bulky)
+        devices = len(self._devices)
+        return Load(seconds, self._rows, devices, self._long, self._bulk, self._shares.bulk)
 
-    def _seat(self, demand: Demand, deadline: float, *, bulky: bool) -> Seat[P, R]:
+    def _is_shared(self, now: float) -> bool:
+        return any(self._bulk.values()) or now - self._bulk_asked < _BULK_SECONDS
+
+    def _seat(
+        self, demand: Demand, deadline: float, *, long: bool, firm: bool, bulk: bool
+    ) -> Seat[P, R]:
         self._serial += 1
         large = demand.rows > self._costs.largest(demand.key)
-        waiting = Waiting(demand.key, demand.rows, deadline, large)
+        waiting = Waiting(demand.key, demand.rows, deadline, large, bulk, firm)
         seat: Seat[P, R] = Seat(
-            demand, (deadline, self._serial), waiting, bulky=bulky, undone=demand.rows
+            demand, (deadline, self._serial), waiting, long=long, undone=demand.rows
         )
         self._seats.add(seat)
         self._count(seat, demand.rows)
-        self._nbytes += demand.nbytes
+        self._nbytes[bulk] += demand.nbytes
         return seat
 
     def _count(self, seat: Seat[P, R], change: int) -> None:
-        self._rows[seat.demand.key] += change
-        if seat.bulky:
-            self._bulky[seat.demand.key] += change
+        rows = self._bulk if seat.waiting.bulk else self._rows
+        rows[seat.demand.key] += change
+        if seat.long:
+            self._long[seat.demand.key] += change
 
     def _learn(self, seats: Sequence[Seat[P, R]], promised: float) -> None:
         """Compare what was promised with what came of it, from when there was a payload."""
@@ -288,7 +339,7 @@ class Batcher(Generic[P, R]):
 
     def _is_turn_of(self, lane: Lane[P, R]) -> bool:
         running = [self._lanes[at].place for at in self._running]
-        rows = self._rows.total()
+        rows = self._rows.total() + self._bulk.total()
         return policy.is_turn(lane.place, running, self._devices, rows, self._alone)
 
     async def _execute(self, number: int, lane: Lane[P, R]) -> None:
@@ -310,7 +361,15 @@ class Batcher(Generic[P, R]):
         others = self._devices - {run.device for run in self._running.values()} - {lane.device}
         free = 1 if lane.alone else 1 + len(others)
         waiting = [seat.waiting for seat in queue]
-        decision = policy.form(waiting, self._costs, now, free=free, devices=len(self._devices))
+        decision = policy.form(
+            waiting,
+            self._costs,
+            now,
+            free=free,
+            devices=len(self._devices),
+            running=policy.work_left(self._running.values(), self._freed, now),
+            bulk_first=self._shares.is_bulks,
+        )
         for at in decision.late:
             self._report(DropReport("late", _where(queue[at])))
             self._unqueue(queue[at])
@@ -318,6 +377,11 @@ class Batcher(Generic[P, R]):
         run = decision.run
         if run is None:
             return None, []
+        self._shares = self._shares.took(
+            self._costs.seconds[run.key][run.size],
+            bulk=(bulk := waiting[run.takes[0][0]].bulk),
+            others=any(one.bulk != bulk for one in waiting),
+        )
         # A lane that is alone has the smallest sizes only, whatever the others cost by now.
         size = self._costs.fitting(run.key, run.rows) if lane.alone else run.size
         slices = tuple(self._take(queue[at], rows, now) for at, rows in run.takes)

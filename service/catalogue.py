@@ -76,6 +76,7 @@ class Catalogue:
     ) -> None:
         self._shelf, self._bounds, self._watch_seconds = shelf, bounds, watch_seconds
         self._default = names[0]
+        self._candidate: str | None = None
         self._slots: dict[str, _Slot] = {}
         self._wrong: dict[str, str] = dict.fromkeys(names, _LOADING)  # with what is not there
         self._loading: _Loading | None = None
@@ -137,16 +138,34 @@ class Catalogue:
 
     # What a probe or a gauge asks.
 
+    def excuse(self, candidate: str | None) -> None:
+        """Let no probe fail for this model from now on: nobody waits for its answers."""
+        self._candidate = candidate
+
+    @property
+    def broken_candidate(self) -> str | None:
+        """Why the work of the model that is excused is at a standstill, or nothing."""
+        excused = self.served.get(self._excused) if self._excused else None
+        return excused.worked if excused else None
+
+    @property
+    def _excused(self) -> str | None:
+        return None if self._candidate == self._default else self._candidate
+
+    @property
+    def _missing(self) -> list[str]:
+        return [reason for name, reason in self._wrong.items() if name != self._excused]
+
     @property
     def loaded(self) -> str | None:
         """Why not all models that were asked for are there, or nothing if they are."""
-        return next(iter(self._wrong.values()), None)
+        return next(iter(self._missing), None)
 
     @property
     def worked(self) -> str | None:
-        """Why a model's work is at a standstill, or nothing if all go on."""
-        standstills = (one.worked for one in self.served.values())
-        failed = _FAILED if _FAILED in self._wrong.values() else None
+        """Why a model's work is at a standstill, or nothing if all go on; not the candidate's."""
+        standstills = (one.worked for name, one in self.served.items() if name != self._excused)
+        failed = _FAILED if _FAILED in self._missing else None
         return failed or next(filter(None, standstills), None)
 
     @property
@@ -159,10 +178,15 @@ class Catalogue:
         found = [one.backlog() for one in self.served.values()]
         return Backlog(
             rows=sum(one.rows for one in found),
+            bulk=sum(one.bulk for one in found),
             nbytes=sum(one.nbytes for one in found),
             seconds=sum(one.seconds for one in found),
             stalled=max((one.stalled for one in found), default=0.0),
         )
+
+    def cached(self) -> int:
+        """Sum up the bytes of answers that all models keep."""
+        return sum(one.cached for one in self.served.values())
 
     # What somebody who may decides.
 

@@ -9,18 +9,20 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self, TypeVar, cast
 
+from service import cache
 from service.batcher import Batcher, Seat
+from service.cache import Cache
 from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities, Result, mean
 from service.errors import CallerGone, DeadlineExceeded, NotExplainable, NotReady, ServiceError
 from service.explanation import Activation, Grid
 from service.images import Bounds, Picture, is_view
-from service.settings import PlanName
+from service.settings import BULK_SHARE, PlanName
 from service.views import Plan
 from service.work import Backlog, Demand, Outcome, Report
 
@@ -33,6 +35,7 @@ _AHEAD = 3  # batches of each lane: one runs, one waits for it, one is being dec
 _MOST_FIRST: tuple[PlanName, ...] = ("paper", "ten")
 _FEWEST: PlanName = "single"
 _AMPLE = 0.25  # of the time that a request has, and of the memory of all
+_LONG = 256 * 1024  # bytes, which take a third of a millisecond to read
 _FAILURES = 3  # batches in a row, after which the device is not expected to recover
 
 
@@ -43,6 +46,9 @@ class Limits:
     picture: Bounds
     max_queue_bytes: int
     stall_seconds: float
+    cache_bytes: int = 0
+    bulk_share: float = BULK_SHARE
+    decoders: int = 1  # threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Answer:
     timing: Timing
     batch_rows: int  # rows, anybody's, in the largest of its last batches
     probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
+    cached: bool = False  # it was kept from before
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class _Wanted:
     views: str
     plans: Sequence[Plan]
     top_k: int
+    bulk: bool
 
 
 async def _never() -> None:
@@ -100,6 +108,7 @@ async def _leave_with(gone: Callable[[], Awaitable[None]]) -> None:
 class _Serving:
     backend: Backend
     batcher: Batcher[Payload, Result]
+    cache: Cache | None
 
 
 class Classifier:
@@ -112,6 +121,8 @@ class Classifier:
         self._serving: _Serving | None = None
         self._failure: Exception | None = None
         self._load_seconds = 0.0
+        self._bulk_decoding = asyncio.Semaphore(limits.decoders)
+        self._held = 0  # bulk pictures that wait for it
         self._life = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -151,8 +162,10 @@ class Classifier:
             ensemble.costs,
             max_bytes=self._limits.max_queue_bytes,
             report=self._report,
+            bulk_share=self._limits.bulk_share,
         )
-        self._serving = _Serving(backend, await self._life.enter_async_context(batcher))
+        kept = Cache(self._limits.cache_bytes) if self._limits.cache_bytes else None
+        self._serving = _Serving(backend, await self._life.enter_async_context(batcher), kept)
         logger.info(
             "serving %s on %s in %s, ready after %.1f s",
             ensemble.name,
@@ -196,6 +209,11 @@ class Classifier:
         )
 
     @property
+    def cached(self) -> int:
+        """How many bytes of answers are kept."""
+        return self._serving.cache.nbytes if self._serving and self._serving.cache else 0
+
+    @property
     def loaded(self) -> str | None:
         """Why the model is not there yet, or nothing if it is."""
         if self._serving:
@@ -231,22 +249,22 @@ class Classifier:
         nbytes = sum(demand.nbytes for demand in demands)
         return max(1, min(most, self._limits.max_queue_bytes // nbytes))
 
-    def most_views(self, pictures: int, seconds: float) -> PlanName:
+    def most_views(self, pictures: int, seconds: float, *, bulk: bool = False) -> PlanName:
         """Choose the most views for which there is ample time, by the present load.
 
         A part of the time and of the memory only, so that others still find room: as the load
         grows everybody gets fewer views, before anybody is refused.
         """
         backend, batcher = self._ready().backend, self._ready().batcher
-        lead = backend.lead(pictures)
+        lead = self._lead(pictures, bulk=bulk)
         for name in _MOST_FIRST:
             demands = backend.ensemble.demands(backend.ensemble.plans(name)) * pictures
-            done_in, filled = batcher.outlook(demands, lead=lead)
+            done_in, filled = batcher.outlook(demands, lead=lead, bulk=bulk)
             if done_in <= _AMPLE * seconds and filled <= _AMPLE:
                 return name
         return _FEWEST
 
-    def check(self, *, plan: str, seconds: float, maps: bool = False) -> None:
+    def check(self, *, plan: str, seconds: float, maps: bool = False, bulk: bool = False) -> None:
         """Raise at once what even a single picture would be refused with.
 
         If it is to be explained, both parts of the work are looked at.
@@ -256,29 +274,58 @@ class Classifier:
         demands = ensemble.demands(plans := ensemble.plans(plan))
         if maps and ensemble.explains:
             demands += ensemble.demands(plans, maps=True)
-        serving.batcher.check(demands, seconds, lead=serving.backend.lead(1))
+        serving.batcher.check(demands, seconds, lead=self._lead(1, bulk=bulk), bulk=bulk)
 
-    async def classify(
+    async def classify(  # noqa: PLR0913 - all that is asked
         self,
         pictures: Sequence[Picture],
         *,
         plan: str,
         top_k: int,
         seconds: float,
+        bulk: bool = False,
         gone: Callable[[], Awaitable[None]] = _never,
     ) -> list[Answer | ServiceError]:
         """Rank each picture's labels, or say what is wrong with it, within `seconds`.
 
+        Pictures of `bulk` let others pass, and have a share of the time while others wait.
         Raises, for all of them, `NotReady`, `Overloaded` or `DeadlineExceeded` if they are
         refused at once, and `CallerGone` when `gone()` returns first: whatever has not run by
         then costs nothing more.
         """
         serving = self._ready()
+        wanted = _Wanted(plan, serving.backend.ensemble.plans(plan), top_k, bulk)
+        if serving.cache is None:
+            return await self._classify(pictures, wanted, seconds, gone)
+        names = [await _named(picture, plan) for picture in pictures]
+        known = {one: kept for one in names if (kept := serving.cache.find(one)) is not None}
+        others = [picture for one, picture in zip(names, pictures, strict=True) if one not in known]
+        found = iter(await self._classify(others, wanted, seconds, gone) if others else ())
+        answers: list[Answer | ServiceError] = []
+        for one in names:
+            answer = self._kept(known[one], top_k) if one in known else next(found)
+            if isinstance(answer, Answer) and not answer.cached:
+                serving.cache.keep(one, answer.probabilities)
+            answers.append(answer)
+        return answers
+
+    def _kept(self, probabilities: Probabilities, top_k: int) -> Answer:
+        nothing = Timing(time.monotonic(), 0.0, 0.0, 0.0)
+        ranking = self.ensemble.best(probabilities, top_k)
+        return Answer(ranking, nothing, 0, probabilities, cached=True)
+
+    async def _classify(
+        self,
+        pictures: Sequence[Picture],
+        wanted: _Wanted,
+        seconds: float,
+        gone: Callable[[], Awaitable[None]],
+    ) -> list[Answer | ServiceError]:
+        serving = self._ready()
         deadline = time.monotonic() + seconds
-        wanted = _Wanted(plan, serving.backend.ensemble.plans(plan), top_k)
         demands = [demand for one in pictures for demand in _demands(one, wanted.plans, serving)]
-        lead = serving.backend.lead(len(pictures))
-        with serving.batcher.reserve(demands, deadline, lead=lead) as seats:
+        lead = self._lead(len(pictures), bulk=wanted.bulk)
+        with serving.batcher.reserve(demands, deadline, lead=lead, bulk=wanted.bulk) as seats:
             count = len(wanted.plans)
             mine = [seats[at : at + count] for at in range(0, len(seats), count)]
             return await _unless(
@@ -373,7 +420,8 @@ class Classifier:
     ) -> Answer:
         backend, batcher = self._ready().backend, self._ready().batcher
         started = time.monotonic()
-        payloads = await backend.prepare(picture, wanted.views, self._bounds(deadline))
+        async with self._decoder(bulk=wanted.bulk):
+            payloads = await backend.prepare(picture, wanted.views, self._bounds(deadline))
         decoded = time.monotonic() - started
         outcomes = await _together(batcher, seats, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)
@@ -400,6 +448,35 @@ class Classifier:
         (outcome,) = await _together(batcher, seats, payloads)
         return tuple(cast("Activation", part) for part in outcome.parts)
 
+    def _lead(self, pictures: int, *, bulk: bool) -> float:
+        """Predict for how many seconds the last of so many pictures waits to be decoded.
+
+        Bulk waits anew whenever as many have been decoded as there are threads.
+        """
+        backend, threads = self._ready().backend, self._limits.decoders
+        if not bulk:
+            return backend.lead(pictures)
+        return math.ceil((self._held + pictures) / threads) * backend.lead(threads)
+
+    @contextlib.asynccontextmanager
+    async def _decoder(self, *, bulk: bool) -> AsyncIterator[None]:
+        """Have no more pictures of bulk decoded at once than there are threads.
+
+        The others wait here, where they are in nobody's way.
+        """
+        if not bulk:
+            yield
+            return
+        self._held += 1
+        try:
+            await self._bulk_decoding.acquire()
+        finally:
+            self._held -= 1
+        try:
+            yield
+        finally:
+            self._bulk_decoding.release()
+
     def _bounds(self, deadline: float) -> Bounds:
         """Bound decoding by the deadline, too: a thread cannot be stopped from here."""
         most = min(self._limits.picture.seconds, deadline - time.monotonic())
@@ -419,6 +496,13 @@ async def _unless(
     except* CallerGone:
         raise CallerGone("the caller hung up before the answer was there") from None
     return [one.result() for one in doing]
+
+
+async def _named(picture: Picture, plan: str) -> bytes:
+    """Name a picture's answer; a large one in a thread, for it would keep the loop."""
+    if len(picture) > _LONG or not isinstance(picture, bytes):
+        return await asyncio.to_thread(cache.name, picture, plan)
+    return cache.name(picture, plan)
 
 
 def _demands(picture: Picture, plans: Sequence[Plan], serving: _Serving) -> list[Demand]:

@@ -7,6 +7,7 @@ WIDTH = 100  # columns of a table that no terminal shows
 
 _NUMBERS = {
     *("photos", "top-1", "top-5", "probability", "same first label", "furthest probability"),
+    *("models", "crops", "cost", "top-1\nerror", "top-5\nerror"),
     *("replicas", "busy", "p50 ms", "p99 ms", "refused"),
 }
 

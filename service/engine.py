@@ -110,5 +110,6 @@ def _member(model: Model) -> Member:
         described.preprocessing.resized,
         described.preprocessing.mirror,
         described.notice,
-        explains=model.maps is not None,
+        explains=model.explains,
+        sides=model.sides,
     )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from service import views
 from service.costs import Costs, Key
-from service.errors import UnknownLabel
+from service.errors import InvalidParameter, UnknownLabel
 from service.explanation import Activation, Grid
 from service.images import Bounds, Picture
 from service.manifest import Label
@@ -42,6 +42,7 @@ class Member:
     mirrors: bool = True
     notice: str | None = None
     explains: bool = False  # has it class activation maps
+    sides: Sequence[int] = views.SIDES  # pixels of the views that its network takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,18 @@ class Ensemble:
         return " ".join(member.notice for member in self.members if member.notice) or None
 
     def plans(self, name: str) -> tuple[Plan, ...]:
-        """Give each member's plan of the views called `name`."""
-        return tuple(views.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
+        """Give each member's plan of the views called `name`.
+
+        Raises `InvalidParameter` if they are larger than one of the networks takes.
+        """
+        made = tuple(views.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
+        for member, plan in zip(self.members, made, strict=True):
+            if plan.side not in member.sides:
+                raise InvalidParameter(
+                    f"{member.name} takes views of {views.CROP} pixels only, and those of "
+                    f"`{name}` have {plan.side}; ask for others"
+                )
+        return made
 
     def demands(
         self, plans: Sequence[Plan], *, itemsize: int = 1, maps: bool = False

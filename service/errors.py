@@ -15,73 +15,73 @@ class ServiceError(Exception):
 
 
 class MalformedRequest(ServiceError):
-    """The request's framing is broken or its body is empty."""
+    """The request's framing is broken, its body is empty, or a picture in it is."""
 
     code = "malformed"
 
 
 class MissingFile(ServiceError):
-    """The request is well formed but holds no picture."""
+    """The form has no part named `file`."""
 
     code = "missing_file"
 
 
 class TooLarge(ServiceError):
-    """A body, a picture or a number of parts is over its limit."""
+    """The body, a picture or the number of pictures is over its limit."""
 
     code = "too_large"
 
 
 class SlowUpload(ServiceError):
-    """The request's body did not arrive in time."""
+    """The request's body took too long to arrive."""
 
     code = "slow_upload"
 
 
 class SlowHead(ServiceError):
-    """The request's head did not arrive in time."""
+    """The request's head took too long to arrive."""
 
     code = "slow_head"
 
 
 class HeadTooLarge(ServiceError):
-    """The request's head has too many bytes or too many headers."""
+    """The request's head is over its limit, or has over 100 headers."""
 
     code = "head_too_large"
 
 
 class UnsupportedType(ServiceError):
-    """The bytes are not one of the accepted picture formats."""
+    """The bytes are no JPEG, PNG, WebP, GIF, BMP or TIFF, whatever the name says."""
 
     code = "unsupported_type"
 
 
 class UnreadableImage(ServiceError):
-    """The bytes begin like an accepted format and cannot be decoded."""
+    """The picture is broken or cut short."""
 
     code = "unreadable_image"
 
 
 class InvalidParameter(ServiceError):
-    """A parameter has a value the service does not know."""
+    """A parameter is unknown, or has a value that it cannot have."""
 
     code = "invalid_parameter"
 
 
 class Unauthorized(ServiceError):
-    """The request brings no key, or one that nobody has."""
+    """The service has API keys, and the request brings none of them."""
 
     code = "unauthorized"
 
 
 class Forbidden(ServiceError):
-    """The request's key is not one that may do this."""
+    """The request's key may not manage models; where there are no keys, nobody may."""
 
     code = "forbidden"
 
 
 class UnknownModel(ServiceError):
-    """No model of that name is served, or in the store."""
+    """No model of that name is served or, to be loaded, in the store."""
 
     code = "unknown_model"
 
@@ -93,25 +93,25 @@ class UnknownLabel(ServiceError):
 
 
 class Conflict(ServiceError):
-    """What is asked for cannot be as things stand."""
+    """A model is being loaded already, or the one to be let go is the default."""
 
     code = "conflict"
 
 
 class NotExplainable(ServiceError):
-    """The model is of a kind that has no class activation maps."""
+    """The model has no class activation maps, so it cannot be explained."""
 
     code = "not_explainable"
 
 
 class CannotServe(ServiceError):
-    """A model that was to be loaded cannot be served."""
+    """The model that was to be loaded cannot be served; what was served still is."""
 
     code = "cannot_serve"
 
 
 class NoRoom(ServiceError):
-    """So many models, or so much memory, may not be served side by side."""
+    """One model more would be one too many, or would take too much memory."""
 
     code = "no_room"
 
@@ -125,19 +125,19 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """More work is queued than can be done by the request's deadline."""
+    """More work waits than can be done by the request's deadline, or fits into memory."""
 
     code = "overloaded"
 
 
 class NotReady(Unavailable):
-    """The model is still being loaded, warmed or timed."""
+    """The model is still being loaded, warmed and timed, or could not be loaded."""
 
     code = "not_ready"
 
 
 class RateLimited(Unavailable):
-    """A key's requests in some length of time are used up."""
+    """The key's requests of this second, minute, hour or day are used up."""
 
     code = "rate_limited"
 

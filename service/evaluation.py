@@ -144,12 +144,35 @@ def probabilities(
     rows, targets = [], []
     for photo, predictions in zip(photos, ranked, strict=True):
         if not isinstance(predictions, ServiceError):
-            by_index = sorted(predictions, key=lambda prediction: prediction.index)
-            rows.append([prediction.probability for prediction in by_index])
+            rows.append(_by_class(predictions))
             targets.append(photo.index)
     if not rows:
         raise ModelError("none of the photos can be read")
     return np.maximum(rows, np.finfo(np.float32).tiny), np.array(targets)
+
+
+async def likely(
+    classifier: Classifier, photos: Sequence[Photo], plan: str, advance: Callable[[int], None]
+) -> npt.NDArray[np.float64]:
+    """Give the probabilities of all classes, (photos, classes); of what cannot be read, NaN.
+
+    `advance` is told as photos are done.
+    """
+    classes = len(classifier.ensemble.labels)
+    found = np.full((len(photos), classes), np.nan)
+    for at in range(0, len(photos), CHUNK):  # more would not fit into memory as predictions
+        part = photos[at : at + CHUNK]
+        ranked = await rank_all(classifier, part, plan, advance, top_k=classes)
+        for place, predictions in enumerate(ranked, start=at):
+            if not isinstance(predictions, ServiceError):
+                found[place] = _by_class(predictions)
+    return found
+
+
+def _by_class(predictions: Sequence[Prediction]) -> list[float]:
+    """Give the probabilities of a ranking of all classes in the order of the classes."""
+    ordered = sorted(predictions, key=lambda prediction: prediction.index)
+    return [prediction.probability for prediction in ordered]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,14 @@ def relu_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
     if not (is_module and isinstance(modules[str(node.target)], nn.Conv2d)) or len(node.users) != 1:
         return None
     (user,) = node.users
-    return user if user.op == "call_function" and user.target in RELUS else None
+    return user if is_relu(user, modules) else None
+
+
+def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Tell a ReLU, which may be a function or a module."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.ReLU)
+    return node.op == "call_function" and node.target in RELUS
 
 
 class _Tracer(fx.Tracer):

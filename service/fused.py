@@ -32,6 +32,8 @@ def fuse(network: nn.Module) -> fx.GraphModule:
         if relu := relu_after(node, modules):
             conv = modules[str(node.target)]
             assert isinstance(conv, nn.Conv2d)  # noqa: S101 - what has a ReLU after it is one
+            if conv.groups > 1:
+                continue  # cuDNN has no such call for every number of groups
             name = f"fused_{node.name}"
             whole.add_submodule(name, ConvReLU(conv))
             with whole.graph.inserting_after(relu):

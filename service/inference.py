@@ -42,13 +42,14 @@ class Inference:
         """Tell whether a model can be asked; raises what `find` does."""
         return self.catalogue.find(named(name, version)).worked is None
 
-    async def infer(
+    async def infer(  # noqa: PLR0913 - all that is asked
         self,
         name: str,
         version: str,
         asked: Asked,
         *,
         seconds: float | None,
+        bulk: bool = False,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> Inferred:
         """Classify all pictures of a request; raises what is wrong with the first that fails.
@@ -60,12 +61,13 @@ class Inference:
             left = most if seconds is None else min(most, seconds)
             plan = asked.views or self.settings.views
             if plan == AUTO:
-                plan = classifier.most_views(len(asked.pictures), left)
+                plan = classifier.most_views(len(asked.pictures), left, bulk=bulk)
             found = await classifier.classify(
                 asked.pictures,
                 plan=plan,
                 top_k=asked.labels or 1,
                 seconds=left,
+                bulk=bulk,
                 **({"gone": gone} if gone else {}),
             )
             served = classifier.ensemble

@@ -34,8 +34,6 @@ from service.work import Batch, Slice
 
 logger = logging.getLogger(__name__)
 
-SIDES = (views.CROP, views.DENSE)  # of the views that any plan has
-
 # Of the best throughput, what is as good: one measurement says no more where others use the
 # machine, too.
 _AS_GOOD = 0.85
@@ -137,10 +135,9 @@ class Maker:
     def _members(
         self, device: torch.device, sizes: Sequence[int], threads: int = 0
     ) -> list[_Member]:
-        shapes = [Shape(rows, side) for rows in sizes for side in SIDES]
-
         def made(model: Model) -> _Member:
-            maps = Activations(model, device) if model.maps else None
+            maps = Activations(model, device) if model.explains else None
+            shapes = [Shape(rows, side) for rows in sizes for side in model.sides]
             return _Member(Forward(model, device, self.dtype, shapes), maps)
 
         return runtime.compute(lambda: [*map(made, self.models)], threads)
@@ -183,9 +180,9 @@ def wanted(models: Sequence[Model], sizes: Sequence[int]) -> dict[Key, Sequence[
     """Give the batch sizes of every key; maps are made one at a time."""
     keys: dict[Key, Sequence[int]] = {}
     for member, model in enumerate(models):
-        keys |= {Key(member, side): sizes for side in SIDES}
-        if model.maps:
-            keys |= {Key(member, side, maps=True): (1,) for side in SIDES}
+        keys |= {Key(member, side): sizes for side in model.sides}
+        if model.explains:
+            keys |= {Key(member, side, maps=True): (1,) for side in model.sides}
     return keys
 
 

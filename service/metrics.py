@@ -141,12 +141,25 @@ class Metrics:
         self._queue_rows = Gauge(
             "googlenet_queue_rows", "Rows that wait or are being decoded.", registry=registry
         )
+        self._queue_bulk_rows = Gauge(
+            "googlenet_queue_bulk_rows",
+            "Of the rows that wait, those of requests that let others pass.",
+            registry=registry,
+        )
         self._queue_bytes = Gauge(
             "googlenet_queue_bytes", "Bytes of the pictures that wait.", registry=registry
         )
+        self._cache_hits = Counter(
+            "googlenet_cache_hits",
+            "Pictures answered from the cache; they are among those that are ok.",
+            registry=registry,
+        )
+        self._cache_bytes = Gauge(
+            "googlenet_cache_bytes", "Bytes of answers that are kept.", registry=registry
+        )
         self._predicted_wait = Gauge(
             "googlenet_queue_predicted_seconds",
-            "Predicted seconds until all accepted work is done.",
+            "Predicted seconds until all accepted work is done, but that which lets others pass.",
             registry=registry,
         )
         self._capacity = Gauge(
@@ -266,6 +279,10 @@ class Metrics:
         """Count a picture answered, or refused."""
         self._images.labels(plan, error.code if error else "ok").inc()
 
+    def cache_hit(self) -> None:
+        """Count a picture whose answer was kept."""
+        self._cache_hits.inc()
+
     def rejected(self, error: ServiceError) -> None:
         """Count a request or a picture refused."""
         self._rejected.labels(error.code).inc()
@@ -343,12 +360,20 @@ class Metrics:
         """Record how late the event loop was."""
         self._lag.observe(seconds)
 
-    def watch(self, *, ready: Callable[[], bool], backlog: Callable[[], Backlog]) -> None:
+    def watch(
+        self,
+        *,
+        ready: Callable[[], bool],
+        backlog: Callable[[], Backlog],
+        cached: Callable[[], int],
+    ) -> None:
         """Ask these at every scrape for what has no event to report it."""
         self._ready.set_function(ready)
         self._queue_rows.set_function(lambda: backlog().rows)
+        self._queue_bulk_rows.set_function(lambda: backlog().bulk)
         self._queue_bytes.set_function(lambda: backlog().nbytes)
         self._predicted_wait.set_function(lambda: backlog().seconds)
+        self._cache_bytes.set_function(cached)
         self._heartbeat.set_function(lambda: time.time() - backlog().stalled)
 
     def _rate(self, model: str, key: Key, rows: float) -> None:

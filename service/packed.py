@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from service.errors import ModelError
-from service.folding import RELUS, folded, relu_after
+from service.folding import folded, is_relu, relu_after
 from service.networks.googlenet import LocalResponseNorm
 from service.operators import (
     LARGEST,
@@ -32,8 +32,7 @@ from service.operators import (
     ToFloats,
 )
 
-_POSITIVE = ("sqrt", *RELUS)  # their results are never below zero
-_KEEPING = (torch.cat, operator.mul)  # nor are theirs, if what they are given is not
+_KEEPING = (torch.cat, operator.mul)  # never below zero if what they are given is not
 _KEEPING_MODULES = (nn.MaxPool2d, LocalResponseNorm)
 
 
@@ -170,7 +169,8 @@ class _Rewriting:
         found: set[fx.Node] = set()
         for node in self._nodes:
             keeps = node.target in _KEEPING or isinstance(self._module(node), _KEEPING_MODULES)
-            if node.target in _POSITIVE or (keeps and found.issuperset(node.all_input_nodes)):
+            positive = node.target == "sqrt" or is_relu(node, self._modules)
+            if positive or (keeps and found.issuperset(node.all_input_nodes)):
                 found.add(node)
         return found
 

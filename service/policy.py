@@ -1,6 +1,6 @@
 """What to run next, and on which lane: the batcher's decisions, without clock, loop or I/O.
 
-Two rules; whom to refuse is the third (`service.admission`):
+Three rules; whom to refuse is the fourth (`service.admission`):
 
 1. *Cheapest cover.* When a device is free, the rows of one key that wait, or its share of them
    if others are free too, are covered by the set of buckets that costs least by measurement, and
@@ -9,12 +9,13 @@ Two rules; whom to refuse is the third (`service.admission`):
 2. *Earliest deadline first; large jobs yield while they can afford to.* A job that does not fit
    one batch lets the others pass as long as it would meet its deadline even if it were served
    last; so a 144-view job never makes a one-view request wait for more than one batch.
+3. *Interactive before bulk, which has its share.* Bulk rows are run when no others wait, or when
+   those have had more than their share of the time; and wherever a bucket would be padded.
 """
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, NamedTuple
 
 from service.admission import Load
@@ -27,13 +28,17 @@ Reason = Literal["full", "drained", "deadline"]
 class Waiting:
     """A job as the policy sees it: `left` rows are still to be taken.
 
-    A `large` job is one that never fitted one batch, however little of it is left.
+    A `large` job is one that never fitted one batch, however little of it is left. A `bulk` job
+    lets interactive ones pass; a `firm` one was promised all of the time, before anybody asked for
+    bulk.
     """
 
     key: Key
     left: int
     deadline: float
     large: bool = False
+    bulk: bool = False
+    firm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +64,55 @@ class Decision:
     run: Formation | None
 
 
-def form(
-    queue: Sequence[Waiting], costs: Costs, now: float, *, free: int = 1, devices: int = 1
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Whose turn it is while interactive and bulk rows wait.
+
+    Interactive rows are served until bulk is owed time, of which it has a share: weighted fair
+    queueing, by what batches cost. For a time in which only one of them waits nothing is owed; but
+    bulk's last batch counts, or another one would come between two of whoever comes next.
+    """
+
+    bulk: float  # share of the time, over 0 and below 1
+    owed: float = 0.0  # seconds, to bulk
+
+    @property
+    def is_bulks(self) -> bool:
+        """Is it bulk's turn."""
+        return self.owed > 0
+
+    def took(self, seconds: float, *, bulk: bool, others: bool) -> "Shares":
+        """Note a batch of one class, and whether there were others waiting."""
+        change = -(1 - self.bulk) * seconds if bulk else self.bulk * seconds
+        if not others:
+            return Shares(self.bulk, min(change, 0.0))
+        return Shares(self.bulk, self.owed + change)
+
+
+def form(  # noqa: PLR0913 - all that decides
+    queue: Sequence[Waiting],
+    costs: Costs,
+    now: float,
+    *,
+    free: int = 1,
+    devices: int = 1,
+    running: float = 0.0,
+    bulk_first: bool = False,
 ) -> Decision:
     """Decide what one of `free` free devices runs, of `devices`; `queue` is by deadline.
 
-    It takes its share and leaves theirs to the others. Looks no further than the batch needs:
-    a late job deeper in the queue is found later.
+    `running` are the seconds of work left in the others' batches. It takes its share and leaves
+    theirs to the others. Looks no further than the batch needs: a late job deeper in the queue
+    is found later.
     """
     late: list[int] = []
     same: list[int] = []  # the positions whose rows may share the batch
     rows = 0
-    for at in _order(queue, costs, now, devices):
+    order: Iterable[int] = range(len(queue))
+    if any(job.large or job.bulk for job in queue):
+        load = Load(running, rows_left(queue), devices)
+        order = _order(queue, now + load.seconds(costs), bulk_first=bulk_first)
+    for at in order:
         job = queue[at]
         if same and job.key != queue[same[0]].key:
             continue
@@ -84,18 +126,32 @@ def form(
     if not same:
         return Decision(tuple(late), None)
     first = queue[same[0]]
-    share = math.ceil(rows / free)
+    own = sum(queue[at].left for at in same if queue[at].bulk == first.bulk)
+    share = math.ceil(own / free)
     size, reason = _bucket(costs.seconds[first.key], share, first.deadline - now)
-    takes = _fill(((at, queue[at].left) for at in same), size)
+    end = now + costs.seconds[first.key][size]  # which is too late for some that would fill it
+    rest = (at for at in same[1:] if queue[at].deadline >= end)
+    takes = _fill(((at, queue[at].left) for at in (same[0], *rest)), size)
     return Decision(tuple(late), Formation(first.key, size, tuple(takes), reason))
 
 
-def _order(queue: Sequence[Waiting], costs: Costs, now: float, devices: int) -> Iterable[int]:
-    large = [at for at, job in enumerate(queue) if job.large]
-    everything = Load(0.0, rows_left(queue), devices)
-    if not large or now + everything.seconds(costs) > queue[large[0]].deadline:
-        return range(len(queue))
-    return chain((at for at, job in enumerate(queue) if not job.large), large)
+def _order(queue: Sequence[Waiting], served_last: float, *, bulk_first: bool) -> Iterable[int]:
+    """Give positions in the order in which they are served: class by class, by deadline.
+
+    Large jobs let the others of their class pass if they are in time when they are served last;
+    and bulk, if it is its turn, a job that is firm.
+    """
+
+    def yields(at: int) -> bool:
+        job = queue[at]
+        return job.large and served_last <= first[job.bulk]
+
+    first = {job.bulk: job.deadline for job in reversed(queue) if job.large}
+    ranked = sorted(range(len(queue)), key=yields)  # which keeps the order of those that are alike
+    bulk, others = ([at for at in ranked if queue[at].bulk is is_bulk] for is_bulk in (True, False))
+    if bulk_first and not (others and queue[others[0]].firm):
+        return bulk + others
+    return others + bulk
 
 
 def rows_left(queue: Iterable[Waiting]) -> dict[Key, int]:

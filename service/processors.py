@@ -11,6 +11,11 @@ def available() -> int:
     return max(1, min(present or 1, _quota(Path("/sys/fs/cgroup/cpu.max"))))
 
 
+def decoding(chosen: int) -> int:
+    """Give how many threads decode pictures: so many as were chosen, or, for 0, one a core."""
+    return chosen or available()
+
+
 def _quota(cpu_max: Path) -> int:
     """Read how many processors a container may use (Linux, control groups version 2)."""
     try:

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service import apart, app, flags, interpreter, logs, store
+from service.certificate import Certificate
 from service.connection import (
     Bounds,
     Connection,
@@ -45,7 +46,7 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
             return status
         logger.warning("%s cannot be fetched; the bundled model is served", settings.model)
         settings = settings.model_copy(update={"model": store.BUNDLED})
-    awaited = {*settings.served}
+    awaited = {*settings.served} - ({settings.shadow} - {settings.model})
     failures: list[Exception] = []
 
     def load(chosen: Settings) -> Backend:
@@ -63,7 +64,11 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
 
     metrics = Metrics()
     ours = app.create_app(
-        settings, load=load, is_leaving=lambda: server.is_leaving, metrics=metrics
+        settings,
+        load=load,
+        is_leaving=lambda: server.is_leaving,
+        metrics=metrics,
+        certificate=Certificate.read(passed) if settings.grpc_port else None,
     )
     config = configure(settings, passed, ours, metrics)
     with listening(settings) as probes:

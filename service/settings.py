@@ -14,9 +14,11 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 
 MEBIBYTE = 1024 * 1024
+BULK_SHARE = 0.25  # of the time
 PLAIN = r"[a-z0-9_]{1,64}"  # name of a model
 NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # the same, or one version of it
-MODEL = rf"{NAME}(,{NAME}){{0,15}}"  # several are averaged
+MEMBERS = 16  # most models that are averaged
+MODEL = rf"{NAME}(,{NAME}){{0,{MEMBERS - 1}}}"  # several are averaged
 
 
 class Settings(BaseSettings):
@@ -172,6 +174,20 @@ class Settings(BaseSettings):
             ge=1024, description="memory for decoded pictures that wait, by model; over it is a 503"
         ),
     ] = 512 * MEBIBYTE
+    cache_bytes: Annotated[
+        int,
+        Field(
+            ge=0, description="memory for answers to pictures seen before, by model; 0: no cache"
+        ),
+    ] = 0
+    bulk_share: Annotated[
+        float,
+        Field(
+            ge=0.01,
+            le=0.5,
+            description="of the time, what requests with `Priority: u=7` have while others wait",
+        ),
+    ] = BULK_SHARE
     decode_threads: Annotated[
         int,
         Field(ge=0, le=256, description="threads that decode pictures, by model; 0: one per core"),

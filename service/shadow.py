@@ -50,6 +50,7 @@ class Shadow:
     ) -> None:
         self._catalogue, self._report, self._seconds = catalogue, report, seconds
         self._candidate, self._share = candidate, share
+        catalogue.excuse(candidate if share else None)
         self._due = 0.0  # requests, of which a whole one is to be asked
         self._asking: asyncio.Task[None] | None = None
 
@@ -73,6 +74,7 @@ class Shadow:
         """Ask another candidate from now on, or for another share of the requests; 0 ends it."""
         if share or candidate == self._candidate:
             self._candidate, self._share = candidate, share
+            self._catalogue.excuse(candidate if share else None)
 
     def offer(
         self, pictures: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]

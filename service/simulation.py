@@ -207,6 +207,7 @@ class _Simulation:
             self._agenda.now,
             free=1 if lane.alone else 1 + len(others),
             devices=len(self._devices),
+            running=policy.work_left(self._running.values(), self._freed, self._agenda.now),
         )
         late = [self._queue[at] for at in decision.late]
         if decision.run:

@@ -59,15 +59,47 @@ def pictures(paths: Sequence[Path], *, max_bytes: int, is_new: IsNew) -> Iterato
     what has a picture's suffix is one. What has over `max_bytes` is refused when it is read. An
     archive that breaks off is the last of its pictures, and says so when it is read.
     """
+    for file in files(paths):
+        yield from inside(file, named(file), max_bytes=max_bytes, is_new=is_new)
+
+
+def files(paths: Iterable[Path]) -> Iterator[str]:
+    """Find the files that are pictures or archives of them, in their order."""
     for path in paths:
         if path.is_dir():
-            for file in _below(path):
-                if is_new(name := _printable(file)):
-                    yield Source(name, partial(_read_file, file, max_bytes))
-        elif path.name.lower().endswith(ARCHIVES):
-            yield from _in_archive(path, max_bytes, is_new)
-        elif is_new(name := _printable(str(path))):
-            yield Source(name, partial(_read_file, str(path), max_bytes))
+            yield from _below(path)
+        else:
+            yield str(path)
+
+
+def inside(file: str, name: str, *, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+    """Find the pictures of one file, as `pictures` does; their names begin with, or are, `name`."""
+    if is_archive(file):
+        yield from _in_archive(Path(file), name, max_bytes, is_new)
+    elif is_new(name):
+        yield Source(name, partial(_read_file, file, max_bytes))
+
+
+def is_archive(file: str) -> bool:
+    """Tell by its name whether a file has pictures in it, and is none."""
+    return file.lower().endswith(ARCHIVES)
+
+
+def named(file: str) -> str:
+    """Give the name that a file has in results: any text can have it."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
+def once(done: set[str]) -> IsNew:
+    """Say of each name once that it is to be done; what comes again by its name is not."""
+
+    def is_new(name: str) -> bool:
+        if name in done:
+            return False
+        done.add(name)
+        return True
+
+    return is_new
 
 
 def count(paths: Sequence[Path]) -> int | None:
@@ -76,7 +108,7 @@ def count(paths: Sequence[Path]) -> int | None:
     for path in paths:
         if path.is_dir():
             total += sum(1 for _ in _below(path))
-        elif path.name.lower().endswith(ARCHIVES):
+        elif is_archive(path.name):
             return None
         else:
             total += 1
@@ -97,11 +129,6 @@ def _is_picture(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in _SUFFIXES and not hidden
-
-
-def _printable(name: str) -> str:
-    """Make a name that any file can have one that any text can."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
@@ -130,24 +157,23 @@ def _over(max_bytes: int) -> TooLarge:
     return TooLarge(f"the picture has over {max_bytes} bytes")
 
 
-def _in_archive(path: Path, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def _in_archive(path: Path, name: str, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
     members = _in_zip if path.name.lower().endswith(".zip") else _in_tar
     found = 0
     try:
-        for source in members(path, max_bytes, is_new):
+        for source in members(path, name, max_bytes, is_new):
             yield source
             found += 1
     except _BROKEN as error:
-        name = _printable(str(path))
         if is_new(name):
             sentence = f"the archive is broken or cut short, {found} pictures after its beginning"
             yield _bad(name, UnreadableImage(sentence), error)
 
 
-def _in_zip(path: Path, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def _in_zip(path: Path, file: str, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            name = f"{_printable(str(path))}/{_printable(member.filename)}"
+            name = f"{file}/{named(member.filename)}"
             if not member.is_dir() and _is_picture(member.filename) and is_new(name):
                 yield _zipped(archive, member, name, max_bytes)
 
@@ -165,13 +191,13 @@ def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_by
     return _held(name, data)
 
 
-def _in_tar(path: Path, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def _in_tar(path: Path, file: str, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
     # As a stream: nothing is sought, so an archive of any size is read once.
     kind = "r|" if path.name.lower().endswith(".tar") else "r|gz"
     with tarfile.open(path, kind, tarinfo=_Member) as archive:  # type: ignore[call-overload]  # it is one of the modes
         while (member := archive.next()) is not None:
             archive.members.clear()  # else a million of them would stay
-            name = f"{_printable(str(path))}/{_printable(member.name)}"
+            name = f"{file}/{named(member.name)}"
             if member.isfile() and _is_picture(member.name) and is_new(name):
                 yield _packed(archive, member, name, max_bytes)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 CROP = 224  # pixels; what the paper's network takes
 DENSE = 288  # pixels; the larger square of dense evaluation, a multiple of the net's stride of 32
+SIDES = (CROP, DENSE)  # of the views that any plan has
 PAPER_SCALES = (256, 288, 320, 352)  # short sides of the paper's section 7
 
 # Four corners and the centre: how far across and down.

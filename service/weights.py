@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from service import networks, views
 from service.download import Progress
 from service.errors import BadWeights, ModelError
 from service.formats import caffemodel, pickled, safetensor
 from service.manifest import Label, Manifest
-from service.networks import ARCHITECTURES, Architecture
+from service.networks import Architecture
+from service.networks.unfilled import Unfilled
 from service.store import WEIGHTS, Store
 
 _READERS: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
@@ -19,6 +22,10 @@ _READERS: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
     ".pt": pickled.read,
     ".safetensors": safetensor.read,
 }
+
+# What networks count or look up by themselves: training steps, which older files do not count,
+# and the tables of attention in windows.
+_OWN = ("num_batches_tracked", "relative_position_index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +46,20 @@ class Model:
         return found.temperature if found and found.sha256 == self.sha256 else 1.0
 
     @property
-    def maps(self) -> str | None:
-        """The network's module of which class activation maps are made, if it has them."""
-        return architecture(self.manifest).maps
+    def explains(self) -> bool:
+        """Has its network class activation maps."""
+        return architecture(self.manifest).explains
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Pixels of the views that its network takes."""
+        return _sides(self.manifest.architecture)
 
     def network(self) -> torch.nn.Module:
         """Build the network with its weights."""
-        network = build(self.manifest)
-        network.load_state_dict(dict(self.state), strict=False)
+        with Unfilled():
+            network = build(self.manifest)
+        networks.fill(network, self.state)
         return network.eval()
 
 
@@ -116,22 +129,18 @@ def build(described: Manifest, *, auxiliary: bool = False) -> torch.nn.Module:
 
 def architecture(described: Manifest) -> Architecture:
     """Find a model's architecture; raises `ModelError` if there is none of that name."""
-    try:
-        return ARCHITECTURES[described.architecture]
-    except KeyError:
-        known = ", ".join(ARCHITECTURES)
-        raise ModelError(
-            f"there is no architecture {described.architecture!r}; there are {known}"
-        ) from None
+    return networks.architecture(described.architecture)
+
+
+@cache
+def _sides(name: str) -> tuple[int, ...]:
+    return tuple(filter(networks.architecture(name).takes, views.SIDES))
 
 
 def _shapes(described: Manifest) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        network = build(described)
+    network = architecture(described).outline(described.classes, described.width)
     return {
-        name: value.shape
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # counts training steps; older files lack it
+        name: value.shape for name, value in network.state_dict().items() if not name.endswith(_OWN)
     }
 
 
@@ -143,7 +152,8 @@ def _read(file: Path, described: Manifest) -> Mapping[str, object]:
     except KeyError:
         known = ", ".join([".caffemodel", *_READERS])
         raise BadWeights(f"{file.name} has none of the endings {known}") from None
-    return reader(file)
+    renamed = architecture(described).renamed
+    return {renamed(name): value for name, value in reader(file).items()}
 
 
 def _from_caffe(
@@ -165,7 +175,7 @@ def _fitting(content: Mapping[str, object], described: Manifest, file: str) -> d
     shapes = _shapes(described)
     auxiliary = architecture(described).auxiliary
     for name in content:
-        if name not in shapes and not name.startswith(auxiliary) and not name.endswith("tracked"):
+        if name not in shapes and not name.startswith(auxiliary) and not name.endswith(_OWN):
             raise BadWeights(f"{file} is of another architecture: it has {name!r}")
     state = {}
     for name, shape in shapes.items():

@@ -48,6 +48,16 @@ BUCKETS = (1, 2, 4, 8, 16)
 AS_IT_IS = Preprocessing(channels="RGB", mean=(0, 0, 0), resize="warp", side=256)
 
 
+def pytest_configure() -> None:
+    """Compute on one core, here and in processes, unless a test says otherwise.
+
+    Two threads that wait for each other after each layer take many times as long where others
+    compute beside them.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 def missing(what: str) -> NoReturn:
     """Skip loudly, or fail where nothing may be missing."""
     if os.environ.get("TESTS_STRICT"):

@@ -10,6 +10,7 @@ from conftest import serving, wait_ready
 
 from service.store import Store
 
+pytestmark = pytest.mark.slow  # a hundred photos, with all of the views
 CLIENTS = 16
 
 

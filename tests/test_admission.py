@@ -143,7 +143,7 @@ def test_decoding_is_no_reason_to_say_never() -> None:
     assert admit(Load(0, {A: 1}, lead=1000), {A: 1}, COSTS, seconds=60).possible
 
 
-# Room for bulky jobs.
+# Room for long jobs.
 
 
 def test_small_jobs_leave_room_for_the_largest_while_they_hold_most() -> None:
@@ -155,23 +155,23 @@ def test_small_jobs_leave_room_for_the_largest_while_they_hold_most() -> None:
     assert admit(replace(small, room=12), {A: 1}, COSTS, seconds=least + 12 - 5).admitted
 
 
-def test_a_bulky_job_comes_in_just_when_a_small_one_does() -> None:
+def test_a_long_job_comes_in_just_when_a_small_one_does() -> None:
     """Neither can fill what the other needs: they are refused in the same proportion."""
     load = Load(running=0, rows={A: 16})
-    bulky = {A: 64}
-    room = admit(load, bulky, COSTS, seconds=1000).alone
+    long = {A: 64}
+    room = admit(load, long, COSTS, seconds=1000).alone
     load = replace(load, room=room, doubt=1.5)
     for seconds in range(200):
         assert (
             admit(load, {A: 8}, COSTS, seconds).admitted
-            == admit(load, bulky, COSTS, seconds).admitted
+            == admit(load, long, COSTS, seconds).admitted
             or seconds < 2 * room  # half of its time is the most that a job leaves free
         )
 
 
-def test_small_jobs_need_not_leave_room_once_bulky_ones_hold_most() -> None:
-    load = Load(running=0, rows={A: 64, B: 1}, bulky={A: 64})
-    assert not load.is_mostly_small(COSTS)
+def test_small_jobs_need_not_leave_room_once_long_ones_hold_most() -> None:
+    load = Load(running=0, rows={A: 64, B: 1}, long={A: 64})
+    assert not load.is_mostly_short(COSTS)
     least = admit(load, {A: 1}, COSTS, seconds=1000).done_in + 20 + 20
     assert admit(replace(load, room=50), {A: 1}, COSTS, seconds=least).admitted
 
@@ -185,7 +185,7 @@ def test_an_idle_device_needs_no_room() -> None:
     assert admit(Load(0, {}, room=50), {A: 1}, COSTS, seconds=5).admitted
 
 
-def test_room_is_forgotten_when_no_bulky_job_is_asked_for() -> None:
+def test_room_is_forgotten_when_no_long_job_is_asked_for() -> None:
     room = Room().asked(8.0, now=100.0)
     assert room.left(100.0) == 8
     assert room.left(110.0) == 4
@@ -193,7 +193,7 @@ def test_room_is_forgotten_when_no_bulky_job_is_asked_for() -> None:
     assert room.asked(5.0, now=110.0).left(110.0) == 5
 
 
-def test_what_is_bulky_depends_on_what_is_asked_for() -> None:
+def test_what_is_long_depends_on_what_is_asked_for() -> None:
     room = Room(8.0, 0.0)
     assert not room.needs(3.0, now=0.0)
     assert room.needs(4.0, now=0.0)
@@ -236,7 +236,7 @@ def test_who_comes_alone_is_not_doubted() -> None:
 
 
 def refused(retry_after: float, alone: float = 2.0) -> Admission:
-    return Admission(alone, 0.0, 0.0, idle=False, retry_after=retry_after)
+    return Admission(alone, 0.0, 0.0, idle=False, retry_after=retry_after, every=alone)
 
 
 def test_the_first_to_be_refused_may_come_as_soon_as_there_is_room() -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -45,6 +46,7 @@ from service.settings import Settings
 from service.store import Store
 
 QUICK = Options(seconds=0.3, rounds=1, requests=20, slo=0, deadline=0.1)
+STEADY = dataclasses.replace(QUICK, seconds=1)  # a machine that others use may pause for less
 MEBIBYTE = 1024 * 1024
 
 
@@ -470,9 +472,10 @@ def check(report: Report) -> None:
 
 
 @pytest.mark.usefixtures("_little_is_measured")
+@pytest.mark.slow
 def test_another_service_is_measured(url: str, pictures: Path) -> None:
     said: list[str] = []
-    report = run(measure.other(url, pictures, QUICK, said.append))
+    report = run(measure.other(url, pictures, STEADY, said.append))
     check(report)
     assert report.subject.items() >= {"name": "googlenet", "device": "cpu"}.items()
     for missing in (report.start, report.forwards, report.limit, report.lone, report.views):
@@ -578,6 +581,21 @@ def test_a_service_that_nobody_waits_for_is_ended() -> None:
     assert children() <= before
 
 
+def test_a_service_that_runs_here_already_keeps_its_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment, as that of the image, may name them; so may what is to be measured."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name in ("GOOGLENET_PROBE_PORT", "GOOGLENET_GRPC_PORT"):
+            monkeypatch.setenv(name, port)
+
+        async def main() -> float:
+            small = ("--model=digits", "--max-batch=1", "--cores=1", "--precision=float32")
+            async with process.serving([*small, f"--grpc-port={port}"]) as started:
+                return started.seconds
+
+        assert run(main()) > 0
+
+
 def test_pictures_are_looked_for_before_anything_is_started(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(BenchError, match="is not a folder"):
@@ -607,12 +625,12 @@ def beagles(beagle: bytes, tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("_little_is_measured")
+@pytest.mark.slow
 def test_a_service_of_ones_own_is_measured_beside_the_limit(
     chosen: Settings, beagles: Path
 ) -> None:
     before = children()
-    options = dataclasses.replace(QUICK, seconds=0.5)
-    report = asyncio.run(measure.ours(chosen, beagles, options, lambda _: None))
+    report = asyncio.run(measure.ours(chosen, beagles, STEADY, lambda _: None))
     check(report)
     assert report.subject.items() >= {"name": "bvlc_googlenet", "precision": "float32"}.items()
     assert report.start
@@ -638,6 +656,7 @@ def test_a_service_of_ones_own_is_measured_beside_the_limit(
 # The limit, in this process: coverage does not see the other one.
 
 
+@pytest.mark.slow
 def test_the_limit_is_taken_from_the_lanes_themselves(chosen: Settings, beagles: Path) -> None:
     try:
         assert [*_forwards(chosen)] == [1, 2]

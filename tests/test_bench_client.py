@@ -87,7 +87,7 @@ async def scripted(*connections: Iterable[bytes]) -> AsyncIterator[tuple[Client,
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run, but not for ever."""
-    return asyncio.run(asyncio.wait_for(work, 30))
+    return asyncio.run(asyncio.wait_for(work, 60))
 
 
 def ask(url: str, *requests: bytes) -> list[Reply]:

@@ -716,6 +716,19 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
     assert capsys.readouterr().err.startswith("63 pictures, 3 failures")
 
 
+def test_what_the_share_of_bulk_is_too_little_for_is_asked_for_as_others_are(
+    tmp_path: Path,
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out.csv"
+    pictures.mkdir()
+    for number, colour in enumerate(LABELS):
+        (pictures / f"{number}.png").write_bytes(plain(colour))
+    with live(fake_backend(seconds_per_row=3.0)) as url:  # of ten that a request has
+        command = ["classify", str(pictures), "--url", url, "--out", str(out)]
+        assert main([*command, "--views", "single"]) == 0
+    assert [row["label"] for row in read(out)] == [*LABELS.values()]
+
+
 def test_a_service_that_will_not_do_it_ends_the_command(folder: Path, capsys: Captured) -> None:
     with live(key_digests=f"web:{'0' * 64}") as url:
         told = refused(["classify", str(folder), "--url", url, "--key", "wrong"], capsys)

@@ -590,6 +590,44 @@ def test_a_candidate_is_asked_for_its_share_and_compared(world: World) -> None:
         assert client.get("/models").json()["shadow"] is None  # it is the default now
 
 
+def test_a_candidate_that_stands_still_fails_no_probe_and_is_told_of(world: World) -> None:
+    with serving(world, shadow="b", shadow_share=1.0) as client:
+        world.made["b"][0].alive = False
+        why = "the process that classifies has ended"
+        told = f"[i]notice the shadow candidate does not work: {why}\nok\n"
+        for probe in ("/livez", "/readyz"):
+            assert client.get(probe).text == "ok\n"
+            assert client.get(f"{probe}?verbose").text.endswith(told)
+        assert client.get("/v2/health/live").status_code == 200
+        assert asked(client) == "a"
+        assert client.put("/models/c?shadow=1").status_code == 200  # b is one as any other now
+        assert client.get("/livez").text == f"{why}\n"
+
+
+def test_a_candidate_that_cannot_be_loaded_at_the_start_fails_no_probe(world: World) -> None:
+    world.wrong["b"] = ModelError("it is broken")
+    with serving(world, shadow="b") as client:  # which waits until it is ready
+        assert client.get("/livez").status_code == 200
+        assert asked(client) == "a"
+
+
+def test_who_was_a_candidate_speaks_for_itself_again(world: World) -> None:
+    with serving(world, shadow="b", shadow_share=1.0) as client:
+        world.made["b"][0].alive = False
+        assert client.get("/livez").status_code == 200
+        world.made["b"][0].alive = True
+        assert client.put("/models/b?shadow=0").status_code == 200
+        world.made["b"][0].alive = False
+        assert client.get("/livez").status_code == 503
+
+
+def test_a_default_is_never_excused(world: World) -> None:
+    with serving(world, shadow="b", shadow_share=1.0) as client:
+        assert client.put("/models/b?default=true").status_code == 200
+        world.made["b"][0].alive = False
+        assert client.get("/livez").status_code == 503
+
+
 def test_a_candidate_that_is_busy_or_gone_keeps_nobody(world: World) -> None:
     gate = Gate()
     world.runs["b"] = gate

@@ -43,7 +43,7 @@ from service.work import Batch
 
 COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
             "keys", "keys new", "keys check",
-            "classify", "evaluate", "bench", "plan"]  # fmt: skip
+            "look", "classify", "evaluate", "bench", "plan"]  # fmt: skip
 
 QUICK = ["--max-batch", "2", "--cores", "1", "--precision", "float32"]  # to load
 
@@ -60,6 +60,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def real(real_store: Store) -> list[str]:
     """The options for the real weights, loaded quickly."""
     return ["--model", "bvlc_googlenet", "--store", str(real_store.root), *QUICK]
+
+
+@pytest.fixture
+def digits() -> list[str]:
+    """The options for the bundled model, which is small."""
+    return ["--model", "digits", *QUICK]
 
 
 @pytest.fixture
@@ -117,6 +123,7 @@ VALUES = {
     "drain_seconds": "3.5", "grace_seconds": "4.5", "probe_port": "8001", "grpc_port": "8002",
     "header_seconds": "1.5", "max_header_bytes": "1024", "send_seconds": "2.5",
     "keep_alive_seconds": "5", "max_connections": "10",
+    "cache_bytes": "4096", "bulk_share": "0.1",
     "beside": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000", "watch_seconds": "7.5",
     "shadow": "d,e", "shadow_share": "0.5",
 }  # fmt: skip
@@ -141,7 +148,7 @@ def test_a_variable_is_heeded_and_an_option_comes_before_it(
     assert str(tmp_path / "b") in capsys.readouterr().out.replace("\n", "")
 
 
-THERE_ARE = "there are bvlc_googlenet, digits, googlenet"
+THERE_ARE = "there are alexnet, bvlc_googlenet, densenet121, digits, googlenet, resnet50, vgg16"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,9 @@ THERE_ARE = "there are bvlc_googlenet, digits, googlenet"
             "--timeout-seconds: Input should be greater than or equal to 0.01",
         ),
         ("classify a.jpg --views eleven", "--views: Input should be 'single', 'ten'"),
+        ("classify a.jpg --engine ray --url http://a", "--url: not allowed with argument --engine"),
+        ("classify a.jpg --engine spark", "--engine: "),
+        ("classify a.jpg --ray-actors 0", "--ray-actors: "),
         ("classify a.jpg --top-k many", "--top-k: "),
         ("classify a.jpg --top-k 0", "--top-k: "),
         ("classify a.jpg --top-k -3", "--top-k: "),
@@ -216,9 +226,13 @@ def test_models_are_listed(real_store: Store, capsys: Captured) -> None:
         if len(cells := line.split("│")) > 4 and cells[1].strip()
     }
     assert rows == {
+        "alexnet": ["alexnet", "not fetched"],
         "bvlc_googlenet": ["googlenet", "ready"],
+        "densenet121": ["densenet121", "not fetched"],
         "digits": ["googlenet", "ready"],
         "googlenet": ["torchvision_googlenet", "not fetched"],
+        "resnet50": ["resnet50", "not fetched"],
+        "vgg16": ["vgg16", "not fetched"],
     }
 
 
@@ -255,15 +269,15 @@ def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
     [
         (
             "models fetch vgg",
-            "there is no model 'vgg'; there are bvlc_googlenet, digits, googlenet",
+            f"there is no model 'vgg'; {THERE_ARE}",
         ),
         (
             "models fetch ../up",
-            "there is no model '../up'; there are bvlc_googlenet, digits, googlenet",
+            f"there is no model '../up'; {THERE_ARE}",
         ),
         (
             "models import vgg a.pth",
-            "there is no model 'vgg'; there are bvlc_googlenet, digits, googlenet",
+            f"there is no model 'vgg'; {THERE_ARE}",
         ),
         ("models import googlenet a.pth", "there is no file a.pth"),
         ("classify a.jpg", "there is no file a.jpg"),
@@ -371,6 +385,7 @@ def test_photos_are_ranked_in_a_table(real: list[str], shared: Path, capsys: Cap
     assert all(row[2].endswith(" %") for row in rows)
 
 
+@pytest.mark.slow
 def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
     real: list[str], shared: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -390,7 +405,7 @@ def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
 @pytest.mark.parametrize("form", [["--json"], []])
 def test_names_of_files_are_shown_as_they_are(
     form: list[str],
-    real: list[str],
+    digits: list[str],
     tmp_path: Path,
     capsys: Captured,
 ) -> None:
@@ -398,7 +413,7 @@ def test_names_of_files_are_shown_as_they_are(
     for name in names:
         (tmp_path / name).write_text("no picture")
     files = [str(tmp_path / name) for name in names]
-    assert main(["classify", *files, *real, *form]) == 1
+    assert main(["classify", *files, *digits, *form]) == 1
     printed = capsys.readouterr().out
     for name in names:
         assert name in printed
@@ -429,6 +444,7 @@ def photos(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_given_as_json(photos: Path, real: list[str], capsys: Captured) -> None:
     assert main(["evaluate", str(photos), *real, "--plans", "single", "--json"]) == 0
     printed = capsys.readouterr()
@@ -441,6 +457,7 @@ def test_the_accuracy_is_given_as_json(photos: Path, real: list[str], capsys: Ca
     assert printed.err.endswith(f"{sentence}\n")
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_given_in_a_table(photos: Path, real: list[str], capsys: Captured) -> None:
     assert main(["evaluate", str(photos), *real, "--plans", "single,dense"]) == 0
     printed = capsys.readouterr()
@@ -457,9 +474,9 @@ def test_the_accuracy_is_given_in_a_table(photos: Path, real: list[str], capsys:
 
 
 def test_a_folder_without_labelled_photos_is_told(
-    real: list[str], tmp_path: Path, capsys: Captured
+    digits: list[str], tmp_path: Path, capsys: Captured
 ) -> None:
-    status, told = refused(["evaluate", str(tmp_path), *real], capsys)
+    status, told = refused(["evaluate", str(tmp_path), *digits], capsys)
     assert status == 1
     assert told.splitlines()[-1].startswith(f"googlenet-service: {tmp_path} has no photos named")
 
@@ -642,6 +659,7 @@ def once_ready(port: int, ask: Callable[[httpx2.Client], None]) -> threading.Thr
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
+@pytest.mark.slow
 def test_serving_fetches_what_is_missing_and_ends_in_order(
     remote: Path, beagle: bytes, capfd: Captured
 ) -> None:
@@ -662,12 +680,26 @@ def test_serving_fetches_what_is_missing_and_ends_in_order(
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
+@pytest.mark.parametrize("port", ["0", "1"])
+def test_a_key_with_a_password_is_for_uvicorn_alone(port: str, capsys: Captured) -> None:
+    passed = ["--ssl-certfile", "absent.pem", "--ssl-keyfile-password", "secret"]
+    status, told = refused(
+        ["serve", "--model", "digits", "--grpc-port", port, "--", *passed], capsys
+    )
+    assert status == 2
+    told_by_grpc = "gRPC needs a key without a password" in told
+    assert told_by_grpc is (port != "0")
+    assert told_by_grpc or "the certificate or its key cannot be read" in told
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
 def test_serving_ends_with_a_failure_when_the_model_cannot_be_loaded(damaged: Path) -> None:
     arguments = ["serve", "--model", "bvlc_googlenet", "--store", str(damaged), "--port", "0"]
     assert main(arguments) == 1
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
+@pytest.mark.slow
 def test_serving_goes_on_when_a_model_that_was_asked_for_later_cannot_be_loaded(
     tmp_path: Path,
 ) -> None:
@@ -757,6 +789,7 @@ def test_that_nobody_answers_has_a_status_of_its_own(unreachable: Path, capsys: 
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
+@pytest.mark.slow
 def test_without_a_network_the_bundled_model_is_served_and_says_so_everywhere(
     unreachable: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

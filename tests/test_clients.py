@@ -183,7 +183,7 @@ def test_every_client_gets_a_sentence_for_what_is_refused(ask: Ask, beagle: byte
 
 def test_a_deadline_that_is_too_short_is_refused(ports: Ports, beagle: bytes) -> None:
     for way, port in (("http", ports.http), ("grpc", ports.grpc)):
-        call = image(beagle, model=MODEL, binary=True, headers=HEADERS, timeout=1000)
+        call = image(beagle, model=MODEL, binary=True, headers=HEADERS, timeout=4000)
         done = subprocess.run(  # noqa: S603 - the same
             [PYTHON, ROOT / "tests/clients.py", "triton", way, f"127.0.0.1:{port}"],
             input=json.dumps([call]),

@@ -26,6 +26,7 @@ from conftest import FakeBackend, Served, fake_backend, in_thread, serving, wait
 from test_classify import Gate, assert_describes, plain
 
 from service.app import create_app
+from service.certificate import Certificate
 from service.connection import MAX_HEADERS, most_connections
 from service.flags import parse
 from service.metrics import Metrics
@@ -79,8 +80,14 @@ def hosting(
     """Serve a fake model as `serve` does, in a thread; over TLS if a client is to trust it."""
     settings = Settings(model="fake", **chosen)
     metrics = Metrics()
-    app = create_app(settings, load=lambda _: backend or fake_backend(), metrics=metrics)
-    config = configure(settings, parse(flags), app, metrics)
+    passed = parse(flags)
+    app = create_app(
+        settings,
+        load=lambda _: backend or fake_backend(),
+        metrics=metrics,
+        certificate=Certificate.read(passed) if settings.grpc_port else None,
+    )
+    config = configure(settings, passed, app, metrics)
     with (
         listening(settings) as probes,
         closing(socket.create_server((HOST, 0), backlog=2048)) as listener,

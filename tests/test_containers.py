@@ -76,7 +76,7 @@ def test_the_image_serves_the_model_that_was_asked_for_or_nothing() -> None:
 def test_the_image_listens_where_it_says() -> None:
     chosen = settings({})
     assert chosen.host == "0.0.0.0"  # noqa: S104 - a container's network is its own
-    assert instruction("EXPOSE") == str(chosen.port)
+    assert instruction("EXPOSE") == f"{chosen.port} {chosen.grpc_port}"
 
 
 def test_the_images_user_is_a_number_and_not_root() -> None:
@@ -241,8 +241,8 @@ def test_what_is_mounted_is_there(name: str) -> None:
 @pytest.mark.parametrize("name", SERVING)
 def test_what_is_set_is_a_setting(name: str) -> None:
     chosen = settings(OURS[name].get("environment", {}))
-    (port,) = OURS[name]["ports"]
-    assert port.endswith(f":{chosen.port}")
+    published = [port.rpartition(":")[2] for port in OURS[name]["ports"]]
+    assert published == [str(chosen.port), str(chosen.grpc_port)]
 
 
 @pytest.mark.parametrize("name", SERVING)

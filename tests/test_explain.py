@@ -204,6 +204,23 @@ def test_a_device_that_fails_is_a_problem_as_ever(lane: Lane, client: TestClient
     assert_problem(refused, 500, "inference_failed")
 
 
+def test_explained_pictures_are_counted_by_what_came_of_them(
+    lane: Lane, client: TestClient
+) -> None:
+    before = counts(client, "googlenet_images_total")
+    explained(client, plain("red"), views="ten")
+    client.post("/explain", content=b"no picture", headers=KIND)
+    client.post("/explain?label=nothing", content=plain("red"), headers=KIND)
+    lane.error = InferenceFailed("the device failed")
+    client.post("/explain", content=plain("red"), headers=KIND)
+    after = counts(client, "googlenet_images_total")
+    assert {key: n - before.get(key, 0) for key, n in after.items() if n != before.get(key, 0)} == {
+        ("ok", "ten"): 1,
+        ("unsupported_type", "single"): 1,
+        ("inference_failed", "single"): 1,
+    }
+
+
 def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane) -> None:
     """Classifying 144 views is quick enough, and mapping them one by one is not."""
 

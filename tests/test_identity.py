@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import pytest
 from calls import Call, ready
 from conftest import fake_backend, mean_colour
 from fastapi import FastAPI
@@ -105,6 +106,7 @@ async def counted(app: FastAPI) -> Counter[str]:
     return Counter({name: int(float(n)) for name, n in lines if name.startswith(wanted)})
 
 
+@pytest.mark.slow
 def test_ten_thousand_at_once_get_their_own_answers_or_none() -> None:
     async def main(faulty: Faulty) -> tuple[list[tuple[Known, Call]], Counter[str]]:
         app = create_app(SETTINGS, load=lambda _: faulty)

@@ -172,20 +172,23 @@ def test_probes_ask_for_routes_of_the_service(resources: Rendered, inference: An
 
 
 def test_ports_are_that_of_the_service(everything: Rendered, inference: Any) -> None:
-    (port,) = everything.container["ports"]
-    listening = settings(everything.environment).port
-    assert port == {"name": "http", "containerPort": listening}
-    (served,) = everything.one("Service")["spec"]["ports"]
-    assert served["targetPort"] == port["name"]
+    chosen = settings(everything.environment)
+    listening = {"http": chosen.port, "grpc": chosen.grpc_port}
+    ports = everything.container["ports"]
+    assert {port["name"]: port["containerPort"] for port in ports} == listening
+    http, grpc = everything.one("Service")["spec"]["ports"]
+    assert (http["name"], http["targetPort"]) == ("http", "http")
+    assert (grpc["name"], grpc["port"], grpc["targetPort"]) == ("grpc", chosen.grpc_port, "grpc")
+    assert grpc["appProtocol"] == "kubernetes.io/h2c"  # which nobody can guess, as it can HTTP/1.1
     (entry,) = everything.one("NetworkPolicy")["spec"]["ingress"]
-    assert entry["ports"] == [{"port": port["name"]}]
+    assert entry["ports"] == [{"port": name} for name in listening]
     (endpoint,) = everything.one("ServiceMonitor")["spec"]["endpoints"]
-    assert endpoint["port"] == served["name"]
+    assert endpoint["port"] == http["name"]
     assert endpoint["path"] in create_app(Settings()).openapi()["paths"]
     for probe in ("startup", "readiness", "liveness"):
-        assert everything.container[f"{probe}Probe"]["httpGet"]["port"] == port["name"]
+        assert everything.container[f"{probe}Probe"]["httpGet"]["port"] == "http"
     (predictor,) = inference["spec"]["predictor"]["containers"]
-    assert predictor["ports"] == [{"containerPort": listening}]
+    assert {port["name"]: port["containerPort"] for port in predictor["ports"]} == listening
 
 
 def test_what_is_set_is_a_setting(everything: Rendered, inference: Any) -> None:

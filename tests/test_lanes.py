@@ -228,7 +228,7 @@ def test_lanes_side_by_side_have_their_share_of_the_cores_and_the_lone_one_has_a
 class Real(Model):
     """A real model whose lone batches are quicker on several threads, whatever else goes on."""
 
-    maps = None
+    explains = False
 
     def network(self) -> nn.Module:
         """Build it."""

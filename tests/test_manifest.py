@@ -6,16 +6,29 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from torchvision.models import GoogLeNet_Weights
+from torchvision.models import (
+    AlexNet_Weights,
+    DenseNet121_Weights,
+    GoogLeNet_Weights,
+    ResNet50_Weights,
+    VGG16_Weights,
+)
+from torchvision.transforms import InterpolationMode
 
-from service import manifest
+from service import manifest, networks
 from service.errors import ModelError
 from service.manifest import Label
-from service.networks import ARCHITECTURES
-from service.views import Resize
+from service.views import CROP, Resize
 
 STORE = ROOT / "model_store"
-COMMITTED = ("bvlc_googlenet", "googlenet")  # with ImageNet's classes
+TORCHVISIONS = {
+    "googlenet": GoogLeNet_Weights.IMAGENET1K_V1,
+    "alexnet": AlexNet_Weights.IMAGENET1K_V1,
+    "vgg16": VGG16_Weights.IMAGENET1K_V1,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V2,
+    "densenet121": DenseNet121_Weights.IMAGENET1K_V1,
+}
+COMMITTED = ("bvlc_googlenet", *TORCHVISIONS)  # with ImageNet's classes
 BUNDLED = "digits"
 
 
@@ -39,31 +52,45 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMMITTED)
 def test_a_committed_manifest_is_complete(name: str) -> None:
     read = manifest.read(STORE / name / "model.toml")
-    assert read.architecture in ARCHITECTURES
+    assert networks.architecture(read.architecture)
     assert read.classes == 1000
     assert read.source is not None
     assert read.accuracy
     assert all(0 < one.top1 < one.top5 < 100 for one in read.accuracy)
 
 
-def test_googlenets_source_is_torchvisions_own() -> None:
-    source = manifest.read(STORE / "googlenet" / "model.toml").source
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_a_source_is_torchvisions_own(name: str) -> None:
+    theirs, source = TORCHVISIONS[name], manifest.read(STORE / name / "model.toml").source
     assert source is not None
-    assert str(source.url) == GoogLeNet_Weights.IMAGENET1K_V1.url
+    assert str(source.url) == theirs.url
     beginning = source.digest.removeprefix("sha256:")
-    assert GoogLeNet_Weights.IMAGENET1K_V1.url.endswith(f"/googlenet-{beginning}.pth")
+    assert theirs.url.endswith(f"-{beginning}.pth")
     assert source.format == "pth"
 
 
-def test_googlenet_is_resized_as_torchvision_resizes() -> None:
-    chosen = manifest.read(STORE / "googlenet" / "model.toml").preprocessing
-    assert GoogLeNet_Weights.IMAGENET1K_V1.transforms().resize_size == [256]
-    assert chosen.resized == Resize("short", 256, "bilinear")
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_a_picture_is_resized_as_torchvision_resizes(name: str) -> None:
+    chosen = manifest.read(STORE / name / "model.toml").preprocessing
+    theirs = TORCHVISIONS[name].transforms()
+    assert (theirs.crop_size, theirs.interpolation) == ([CROP], InterpolationMode.BILINEAR)
+    assert chosen.resized == Resize("short", *theirs.resize_size, "bilinear")
 
 
-def test_googlenets_accuracy_is_torchvisions() -> None:
-    (published,) = manifest.read(STORE / "googlenet" / "model.toml").accuracy
-    theirs = GoogLeNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
+@pytest.mark.parametrize("name", [name for name in TORCHVISIONS if name != "googlenet"])
+def test_pixels_are_normalised_as_torchvision_normalises(name: str) -> None:
+    """GoogLeNet undoes a part of it again: see `test_networks.py`."""
+    chosen = manifest.read(STORE / name / "model.toml").preprocessing
+    theirs = TORCHVISIONS[name].transforms()
+    assert chosen.channels == "RGB"
+    assert chosen.mean == pytest.approx([255 * mean for mean in theirs.mean])
+    assert chosen.scale == pytest.approx([1 / (255 * deviation) for deviation in theirs.std])
+
+
+@pytest.mark.parametrize("name", TORCHVISIONS)
+def test_an_accuracy_is_torchvisions(name: str) -> None:
+    (published,) = manifest.read(STORE / name / "model.toml").accuracy
+    theirs = TORCHVISIONS[name].meta["_metrics"]["ImageNet-1K"]
     assert (published.top1, published.top5) == (theirs["acc@1"], theirs["acc@5"])
 
 

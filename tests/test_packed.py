@@ -209,6 +209,41 @@ def test_only_convolutions_of_what_is_never_below_zero_are_in_bytes(branches: nn
     assert kinds == {ByteConv: 3, BytePool: 2, Norm: 1, ToBytes: 0, ToFloats: 1}
 
 
+class Residual(nn.Module):
+    """Two convolutions of which the second is added to what the first was given, as in ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first, self.second = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - the class says it
+        x = self.relu(self.stem(x))
+        out = self.second(self.relu(self.first(x)))
+        out += x
+        return self.relu(out).mean((2, 3))  # type: ignore[no-any-return]  # nn.Module calls are untyped
+
+
+def test_a_relu_that_is_a_module_is_merged_and_gives_bytes_too() -> None:
+    torch.manual_seed(0)
+    network, shape = Residual().eval(), Shape(2, 15)
+    x = pixels(shape) / 50
+    with torch.inference_mode():
+        expected = network(x)
+        exact = pack(network, torch.float32, [shape])
+        torch.testing.assert_close(exact(x), expected, rtol=1e-4, atol=1e-4)
+        packed = pack(network, torch.int8, [shape], calibrated(network, pixels(shape)))
+        result = packed(x.bfloat16()).float()
+    spread = float(expected.max() - expected.min())
+    assert float((result - expected).abs().max()) < 0.05 * spread
+    (graph,) = exact.graphs.values()
+    convs = [module for module in graph.modules() if isinstance(module, PackedConv)]
+    assert [conv.positive for conv in convs] == [True, True, False]
+    (graph,) = packed.graphs.values()
+    assert sum(isinstance(module, ByteConv) for module in graph.modules()) == 2
+
+
 def test_floats_become_bytes_where_no_operator_gives_them() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:

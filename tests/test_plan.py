@@ -30,6 +30,7 @@ from service.commands.plan import sentences, table
 from service.console import terminal
 from service.costs import Key
 from service.images import Bounds
+from service.planning import Plan
 from service.policy import Place
 from service.replica import Demand, Replica
 from service.settings import Settings
@@ -79,6 +80,7 @@ def test_a_wrong_call_is_told_in_a_sentence(
     assert capsys.readouterr().err.splitlines()[-1].endswith(sentence)
 
 
+@pytest.mark.slow
 def test_it_is_measured_here_and_told_as_json(capsys: Captured) -> None:
     arguments = ["--rate", "1", "--slo", "10s", "--views", "single", "--json"]
     assert main(["plan", *arguments, *DIGITS]) == 0
@@ -127,8 +129,13 @@ def test_that_no_number_will_do_is_told_and_fails_the_command(
     assert capsys.readouterr().out.splitlines()[-1] == told
 
 
-def test_a_table_has_a_row_for_each_number_of_replicas(capsys: Captured) -> None:
-    found = planning.plan(REPLICA, {A: 1}, TRAFFIC)
+@pytest.fixture(scope="module")
+def found() -> Plan:
+    """What is planned for a replica that is given, and not measured."""
+    return planning.plan(REPLICA, {A: 1}, TRAFFIC)
+
+
+def test_a_table_has_a_row_for_each_number_of_replicas(found: Plan, capsys: Captured) -> None:
     terminal().print(table(found))
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [int(row[0]) for row in rows] == [one.replicas for one in found.predictions]
@@ -143,8 +150,7 @@ def test_what_is_not_there_leaves_no_hole(capsys: Captured) -> None:
     assert sentences(found)[0].startswith("no number of replicas meets the objective")
 
 
-def test_it_is_told_where_more_hardly_help() -> None:
-    found = planning.plan(REPLICA, {A: 1}, TRAFFIC)
+def test_it_is_told_where_more_hardly_help(found: Plan) -> None:
     needed, little = sentences(found)
     assert needed.startswith(f"replicas needed: {found.needed}; ")
     assert little.startswith(f"more than {found.enough} hardly help: ")
@@ -258,6 +264,7 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="nothing says what others use")
+@pytest.mark.slow
 def test_the_prediction_holds_on_this_machine() -> None:
     """On the bundled model, with one core that computes, half of its time."""
     settings = Settings(

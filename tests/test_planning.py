@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_simulation import A, computing
 
 from service import planning
-from service.planning import HELPS, Prediction, Traffic, search, worthwhile
+from service.planning import HELPS, Plan, Prediction, Traffic, search, worthwhile
 from service.replica import Seconds
 
 TRAFFIC = Traffic(rate=400, objective=0.05, deadline=1.0)
@@ -46,8 +46,13 @@ def test_more_are_looked_at_until_they_hardly_help() -> None:
     assert [*worthwhile(lambda n: predicted(n, 0.5, None), 50)] == [50, 55]
 
 
-def test_the_fewest_that_meet_the_objective_are_needed() -> None:
-    plan = planning.plan(REPLICA, {A: 1}, TRAFFIC)
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """What is planned for that traffic."""
+    return planning.plan(REPLICA, {A: 1}, TRAFFIC)
+
+
+def test_the_fewest_that_meet_the_objective_are_needed(plan: Plan) -> None:
     by_count = {one.replicas: one for one in plan.predictions}
     assert plan.needed is not None
     assert by_count[plan.needed].met
@@ -60,8 +65,7 @@ def test_the_fewest_that_meet_the_objective_are_needed() -> None:
     assert min(p99s) >= plan.alone
 
 
-def test_beyond_what_is_enough_the_99th_percentile_hardly_falls() -> None:
-    plan = planning.plan(REPLICA, {A: 1}, TRAFFIC)
+def test_beyond_what_is_enough_the_99th_percentile_hardly_falls(plan: Plan) -> None:
     before, enough, more = plan.predictions[-3:]
     assert enough.replicas == plan.enough
     assert before.p99

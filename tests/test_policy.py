@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.admission import Load, admit
 from service.costs import Costs, Key
-from service.policy import Decision, Formation, Waiting, form, remaining, rows_left
+from service.policy import Decision, Formation, Shares, Waiting, form, remaining, rows_left
 
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
@@ -276,6 +276,7 @@ class Arrival:
     key: Key
     rows: int
     seconds: int
+    bulk: bool = False
 
 
 @dataclass
@@ -284,9 +285,11 @@ class Simulation:
 
     costs: Costs
     devices: int = 1
+    shares: Shares = field(default_factory=lambda: Shares(0.25))
     now: float = 0
     busy_until: list[float] = field(default_factory=list)  # each device
     queue: list[tuple[Waiting, int]] = field(default_factory=list)  # in order, with who it is
+    bulk_asked: float = -math.inf  # when it last was
     admitted: dict[int, float] = field(default_factory=dict)  # deadlines
     ends: dict[int, float] = field(default_factory=dict)  # of the batches that each was in
     done: dict[int, float] = field(default_factory=dict)  # when
@@ -308,11 +311,27 @@ class Simulation:
         self.now = arrival.at
         self.batches_before[who] = len(self.batches)
         running = sum(max(0, until - self.now) for until in self.busy_until)
-        load = Load(running, rows_left(job for job, _ in self.queue), self.devices)
-        if admit(load, {arrival.key: arrival.rows}, self.costs, arrival.seconds).admitted:
+        rows, bulk = (
+            rows_left(job for job, _ in self.queue if job.bulk == is_bulk)
+            for is_bulk in (False, True)
+        )
+        if arrival.bulk:
+            self.bulk_asked = self.now
+        shared = any(bulk.values()) or self.now - self.bulk_asked < 100
+        load = Load(running, rows, self.devices, bulk=bulk, share=self.shares.bulk, shared=shared)
+        wanted = {arrival.key: arrival.rows}
+        if admit(load, wanted, self.costs, arrival.seconds, bulk=arrival.bulk).admitted:
             deadline = self.admitted[who] = self.now + arrival.seconds
             large = arrival.rows > self.costs.largest(arrival.key)
-            self.queue.append((Waiting(arrival.key, arrival.rows, deadline, large), who))
+            waiting = Waiting(
+                arrival.key,
+                arrival.rows,
+                deadline,
+                large,
+                arrival.bulk,
+                firm=not (shared or arrival.bulk),
+            )
+            self.queue.append((waiting, who))
             self.queue.sort(key=lambda entry: (entry[0].deadline, entry[1]))
 
     def _work(self, until: float) -> None:
@@ -321,7 +340,23 @@ class Simulation:
             self.now = max(self.now, min(self.busy_until))
             free = sum(end <= self.now for end in self.busy_until)
             jobs = [job for job, _ in self.queue]
-            decision = form(jobs, self.costs, self.now, free=free, devices=self.devices)
+            running = sum(max(0, until - self.now) for until in self.busy_until)
+            decision = form(
+                jobs,
+                self.costs,
+                self.now,
+                free=free,
+                devices=self.devices,
+                running=running,
+                bulk_first=self.shares.is_bulks,
+            )
+            if run := decision.run:
+                bulk = jobs[run.takes[0][0]].bulk
+                self.shares = self.shares.took(
+                    self.costs.seconds[run.key][run.size],
+                    bulk=bulk,
+                    others=any(job.bulk != bulk for job in jobs),
+                )
             self._start(decision)
 
     def _start(self, decision: Decision) -> None:

@@ -171,7 +171,9 @@ def started(store: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], in
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_listens_at_once_becomes_ready_and_at_a_signal_answers_and_ends(
     number: signal.Signals, real_store: Store, beagle: bytes
 ) -> None:
@@ -224,6 +226,7 @@ def ask_again_and_again(port: int, picture: bytes, over: threading.Event) -> lis
     return asked
 
 
+@pytest.mark.slow
 def test_under_load_a_stop_loses_nothing_and_refuses_nobody_before_its_time(
     real_store: Store, beagle: bytes
 ) -> None:
@@ -254,6 +257,7 @@ def test_under_load_a_stop_loses_nothing_and_refuses_nobody_before_its_time(
     assert all(one.has_to_leave for one in draining)
 
 
+@pytest.mark.slow
 def test_told_a_second_time_it_ends_at_once(real_store: Store, beagle: bytes) -> None:
     with (
         started(real_store.root, "--drain-seconds=60") as (process, port),
@@ -273,6 +277,7 @@ def test_told_a_second_time_it_ends_at_once(real_store: Store, beagle: bytes) ->
         until(lambda: not worker.exists())
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_while_it_loads(real_store: Store) -> None:
     with started(real_store.root) as (process, _):
         process.terminate()
@@ -295,6 +300,7 @@ def worker_of(process: subprocess.Popen[str]) -> Path:
     return Path("/proc") / number
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_while_it_loads(real_store: Store) -> None:
     """A terminal sends it to every process of the group."""
     with started(real_store.root) as (process, _):
@@ -308,6 +314,7 @@ def test_ctrl_c_ends_it_while_it_loads(real_store: Store) -> None:
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
+@pytest.mark.slow
 def test_its_worker_does_not_outlive_it(*, is_ready: bool, real_store: Store) -> None:
     with started(real_store.root) as (process, port), client_of(port) as client:
         worker = worker_of(process)
@@ -319,6 +326,7 @@ def test_its_worker_does_not_outlive_it(*, is_ready: bool, real_store: Store) ->
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_when_its_worker_is_killed_it_says_so_and_still_ends_as_it_is_told(
     real_store: Store, beagle: bytes
 ) -> None:
@@ -338,6 +346,7 @@ def test_when_its_worker_is_killed_it_says_so_and_still_ends_as_it_is_told(
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_fails_the_probe_even_if_no_batch_runs(
     real_store: Store, beagle: bytes
 ) -> None:
@@ -362,6 +371,7 @@ def test_torch_is_in_the_worker_only(served: Served) -> None:
     assert "libtorch" in (worker_of(served.process) / "maps").read_text()
 
 
+@pytest.mark.slow
 def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: Path) -> None:
     shutil.copytree(real_store.root, tmp_path / "store")
     with (tmp_path / "store/bvlc_googlenet" / WEIGHTS).open("r+b") as file:
@@ -377,6 +387,7 @@ def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: 
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path: Path) -> None:
     """They are read once: what was checked is what is served, until the next start."""
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
@@ -401,6 +412,7 @@ def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path:
         assert says() == before
 
 
+@pytest.mark.slow
 def test_a_model_that_is_replaced_under_load_loses_nothing(tmp_path: Path) -> None:
     """The weights of another training under the same name, at a SIGHUP."""
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")

@@ -42,6 +42,7 @@ def own_store(real_store: Store, tmp_path: Path) -> Store:
     return Store(tmp_path, ROOT / "model_store")
 
 
+@pytest.mark.slow
 def test_int8_agrees_with_float32_on_photos_it_was_not_calibrated_on(trial: Trial) -> None:
     assert trial.pictures == 32
     assert trial.same >= 31
@@ -67,6 +68,7 @@ def test_a_broken_picture_is_an_error(real_store: Store, photos: list[bytes]) ->
         )
 
 
+@pytest.mark.slow
 def test_what_was_recorded_is_for_these_weights_only(own_store: Store, trial: Trial) -> None:
     model = weights.load(own_store, NAME)
     assert model.largest is None
@@ -84,6 +86,7 @@ def test_a_damaged_record_is_named(own_store: Store, content: str) -> None:
         weights.load(own_store, NAME)
 
 
+@pytest.mark.slow
 def test_only_a_calibrated_model_may_be_int8(real_store: Store, trial: Trial) -> None:
     model = weights.load(real_store, NAME)
     with pytest.raises(ModelError, match="googlenet-service models quantize NAME --calibrate DIR"):
@@ -106,6 +109,7 @@ def pictures(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_records_it_and_it_is_served(
     own_store: Store, pictures: Path, shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,12 +119,13 @@ def test_the_command_records_it_and_it_is_served(
     assert "has the first label of float32 on 8 of 8 pictures" in said
     assert f"{NAME} may be served with --precision int8" in said
     beagle = str(shared / "photos/flickr/beagle.jpg")
-    options = ["--precision", "int8", "--views", "single", "--max-batch", "1", "--json"]
-    assert main(["classify", "--model", NAME, *options, *store, beagle]) == 0
+    options = ["--precision", "int8", "--views", "single", "--max-batch", "1", "--cores", "1"]
+    assert main(["classify", "--model", NAME, *options, *store, beagle, "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["predictions"][0]["label"] == "beagle"
 
 
+@pytest.mark.slow
 def test_what_does_not_agree_is_not_recorded(
     own_store: Store,
     pictures: Path,

@@ -4,12 +4,14 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
 import soak
 
 SECONDS = 12.0
 PHOTOS = 40
 
 
+@pytest.mark.slow
 def test_a_short_soak_loses_nobody_and_mixes_nothing_up(shared: Path) -> None:
     pictures = soak.photos(shared / "photos", PHOTOS)
     with soak.serving(["--model", "digits", "--seed", "0"]) as (port, process):

@@ -31,6 +31,8 @@ from service.store import RECORD, WEIGHTS, Store
 
 State = dict[str, Tensor]
 
+NAMES = ["alexnet", "bvlc_googlenet", "densenet121", "digits", "googlenet", "resnet50", "vgg16"]
+
 MANIFEST = """
 architecture = "{architecture}"
 version = "1"
@@ -447,17 +449,19 @@ def test_a_manifest_in_the_store_goes_before_a_built_in_one(tmp_path: Path) -> N
 
 
 def test_an_unknown_architecture_is_named(files: Mapping[str, Path], tmp_path: Path) -> None:
-    store = describe(tmp_path, architecture="vgg16")
+    store = describe(tmp_path, architecture="resnet5")
     sentence = refusal(ModelError, weights.install, store, "small", files["pth"], source="")
     assert sentence == (
-        "there is no architecture 'vgg16'; there are googlenet, torchvision_googlenet"
+        "there is no architecture 'resnet5'; there are googlenet, torchvision_googlenet, lenet5, "
+        "zfnet, xception, se_resnet50 and torchvision's networks for classification; do you mean "
+        "'resnet50'?"
     )
 
 
 def test_a_checkout_has_its_store_in_itself(tmp_path: Path) -> None:
     assert stores.locate(None) == Store(ROOT / "model_store", ROOT / "model_store")
     assert stores.locate(tmp_path) == Store(tmp_path, ROOT / "model_store")
-    assert stores.locate(tmp_path).names() == ["bvlc_googlenet", "digits", "googlenet"]
+    assert stores.locate(tmp_path).names() == NAMES
 
 
 LOCATE = """
@@ -481,7 +485,7 @@ def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_use
         root, builtin, *names = process.stdout.read().split()
     assert root == str(tmp_path / "cache" / "googlenet-service" / "model_store")
     assert builtin == str(site / "service/model_store")
-    assert names == ["bvlc_googlenet", "digits", "googlenet"]
+    assert names == NAMES
 
 
 # The bundled model

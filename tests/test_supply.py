@@ -27,10 +27,8 @@ from service.settings import Settings
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 OURS = "googlenet-service"
 DEPENDENCIES = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
-INSTALLED = [
-    *DEPENDENCIES,
-    *map(Requirement, PROJECT["project"]["optional-dependencies"]["trace"]),
-]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+INSTALLED = [*DEPENDENCIES, *map(Requirement, EXTRAS["trace"] + EXTRAS["grpc"])]
 PIN = re.compile(r"([a-z0-9-]+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})*)")
 
 Pins = Mapping[str, str]

@@ -129,6 +129,7 @@ def test_tables_and_charts_tell_its_course_and_its_mistakes(
             assert len(chart.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
+@pytest.mark.slow
 def test_it_is_served_with_its_labels_and_its_notice(
     trained: tuple[Path, Outcome], pictures: Path
 ) -> None:
@@ -238,6 +239,7 @@ def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
     assert outcome.calibration == trained[1].calibration
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_it_goes_on(pictures: Path, tmp_path: Path) -> None:
     """The real command, killed as nothing can be cleaned up after, until it has come through."""
     command = [sys.executable, "-m", "service", "train", str(pictures), "--name", "stripes"]
@@ -273,6 +275,7 @@ def test_a_checkpoint_of_other_pictures_or_options_is_told(pictures: Path, tmp_p
 # Several processes.
 
 
+@pytest.mark.slow
 def test_processes_that_train_together_come_to_what_one_does(
     pictures: Path, tmp_path: Path
 ) -> None:
@@ -308,6 +311,7 @@ def test_processes_that_train_together_come_to_what_one_does(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
 def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     rank: int,
     pictures: Path,
@@ -369,6 +373,7 @@ def coarse(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("freeze", [None, "inception.5b"])
+@pytest.mark.slow
 def test_a_model_goes_on_from_another_with_labels_of_its_own(
     freeze: str | None, coarse: Path, real_store: Store
 ) -> None:
@@ -396,6 +401,33 @@ def test_a_model_goes_on_from_another_with_labels_of_its_own(
     assert all(same) if freeze else not any(same)
 
 
+def test_any_network_can_be_learnt_from_nothing(pictures: Path, tmp_path: Path) -> None:
+    """One that insists on the version of its parameters, and has batch norm."""
+    chosen = options(pictures, architecture="mnasnet0_5", width=1, epochs=1)
+    outcome = train(tmp_path, chosen)
+    model = weights.load(store.locate(tmp_path), "stripes")
+    assert model.manifest.architecture == "mnasnet0_5"
+    assert model.sha256 == outcome.sha256
+    mean = model.state["layers.1.running_mean"]
+    assert mean.any()
+    assert math.isfinite(outcome.best.held_out_loss)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"architecture": "resnet5"}, "there is no architecture 'resnet5'"),
+        ({"architecture": "resnet18"}, "resnet18 comes in width 1 only"),
+    ],
+)
+def test_what_cannot_be_built_is_told(
+    chosen: dict[str, str], sentence: str, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        train(tmp_path, options(pictures, **chosen))
+
+
+@pytest.mark.slow
 def test_torchvisions_network_is_trained_on_as_well(pictures: Path, tmp_path: Path) -> None:
     """Batch norm, counters and all; from weights of chance, since its own are not here."""
     where = Store(tmp_path, ROOT / "model_store")
@@ -467,6 +499,7 @@ def test_what_is_wrong_with_a_call_is_told(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_is_calibrated_on_labelled_photos(
     trained: tuple[Path, Outcome], pictures: Path, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -132,7 +132,7 @@ OVERVIEW = Dashboard(
             Panel("Burn rates", "Share of requests that end with a 5xx, in budgets: over 14.4 in 1 h and 5 min, or over 6 in 6 h and 30 min, somebody is paged.",
                 {w: f"job:googlenet_errors:ratio_rate{w}{{{JOB}}} / {BUDGET}" for w in ("5m", "30m", "1h", "6h", "3d")},
                 limits=BURNS),
-            Panel("Refused or failed, by reason", "Requests and pictures, by the code of their error: which is whose mistake, README.md says.",
+            Panel("Refused or failed, by reason", "Requests and pictures, by the code of their error: which is whose mistake, docs/reference/errors.md says.",
                 {"{{reason}}": f"{rate('googlenet_rejected_total', by='reason')} > 0"}, "reqps", stacked=True),
             Panel("Pictures by outcome", "A request may bring several, each with an outcome of its own. A request that was refused as a whole has none.",
                 {"{{outcome}}": rate("googlenet_images_total", by="outcome")}, "ops", stacked=True),
@@ -275,6 +275,12 @@ CAPACITY_BOARD = Dashboard(
                 {"{{side}}": quantile(0.5, "googlenet_batch_duration_seconds", by="side")}, "s", width=12),
             Panel("A row's time", "Device seconds for a row: what batching saves shows here.",
                 {"a row": f"{rate('googlenet_batch_duration_seconds_sum')} / {ROWS}"}, "s", width=12),
+        ]),
+        Row("Cache", [
+            Panel("Answered from the cache", "Share of the pictures whose answer was kept; nothing without --cache-bytes.",
+                {"share": f"{rate('googlenet_cache_hits_total')} / {rate('googlenet_images_total')}"}, "percentunit", width=12, most=1),
+            Panel("Bytes of kept answers", "At --cache-bytes, for each model, the longest unasked answers are forgotten.",
+                {"{{instance}}": f"googlenet_cache_bytes{{{MINE}}}"}, "bytes", width=12),
         ]),
     ],
 )  # fmt: skip

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from service import answers as summed
 from service import images
 from service.api import problems
+from service.api.headers import is_bulk
 from service.api.problems import Problem
 from service.api.requests import note
 from service.api.tracing import Stages
@@ -69,8 +71,21 @@ Milliseconds = Annotated[
     int, Header(ge=1, description="its own deadline, from its head on; at most the server's")
 ]
 
+Priority = Annotated[
+    str | SkipJsonSchema[None],  # a header that is there is no null
+    Header(
+        description="u=7 (RFC 9218): nobody waits for this, so let others pass",
+        examples=["u=7"],
+    ),
+]
+
 _DEADLINE = "x-timeout-ms"
 _BINARY = {"type": "string", "format": "binary"}
+_CACHE = {
+    "schema": {"type": "string"},
+    "description": "whether all pictures' answers were kept, as RFC 9211 has it; only with a cache",
+    "example": "googlenet-service; hit",
+}
 _TIMING = {
     "schema": {"type": "string"},
     "description": "milliseconds of each stage, and the rows that shared the batch; of several"
@@ -112,12 +127,12 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         PATH,
         response_model=One | Several,
         responses={
-            200: {"headers": {"Server-Timing": _TIMING}},
+            200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
             **problems.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
         },
         openapi_extra=body(settings.max_files),
     )
-    async def classify(
+    async def classify(  # noqa: PLR0913, PLR0917 - all that may be asked
         request: Request,
         views: Annotated[
             Views,
@@ -129,6 +144,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         model: Model = None,
         top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
         x_timeout_ms: Milliseconds = most_ms,
+        priority: Priority = None,
     ) -> Response:
         """Name what is on a picture, or on several; a bad one never spoils the others.
 
@@ -142,12 +158,16 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             uploaded = time.monotonic() - started
             metrics.stage("upload", uploaded)
             seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
-            plan = classifier.most_views(len(uploads), seconds) if views == AUTO else views
+            bulk = is_bulk(priority)
+            plan = (
+                classifier.most_views(len(uploads), seconds, bulk=bulk) if views == AUTO else views
+            )
             answers = await classifier.classify(
                 [upload.data for upload in uploads],
                 plan=plan,
                 top_k=top_k,
                 seconds=seconds,
+                bulk=bulk,
                 gone=lambda: gone(request),
             )
             about = _about(classifier.ensemble, plan)
@@ -171,7 +191,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         return Response(
             body.model_dump_json(exclude_unset=True),
             media_type="application/json",
-            headers={"Server-Timing": total.server_timing},
+            headers=total.headers(caches=settings.cache_bytes > 0),
         )
 
     return routes

@@ -1,7 +1,9 @@
 """POST /explain."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -14,7 +16,9 @@ from service.api.classify import Milliseconds, Model, body, gone, left
 from service.api.uploads import Bounds, Budget, read
 from service.catalogue import Catalogue
 from service.classifier import Explanation
+from service.errors import ServiceError
 from service.explanation import Activation
+from service.metrics import Metrics
 from service.settings import PlanName, Settings
 from service.views import Box
 
@@ -60,7 +64,7 @@ class Explained(BaseModel):
     ]
 
 
-def router(catalogue: Catalogue, settings: Settings, budget: Budget) -> APIRouter:
+def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Metrics) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
     most_ms = int(settings.timeout_seconds * 1000)
@@ -102,13 +106,15 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget) -> APIRoute
             (upload,) = await read(request, bounds, share)
             read_in = time.monotonic() - started
             deadline = started + read_in + left(request, min(most_ms, x_timeout_ms), read_in)
-            found = await classifier.explain(
-                upload.data,
-                plan=plan,
-                index=classifier.ensemble.find(label) if label else None,
-                seconds=deadline - time.monotonic(),
-                gone=lambda: gone(request),
-            )
+            index = classifier.ensemble.find(label) if label else None
+            with _counted(metrics, plan):
+                found = await classifier.explain(
+                    upload.data,
+                    plan=plan,
+                    index=index,
+                    seconds=deadline - time.monotonic(),
+                    gone=lambda: gone(request),
+                )
             heat = explanation.heat(found.activations)
             if _PNG in request.headers.get("accept", ""):
                 drawn = await classifier.paint(
@@ -123,6 +129,17 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget) -> APIRoute
         return Response(told.model_dump_json(), media_type="application/json")
 
     return routes
+
+
+@contextlib.contextmanager
+def _counted(metrics: Metrics, plan: PlanName) -> Iterator[None]:
+    """Count a picture by what comes of it."""
+    try:
+        yield
+    except ServiceError as error:
+        metrics.image(plan, error)
+        raise
+    metrics.image(plan)
 
 
 def _explained(model: str, plan: PlanName, found: Explanation, box: Box | None) -> Explained:

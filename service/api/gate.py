@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import views
 from service.api import classify, explain, problems
+from service.api.headers import PRIORITY, is_bulk
 from service.api.inference import target
 from service.api.requests import name_route, path
 from service.catalogue import Catalogue
@@ -38,7 +39,7 @@ class Gate:
             wanted = target(asked)
             try:
                 if wanted:
-                    self._check_infer(wanted[1])
+                    self._check_infer(scope, wanted[1])
                 elif default := self._views.get(asked):
                     self._check(scope, default, maps=asked == explain.PATH)
             except ServiceError as error:
@@ -57,8 +58,14 @@ class Gate:
             plan = views.NAMES[0]  # if there is no time even for the fewest
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
-            self._catalogue.find(model).check(plan=plan, seconds=seconds, maps=maps)
+            bulk = not maps and _is_bulk(scope)
+            self._catalogue.find(model).check(plan=plan, seconds=seconds, maps=maps, bulk=bulk)
 
-    def _check_infer(self, model: str) -> None:
+    def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same; which views are asked for, and by when, is in the body: so the least."""
-        self._catalogue.find(model).check(plan="single", seconds=int(self._most) / 1000)
+        seconds = int(self._most) / 1000
+        self._catalogue.find(model).check(plan="single", seconds=seconds, bulk=_is_bulk(scope))
+
+
+def _is_bulk(scope: Scope) -> bool:
+    return is_bulk(Headers(scope=scope).get(PRIORITY))

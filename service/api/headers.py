@@ -1,4 +1,6 @@
-"""The header fields that protect whoever shows an answer, the same for every answer."""
+"""Header fields: those that protect whoever shows an answer, and one that says what can wait."""
+
+import re
 
 from starlette.datastructures import MutableHeaders
 
@@ -36,6 +38,19 @@ _PAGE = _EVERY | {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",  # for what does not know of frame-ancestors
 }
+
+
+PRIORITY = "priority"
+
+_BACKGROUND = re.compile(r"(?:^|,)[ \t]*u=7[ \t]*(?:$|[,;])")
+
+
+def is_bulk(priority: str | None) -> bool:
+    """Tell whether a `Priority` (RFC 9218) says that nobody waits for the answer: urgency 7.
+
+    What is no priority is ignored, as that standard has it.
+    """
+    return bool(_BACKGROUND.search(priority or ""))
 
 
 def protect(headers: MutableHeaders) -> None:

@@ -32,7 +32,7 @@ def router(
     @routes.get("/livez", responses=_PROBE, response_class=PlainTextResponse)
     async def livez(verbose: Verbose = None) -> Response:
         """Should this process go on living; if not, restart it."""
-        return _probe({"worker": catalogue.worked}, verbose)
+        return _probe({"worker": catalogue.worked}, verbose, _about_candidate(catalogue))
 
     @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
     async def readyz(verbose: Verbose = None) -> Response:
@@ -44,7 +44,7 @@ def router(
         }
         served = catalogue.served.values()
         notices = [one.ensemble.notice for one in served if one.ensemble.notice]
-        return _probe(checks, verbose, notices)
+        return _probe(checks, verbose, [*notices, *_about_candidate(catalogue)])
 
     @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)
     async def startupz(verbose: Verbose = None) -> Response:
@@ -62,6 +62,12 @@ def router(
         return Response(encode(registry), media_type=media_type)
 
     return routes
+
+
+def _about_candidate(catalogue: Catalogue) -> list[str]:
+    """Say what no probe fails for, and somebody should know."""
+    broken = catalogue.broken_candidate
+    return [f"the shadow candidate does not work: {broken}"] if broken else []
 
 
 def _probe(

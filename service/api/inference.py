@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Request
 from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from service import answers, protocol
 from service.api import problems
-from service.api.classify import gone
+from service.api.classify import Priority, gone
+from service.api.headers import is_bulk
 from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import RAW, Bounds, Budget, whole
@@ -35,10 +37,10 @@ _JSON = "application/json"
 Name = Annotated[str, Path(pattern=rf"^{MODEL}$", description="a model that is served")]
 Version = Annotated[str, Path(pattern=rf"^{_VERSION}$", description="its version")]
 HeaderLength = Annotated[
-    str | None,
+    Annotated[str, Field(pattern=r"^[0-9]{1,12}$")]
+    | SkipJsonSchema[None],  # a header that is there is no null
     Header(
         alias=HEADER_LENGTH,
-        pattern=r"^[0-9]{1,12}$",
         description="bytes of the JSON, where binary tensors follow it",
     ),
 ]
@@ -200,7 +202,12 @@ def router(
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
 
     @routes.post(INFER, responses=_ANSWERED, openapi_extra=_body())
-    async def infer(request: Request, name: Name, header_length: HeaderLength = None) -> Response:
+    async def infer(
+        request: Request,
+        name: Name,
+        header_length: HeaderLength = None,
+        priority: Priority = None,
+    ) -> Response:
         """Name what is on pictures, by the Open Inference Protocol.
 
         The one input is `image` (encoded pictures; base64 where it is JSON, which has no bytes),
@@ -208,17 +215,24 @@ def router(
         output is `probabilities`, or with the parameter `classification` so many labels. Other
         parameters of a request are `views` and `timeout`, in microseconds.
         """
-        return await inferred(request, name, "", header_length)
+        return await inferred(request, (name, ""), header_length, priority)
 
     @routes.post(INFER_VERSION, responses=_ANSWERED, openapi_extra=_body())
     async def infer_version(
-        request: Request, name: Name, version: Version, header_length: HeaderLength = None
+        request: Request,
+        name: Name,
+        version: Version,
+        header_length: HeaderLength = None,
+        priority: Priority = None,
     ) -> Response:
         """Do the same with a version of a model."""
-        return await inferred(request, name, version, header_length)
+        return await inferred(request, (name, version), header_length, priority)
 
     async def inferred(
-        request: Request, name: str, version: str, header_length: str | None
+        request: Request,
+        model: tuple[str, str],  # and its version
+        header_length: str | None,
+        priority: str | None,
     ) -> Response:
         with budget.share() as share:
             started = time.monotonic()
@@ -230,13 +244,17 @@ def router(
             # A deadline is the caller's, whose clock has run since; ours is for our own work.
             left = None if wish.seconds is None else wish.seconds - uploaded
             found = await inferring.infer(
-                name, version, wish, seconds=left, gone=lambda: gone(request)
+                *model,
+                wish,
+                seconds=left,
+                bulk=is_bulk(priority),
+                gone=lambda: gone(request),
             )
         stages.trace(started, uploaded, found.answers)
         total = answers.add_up(found.answers)
         note(request.scope, total.notes(found.plan, uploaded))
-        timing = {"Server-Timing": total.server_timing}
-        return _response(found.answered, timing, is_binary=wish.is_binary)
+        headers = total.headers(caches=settings.cache_bytes > 0)
+        return _response(found.answered, headers, is_binary=wish.is_binary)
 
     return routes
 

@@ -28,7 +28,7 @@ class Stages:
             return
         self._span("upload", started, uploaded, {})
         for number, answer in enumerate(answers):
-            if isinstance(answer, Answer):
+            if isinstance(answer, Answer) and not answer.cached:
                 at = answer.timing.started
                 about = {"picture": number, "batch_rows": answer.batch_rows}
                 for stage, seconds in answer.timing.stages.items():

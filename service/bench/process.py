@@ -16,6 +16,8 @@ from service.errors import BenchError
 _READY_SECONDS = 300
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 60
+# Ports that the environment names, as the image's does, are those of a service that may run here.
+_NO_OTHERS = ("--probe-port", "0", "--grpc-port", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,8 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
     What the service has to say it says itself, on standard error.
     """
     port = free_port()
-    where = ("--host", "127.0.0.1", "--port", str(port))
-    command = interpreter.command("service", "serve", *where, *arguments)
+    where = ("--host", "127.0.0.1", "--port", str(port), *_NO_OTHERS)
+    command = interpreter.command("service", "serve", *arguments, *where)
     started = time.perf_counter()
     process = subprocess.Popen(command, env=interpreter.environment())  # noqa: ASYNC220, S603 - ourselves, and at once
     client = Client(Target("127.0.0.1", port))

@@ -7,24 +7,26 @@ import importlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.progress import Progress
 from rich.text import Text
 
-from service import console, in_order, journal, parquet, processors, sources
-from service.classifier import Answer, Classifier
-from service.commands import offline, progress
-from service.errors import BulkError, ServiceError, TooLarge, UnreadableImage, UnsupportedType
-from service.evaluation import PATIENCE
+from service import console, in_order, journal, parquet, sources
+from service.classifier import Classifier
+from service.commands import cluster, offline, progress, ranking
+from service.commands.ranking import Put
+from service.errors import BulkError, DeadlineExceeded, ServiceError
 from service.journal import CSV, JSONL, Journal, Row
 from service.pace import Pace
 from service.settings import Settings
 from service.sources import IsNew, Source
+
+T = TypeVar("T")
 
 SERVICE_PATIENCE = 600.0  # seconds that a service may refuse a picture, or not be there
 
@@ -33,9 +35,8 @@ _FORMATS: dict[str, Callable[[Path], AbstractContextManager[Journal]]] = {
     ".csv": partial(journal.opened, form=CSV),
     ".jsonl": partial(journal.opened, form=JSONL),
 }
-_PREDICTION = ("label", "wnid", "index", "probability")
-_BAD = (TooLarge, UnsupportedType, UnreadableImage)  # a picture's own faults
-_BAD_CODES = {error.code for error in _BAD} | {"malformed"}  # which is what an empty one is called
+_EMPTY = "malformed"  # what an empty one is called
+_BAD_CODES = {_EMPTY, *(error.code for error in ranking.BAD)}
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,21 +80,20 @@ class _Done:
     seconds: float = 0.0
 
 
-Put = Callable[[Row], None]
-
-
 def classify(settings: Settings, given: dict[str, Any]) -> int:
     """Print the labels of pictures, or write them to a file; fails if one could not be ranked."""
     job = _Job(settings, given)
     sources.check(job.paths)
     out: Path | None = given["out"]
     if out is None:
+        if given["engine"] == "ray":
+            raise BulkError("--engine ray writes a file: name it with --out")
         return _print(job)
     if out.suffix not in _FORMATS:
         raise BulkError(f"{out}: name a file that ends with {', '.join(_FORMATS)}")
     with _FORMATS[out.suffix](out) as results:
         job = _Job(settings, given, before=len(results.done))
-        done = _work(job, job.sources(_once(results.done)), results)
+        done = _write(job, results)
     failures = results.failures + done.failures
     console.say(_summary(done, job.before), stderr=True)
     return int(failures > 0)
@@ -101,7 +101,7 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
 
 def _print(job: _Job) -> int:
     printed = _Printed()
-    done = _work(job, job.sources(lambda _: True), printed)
+    done = _work(job, job.sources(lambda _: True), _ranking(job), printed)
     if job.given["json"]:
         rows = [_as_json(row) for row in printed.rows]
         console.say(json.dumps(rows, indent=2))
@@ -130,63 +130,56 @@ def _cells(row: Row) -> Iterator[tuple[tuple[Text, str, str], bool]]:
         yield (Text("") if place else name, one["label"], rate), last
 
 
-def _once(done: set[str]) -> IsNew:
-    """Say of each name once that it is to be done; what comes again by its name is not."""
-
-    def is_new(name: str) -> bool:
-        if name in done:
-            return False
-        done.add(name)
-        return True
-
-    return is_new
+def _write(job: _Job, results: Journal) -> _Done:
+    """Classify what there are no results of yet."""
+    done = results.done
+    if job.given["engine"] == "ray":
+        return _work(job, cluster.files(job.paths, done), partial(_spreading, job, done), results)
+    return _work(job, job.sources(sources.once(done)), _ranking(job), results)
 
 
-def _work(job: _Job, found: Iterator[Source], sink: _Sink) -> _Done:
-    """Classify what is found, here or by a service."""
+def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
+    """Give what classifies pictures that are found here: a service, or a model of one's own."""
+    return partial(_asking if job.given["url"] else _computing, job)
+
+
+def _work(
+    job: _Job, found: Iterator[T], work: Callable[[Iterator[T], Put], float], sink: _Sink
+) -> _Done:
+    """Have `work` done on what is found, if anything is: a model takes a while to load."""
     done = _Done()
-    first = next(found, None)
-    if first is None:
-        if not job.before:
-            raise BulkError("there are no pictures there")
-        return done  # without a model, which takes a while
-    with _bar(job) as advance:
+    if (first := next(found, None)) is not None:
+        with _bar(job) as advance:
 
-        def put(row: Row) -> None:
-            sink.write(row)
-            done.pictures += 1
-            done.failures += row.error is not None
-            advance()
+            def put(row: Row) -> None:
+                sink.write(row)
+                done.pictures += 1
+                done.failures += row.error is not None
+                advance()
 
-        work = _asking if job.given["url"] else _computing
-        done.seconds = work(job, itertools.chain([first], found), put)
+            done.seconds = work(itertools.chain([first], found), put)
+    if not (done.pictures or job.before):
+        raise BulkError("there are no pictures there")
     return done
 
 
 def _computing(job: _Job, found: Iterator[Source], put: Put) -> float:
     """Classify with a model of one's own; gives the seconds from when it was there."""
-    settings, plan, top_k = job.settings, job.settings.views, job.given["top_k"]
-    decoding = settings.decode_threads or processors.available()
 
     async def work(classifier: Classifier) -> float:
-        async def row(source: Source) -> Row:
-            try:
-                data = await asyncio.to_thread(source.read)
-            except ServiceError as error:
-                return Row(source.name, error=str(error))
-            [answer] = await classifier.classify([data], plan=plan, top_k=top_k, seconds=PATIENCE)
-            if isinstance(answer, Answer):
-                return Row(source.name, _plain(answer.predictions))
-            if isinstance(answer, _BAD):
-                return Row(source.name, error=str(answer))
-            raise answer
-
-        room = classifier.room(plan, decoding)
         started = time.monotonic()
-        await in_order.run(found, row, put, lambda: room)
+        await ranking.rank(classifier, found, put, job.settings, job.given["top_k"])
         return time.monotonic() - started
 
-    return offline.run(settings, work)
+    return offline.run(job.settings, work)
+
+
+def _spreading(job: _Job, done: set[str], files: Iterator[str], put: Put) -> float:
+    """Have a Ray cluster classify; gives the seconds from when it was joined."""
+    given = job.given
+    task = cluster.Task(job.settings, given["top_k"], job.paths, done, given["ray_batch"])
+    chosen = cluster.Cluster(given["ray_address"], given["ray_actors"])
+    return cluster.spread(task, files, put, chosen)
 
 
 def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
@@ -207,13 +200,14 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
             )
         except ValueError as error:
             raise BulkError(f"{error}") from error
+        patient = _Patient(asked, client.ClientError, {"top_k": given["top_k"], **wanted})
         async with asked:
 
             async def row(source: Source) -> Row:
                 nonlocal pace
                 try:
                     data = await asyncio.to_thread(source.read)
-                    ranking = await asked.classify(data, top_k=given["top_k"], **wanted)
+                    answer = await patient.rank(data)
                 except ServiceError as error:
                     return Row(source.name, error=str(error))
                 except client.ClientError as error:
@@ -221,7 +215,7 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
                         return Row(source.name, error=error.detail)
                     raise BulkError(f"{source.name}: {error.detail}") from error
                 pace = pace.answered()
-                return Row(source.name, _plain(ranking.predictions))
+                return Row(source.name, ranking.plain(answer.predictions))
 
             started = time.monotonic()
             await in_order.run(found, row, put, lambda: pace.most)
@@ -230,9 +224,24 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
     return asyncio.run(main())
 
 
-def _plain(predictions: Iterable[Any]) -> list[dict[str, Any]]:
-    """Give what a row has of predictions, ours or the client's; `asdict` would take longer."""
-    return [{name: getattr(one, name) for name in _PREDICTION} for one in predictions]
+@dataclasses.dataclass(slots=True)
+class _Patient:
+    """Asks a service to let others pass, unless their leavings are too little for one picture."""
+
+    service: Any
+    error: type[Exception]
+    wanted: Mapping[str, Any]
+    bulk: bool = True
+
+    async def rank(self, data: bytes) -> Any:
+        bulk = self.bulk  # as it was asked for, whatever others find meanwhile
+        try:
+            return await self.service.classify(data, bulk=bulk, **self.wanted)
+        except self.error as error:
+            if not bulk or getattr(error, "code", None) != DeadlineExceeded.code:
+                raise
+        self.bulk = False
+        return await self.rank(data)
 
 
 def _client() -> Any:

@@ -37,7 +37,7 @@ async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Repl
     http = await stages.http(pictures[0])
     backend = await asyncio.to_thread(apart.load, settings)
     try:
-        decoders = settings.decode_threads or processors.available()
+        decoders = processors.decoding(settings.decode_threads)
         bounds = Bounds(settings.max_pixels)
         subject = Subject(backend, pictures, settings.views, bounds, decoders)
         return await stages.measure(subject, http), subject.demand

@@ -1,5 +1,6 @@
-"""The command that trains a model."""
+"""The command that trains a model, or several for an ensemble."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.progress import Progress
@@ -8,27 +9,45 @@ from service import calibration, console
 from service.commands import progress
 from service.settings import Settings
 from service.training import course
-from service.training.course import Audience
+from service.training.course import Audience, Outcome
 from service.training.dataset import Dataset
 from service.training.options import Options
 from service.training.trainer import Epoch
 
 
 def train(settings: Settings, given: dict[str, Any]) -> int:
-    """Train a model on a folder of pictures for each class."""
+    """Train a model, or the members of an ensemble, on a folder of pictures for each class."""
     command = given.pop("command")
-    options = Options(**given)
+    several: Sequence[Options] = Options(**given).each()
+    if len(several) > 1:
+        several = _missing(settings, several, command)
     with progress.counting() as bar:
-        outcome = course.train(settings, options, command, _audience(bar))
-    if outcome:
-        best = outcome.best
-        console.say(
-            f"{options.name} is in the store, SHA-256 {outcome.sha256}: right on "
-            f"{best.held_out_top1:.1f} % of what was held out, after epoch {best.epoch}\n"
-            f"{options.name} has {calibration.sentence(outcome.calibration)}\n"
-            f"Tables and charts are in {outcome.folder}"
-        )
+        outcomes = course.train_each(settings, several, command, _audience(bar))
+        for options, outcome in zip(several, outcomes, strict=True):
+            if outcome:
+                _tell(options, outcome)
     return 0
+
+
+def _missing(settings: Settings, members: Sequence[Options], command: str) -> list[Options]:
+    """Leave out the members that this command has trained already, and say so."""
+    missing = []
+    for options in members:
+        if course.is_done(settings, options, command):
+            console.say(f"{options.name} is in the store already", stderr=True)
+        else:
+            missing.append(options)
+    return missing
+
+
+def _tell(options: Options, outcome: Outcome) -> None:
+    best = outcome.best
+    console.say(
+        f"{options.name} is in the store, SHA-256 {outcome.sha256}: right on "
+        f"{best.held_out_top1:.1f} % of what was held out, after epoch {best.epoch}\n"
+        f"{options.name} has {calibration.sentence(outcome.calibration)}\n"
+        f"Tables and charts are in {outcome.folder}"
+    )
 
 
 def _audience(bar: Progress) -> Audience:
@@ -36,7 +55,7 @@ def _audience(bar: Progress) -> Audience:
     task = bar.add_task("pictures", total=None)
 
     def looked(done: int, of: int) -> None:
-        bar.update(task, completed=done, total=of)
+        bar.update(task, description="pictures", completed=done, total=of)
 
     def found(pictures: Dataset) -> None:
         for sentence in pictures.left_out:

@@ -13,8 +13,9 @@ import grpc
 from grpc import StatusCode, aio
 
 from service import answers, protocol
-from service.api import guard, problems, requests
+from service.api import guard, headers, problems, requests
 from service.api.uploads import Budget
+from service.certificate import Certificate
 from service.errors import (
     CallerGone,
     CannotListen,
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _CALLS = 256  # at once; each may have brought a message of the largest size
 _OPEN = frozenset({"ServerLive", "ServerReady"})  # to those without a key, as probes are
+_PRIORITY = headers.PRIORITY.encode()
 _OK = 200
 _BUG = 500
 
@@ -189,7 +191,11 @@ class Service:
             deadlines = (context.time_remaining(), wish.seconds)
             seconds = min((one for one in deadlines if one is not None), default=None)
             found = await self._inferring.infer(
-                asked.model_name, asked.model_version, wish, seconds=seconds
+                asked.model_name,
+                asked.model_version,
+                wish,
+                seconds=seconds,
+                bulk=headers.is_bulk(call.headers.get(_PRIORITY, b"").decode("latin-1")),
             )
         call.notes |= answers.add_up(found.answers).notes(found.plan, 0.0)
         return self._messages.answer(found.answered, is_raw=bool(asked.raw_input_contents))
@@ -232,18 +238,25 @@ def _described(tensor: protocol.Described) -> dict[str, Any]:
 
 
 class Listening:
-    """Listens while it is entered, or until it is told to leave; raises `CannotListen`."""
+    """Listens while it is entered, or until it is told to leave; raises `CannotListen`.
 
-    def __init__(self, service: Service, settings: Settings) -> None:
-        self._service, self._settings = service, settings
+    Over TLS if it is given a certificate.
+    """
+
+    def __init__(
+        self, service: Service, settings: Settings, certificate: Certificate | None = None
+    ) -> None:
+        self._service, self._settings, self._certificate = service, settings, certificate
         self._server: aio.Server | None = None
         self._stopping: list[asyncio.Task[None]] = []  # at most one
 
     async def __aenter__(self) -> Self:
-        self._server = _bound(self._service, self._settings)
+        self._server = _bound(self._service, self._settings, self._certificate)
         await self._server.start()
-        where = self._settings.grpc_port, self._settings.host
-        logger.info("gRPC is on port %d of %s", *where)
+        how = "over TLS" if self._certificate else "without encryption"
+        logger.info(
+            "gRPC is on port %d of %s, %s", self._settings.grpc_port, self._settings.host, how
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -257,7 +270,7 @@ class Listening:
             self._stopping.append(asyncio.get_running_loop().create_task(stop))
 
 
-def _bound(service: Service, settings: Settings) -> aio.Server:
+def _bound(service: Service, settings: Settings, certificate: Certificate | None) -> aio.Server:
     server = aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -269,9 +282,21 @@ def _bound(service: Service, settings: Settings) -> aio.Server:
     )
     server.add_generic_rpc_handlers((service.handler(),))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    where = f"{host}:{settings.grpc_port}"
     try:
-        server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        if certificate:
+            server.add_secure_port(where, _credentials(certificate))
+        else:
+            server.add_insecure_port(where)
     except RuntimeError as error:
-        where = f"port {settings.grpc_port} of {settings.host}"
-        raise CannotListen(f"{where} is not to be had for gRPC") from error
+        port = f"port {settings.grpc_port} of {settings.host}"
+        raise CannotListen(f"{port} is not to be had for gRPC") from error
     return server
+
+
+def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(certificate.key, certificate.chain)],
+        certificate.callers,
+        require_client_auth=certificate.callers is not None,
+    )

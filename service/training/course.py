@@ -1,7 +1,7 @@
 """A training from end to end: a folder of pictures for each class in, a model in the store out."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import calibration, forward, store, weights
+from service import calibration, forward, networks, store, weights
 from service.errors import ModelError
 from service.manifest import Accuracy, Calibration, Manifest, Preprocessing, Training
 from service.settings import Settings
@@ -27,7 +27,7 @@ from service.weights import Model
 SIDE = 256  # pixels that a picture's short side is resized to, where no other model says so
 
 # What may change when a training that was cut short goes on.
-_FREE = {"folder", "epochs", "patience", "workers", "description", "licence", "notice"}
+_FREE = {"folder", "epochs", "patience", "workers", "description", "licence", "notice", "members"}
 
 
 def _nobody(*_: object) -> None:
@@ -66,9 +66,25 @@ def train(settings: Settings, options: Options, command: str, audience: Audience
     process gives its part, and only the first an outcome. Raises `ModelError` for a folder
     that cannot be learnt from, for a name that is taken, or where the loss grows to infinity.
     """
+    (outcome,) = train_each(settings, [options], command, audience)
+    return outcome
+
+
+def train_each(
+    settings: Settings, several: Sequence[Options], command: str, audience: Audience
+) -> Iterator[Outcome | None]:
+    """Train one model after the other, as `train` does."""
     report.check()
+    with world.joined(settings.device) as here:  # once: processes cannot meet again
+        for options in several:
+            yield _train(settings, options, command, audience, here)
+
+
+def _train(
+    settings: Settings, options: Options, command: str, audience: Audience, here: World
+) -> Outcome | None:
     where = store.locate(settings.store)
-    with world.joined(settings.device) as here, _own(where, options.name, here) as folder:
+    with _own(where, options.name, here) as folder:
         told = audience if here.leads else Audience()
         found = dataset.read(
             options.folder,
@@ -82,14 +98,22 @@ def train(settings: Settings, options: Options, command: str, audience: Audience
         described = _described(options, found, start)
         pictures = Pictures(found, options, described.preprocessing.resized, settings.max_pixels)
         pupil = _learner(described, pictures, start, settings.precision, here)
-        trainer = Trainer(
-            pupil, pictures, here, folder / "checkpoint.pt", of=_identity(options, found)
-        )
+        trainer = Trainer(pupil, pictures, here, _checkpoint(folder), of=_identity(options, found))
         for epoch in trainer.epochs(told.stepped):
             told.ended(epoch)
             if here.leads:
                 report.write_history(folder / "history.csv", trainer.history)
         return _finish(where, described, options, command, trainer, folder) if here.leads else None
+
+
+def is_done(settings: Settings, options: Options, command: str) -> bool:
+    """Tell whether this very command has made a model already, to the end."""
+    where = store.locate(settings.store)
+    folder = where.root / options.name
+    if not (folder / store.MANIFEST).is_file() or _checkpoint(folder / "training").is_file():
+        return False
+    record = where.manifest(options.name).training
+    return record is not None and record.command == command
 
 
 @contextmanager
@@ -100,11 +124,15 @@ def _own(where: Store, name: str, here: World) -> Iterator[Path]:
         yield folder
         return
     taken = (where.root / name / store.MANIFEST).is_file()
-    if taken and not (folder / "checkpoint.pt").is_file():
+    if taken and not _checkpoint(folder).is_file():
         raise ModelError(f"there is a model {name!r} already; choose another --name")
     with where.locked(name):
         folder.mkdir(exist_ok=True)
         yield folder
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoint.pt"
 
 
 def _check(options: Options, found: Dataset, here: World) -> None:
@@ -127,7 +155,7 @@ def _described(options: Options, found: Dataset, start: Model | None) -> Manifes
         architecture, width = start.manifest.architecture, start.manifest.width
         preprocessing = start.manifest.preprocessing
     else:
-        architecture, width = "googlenet", options.width
+        architecture, width = options.architecture, options.width
         preprocessing = _preprocessing(found.statistics)
     return Manifest(
         architecture=architecture,
@@ -161,7 +189,7 @@ def _learner(
     torch.manual_seed(options.seed)
     network = _network(described, options, start)
     normalise = forward.Normalise(described.preprocessing, torch.float32)
-    if not start:
+    if not start and not learner.normalises(network):
         first = next(iter(pictures.learnt(0, 0, here.alone)))  # the same for all processes
         learner.settle(network, normalise(first.pixels))
     fresh = _fresh(described) if start else ()
@@ -176,7 +204,7 @@ def _network(described: Manifest, options: Options, start: Model | None) -> nn.M
     if start:
         fresh = _fresh(described)
         kept = {name: value for name, value in start.state.items() if not name.startswith(fresh)}
-        network.load_state_dict(kept, strict=False)
+        networks.fill(network, kept)
         for parameter in network.get_submodule(weights.architecture(described).last).parameters():
             nn.init.zeros_(parameter)  # knows nothing yet, and says so
     if options.freeze:
@@ -224,5 +252,5 @@ def _finish(  # noqa: PLR0913, PLR0917 - all that is known at the end
     digest = weights.save(where, options.name, trainer.best, source="trained")
     calibrated = calibration.calibrate(logits, targets, digest)
     where.calibrate(options.name, calibrated)
-    (folder / "checkpoint.pt").unlink()
+    _checkpoint(folder).unlink()
     return Outcome(digest, best, calibrated, folder)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from service import processors
+from service import networks, processors
 from service.errors import ModelError
 from service.runtime import PRECISIONS
 from service.training.loader import Batch
@@ -68,6 +68,11 @@ def initialise(network: nn.Module, dropout: float = 1.0) -> None:
                 nn.init.zeros_(module.bias)
         if isinstance(module, nn.Dropout):
             module.p *= dropout
+
+
+def normalises(network: nn.Module) -> bool:
+    """Tell whether a network keeps the size of what passes through by itself."""
+    return any(isinstance(module, nn.BatchNorm2d | nn.LayerNorm) for module in network.modules())
 
 
 @torch.no_grad()
@@ -171,7 +176,7 @@ class Learner:
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
         """Make these the averaged weights."""
-        self._averaged.module.load_state_dict(dict(weights))
+        networks.fill(self._averaged.module, weights)
 
     def state(self) -> dict[str, Any]:
         """Give all that the next step depends on."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.settings import PLAIN
+from service.settings import MEMBERS, PLAIN
 
 RATE = 0.002  # of a network that begins anew
 GENTLE = 0.0002  # of one that has learnt already, and should not forget it
@@ -26,8 +26,11 @@ class Options(BaseModel):
         str | None,
         Field(description="module up to which nothing is learnt, such as inception.5b"),
     ] = None
+    architecture: Annotated[
+        str, Field(description="network that is learnt from nothing; lenet5, resnet18 and so on")
+    ] = "googlenet"
     width: Annotated[
-        float, Field(gt=0, le=8, description="times as many filters as the paper's network has")
+        float, Field(gt=0, le=8, description="times as many filters as googlenet has")
     ] = 1.0
     epochs: Annotated[int, Field(ge=1, description="most times that every picture is seen")] = 100
     patience: Annotated[
@@ -59,9 +62,18 @@ class Options(BaseModel):
         float, Field(ge=0, lt=1, description="most change of brightness, contrast and colour")
     ] = 0.5
     dropout: Annotated[
-        float, Field(ge=0, le=1.4, description="times as much dropout as the paper's")
+        float, Field(ge=0, le=1.4, description="times as much dropout as published")
     ] = 1.0
     seed: Annotated[int, Field(ge=0, description="what chance begins with")] = 0
+    members: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MEMBERS,
+            description="models to train for an ensemble, NAME_1, NAME_2, ..., each with another "
+            "seed",
+        ),
+    ] = 1
     workers: Annotated[
         int, Field(ge=0, le=1024, description="threads that read pictures; 0: one per core")
     ] = 0
@@ -70,6 +82,19 @@ class Options(BaseModel):
     notice: Annotated[
         str | None, Field(description="what every answer has to say of the model")
     ] = None
+
+    def each(self) -> "tuple[Options, ...]":
+        """Give the options of each member's training; of a single model, these.
+
+        A member's name and seed may not be what is allowed, and raise `ValidationError`.
+        """
+        if self.members == 1:
+            return (self,)
+        chosen = self.model_dump() | {"members": 1}
+        return tuple(
+            Options(**chosen | {"name": f"{self.name}_{number + 1}", "seed": self.seed + number})
+            for number in range(self.members)
+        )
 
     @property
     def first_rate(self) -> float:

@@ -1,0 +1,50 @@
+"""Pictures to rows of results, by a classifier of one's own."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from service import in_order, processors
+from service.classifier import Answer, Classifier
+from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
+from service.evaluation import PATIENCE
+from service.journal import Row
+from service.settings import Settings
+from service.sources import Source
+
+BAD = (TooLarge, UnsupportedType, UnreadableImage)  # a picture's own faults
+
+Put = Callable[[Row], None]
+
+_PREDICTION = ("label", "wnid", "index", "probability")
+
+
+async def rank(
+    classifier: Classifier, found: Iterator[Source], put: Put, settings: Settings, top_k: int
+) -> None:
+    """Rank the labels of all that is found, and put a row for each, in their order.
+
+    What is wrong with a picture is in its row; raises what is wrong with anything else.
+    """
+    plan = settings.views
+    decoding = processors.decoding(settings.decode_threads)
+
+    async def row(source: Source) -> Row:
+        try:
+            data = await asyncio.to_thread(source.read)
+        except ServiceError as error:
+            return Row(source.name, error=str(error))
+        [answer] = await classifier.classify([data], plan=plan, top_k=top_k, seconds=PATIENCE)
+        if isinstance(answer, Answer):
+            return Row(source.name, plain(answer.predictions))
+        if isinstance(answer, BAD):
+            return Row(source.name, error=str(answer))
+        raise answer
+
+    room = classifier.room(plan, decoding)
+    await in_order.run(found, row, put, lambda: room)
+
+
+def plain(predictions: Iterable[Any]) -> list[dict[str, Any]]:
+    """Give what a row has of predictions, ours or the client's; `asdict` would take longer."""
+    return [{name: getattr(one, name) for name in _PREDICTION} for one in predictions]
