@@ -1,173 +1,248 @@
-"""The documentation is true: its commands run, its tables are those of the code."""
+"""The documentation is true: its commands run, its tables are those of the code.
+
+Every page of `DOCUMENTS` is found, not named. What its fenced blocks are, their language says:
+
+- `sh` is typed, by bash. `googlenet-service serve` goes on beside what follows it.
+- `python` is run: by our Python, or by that of .venv-clients if it imports somebody else's client.
+- `toml` is written to the file that its first line names.
+- `text` is what no test can type; its first line says what that needs.
+- `json`, `mermaid` and `yaml` are looked at. There are no other languages.
+"""
 
 import hashlib
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, Served, fake_backend, missing
 from prometheus_client.parser import text_string_to_metric_families
 from test_classify import parts, plain, service
 
-from service.api.problems import CLIENT_CLOSED_REQUEST, STATUS
+from service.api.problems import STATUS
 from service.settings import Settings
 from service.store import Store
 
-README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+# What is written from the code.
+
+PAGES = runpy.run_path(str(ROOT / "docs/reference.py"))["pages"]()
 
 
-def settings_table() -> str:
-    rows = ["| setting | default | what it changes |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f"`{field.default}`"
-        rows.append(f"| `--{name.replace('_', '-')}` | {default} | {field.description} |")
-    return "\n".join(rows)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_reference_is_what_the_code_says(page: Path) -> None:
+    assert page.read_text("utf-8") == PAGES[page], "run python docs/reference.py"
 
 
-def metrics_table() -> str:
-    """Give the table of what a service tells of itself after a request."""
+def test_the_reference_has_no_other_page() -> None:
+    assert {*(ROOT / "docs/reference").iterdir()} == {*PAGES}
+
+
+def test_the_reference_has_every_metric_that_a_service_tells() -> None:
     keyed = Settings(model="fake", key_digests=f"web:{hashlib.sha256(b'key').hexdigest()}")
     with service(lambda _: fake_backend(), keyed) as client:
         client.post("/classify", files=parts(plain("red")), headers={"X-API-Key": "key"})
-        families = text_string_to_metric_families(client.get("/metrics").text)
-        ours = [one for one in families if one.name.startswith("googlenet_")]
-    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for family in sorted(ours, key=lambda one: one.name):
-        if family.name.endswith("_created") or "worker_process" in family.name:
-            continue
-        name = family.name + ("_total" if family.type == "counter" else "")
-        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        if family.name.startswith("googlenet_gpu_"):
-            labels = {"gpu"}  # where there is none there is no sample to ask
-        words = ", ".join(f"`{label}`" for label in sorted(labels))
-        rows.append(f"| `{name}` | {family.type} | {words} | {family.documentation} |")
-    return "\n".join(rows)
-
-
-@pytest.mark.parametrize(
-    ("name", "made"), [("settings", settings_table), ("metrics", metrics_table)]
-)
-def test_a_table_is_that_of_the_code(name: str, made: Callable[[], str]) -> None:
-    written = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README, re.DOTALL)
-    assert written is not None
-    assert written[1] == (table := made()), f"put this into README.md:\n{table}"
-
-
-def test_the_table_of_alerts_is_that_of_the_rules() -> None:
-    groups = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8"))["groups"]
-    rules = {
-        rule["alert"]: rule["labels"]["severity"] for group in groups for rule in group["rules"]
+        families = [*text_string_to_metric_families(client.get("/metrics").text)]
+    told = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in families
+        if re.match(r"googlenet_(?!worker_process_)\w+(?<!_created)$", family.name)
     }
-    assert dict(re.findall(r"^\| `(Googlenet\w+)` \| (\w+) \|", README, re.MULTILINE)) == rules
+    written = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
+    assert {*re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)} == told
 
 
-def test_every_picture_of_the_readme_is_there() -> None:
-    pictures = re.findall(r"!\[.+\]\((.+)\)", README)
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def test_the_reference_has_every_error_and_every_status() -> None:
+    written = (ROOT / "docs/reference/errors.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([A-Z_]+) \|", written, re.MULTILINE)
+    assert {int(status) for status, *_ in rows} == {*STATUS.values()}
+    assert {word for _, word, _ in rows} == {error.code for error in STATUS}
 
 
-def test_the_table_of_errors_has_every_status() -> None:
-    written = {int(status) for status in re.findall(r"^\| (\d{3}) \|", README, re.MULTILINE)}
-    assert written == {*STATUS.values()} - {CLIENT_CLOSED_REQUEST}
+# What a page says to do.
+
+EXAMPLES = ("sh", "python", "toml")
+SHOWN = ("json", "mermaid", "yaml")
+DOCUMENTS = sorted(
+    page
+    for folder in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md")
+    for page in ROOT.glob(folder)
+)
+OTHERS = "import tritonclient"
+
+# A page is read from its top to its end, by somebody with two terminals: what is served runs on
+# until something else is, and before that the address of the examples is the real service's.
+SHELL = r"""
+set -euo pipefail
+exec 3>&2; BASH_XTRACEFD=3  # what is done is told beside what is said
+serving=
+stop() { if [ "$serving" ]; then kill "$serving"; wait "$serving"; fi; serving=; }
+trap stop EXIT
+googlenet-service() {
+    local -; set +x
+    local words=("${@//localhost:8000/127.0.0.1:$port}")
+    [ "$1" = serve ] || { "$PYTHON" -m service "${words[@]}"; return; }
+    stop
+    "$PYTHON" -m service "${words[@]}" --port 0 2> serving.log &
+    serving=$! port=
+    until [ "$port" ] && command curl -sf "127.0.0.1:$port/readyz" > readyz.txt; do
+        kill -0 "$serving" || { cat serving.log >&2; exit 1; }
+        sleep 0.1
+        port=$(sed -n 's/.*running on http:[^:]*:\([0-9]*\).*/\1/p' serving.log)
+    done
+}
+curl() { command curl -sSf "${@//localhost:8000/127.0.0.1:$port}"; }
+make() { command make --directory "$ROOT" --dry-run "$@"; }
+python() { sed "s/localhost:8000/127.0.0.1:$port/" | "$PYTHON" -; }
+set -x
+"""
 
 
-@pytest.fixture(scope="module")
-def desk(shared: Path, real_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the documentation names."""
-    folder = tmp_path_factory.mktemp("desk")
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+        for found in re.finditer(r"^ *```(.*)\n((?s:.*?))^ *```$", text, re.MULTILINE)
+    ]
+
+
+BLOCKS = [block for page in DOCUMENTS for block in blocks(page)]
+RUN = sorted({block.page for block in BLOCKS if block.language in EXAMPLES})
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_what_no_test_runs_says_why(block: Block) -> None:
+    assert block.language in (*EXAMPLES, *SHOWN, "text")
+    if block.language == "text":
+        assert block.text.startswith("# needs "), "its first line is to say why nobody runs it here"
+
+
+def script(page: Path) -> str:
+    """Give all that a reader of a page does, in the order of the page, but for others' clients."""
+    steps = [SHELL]
+    for number, block in enumerate(blocks(page)):
+        steps.append(f": {block}")
+        end = f"END_{number}"
+        match block.language:
+            case "sh":
+                steps.append(block.text)
+            case "python" if OTHERS not in block.text:
+                steps.append(f"python <<'{end}'\n{block.text}\n{end}")
+            case "toml":
+                named = re.match(r"# (\S+)\n", block.text)
+                assert named, f"{block}: its first line is to say which file this is"
+                where = shlex.quote(named[1])
+                steps.append(f"mkdir -p \"$(dirname {where})\"\ncat > {where} <<'{end}'")
+                steps.append(f"{block.text}{end}")
+    return "\n".join(steps)
+
+
+@pytest.fixture
+def desk(shared: Path, real_store: Store, tmp_path: Path) -> Path:
+    """A folder with the files that the documentation names, and a store of one's own."""
     for name in ("beagle.jpg", "tractor.jpg"):
-        shutil.copy(shared / "photos/flickr" / name, folder)
-    (folder / "photos").mkdir()
+        shutil.copy(shared / "photos/flickr" / name, tmp_path)
+    (tmp_path / "photos").mkdir()
     for photo in sorted((shared / "photos").glob("*.JPEG"))[:4]:
-        shutil.copy(photo, folder / "photos")
-    for number, photo in enumerate(sorted((shared / "photos").glob("*.JPEG"))[:12]):
-        there = folder / ("others" if number < 4 else "pictures") / ("even", "odd")[number % 2]
-        there.mkdir(parents=True, exist_ok=True)
-        shutil.copy(photo, there)
-    own = folder / "store/parts"
-    own.mkdir(parents=True)
-    example = re.search(r"```toml\n(.*?)```", README, re.DOTALL)
-    assert example is not None
-    thousand = example[1].replace("classes = 12", "classes = 1000")
-    (own / "model.toml").write_text(thousand, "utf-8")
-    (own / "labels.tsv").write_text("".join(f"\tpart {n}\n" for n in range(1000)), "utf-8")
-    weights = real_store.root / "bvlc_googlenet/weights.safetensors"
-    shutil.copy(weights, folder / "parts.safetensors")
-    return folder
+        shutil.copy(photo, tmp_path / "photos")
+    digits = ROOT / "model_store/digits"
+    shutil.copy(digits / "weights.safetensors", tmp_path / "parts.safetensors")
+    shutil.copytree(digits / "held_out", tmp_path / "belt")
+    for folder in ("pictures", "others"):
+        for parity in ("even", "odd"):
+            (tmp_path / folder / parity).mkdir(parents=True)
+        for picture in (digits / "held_out").iterdir():
+            shutil.copy(picture, tmp_path / folder / ("even", "odd")[int(picture.stem) % 2])
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/bvlc_googlenet").symlink_to(real_store.root / "bvlc_googlenet")
+    return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("curl")])
-def test_requests_are_answered(command: str, desk: Path, served: Served) -> None:
-    if not shutil.which("curl"):
-        missing("curl")
-    there = command.replace("localhost:8000", f"127.0.0.1:{served.port}")
-    answer = subprocess.run(  # noqa: S602 - our own README
-        there.replace("curl", "curl --silent --show-error --fail", 1),
-        shell=True, cwd=desk, capture_output=True, text=True, timeout=60, check=False,
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_true(page: Path, desk: Path, served: Served) -> None:
+    """Whatever it says to type is done."""
+    for tool in ("bash", "curl", "make"):
+        if not shutil.which(tool):
+            missing(tool)
+    # Small, for a start that measures little.
+    quick = {"MAX_BATCH": "2", "CORES": "1", "EXECUTORS": "1", "PRECISION": "float32"}
+    own = {"STORE": str(desk / "store"), "FETCH": "False"}
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        ["bash", "-c", script(page)],  # noqa: S607 - whichever bash there is
+        cwd=desk, capture_output=True, text=True, timeout=600, check=False,
+        env={
+            **os.environ,
+            **{f"GOOGLENET_{name}": value for name, value in {**quick, **own}.items()},
+            "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "ROOT": str(ROOT),
+            "port": str(served.port),
+        },
     )  # fmt: skip
-    assert answer.returncode == 0, answer.stderr
-    written = re.search(r" -o (\S+)", command)
-    assert (desk / written[1]).stat().st_size if written else answer.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run(example: str, python: Path, desk: Path, served: Served) -> str:
-    there = example.replace("localhost:8000", f"127.0.0.1:{served.port}")
-    done = subprocess.run(  # noqa: S603 - our own README
-        [python, "-c", there],
-        cwd=desk, capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_examples_in_python_run(desk: Path, served: Served) -> None:
-    ours, others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    said = run(ours, Path(sys.executable), desk, served)
-    assert said.startswith("beagle\n")
-    assert said.count("Prediction(") == 2
+@pytest.mark.slow
+def test_what_other_peoples_clients_do_is_true(desk: Path, served: Served) -> None:
     python = ROOT / ".venv-clients/bin/python"
     if not python.exists():
         missing("the environment of other people's clients (make clients)")
-    assert b":162:beagle" in run(others, python, desk, served).encode()
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("googlenet-service")])
-def test_commands_succeed(command: str, desk: Path, real_store: Store) -> None:
-    program = f"{sys.executable} -m service"
-    quick = {"GOOGLENET_MAX_BATCH": "4", "GOOGLENET_CORES": "1"}  # to load
-    done = subprocess.run(  # noqa: S602 - our own README
-        command.replace("googlenet-service", program, 1),
-        shell=True, cwd=desk, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, **quick, "GOOGLENET_STORE": str(real_store.root)},
+    (theirs,) = (block for block in BLOCKS if OTHERS in block.text)
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        [python, "-c", theirs.text.replace("localhost:8000", f"127.0.0.1:{served.port}")],
+        cwd=desk, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert ":162:beagle" in done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
-def test_make_knows_its_targets(command: str) -> None:
-    if not shutil.which("make"):
-        missing("make")
-    plan = subprocess.run(  # noqa: S603 - our own README
-        [*command.split(), "--dry-run"],
-        cwd=ROOT, capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
-    assert plan.returncode == 0, plan.stderr
-    assert "googlenet-service serve" in plan.stdout
+# Where its links lead.
 
 
-def test_every_command_of_the_readme_is_run() -> None:
-    others = [c for c in COMMANDS if not c.startswith(("curl", "googlenet-service", "make"))]
-    assert others == []
+def anchors(page: Path) -> set[str]:
+    """Give the names of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+LINKS = [
+    (page, link)
+    for page in DOCUMENTS
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    if not link.startswith("https://")
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "link"), LINKS, ids=[f"{page.relative_to(ROOT)}-{link}" for page, link in LINKS]
+)
+def test_a_link_leads_somewhere(page: Path, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    there = (page.parent / path).resolve() if path else page
+    assert there.exists()
+    assert not anchor or anchor in anchors(there)
+
+
+def test_the_index_has_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {(page.parent / link.partition("#")[0]).resolve() for page, link in LINKS
+              if page == index}  # fmt: skip
+    assert {*(ROOT / "docs").rglob("*.md")} - {index} <= linked
