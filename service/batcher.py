@@ -44,6 +44,7 @@ from service.work import (
     R,
     Report,
     Slice,
+    Wait,
 )
 
 logger = logging.getLogger(__name__)
@@ -488,7 +489,7 @@ def _reported(
     batch: Batch[P], seats: Sequence[Seat[P, R]], seconds: float, rate: float, *, failed: bool
 ) -> BatchReport:
     firsts = (seat for seat, part in zip(seats, batch.slices, strict=True) if part.start == 0)
-    waits = tuple(seat.started - seat.submitted for seat in firsts)
+    waits = tuple(Wait(seat.started - seat.submitted, seat.waiting.bulk) for seat in firsts)
     return BatchReport(
         batch.key, batch.size, batch.rows, batch.reason, seconds, waits, rate, failed
     )

@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
 from prometheus_client import (
@@ -41,6 +42,7 @@ CALLS = ("admitted", "rate_limited")  # what becomes of a request that has a key
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SHADOW = ("agreed", "differed", "failed", "skipped")  # what becomes of what a candidate is asked
 STAGES = ("upload", "decode", "queue", "inference")
+INTERACTIVE, BULK = "interactive", "bulk"  # priorities: who lets others pass is no measure of delay
 
 
 class Metrics:
@@ -57,14 +59,14 @@ class Metrics:
 
         self._requests = Counter(
             "googlenet_requests",
-            "HTTP requests answered, by route template, method and status.",
-            ["route", "method", "code"],
+            "HTTP requests answered, by route template, method, status and priority.",
+            ["route", "method", "code", "priority"],
             registry=registry,
         )
         self._request_seconds = Histogram(
             "googlenet_request_duration_seconds",
             "From a request's first byte here to its last byte out.",
-            ["route", "code"],
+            ["route", "code", "priority"],
             buckets=LATENCY,
             registry=registry,
         )
@@ -94,7 +96,7 @@ class Metrics:
         self._rejected = Counter(
             "googlenet_rejected",
             "Requests and pictures refused or failed, by the code of the error.",
-            ["reason"],
+            ["reason", "priority"],
             registry=registry,
         )
         self._key_requests = Counter(
@@ -113,6 +115,7 @@ class Metrics:
         self._queue_wait = Histogram(
             "googlenet_queue_wait_seconds",
             "From a job's submission until its first row runs.",
+            ["priority"],
             buckets=LATENCY,
             registry=registry,
         )
@@ -229,35 +232,40 @@ class Metrics:
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
-        for stage in STAGES:
-            self._stages.labels(stage)
-        for reason in ("idle", "evicted", "silent", "stalled", "full"):
-            self._closed.labels(reason)
-        for error in _leaves(ServiceError):
-            self._rejected.labels(error.code)
-        for plan in views.NAMES:
-            self._images.labels(plan, "ok")
-        for why in ("late", "cancelled"):
-            for where in ("queue", "batch"):
-                self._dropped.labels(why, where)
-        for reason in ("full", "drained", "deadline"):
-            self._batches.labels(reason)
-        for outcome in SHADOW:
-            self._shadow.labels(outcome)
-        for side in (views.CROP, views.DENSE):
-            self._batch_seconds.labels(side)
+        zeros: dict[Counter | Histogram, Iterable[tuple[object, ...]]] = {
+            self._stages: zip(STAGES),
+            self._closed: zip(("idle", "evicted", "silent", "stalled", "full")),
+            self._rejected: ((error.code, INTERACTIVE) for error in _leaves(ServiceError)),
+            self._images: ((plan, "ok") for plan in views.NAMES),
+            self._dropped: product(("late", "cancelled"), ("queue", "batch")),
+            self._queue_wait: zip((INTERACTIVE, BULK)),
+            self._batches: zip(("full", "drained", "deadline")),
+            self._shadow: zip(SHADOW),
+            self._batch_seconds: zip((views.CROP, views.DENSE)),
+        }
+        for family, series in zeros.items():
+            for labels in series:
+                family.labels(*labels)
 
-    def request(
-        self, route: str, method: str, code: int, seconds: float, traced: dict[str, str]
+    def request(  # noqa: PLR0913 - each is a label, or what is counted
+        self,
+        route: str,
+        method: str,
+        code: int,
+        seconds: float,
+        traced: dict[str, str],
+        *,
+        bulk: bool,
     ) -> None:
         """Count an answered request; `traced` is its exemplar, empty if it is not traced."""
-        self._requests.labels(route, method, code).inc()
-        self._request_seconds.labels(route, code).observe(seconds, traced or None)
+        priority = _priority(bulk=bulk)
+        self._requests.labels(route, method, code, priority).inc()
+        self._request_seconds.labels(route, code, priority).observe(seconds, traced or None)
 
     def expect(self, route: str, method: str, codes: Iterable[int]) -> None:
         """Begin counting from zero what a route may answer: a rate sees no first event."""
         for code in codes:
-            self._requests.labels(route, method, code)
+            self._requests.labels(route, method, code, INTERACTIVE)
 
     def in_flight(self, change: int) -> None:
         """Count a request in (1) or out (-1)."""
@@ -283,9 +291,9 @@ class Metrics:
         """Count a picture whose answer was kept."""
         self._cache_hits.inc()
 
-    def rejected(self, error: ServiceError) -> None:
+    def rejected(self, error: ServiceError, *, bulk: bool = False) -> None:
         """Count a request or a picture refused."""
-        self._rejected.labels(error.code).inc()
+        self._rejected.labels(error.code, _priority(bulk=bulk)).inc()
 
     def callers(self, names: Iterable[str]) -> None:
         """Count requests by these keys' names from now on, and forget all other names."""
@@ -306,8 +314,8 @@ class Metrics:
             self._dropped.labels(report.why, report.where).inc()
             return
         self._batch_failures.inc(report.failed)
-        for seconds in report.queue_seconds:
-            self._queue_wait.observe(seconds)
+        for wait in report.waits:
+            self._queue_wait.labels(_priority(bulk=wait.bulk)).observe(wait.seconds)
         if report.key.maps:  # of one row each: they say nothing of how others are batched
             return
         self._batches.labels(report.reason).inc()
@@ -379,6 +387,10 @@ class Metrics:
     def _rate(self, model: str, key: Key, rows: float) -> None:
         member = self._served[model].ensemble.members[key.member]
         self._capacity.labels(model, member.name, key.side).set(rows)
+
+
+def _priority(*, bulk: bool) -> str:
+    return BULK if bulk else INTERACTIVE
 
 
 def _threads(pid: int) -> float:

@@ -79,6 +79,14 @@ class Outcome(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """How long a job waited until its first row ran, and whether it lets others pass."""
+
+    seconds: float
+    bulk: bool
+
+
+@dataclass(frozen=True, slots=True)
 class BatchReport:
     """A batch that was run, or that failed."""
 
@@ -87,7 +95,7 @@ class BatchReport:
     rows: int
     reason: Reason
     seconds: float  # of the device's time: from when it was free for this batch
-    queue_seconds: tuple[float, ...]  # of the jobs whose first rows these were
+    waits: tuple[Wait, ...]  # of the jobs whose first rows these were
     rate: float  # rows of this key that all devices compute in a second, as known by now
     failed: bool
 

@@ -105,6 +105,12 @@ def real_client(real_store: Store) -> Iterator[TestClient]:
         yield client
 
 
+def answered(code: int) -> str:
+    """Name what counts the answers of `POST /classify` with a status, as `/metrics` writes it."""
+    labels = f'code="{code}",method="POST",priority="interactive",route="/classify"'
+    return f"googlenet_requests_total{{{labels}}}"
+
+
 @dataclass(frozen=True)
 class Served:
     """A real process that serves the real weights."""

@@ -23,7 +23,7 @@ from service.errors import (
     ServiceError,
     TooLarge,
 )
-from service.work import Backlog, Batch, BatchReport, Demand, DropReport, Lane, Outcome
+from service.work import Backlog, Batch, BatchReport, Demand, DropReport, Lane, Outcome, Wait
 
 A, B, C = Key(0, 224), Key(0, 256), Key(1, 224)
 KEYS = (A, B, C)
@@ -298,7 +298,7 @@ def test_an_outcome_and_its_report_tell_where_the_time_went() -> None:
         [report] = reports.batches
         assert (report.key, report.size, report.rows) == (A, 4, 3)
         assert (report.reason, report.failed) == ("drained", False)
-        assert report.queue_seconds == (outcome.queue_seconds,)
+        assert report.waits == (Wait(outcome.queue_seconds, bulk=False),)
         assert 0 <= report.seconds <= outcome.run_seconds
 
     play(scene)
@@ -313,7 +313,7 @@ def test_only_a_job_s_first_rows_are_reported_as_having_queued() -> None:
                 await device.begun()
                 device.end()
             await large
-        assert [len(report.queue_seconds) for report in reports.batches] == [1, 0]
+        assert [len(report.waits) for report in reports.batches] == [1, 0]
 
     play(scene)
 

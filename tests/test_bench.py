@@ -250,7 +250,7 @@ def test_the_stages_are_the_whole_of_a_request(url: str) -> None:
     found = scrape.stages(before, after)
     assert [*found] == [*STAGES, "answer"]
     assert all(seconds >= 0 for seconds in found.values())
-    labels = "[('code', '200'), ('route', '/classify')]"
+    labels = "[('code', '200'), ('priority', 'interactive'), ('route', '/classify')]"
     whole, count = (
         after[name] - before.get(name, 0)
         for name in (

@@ -707,7 +707,7 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
         command = ["classify", str(pictures), "--url", url, "--out", str(out)]
         assert main([*command, "--views", "single", "--top-k", "2"]) == 1
         metrics = httpx2.get(f"{url}/metrics").text
-    assert 'googlenet_rejected_total{reason="overloaded"}' in metrics
+    assert 'googlenet_rejected_total{priority="interactive",reason="overloaded"}' in metrics
     rows = read(out)
     assert len(rows) == 63
     assert [row["label"] for row in rows[:60]] == [*LABELS.values()] * 20

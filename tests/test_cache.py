@@ -113,7 +113,7 @@ def test_other_views_are_another_answer(client: TestClient) -> None:
 
 def test_of_several_pictures_those_that_are_new_are_classified(client: TestClient) -> None:
     client.post("/classify", files=parts(LIME))
-    before = value(client, "googlenet_queue_wait_seconds_count")
+    before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
     mixed = client.post("/classify", files=parts(RED, LIME, b"text", RED, plain("blue")))
     assert mixed.headers["cache-status"] == MISS
     firsts = [
@@ -121,7 +121,7 @@ def test_of_several_pictures_those_that_are_new_are_classified(client: TestClien
         for one in mixed.json()["results"]
     ]
     assert firsts == ["red", "green", "unsupported_type", "red", "blue"]
-    assert value(client, "googlenet_queue_wait_seconds_count") == before + 3
+    assert value(client, "googlenet_queue_wait_seconds_count", "interactive") == before + 3
     assert value(client, "googlenet_cache_hits_total") == 1
 
 
@@ -170,9 +170,11 @@ def test_the_open_inference_protocol_is_answered_so_too(client: TestClient) -> N
 def test_an_explanation_takes_the_ranking_that_is_kept() -> None:
     with service(lambda _: fake_backend(colour_or_map, explains=True), SETTINGS) as client:
         client.post("/classify", files=parts(RED))
-        before = value(client, "googlenet_queue_wait_seconds_count")
+        before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
         assert client.post("/explain", files=parts(RED)).json()["label"] == "red"
-        assert value(client, "googlenet_queue_wait_seconds_count") == before + 1  # for the map
+        assert (
+            value(client, "googlenet_queue_wait_seconds_count", "interactive") == before + 1
+        )  # for the map
 
 
 def test_without_a_cache_nothing_is_said_of_one() -> None:

@@ -22,7 +22,7 @@ import attacks
 import httpx2
 import pytest
 from attacks import HOST, LAST_LIVEZ, LIVEZ, PATIENCE, STAGES, Reply, connected, post, speak
-from conftest import FakeBackend, Served, fake_backend, in_thread, serving, wait_ready
+from conftest import FakeBackend, Served, answered, fake_backend, in_thread, serving, wait_ready
 from test_classify import Gate, assert_describes, plain
 
 from service.app import create_app
@@ -285,7 +285,7 @@ def test_a_body_whose_end_could_be_read_in_two_ways_is_refused_with_its_connecti
 def test_what_is_refused_is_counted_and_logged(
     hosted: Hosted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = 'googlenet_rejected_total{reason="malformed"}'
+    name = 'googlenet_rejected_total{priority="interactive",reason="malformed"}'
     before = hosted.metrics()[name]
     with caplog.at_level("INFO"):
         said(hosted, b"BREW / HTTP/1.1\r\n\r\n")
@@ -522,7 +522,7 @@ def test_whenever_a_caller_leaves_nothing_of_it_remains(
     meanwhile(hosted.port, leave())
     hosted.until(lambda now: (now["googlenet_requests_in_flight"], now["googlenet_queue_rows"],
                               now["googlenet_connections"]) == (1, 0, 1))  # fmt: skip
-    gone = 'googlenet_requests_total{code="499",method="POST",route="/classify"}'
+    gone = answered(499)
     left = hosted.metrics()[gone] - before.get(gone, 0)
     expected = {"head": (20, 20), "mid-body": (20, 20), "body": (0, 20)}
     least, most = expected.get(stage, (0, 0))

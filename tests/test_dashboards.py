@@ -136,6 +136,7 @@ def drive(client: httpx2.Client, port: int) -> None:
     for views in ("single", "ten", "dense"):
         post(f"/classify?views={views}", content=DIGIT, headers=png)
     post(files=[("file", DIGIT), ("file", DIGIT), ("file", b"no picture")])
+    post(content=DIGIT, headers={**png, "Priority": "u=7"})
     post(content=DIGIT[:100], headers=png)
     post(content=b"no picture", headers=png)
     post(json={})

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from conftest import FakeBackend, fake_backend, wait_ready
+from conftest import FakeBackend, answered, fake_backend, wait_ready
 from starlette.testclient import TestClient
 
 from service.app import create_app
@@ -96,8 +96,8 @@ def test_a_refusal_is_counted_under_its_route_and_reason() -> None:
     assert answer.json()["code"] == "not_ready"
     assert answer.json()["instance"].endswith(answer.headers["x-request-id"])
     assert answer.headers["retry-after"] == "5"
-    assert 'googlenet_requests_total{code="503",method="POST",route="/classify"} 1.0' in metrics
-    assert 'googlenet_rejected_total{reason="not_ready"} 1.0' in metrics
+    assert f"{answered(503)} 1.0" in metrics
+    assert 'googlenet_rejected_total{priority="interactive",reason="not_ready"} 1.0' in metrics
 
 
 def test_only_pictures_that_come_in_are_looked_at(client: TestClient) -> None:

@@ -204,9 +204,9 @@ def test_calls_are_counted_and_logged_by_the_name_of_their_key(
         (key, outcome): 0 for key in ("web", "batch") for outcome in ("admitted", "rate_limited")
     }
     assert after == before | {("web", "admitted"): 2, ("web", "rate_limited"): 1}
-    assert requests["429", "GET", "/models"] == 1
-    assert requests["401", "POST", "/classify"] == 1
-    assert (rejected["unauthorized",], rejected["rate_limited",]) == (1, 1)
+    assert requests["429", "GET", "interactive", "/models"] == 1
+    assert requests["401", "POST", "interactive", "/classify"] == 1
+    assert [rejected["interactive", code] for code in ("unauthorized", "rate_limited")] == [1, 1]
     lines = [record.request for record in caplog.records if hasattr(record, "request")]
     assert [line.get("key") for line in lines] == ["web", "web", "web", None]
     assert [line.get("code") for line in lines] == [None, None, "rate_limited", "unauthorized"]

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 from calls import Call, ready
-from conftest import fake_backend, mean_colour
+from conftest import answered, fake_backend, mean_colour
 from fastapi import FastAPI
 from faults import Faulty, Rates
 from known import SAME, Known, apart, colours, distance, scores
@@ -131,11 +131,7 @@ def test_ten_thousand_at_once_get_their_own_answers_or_none() -> None:
         else:
             assert json.loads(call.answer)["code"] in {"inference_failed", "caller_gone"}
     # What was received is what was answered, failed and left: nobody is lost.
-    by_code = {
-        code: counts[f'googlenet_requests_total{{code="{code}",method="POST",route="/classify"}}']
-        for code in statuses
-    }
-    assert by_code == statuses
+    assert {code: counts[answered(code)] for code in statuses} == statuses
     assert counts["googlenet_requests_in_flight"] == 0
     assert counts["googlenet_queue_rows"] == counts["googlenet_queue_bytes"] == 0
     assert all(faulty.injected[fault] for fault in RATES.__dataclass_fields__), faulty.injected

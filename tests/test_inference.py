@@ -215,7 +215,10 @@ def test_who_cannot_be_answered_is_refused_before_the_body_is_looked_at() -> Non
     with service(lambda _: fake_backend(seconds_per_row=3.0), slow) as client:
         for path, template in ((PATH, INFER), ("/v2/models/fake/versions/1/infer", INFER_VERSION)):
             sentence(client.post(path, content=b"no JSON"), 504)
-            assert value(client, "googlenet_requests_total", "504", "POST", template) == 1
+            assert (
+                value(client, "googlenet_requests_total", "504", "POST", "interactive", template)
+                == 1
+            )
 
 
 def test_a_tensors_memory_is_what_it_takes_four_bytes_a_value() -> None:
@@ -275,11 +278,13 @@ def test_a_key_is_needed_except_by_who_asks_how_the_server_is() -> None:
 def test_requests_are_counted_by_template_and_logged_as_those_of_classify_are(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = value(client, "googlenet_requests_total", "200", "POST", INFER)
+    before = value(client, "googlenet_requests_total", "200", "POST", "interactive", INFER)
     with caplog.at_level(logging.INFO, logger="service.api.requests"):
         post(client, image(RED, BLUE))
         client.get("/v2/health/live")
-    assert value(client, "googlenet_requests_total", "200", "POST", INFER) == before + 1
+    assert (
+        value(client, "googlenet_requests_total", "200", "POST", "interactive", INFER) == before + 1
+    )
     (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
     assert (line["route"], line["views"], line["pictures"]) == (INFER, "ten", 2)
     assert {"upload", "decode", "queue", "inference", "batch_rows"} <= line.keys()

@@ -78,13 +78,13 @@ def nonzero(client: TestClient, name: str) -> dict[tuple[str, ...], float]:
 ZEROS = {
     "googlenet_images_total": [("ok", plan) for plan in views.NAMES],
     "googlenet_connections_closed_total": [(reason,) for reason in CLOSED],
-    "googlenet_rejected_total": [(reason,) for reason in REASONS],
+    "googlenet_rejected_total": [("interactive", reason) for reason in REASONS],
     "googlenet_cancelled_total": [*product(("queue", "batch"), ("late", "cancelled"))],
     "googlenet_batches_total": [("full",), ("drained",), ("deadline",)],
     "googlenet_batch_failures_total": [()],
     "googlenet_batch_padding_rows_total": [()],
     "googlenet_stage_duration_seconds_count": [(stage,) for stage in STAGES],
-    "googlenet_queue_wait_seconds_count": [()],
+    "googlenet_queue_wait_seconds_count": [("bulk",), ("interactive",)],
     "googlenet_batch_rows_count": [()],
     "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
     "googlenet_shadow_pictures_total": [(outcome,) for outcome in SHADOW],
@@ -105,8 +105,9 @@ def test_before_anything_happens_every_series_is_at_zero(
 def test_what_classify_may_answer_is_counted_from_zero(client: TestClient) -> None:
     asked = counts(client, "googlenet_requests_total")
     codes = {str(code) for code in (200, *STATUS.values())}
-    assert {key: asked[key] for key in asked if key[1:] == ("POST", "/classify")} == {
-        (code, "POST", "/classify"): 0 for code in codes
+    told = ("POST", "interactive", "/classify")
+    assert {key: asked[key] for key in asked if key[1:] == told} == {
+        (code, *told): 0 for code in codes
     }
 
 
@@ -141,15 +142,15 @@ def test_requests_are_counted_by_route_method_and_status(client: TestClient) -> 
     client.get("/nothing")
     counted = nonzero(client, "googlenet_requests_total")
     assert {key: count for key, count in counted.items() if "/readyz" not in key} == {
-        ("200", "POST", "/classify"): 2,
-        ("415", "POST", "/classify"): 1,
-        ("405", "GET", "/classify"): 1,
-        ("200", "GET", "/models"): 1,
-        ("404", "GET", "unmatched"): 1,
+        ("200", "POST", "interactive", "/classify"): 2,
+        ("415", "POST", "interactive", "/classify"): 1,
+        ("405", "GET", "interactive", "/classify"): 1,
+        ("200", "GET", "interactive", "/models"): 1,
+        ("404", "GET", "interactive", "unmatched"): 1,
     }
     timed = counts(client, "googlenet_request_duration_seconds_count")
-    assert timed["200", "/classify"] == 2
-    assert timed["404", "unmatched"] == 1
+    assert timed["200", "interactive", "/classify"] == 2
+    assert timed["404", "interactive", "unmatched"] == 1
 
 
 def test_label_values_never_come_from_the_input(client: TestClient) -> None:
@@ -168,6 +169,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
         "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
         "views": {*views.NAMES},
+        "priority": {"interactive", "bulk"},
         "reason": {*REASONS, *CLOSED, "full", "drained", "deadline"},
         "outcome": {"ok", *REASONS, *SHADOW},
     }
@@ -176,8 +178,10 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
             for sample in family.samples:
                 for label, known in closed.items():
                     assert sample.labels.get(label) in {None, *known}, sample
-    assert value(client, "googlenet_requests_total", "404", "other", "unmatched") == 4
-    assert value(client, "googlenet_requests_total", "405", "other", "/models") == 4
+    assert (
+        value(client, "googlenet_requests_total", "404", "other", "interactive", "unmatched") == 4
+    )
+    assert value(client, "googlenet_requests_total", "405", "other", "interactive", "/models") == 4
 
 
 def test_pictures_are_counted_by_views_and_outcome(client: TestClient) -> None:
@@ -192,9 +196,32 @@ def test_pictures_are_counted_by_views_and_outcome(client: TestClient) -> None:
         ("unsupported_type", "single"): 1,
     }
     assert nonzero(client, "googlenet_rejected_total") == {
-        ("unsupported_type",): 2,
-        ("unreadable_image",): 1,
+        ("interactive", "unsupported_type"): 2,
+        ("interactive", "unreadable_image"): 1,
     }
+
+
+def test_what_lets_others_pass_is_counted_apart(client: TestClient) -> None:
+    def ask(*pictures: bytes, **headers: str) -> None:
+        client.post("/classify?views=single", files=parts(*pictures), headers=headers)
+
+    ask(plain("red"))
+    ask(plain("red"), b"text", priority="u=7")
+    ask(b"text", priority="u=7")
+    ask(b"text")
+    asked = nonzero(client, "googlenet_requests_total")
+    assert {key: asked[key] for key in asked if key[3] == "/classify"} == {
+        ("200", "POST", "interactive", "/classify"): 1,
+        ("200", "POST", "bulk", "/classify"): 1,
+        ("415", "POST", "bulk", "/classify"): 1,
+        ("415", "POST", "interactive", "/classify"): 1,
+    }
+    timed = counts(client, "googlenet_request_duration_seconds_count")
+    assert timed["200", "bulk", "/classify"] == 1
+    waited = counts(client, "googlenet_queue_wait_seconds_count")
+    assert waited == {("bulk",): 1, ("interactive",): 1}
+    refused = nonzero(client, "googlenet_rejected_total")
+    assert refused == {("bulk", "unsupported_type"): 2, ("interactive", "unsupported_type"): 1}
 
 
 def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
@@ -205,12 +232,12 @@ def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
     client.post("/classify", json={})
     client.post("/classify?views=paper", files=parts(plain("red")), headers={"x-timeout-ms": "1"})
     assert nonzero(client, "googlenet_rejected_total") == {
-        ("malformed",): 1,
-        ("too_large",): 1,
-        ("invalid_parameter",): 1,
-        ("missing_file",): 1,
-        ("unsupported_type",): 1,
-        ("deadline_exceeded",): 1,
+        ("interactive", "malformed"): 1,
+        ("interactive", "too_large"): 1,
+        ("interactive", "invalid_parameter"): 1,
+        ("interactive", "missing_file"): 1,
+        ("interactive", "unsupported_type"): 1,
+        ("interactive", "deadline_exceeded"): 1,
     }
     assert nonzero(client, "googlenet_images_total") == {}
 
@@ -236,7 +263,7 @@ def test_batches_their_rows_and_their_padding_are_counted() -> None:
         assert value(client, "googlenet_batch_padding_rows_total") == 4
         by_side = counts(client, "googlenet_batch_duration_seconds_count")
         assert by_side == {("224",): 3, ("288",): 1}
-        assert value(client, "googlenet_queue_wait_seconds_count") == 2
+        assert value(client, "googlenet_queue_wait_seconds_count", "interactive") == 2
         assert value(client, "googlenet_batch_failures_total") == 0
 
 
@@ -253,7 +280,9 @@ def test_batches_that_fail_are_counted() -> None:
             client.post("/classify?views=single", files=parts(plain("red")))
         assert value(client, "googlenet_batch_failures_total") == 1
         assert sum(counts(client, "googlenet_batches_total").values()) == 2
-        assert nonzero(client, "googlenet_rejected_total") == {("inference_failed",): 1}
+        assert nonzero(client, "googlenet_rejected_total") == {
+            ("interactive", "inference_failed"): 1
+        }
         assert nonzero(client, "googlenet_images_total") == {
             ("inference_failed", "single"): 1,
             ("ok", "single"): 1,
@@ -316,8 +345,11 @@ def test_a_caller_that_hangs_up_while_its_picture_waits_costs_no_batch() -> None
         assert first.result().status_code == 200
         assert client.post("/classify?views=single", files=parts(plain("red"))).status_code == 200
         assert value(client, "googlenet_batch_rows_sum") == 2
-        assert nonzero(client, "googlenet_rejected_total") == {("caller_gone",): 1}
-        assert value(client, "googlenet_requests_total", "499", "POST", "/classify") == 1
+        assert nonzero(client, "googlenet_rejected_total") == {("interactive", "caller_gone"): 1}
+        assert (
+            value(client, "googlenet_requests_total", "499", "POST", "interactive", "/classify")
+            == 1
+        )
 
 
 def test_a_caller_that_hangs_up_while_its_batch_runs_is_counted_too() -> None:
@@ -340,7 +372,10 @@ def test_a_bug_is_counted_as_a_500() -> None:
 
     with service(lambda _: fake_backend(run), raise_server_exceptions=False) as client:
         client.post("/classify", files=parts(plain("red")))
-        assert value(client, "googlenet_requests_total", "500", "POST", "/classify") == 1
+        assert (
+            value(client, "googlenet_requests_total", "500", "POST", "interactive", "/classify")
+            == 1
+        )
         assert value(client, "googlenet_requests_in_flight") == 1
 
 

@@ -79,9 +79,11 @@ def test_the_page_may_load_itself_and_nothing_else(client: TestClient) -> None:
 
 def test_it_is_counted_by_its_routes_and_is_no_part_of_the_api(client: TestClient) -> None:
     assert not page.PATHS & client.get("/openapi.json").json()["paths"].keys()
-    before = counts(client, "googlenet_requests_total").get(("200", "GET", "/"), 0)
+    before = counts(client, "googlenet_requests_total").get(("200", "GET", "interactive", "/"), 0)
     client.get("/")
-    assert counts(client, "googlenet_requests_total")["200", "GET", "/"] == before + 1
+    assert (
+        counts(client, "googlenet_requests_total")["200", "GET", "interactive", "/"] == before + 1
+    )
 
 
 # What is seen.
@@ -344,6 +346,7 @@ def test_the_camera_takes_one(visit: Open, port: int) -> None:
     expect(ours(".labels li")).to_have_count(3)  # the fake model has no more
     assert ours.page.evaluate("document.querySelector('video').srcObject") is None
     ours("#use-camera").click()
+    expect(ours("#camera")).to_be_visible()  # or nothing is there to close
     ours.page.keyboard.press("Escape")
     expect(ours("#camera")).to_be_hidden()
     expect(ours.cards).to_have_count(1)

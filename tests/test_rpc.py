@@ -242,13 +242,16 @@ def test_a_call_that_is_cancelled_is_counted_as_one_that_has_left(
     gate: Gate, hosted: Hosted
 ) -> None:
     data = MESSAGES.make("ModelInferRequest", model_name="fake", inputs=[image(RED)])
-    before = value(hosted.http, "googlenet_requests_total", "499", "POST", INFER)
+    before = value(hosted.http, "googlenet_requests_total", "499", "POST", "interactive", INFER)
     with gate.shut():
         ask: Any = hosted.channel.unary_unary(INFER)
         call = ask.future(data.SerializeToString())
         assert gate.entered.wait(20)
         call.cancel()
-        while value(hosted.http, "googlenet_requests_total", "499", "POST", INFER) == before:
+        while (
+            value(hosted.http, "googlenet_requests_total", "499", "POST", "interactive", INFER)
+            == before
+        ):
             pass
     assert rows(hosted.infer(image(RED))) == [[1, 0, 0]]
 
@@ -324,12 +327,15 @@ def test_both_protocols_use_up_the_same_key(tmp_path: Path) -> None:
 def test_calls_are_named_counted_and_logged_as_requests_are(
     hosted: Hosted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = value(hosted.http, "googlenet_requests_total", "200", "POST", INFER)
+    before = value(hosted.http, "googlenet_requests_total", "200", "POST", "interactive", INFER)
     with caplog.at_level(logging.INFO, logger="service.rpc.server"):
         found = hosted.infer(image(RED, BLUE), headers={"x-request-id": "mine"})
         hosted.call("ServerLive")
     assert found.trailing["x-request-id"] == "mine"
-    assert value(hosted.http, "googlenet_requests_total", "200", "POST", INFER) == before + 1
+    assert (
+        value(hosted.http, "googlenet_requests_total", "200", "POST", "interactive", INFER)
+        == before + 1
+    )
     (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
     assert (line["route"], line["id"], line["status"]) == (INFER, "mine", 200)
     assert (line["views"], line["pictures"]) == ("ten", 2)

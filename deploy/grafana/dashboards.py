@@ -18,8 +18,11 @@ ROW_HEIGHT = 1
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 MINE = 'job="$job", instance=~"$instance"'
-CLASSIFY = f'{MINE}, route="/classify", method="POST"'
-ANSWERED = f'{MINE}, route="/classify", code="200"'
+# The objectives are for those who wait for an answer: bulk work waits by its own wish.
+AWAITED = f'{MINE}, priority!="bulk"'
+BULK = f'{MINE}, priority="bulk"'
+CLASSIFY = 'route="/classify", method="POST"'
+ANSWERED = 'route="/classify", code="200"'
 JOB = 'job="$job"'  # of what is recorded by deployment
 
 Kind = Literal["timeseries", "stat", "heatmap", "table"]
@@ -89,7 +92,6 @@ def _by(labels: str) -> str:
     return f" by ({labels})" if labels else ""
 
 
-ERRORS = f'{CLASSIFY}, code=~"5.."'
 BUDGET = "(1 - scalar(googlenet:availability:objective))"
 # Each picture brings every member of an ensemble as many rows: see recording.yml.
 CAPACITY = (
@@ -113,8 +115,8 @@ OVERVIEW = Dashboard(
             Panel("Instances ready", "How many of the instances would be sent requests now.",
                 {"": f"sum(googlenet_ready{{{MINE}}})"},
                 kind="stat", width=4, height=4, limits={"green": 1}),
-            Panel("Availability", "Share of the classifications in the time shown that did not end with a 5xx; the objective is googlenet:availability:objective.",
-                {"": f"1 - (sum(increase(googlenet_requests_total{{{ERRORS}}}[$__range])) or vector(0)) / sum(increase(googlenet_requests_total{{{CLASSIFY}}}[$__range]))"},
+            Panel("Availability", "Share of the classifications in the time shown that did not end with a 5xx, bulk left out; the objective is googlenet:availability:objective.",
+                {"": f'1 - (sum(increase(googlenet_requests_total{{{AWAITED}, {CLASSIFY}, code=~"5.."}}[$__range])) or vector(0)) / sum(increase(googlenet_requests_total{{{AWAITED}, {CLASSIFY}}}[$__range]))'},
                 "percentunit", "stat", width=4, height=4, limits={"green": AVAILABILITY}),
             Panel("Burn rate, 1 h", "How fast the error budget goes: at 1 it lasts exactly 30 days.",
                 {"": f"job:googlenet_errors:ratio_rate1h{{{JOB}}} / {BUDGET}"},
@@ -128,7 +130,7 @@ OVERVIEW = Dashboard(
         ]),
         Row("Traffic and errors", [
             Panel("Classifications by status", "Requests to POST /classify a second.",
-                {"{{code}}": rate("googlenet_requests_total", CLASSIFY, "code")}, "reqps", stacked=True),
+                {"{{code}}": rate("googlenet_requests_total", f"{MINE}, {CLASSIFY}", "code")}, "reqps", stacked=True),
             Panel("Burn rates", "Share of requests that end with a 5xx, in budgets: over 14.4 in 1 h and 5 min, or over 6 in 6 h and 30 min, somebody is paged.",
                 {w: f"job:googlenet_errors:ratio_rate{w}{{{JOB}}} / {BUDGET}" for w in ("5m", "30m", "1h", "6h", "3d")},
                 limits=BURNS),
@@ -142,14 +144,14 @@ OVERVIEW = Dashboard(
                 {"{{instance}}": f"googlenet_requests_in_flight{{{MINE}}}"}),
         ]),
         Row("Latency", [
-            Panel("Answers", "From a request's first byte to its answer's last; refusals are not in it.",
-                quantiles("googlenet_request_duration_seconds", ANSWERED), "s", limits={"red": SECONDS}),
+            Panel("Answers", "From a request's first byte to its answer's last; refusals are not in it, nor is bulk.",
+                quantiles("googlenet_request_duration_seconds", f"{AWAITED}, {ANSWERED}"), "s", limits={"red": SECONDS}),
             Panel("Stages, p50", "Where an ordinary picture's time goes.",
                 {"{{stage}}": quantile(0.5, "googlenet_stage_duration_seconds", by="stage")}, "s"),
             Panel("Stages, p99", "Where a slow picture's time goes: queue means too few devices, inference a slow one, decode large pictures, upload a slow caller.",
                 {"{{stage}}": quantile(0.99, "googlenet_stage_duration_seconds", by="stage")}, "s"),
             Panel("Answers, as a heat map", "Two stripes are two kinds of requests, such as one view and many.",
-                heat("googlenet_request_duration_seconds", ANSWERED), "s", "heatmap", width=16),
+                heat("googlenet_request_duration_seconds", f"{AWAITED}, {ANSWERED}"), "s", "heatmap", width=16),
             Panel("Queue to inference", "How long pictures wait for each second that they are computed; over 1 a device is missing.",
                 {"ratio": f"job:googlenet_queue_inference:ratio_rate5m{{{JOB}}}"}, limits={"orange": 1}),
         ]),
@@ -158,8 +160,8 @@ OVERVIEW = Dashboard(
                 heat("googlenet_batch_rows"), kind="heatmap"),
             Panel("Rows waiting", "Views of accepted pictures that wait, or whose pictures are being decoded.",
                 {"{{instance}}": f"googlenet_queue_rows{{{MINE}}}"}),
-            Panel("Wait for a device", "From a picture's submission until its first row runs. The alert is at half of what an answer may take.",
-                quantiles("googlenet_queue_wait_seconds"), "s", limits={"red": SECONDS / 2}),
+            Panel("Wait for a device", "From a picture's submission until its first row runs, bulk left out. The alert is at half of what an answer may take.",
+                quantiles("googlenet_queue_wait_seconds", AWAITED), "s", limits={"red": SECONDS / 2}),
             Panel("Padding", "Share of the rows computed that are nobody's.",
                 {"padding": f"{rate('googlenet_batch_padding_rows_total')} / ({rate('googlenet_batch_padding_rows_total')} + {ROWS})"},
                 "percentunit", most=1),
@@ -254,7 +256,7 @@ CAPACITY_BOARD = Dashboard(
         Row("Admission", [
             Panel("Predicted wait", "Until all accepted work is done. A request is refused if this, its own rows included, is over its deadline.",
                 {"{{instance}}": f"googlenet_queue_predicted_seconds{{{MINE}}}"}, "s", limits={"red": 10}),
-            Panel("Refused as overloaded", "Share of the requests to POST /classify; the alert is at 5 %.",
+            Panel("Refused as overloaded", "Share of the requests to POST /classify, bulk left out; the alert is at 5 %.",
                 {"share": f"job:googlenet_overloaded:ratio_rate5m{{{JOB}}}"}, "percentunit", limits={"red": 0.05}),
             Panel("Bytes waiting", "Memory of accepted pictures; at --max-queue-bytes (512 MiB) requests are refused.",
                 {"{{instance}}": f"googlenet_queue_bytes{{{MINE}}}"}, "bytes", limits={"red": 512 * 1024**2}),
@@ -275,6 +277,14 @@ CAPACITY_BOARD = Dashboard(
                 {"{{side}}": quantile(0.5, "googlenet_batch_duration_seconds", by="side")}, "s", width=12),
             Panel("A row's time", "Device seconds for a row: what batching saves shows here.",
                 {"a row": f"{rate('googlenet_batch_duration_seconds_sum')} / {ROWS}"}, "s", width=12),
+        ]),
+        Row("Bulk", [
+            Panel("Bulk by status", "Requests to POST /classify with Priority: u=7, a second; a 503 asks them to come again, and is in no alert.",
+                {"{{code}}": rate("googlenet_requests_total", f"{BULK}, {CLASSIFY}", "code")}, "reqps", stacked=True),
+            Panel("Bulk rows waiting", "Of the rows that wait, those that let others pass.",
+                {"{{instance}}": f"googlenet_queue_bulk_rows{{{MINE}}}"}),
+            Panel("Bulk answers", "How long they take: while others wait bulk has --bulk-share of the time.",
+                quantiles("googlenet_request_duration_seconds", f"{BULK}, {ANSWERED}"), "s"),
         ]),
         Row("Cache", [
             Panel("Answered from the cache", "Share of the pictures whose answer was kept; nothing without --cache-bytes.",

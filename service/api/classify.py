@@ -185,7 +185,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         else:
             for answer in answers:
                 if isinstance(answer, ServiceError):
-                    metrics.rejected(answer)
+                    metrics.rejected(answer, bulk=bulk)
             results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
             body = Several(**about, results=results)
         return Response(

@@ -12,9 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import views
 from service.api import classify, explain, problems
-from service.api.headers import PRIORITY, is_bulk
 from service.api.inference import target
-from service.api.requests import name_route, path
+from service.api.requests import is_bulk, name_route, path
 from service.catalogue import Catalogue
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -58,14 +57,10 @@ class Gate:
             plan = views.NAMES[0]  # if there is no time even for the fewest
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
-            bulk = not maps and _is_bulk(scope)
+            bulk = not maps and is_bulk(scope)
             self._catalogue.find(model).check(plan=plan, seconds=seconds, maps=maps, bulk=bulk)
 
     def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same; which views are asked for, and by when, is in the body: so the least."""
         seconds = int(self._most) / 1000
-        self._catalogue.find(model).check(plan="single", seconds=seconds, bulk=_is_bulk(scope))
-
-
-def _is_bulk(scope: Scope) -> bool:
-    return is_bulk(Headers(scope=scope).get(PRIORITY))
+        self._catalogue.find(model).check(plan="single", seconds=seconds, bulk=is_bulk(scope))

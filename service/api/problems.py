@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service import errors
-from service.api.requests import note, path, request_id
+from service.api.requests import is_bulk, note, path, request_id
 from service.errors import ServiceError
 from service.metrics import Metrics
 
@@ -123,7 +123,7 @@ def response(described: Problem, headers: Mapping[str, str] | None = None) -> Re
 
 def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response:
     """Refuse a request with one of the service's own errors; count and note why."""
-    metrics.rejected(error)
+    metrics.rejected(error, bulk=is_bulk(request.scope))
     note(request.scope, {"code": error.code})
     challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
     return answer(of(error, request), request, challenge)

@@ -56,6 +56,11 @@ def name_route(scope: Scope, template: str) -> None:
     scope[_ROUTE] = template
 
 
+def is_bulk(scope: Scope) -> bool:
+    """Tell whether nobody waits for the answer."""
+    return headers.is_bulk(Headers(scope=scope).get(headers.PRIORITY))
+
+
 def note(scope: Scope, notes: Mapping[str, Any]) -> None:
     """Add to what the log will say of a request; never what it brought."""
     scope[_NOTES] |= notes
@@ -123,7 +128,7 @@ class Requests:
         route: str = scope.get(_ROUTE, matched)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         traced = {"trace_id": f"{span.trace_id:032x}"} if span.is_valid else {}
-        self._metrics.request(route, method, status, seconds, traced)
+        self._metrics.request(route, method, status, seconds, traced, bulk=is_bulk(scope))
         fields = {
             "id": scope[_KEY],
             "method": method,

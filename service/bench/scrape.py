@@ -7,14 +7,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.bench.client import Client
 from service.bench.load import OK
 from service.errors import BenchError
-from service.metrics import STAGES
+from service.metrics import INTERACTIVE, STAGES
 
 Series = Mapping[str, float]
 
 _MEMORY = ("process_resident_memory_bytes", "googlenet_worker_process_resident_memory_bytes")
 _REQUEST = "googlenet_request_duration_seconds"
 _STAGE = "googlenet_stage_duration_seconds"
-_OURS = {"route": "/classify", "code": "200"}
+_OURS = {"route": "/classify", "code": "200", "priority": INTERACTIVE}
 
 
 async def scrape(client: Client) -> Series:

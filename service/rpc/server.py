@@ -57,6 +57,11 @@ class _Call:
         """The call's name, which its caller may have given."""
         return str(self.notes["id"])
 
+    @property
+    def is_bulk(self) -> bool:
+        """Tell whether nobody waits for the answer."""
+        return headers.is_bulk(self.headers.get(_PRIORITY, b"").decode("latin-1"))
+
 
 class Service:
     """Answers the protocol's calls."""
@@ -118,7 +123,7 @@ class Service:
             asked = self._messages.read(f"{call.method}Request", data)
             answer = await self._methods[call.method](self, call, asked, len(data), context)
         except ServiceError as error:
-            self._metrics.rejected(error)
+            self._metrics.rejected(error, bulk=call.is_bulk)
             call.notes["code"], call.status = error.code, problems.STATUS[type(error)]
             return error
         except Exception:
@@ -145,11 +150,12 @@ class Service:
 
     def _tell(self, call: _Call) -> None:
         seconds = time.monotonic() - call.started
-        self._metrics.request(_route(call.method), "POST", call.status, seconds, {})
-        about = {"route": _route(call.method), "status": call.status, "seconds": round(seconds, 6)}
+        route, bulk = _route(call.method), call.is_bulk
+        self._metrics.request(route, "POST", call.status, seconds, {}, bulk=bulk)
+        about = {"route": route, "status": call.status, "seconds": round(seconds, 6)}
         level = logging.DEBUG if call.method in _OPEN else logging.INFO
         extra = {"request": {"method": "POST", **about, **call.notes}}
-        logger.log(level, "%s %d", _route(call.method), call.status, extra=extra)
+        logger.log(level, "%s %d", route, call.status, extra=extra)
 
     # The methods.
 
@@ -195,7 +201,7 @@ class Service:
                 asked.model_version,
                 wish,
                 seconds=seconds,
-                bulk=headers.is_bulk(call.headers.get(_PRIORITY, b"").decode("latin-1")),
+                bulk=call.is_bulk,
             )
         call.notes |= answers.add_up(found.answers).notes(found.plan, 0.0)
         return self._messages.answer(found.answered, is_raw=bool(asked.raw_input_contents))
