@@ -1,29 +1,35 @@
 """Class activation maps of views, on the device; `service.explanation` says what they are."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from service import weights
+from service import runtime, weights
 from service.forward import Normalise
 from service.networks import ending
+from service.packed import Shape
 from service.weights import Model
 
 
 class Activations(nn.Module):
     """Takes (N, side, side, 3) uint8 views and a class for each, (N,) int64.
 
-    Gives the maps (N, h, w), the logits (N,) and the biases (N,), all float32: it explains, and
-    need not be quick. For a model that has maps.
+    Gives the maps (N, h, w), the logits (N,) and the biases (N,), all float32: their mean and the
+    bias are to be the logit. For a model that has maps.
     """
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, shapes: Sequence[Shape]) -> None:
         super().__init__()
-        network = model.network().to(device)
+        network = model.network()
         last = cast("nn.Linear", network.get_submodule(weights.architecture(model.manifest).last))
-        self.weight, self.bias = last.weight, last.bias  # (classes, C), (classes,)
-        self.network, self.pool = _with_features(network)
+        self.weight, self.bias = (
+            last.weight.to(device),
+            last.bias.to(device),
+        )  # (classes, C), (classes,)
+        whole, self.pool = _with_features(network)
+        self.network = runtime.place(whole, device, torch.float32, shapes, None)
         self.normalise = Normalise(model.manifest.preprocessing, torch.float32).to(device)
 
     def forward(self, pixels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

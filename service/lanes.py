@@ -136,7 +136,8 @@ class Maker:
         self, device: torch.device, sizes: Sequence[int], threads: int = 0
     ) -> list[_Member]:
         def made(model: Model) -> _Member:
-            maps = Activations(model, device) if model.explains else None
+            lone = [Shape(1, side) for side in model.sides]
+            maps = Activations(model, device, lone) if model.explains else None
             shapes = [Shape(rows, side) for rows in sizes for side in model.sides]
             return _Member(Forward(model, device, self.dtype, shapes), maps)
 

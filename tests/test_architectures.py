@@ -320,7 +320,7 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit(name: str, side: int, tmp_
     pixels = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
     classes = torch.tensor([2, 0])
     with torch.inference_mode():
-        maps, logits, biases = Activations(one, CPU)(pixels, classes)
+        maps, logits, biases = Activations(one, CPU, [Shape(*pixels.shape[:2])])(pixels, classes)
         expected = one.network()(Normalise(one.manifest.preprocessing, torch.float32)(pixels))
     assert maps.shape == (2, side // 32, side // 32)
     assert maps.std((1, 2)).min() > 1e-3
