@@ -31,13 +31,14 @@ from service.api.requests import Requests
 from service.api.uploads import Budget
 from service.catalogue import Catalogue, Shelf
 from service.certificate import Certificate
-from service.classifier import Classifier, Limits
+from service.classifier import Limits
 from service.ensemble import Backend
 from service.errors import WrongOption
 from service.images import Bounds
 from service.inference import Inference
 from service.keys import Keyring
 from service.metrics import Metrics
+from service.servable import Servable
 from service.settings import Settings
 from service.shadow import Shadow
 from service.work import Report
@@ -59,13 +60,13 @@ _SEEN = (
 )
 
 
-def create_classifier(
+def create_servable(
     settings: Settings,
     *,
     load: Load = apart.load,
     report: Report = lambda _: None,
-) -> Classifier:
-    """Put a classifier together; what its batcher reports goes nowhere by default."""
+) -> Servable:
+    """Put together what serves a model; what its batcher reports goes nowhere by default."""
     limits = Limits(
         picture=Bounds(settings.max_pixels, settings.decode_seconds),
         max_queue_bytes=settings.max_queue_bytes,
@@ -74,22 +75,22 @@ def create_classifier(
         decoders=processors.decoding(settings.decode_threads),
         stall_seconds=settings.stall_seconds,
     )
-    return Classifier(partial(load, settings), limits, report)
+    return Servable(partial(load, settings), limits, report)
 
 
 def create_catalogue(settings: Settings, load: Load, metrics: Metrics) -> Catalogue:
     """Put together what serves models side by side."""
     where = store.locate(settings.store)
 
-    def make(name: str) -> Classifier:
+    def make(name: str) -> Servable:
         chosen = settings.model_copy(update={"model": name})
-        return create_classifier(chosen, load=load, report=partial(metrics.work, name))
+        return create_servable(chosen, load=load, report=partial(metrics.work, name))
 
     def stamp(name: str) -> object:
         stamps = [where.stamp(member) for member in name.split(",")]
         return None if None in stamps else tuple(stamps)
 
-    def changed(served: Mapping[str, Classifier]) -> None:
+    def changed(served: Mapping[str, Servable]) -> None:
         metrics.serves({name: (one.backend, one.load_seconds) for name, one in served.items()})
 
     shelf = Shelf(make, stamp, lambda one: workers.resident(one.backend.pid), changed)

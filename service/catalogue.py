@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from service.classifier import LOADING_RETRY, Classifier
+from service.classifier import Classifier
 from service.errors import CannotServe, Conflict, NoRoom, NotReady, ServiceError, UnknownModel
+from service.servable import LOADING_RETRY, Servable
 from service.work import Backlog
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,13 @@ class Bounds:
 class Shelf:
     """Where models come from, and who learns which are served."""
 
-    make: Callable[[str], Classifier]
+    make: Callable[[str], Servable]
     """Makes what will load and serve a model."""
     stamp: Callable[[str], object]
     """Gives what is different once a model's files are; nothing if there is no such model."""
-    nbytes: Callable[[Classifier], int]
+    nbytes: Callable[[Servable], int]
     """Measures the resident memory of a model's process."""
-    changed: Callable[[Mapping[str, Classifier]], None]
+    changed: Callable[[Mapping[str, Servable]], None]
     """Learns what is served from now on."""
 
 
@@ -57,7 +58,7 @@ class _Loading:
 class _Slot:
     """A model that serves: what its files were when it was loaded, its users, and its end."""
 
-    classifier: Classifier
+    servable: Servable
     stamp: object
     life: contextlib.AsyncExitStack
     users: int = 0
@@ -103,16 +104,16 @@ class Catalogue:
         return self._default
 
     @property
-    def served(self) -> Mapping[str, Classifier]:
+    def served(self) -> Mapping[str, Servable]:
         """What is served now, by name."""
-        return {name: slot.classifier for name, slot in self._slots.items()}
+        return {name: slot.servable for name, slot in self._slots.items()}
 
-    def find(self, name: str | None = None) -> Classifier:
+    def find(self, name: str | None = None) -> Servable:
         """Give a model to ask at once; raises `UnknownModel`, or `NotReady` until it is loaded.
 
         `name@version` is the model `name` if it has that version, unless one is so called.
         """
-        return self._slot(name or self._default).classifier
+        return self._slot(name or self._default).servable
 
     @contextlib.contextmanager
     def use(self, name: str | None = None) -> Iterator[Classifier]:
@@ -120,7 +121,7 @@ class Catalogue:
         slot = self._slot(name or self._default)
         slot.users += 1
         try:
-            yield slot.classifier
+            yield slot.servable.classifier
         finally:
             slot.users -= 1
             slot.left.set()
@@ -130,7 +131,7 @@ class Catalogue:
             return slot
         plain, _, version = name.partition("@")
         slot = self._slots.get(plain)
-        if slot and slot.classifier.ensemble.version == version:
+        if slot and slot.servable.ensemble.version == version:
             return slot
         if name in self._wrong:
             raise NotReady(self._wrong[name], retry_after=LOADING_RETRY)
@@ -243,7 +244,7 @@ class Catalogue:
     async def _bring(self, name: str, stamp: object) -> None:
         """Do what `load` does, for files that have this stamp."""
         slot = self._slots.get(name)
-        if slot and slot.stamp == stamp and not slot.classifier.worked:
+        if slot and slot.stamp == stamp and not slot.servable.worked:
             return
         if self._loading:
             raise Conflict(f"{self._loading.name} is being loaded; one model is loaded at a time")
@@ -274,7 +275,7 @@ class Catalogue:
             logger.info("%s was loaded anew; the one before ends what it has begun", name)
             self._begin(_retire(old))
 
-    def _check_memory(self, name: str, fresh: Sequence[Classifier]) -> None:
+    def _check_memory(self, name: str, fresh: Sequence[Servable]) -> None:
         """Raise `NoRoom` if what will be served has more memory than it may."""
         most = self._bounds.nbytes
         others = [one for other, one in self.served.items() if other != name]
@@ -311,7 +312,7 @@ class Catalogue:
             logger.warning("%s has other files now: %s", name, error)
 
 
-async def _ready(fresh: Classifier) -> None:
+async def _ready(fresh: Servable) -> None:
     """Wait until a model is loaded; raises `CannotServe` if it cannot be."""
     try:
         await fresh.ready()

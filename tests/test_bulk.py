@@ -34,7 +34,7 @@ from test_client import HOST, live
 
 from service import app, in_order, journal, parquet, sources
 from service.__main__ import main
-from service.classifier import Classifier, Limits
+from service.classifier import Limits
 from service.client import Client, Ranking
 from service.cuts import Cuts
 from service.ensemble import Probabilities
@@ -42,6 +42,7 @@ from service.errors import BulkError, InferenceFailed, ServiceError
 from service.images import Bounds
 from service.journal import CSV, JSONL, Format, Row
 from service.pace import MOST, Pace
+from service.servable import Servable
 from service.settings import Settings
 from service.sources import Source
 from service.store import Store
@@ -64,12 +65,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 Run = Callable[[Batch[Cuts]], Sequence[Probabilities]]
 
 
-def faked(run: Run) -> Callable[[Settings], Classifier]:
-    def create(settings: Settings) -> Classifier:
+def faked(run: Run) -> Callable[[Settings], Servable]:
+    def create(settings: Settings) -> Servable:
         limits = Limits(
             picture=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60
         )
-        return Classifier(lambda: fake_backend(run), limits, lambda _: None)
+        return Servable(lambda: fake_backend(run), limits, lambda _: None)
 
     return create
 
@@ -77,7 +78,7 @@ def faked(run: Run) -> Callable[[Settings], Classifier]:
 @pytest.fixture
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that knows three colours."""
-    monkeypatch.setattr(app, "create_classifier", faked(mean_colour))
+    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
 
 
 @pytest.fixture
@@ -395,7 +396,7 @@ def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
     def fails(_: Batch[Cuts]) -> list[Probabilities]:
         raise InferenceFailed("no device")
 
-    monkeypatch.setattr(app, "create_classifier", faked(fails))
+    monkeypatch.setattr(app, "create_servable", faked(fails))
     out = tmp_path / "out.csv"
     assert "the device failed" in refused(["classify", str(folder), "--out", str(out)], capsys)
     assert read(out) == []
@@ -664,9 +665,8 @@ def test_as_many_are_in_flight_as_fill_the_batches_and_the_memory(
 ) -> None:
     async def main() -> int:
         limits = Limits(picture=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
-        async with Classifier(fake_backend, limits, lambda _: None) as classifier:
-            await classifier.ready()
-            return classifier.room(views, decoding)
+        async with Servable(fake_backend, limits, lambda _: None) as servable:
+            return (await servable.ready()).room(views, decoding)
 
     assert asyncio.run(main()) == room
 

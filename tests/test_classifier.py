@@ -15,7 +15,7 @@ from PIL import Image
 
 from service import views
 from service.admission import Decoders
-from service.classifier import LOADING_RETRY, Answer, Classifier, Limits
+from service.classifier import Answer, Limits
 from service.cuts import Cuts, prepare
 from service.ensemble import Backend, Probabilities
 from service.errors import (
@@ -31,6 +31,7 @@ from service.errors import (
     UnsupportedType,
 )
 from service.images import Bounds
+from service.servable import LOADING_RETRY, Servable
 from service.views import Resize
 from service.work import Backlog, Batch, BatchReport, DropReport
 
@@ -76,13 +77,13 @@ class Device:
         assert await asyncio.to_thread(self.started.wait, PATIENCE)
 
 
-def classifier(
+def servable(
     load: Callable[[], Backend] = fake_backend,
     *,
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
-) -> Classifier:
-    return Classifier(load, limits, report)
+) -> Servable:
+    return Servable(load, limits, report)
 
 
 @asynccontextmanager
@@ -92,12 +93,12 @@ async def serving(
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
     device: Device | None = None,
-) -> AsyncIterator[Classifier]:
+) -> AsyncIterator[Servable]:
     """A classifier that has loaded; a device that is held up is let go in the end."""
     if backend is None:
         backend = fake_backend(device.run if device else mean_colour)
     try:
-        async with classifier(lambda: backend, limits=limits, report=report) as entered:
+        async with servable(lambda: backend, limits=limits, report=report) as entered:
             await entered.ready()
             yield entered
     finally:
@@ -106,9 +107,9 @@ async def serving(
 
 
 async def ask(
-    served: Classifier, *pictures: bytes, plan: str = "single", seconds: float = PATIENCE
+    served: Servable, *pictures: bytes, plan: str = "single", seconds: float = PATIENCE
 ) -> list[Answer | ServiceError]:
-    return await served.classify(pictures, plan=plan, top_k=3, seconds=seconds)
+    return await served.classifier.classify(pictures, plan=plan, top_k=3, seconds=seconds)
 
 
 def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
@@ -119,14 +120,14 @@ def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
     ]
 
 
-def nothing_is_held(served: Classifier, *, running: int = 0) -> None:
+def nothing_is_held(served: Servable, *, running: int = 0) -> None:
     """All seats are given back but those of the pictures that the device is at."""
     one = served.ensemble.demands(served.ensemble.plans("single"))[0].nbytes
     backlog = served.backlog()
     assert (backlog.rows, backlog.nbytes) == (0, running * one)
 
 
-async def all_are_decoded(served: Classifier) -> None:
+async def all_are_decoded(served: Servable) -> None:
     """A sole decoder takes pictures in order: when this one is refused, the others are queued."""
     await asyncio.sleep(0)  # a task that was just made begins
     assert best(await ask(served, b"text")) == ["UnsupportedType"]
@@ -143,7 +144,7 @@ def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
             assert loaded.wait(PATIENCE)
             return fake_backend()
 
-        async with classifier(load) as served:
+        async with servable(load) as served:
             with pytest.raises(NotReady, match="being loaded, warmed and timed") as refused:
                 await ask(served, RED)
             assert refused.value.retry_after == LOADING_RETRY
@@ -167,7 +168,7 @@ def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
         raise ModelError(message)
 
     async def main() -> None:
-        async with classifier(load) as served:
+        async with servable(load) as served:
             for _ in range(2):
                 with pytest.raises(ModelError, match="the weights are damaged"):
                     await served.ready()
@@ -184,10 +185,10 @@ def test_a_load_that_fails_by_a_bug_is_no_service_either(caplog: pytest.LogCaptu
         raise RuntimeError("out of memory")
 
     async def scene() -> None:
-        async with Classifier(broken, LIMITS, lambda _: None) as classifier:
+        async with servable(broken) as served:
             with pytest.raises(RuntimeError, match="out of memory"):
-                await classifier.ready()
-            assert classifier.loaded == "the model could not be loaded; the log says why"
+                await served.ready()
+            assert served.loaded == "the model could not be loaded; the log says why"
 
     asyncio.run(scene())
     assert "out of memory" in caplog.text
@@ -213,7 +214,7 @@ class Loading:
     async def is_left(self) -> None:
         """Enter a classifier and leave it before it has loaded, without a wait for that."""
         async with asyncio.timeout(PATIENCE / 2):
-            async with classifier(self) as served:
+            async with servable(self) as served:
                 assert await asyncio.to_thread(self.begun.wait, PATIENCE)
         assert served.loaded is not None
         assert not self.backend.closed.is_set()
@@ -264,7 +265,9 @@ def test_a_picture_gets_its_labels_most_probable_first() -> None:
 def test_no_more_labels_are_given_than_asked_for() -> None:
     async def main() -> None:
         async with serving() as served:
-            (answer,) = await served.classify([RED], plan="single", top_k=1, seconds=PATIENCE)
+            (answer,) = await served.classifier.classify(
+                [RED], plan="single", top_k=1, seconds=PATIENCE
+            )
             assert isinstance(answer, Answer)
             assert [prediction.label for prediction in answer.predictions] == ["red"]
 
@@ -449,15 +452,15 @@ def test_what_even_one_picture_would_be_refused_with_can_be_asked_beforehand() -
         device = Device(blocked=True)
         backend = fake_backend(device.run, seconds_per_row=1.0)
         async with serving(backend, device=device) as served:
-            served.check(plan="ten", seconds=11.0)
+            served.classifier.check(plan="ten", seconds=11.0)
             with pytest.raises(DeadlineExceeded):
-                served.check(plan="ten", seconds=9.0)
+                served.classifier.check(plan="ten", seconds=9.0)
             nothing_is_held(served)
             first = asyncio.create_task(ask(served, RED, plan="ten"))
             await device.is_busy()
             with pytest.raises(Overloaded):
-                served.check(plan="ten", seconds=11.0)
-            served.check(plan="single", seconds=PATIENCE)
+                served.classifier.check(plan="ten", seconds=11.0)
+            served.classifier.check(plan="single", seconds=PATIENCE)
             device.go.set()
             assert best(await first) == ["red"]
 
@@ -472,12 +475,12 @@ def test_while_the_model_loads_any_picture_would_be_refused() -> None:
             assert loaded.wait(PATIENCE)
             return fake_backend()
 
-        async with classifier(load) as served:
+        async with servable(load) as served:
             with pytest.raises(NotReady):
-                served.check(plan="single", seconds=PATIENCE)
+                served.classifier.check(plan="single", seconds=PATIENCE)
             loaded.set()
             await served.ready()
-            served.check(plan="single", seconds=PATIENCE)
+            served.classifier.check(plan="single", seconds=PATIENCE)
 
     asyncio.run(main())
 
@@ -526,7 +529,9 @@ def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
             first = asyncio.create_task(ask(served, RED))
             await device.is_busy()
             second = asyncio.create_task(
-                served.classify([RED, GREEN], plan="ten", top_k=1, seconds=PATIENCE, gone=gone)
+                served.classifier.classify(
+                    [RED, GREEN], plan="ten", top_k=1, seconds=PATIENCE, gone=gone
+                )
             )
             await all_are_decoded(served)
             assert served.backlog().rows == 20
@@ -550,7 +555,9 @@ def test_a_caller_that_is_gone_already_costs_nothing() -> None:
         device = Device()
         async with serving(device=device) as served:
             with pytest.raises(CallerGone):
-                await served.classify([RED], plan="ten", top_k=1, seconds=PATIENCE, gone=gone)
+                await served.classifier.classify(
+                    [RED], plan="ten", top_k=1, seconds=PATIENCE, gone=gone
+                )
             nothing_is_held(served)
             assert best(await ask(served, RED)) == ["red"]
         assert len(device.batches) == 1
@@ -569,7 +576,7 @@ def test_a_caller_that_stays_is_no_longer_watched_once_it_is_answered() -> None:
                 left.append("watching")
 
         async with serving() as served:
-            answers = await served.classify(
+            answers = await served.classifier.classify(
                 [RED], plan="single", top_k=1, seconds=PATIENCE, gone=gone
             )
             assert best(answers) == ["red"]

@@ -31,12 +31,13 @@ from service.bench import measure
 from service.bench.figures import Report
 from service.bench.measure import Options, Say
 from service.bench.process import free_port
-from service.classifier import Classifier, Limits
+from service.classifier import Limits
 from service.cuts import Cuts
 from service.ensemble import Backend, Probabilities
 from service.errors import ModelError
 from service.images import Bounds
 from service.runtime import PRECISIONS
+from service.servable import Servable
 from service.settings import Settings
 from service.store import RECORD, WEIGHTS, Store
 from service.work import Batch
@@ -486,7 +487,7 @@ def test_a_folder_without_labelled_photos_is_told(
 COLOURS = (("red", "red"), ("lime", "green"), ("blue", "blue"))
 
 
-def of_colours(settings: Settings) -> Classifier:
+def of_colours(settings: Settings) -> Servable:
     """Know three colours, as well as the number format allows, and int8 not at all."""
     mixed = 0.6 if settings.precision == "float16" else 0.01 * (settings.precision != "float32")
 
@@ -502,7 +503,7 @@ def of_colours(settings: Settings) -> Classifier:
         return fake_backend(run)
 
     limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
-    return Classifier(load, limits, lambda _: None)
+    return Servable(load, limits, lambda _: None)
 
 
 @pytest.fixture
@@ -518,7 +519,7 @@ def coloured(tmp_path: Path) -> Path:
 def test_number_formats_are_compared_with_float32(
     coloured: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "create_classifier", of_colours)
+    monkeypatch.setattr(app, "create_servable", of_colours)
     assert main(["evaluate", str(coloured), "--compare", "--plans", "single,ten"]) == 0
     printed = capsys.readouterr().out
     rows = {

@@ -61,7 +61,7 @@ def acting(paths: list[Path], done: Collection[str] = ()) -> Iterator[Actor]:
         yield actor
     finally:
         runner = actor._runner  # noqa: SLF001 - Ray ends the process instead
-        runner.run(actor._classifier.__aexit__())  # noqa: SLF001 - the same
+        runner.run(actor._servable.__aexit__())  # noqa: SLF001 - the same
         runner.close()
 
 
@@ -79,7 +79,7 @@ def results(actor: Actor, *paths: Path) -> list[list[Row]]:
 def test_an_actor_does_files_and_archives_by_the_batch(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "create_classifier", faked(mean_colour))
+    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
     packed = tmp_path / "packed.tar"
     with tarfile.open(packed, "w") as archive:
         for name in ("a.png", "a.png", "b/broken.png", "z.png"):
@@ -105,7 +105,7 @@ def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
     def fails(_: Batch[Cuts]) -> list[Probabilities]:
         raise InferenceFailed("no device")
 
-    monkeypatch.setattr(app, "create_classifier", faked(fails))
+    monkeypatch.setattr(app, "create_servable", faked(fails))
     host = socket.gethostname()
     broken, whole = folder / "b/broken.png", folder / "a.png"
     with acting([folder]) as actor:

@@ -34,8 +34,8 @@ def scores(
 
     async def run() -> list[Score]:
         settings = Settings(model=model, store=root, device="cpu", precision="float32", cores=1)
-        async with app.create_classifier(settings) as classifier:
-            await classifier.ready()
+        async with app.create_servable(settings) as servable:
+            classifier = await servable.ready()
             return [await score(classifier, plan) for plan in plans]
 
     async def score(classifier: Classifier, plan: str) -> Score:

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from service import app, averages, bootstrap, weights
 from service.__main__ import main
 from service.averages import Averaged
-from service.classifier import Classifier, Limits
+from service.classifier import Limits
 from service.cuts import Cuts
 from service.ensemble import Backend, Probabilities
 from service.images import Bounds
 from service.manifest import Manifest
+from service.servable import Servable
 from service.settings import Settings
 from service.store import Store
 from service.training import loader
@@ -216,7 +217,7 @@ MIXED = {  # from red, green and blue to what a model says
 }
 
 
-def of_names(settings: Settings) -> Classifier:
+def of_names(settings: Settings) -> Servable:
     """Average the models that are named."""
     names = settings.model.split(",")
 
@@ -227,13 +228,13 @@ def of_names(settings: Settings) -> Classifier:
         return fake_backend(run, members=len(names))
 
     limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
-    return Classifier(load, limits, lambda _: None)
+    return Servable(load, limits, lambda _: None)
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with both models and one of other labels, and photos of mixed colours."""
-    monkeypatch.setattr(app, "create_classifier", of_names)
+    monkeypatch.setattr(app, "create_servable", of_names)
     monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path / "store"))
     for name, labels in {"left": LABELS, "right": LABELS, "other": ("a", "b", "c")}.items():
         (tmp_path / "store" / name).mkdir(parents=True)

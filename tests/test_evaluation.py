@@ -10,12 +10,13 @@ from conftest import fake_backend
 from PIL import Image
 
 from service import evaluation
-from service.classifier import Classifier, Limits
+from service.classifier import Limits
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError, UnreadableImage, UnsupportedType
 from service.evaluation import CHUNK, Agreement, Photo, Score
 from service.images import Bounds
 from service.manifest import Label
+from service.servable import Servable
 
 LABELS = tuple(
     Label(name=name, wnid=wnid)
@@ -96,17 +97,17 @@ def test_what_is_not_a_folder_is_an_error(tmp_path: Path, name: str) -> None:
 # Ranking and scoring.
 
 
-def serving() -> Classifier:
+def serving() -> Servable:
     limits = Limits(picture=Bounds(1000), max_queue_bytes=10**9, stall_seconds=60)
-    return Classifier(fake_backend, limits, lambda _: None)
+    return Servable(fake_backend, limits, lambda _: None)
 
 
 def ranked(paths: Sequence[Path], top_k: int = 3) -> list[list[str] | ServiceError]:
     """Give the labels of each photo, most probable first, or what is wrong with it."""
 
     async def main() -> list[list[str] | ServiceError]:
-        async with serving() as classifier:
-            await classifier.ready()
+        async with serving() as servable:
+            classifier = await servable.ready()
             rankings = await evaluation.rank(classifier, paths, plan="single", top_k=top_k)
             return [r if isinstance(r, ServiceError) else [p.label for p in r] for r in rankings]
 
@@ -118,8 +119,8 @@ def scored(photos: Sequence[Photo], plan: str = "single") -> tuple[Score, list[i
 
     async def main() -> tuple[Score, list[int]]:
         steps: list[int] = []
-        async with serving() as classifier:
-            await classifier.ready()
+        async with serving() as servable:
+            classifier = await servable.ready()
             return await evaluation.evaluate(classifier, photos, plan, steps.append), steps
 
     return asyncio.run(main())

@@ -331,7 +331,7 @@ def test_bulk_lets_others_be_decoded_before_it() -> None:
     async def main() -> None:
         limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
         async with classifying(limits=limits) as served:
-            ask = served.classify
+            ask = served.classifier.classify
             much = [
                 asyncio.create_task(ask([RED] * 8, plan="single", top_k=1, seconds=30, bulk=True))
                 for _ in range(5)
@@ -356,13 +356,13 @@ def test_bulk_pictures_that_wait_for_a_decoder_are_predicted_to() -> None:
             go = threading.Event()
             backend.decoder.submit(go.wait)
             much = asyncio.create_task(
-                served.classify([RED] * 3, plan="single", top_k=1, seconds=99, bulk=True)
+                served.classifier.classify([RED] * 3, plan="single", top_k=1, seconds=99, bulk=True)
             )
             try:
                 await asyncio.sleep(0.01)
-                served.check(plan="single", seconds=15)  # one is before it
+                served.classifier.check(plan="single", seconds=15)  # one is before it
                 with pytest.raises(Overloaded, match="rows are queued"):
-                    served.check(plan="single", seconds=15, bulk=True)
+                    served.classifier.check(plan="single", seconds=15, bulk=True)
             finally:
                 go.set()
             await much

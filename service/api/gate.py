@@ -58,9 +58,10 @@ class Gate:
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
             bulk = not maps and is_bulk(scope)
-            self._catalogue.find(model).check(plan=plan, seconds=seconds, maps=maps, bulk=bulk)
+            classifier = self._catalogue.find(model).classifier
+            classifier.check(plan=plan, seconds=seconds, maps=maps, bulk=bulk)
 
     def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same; which views are asked for, and by when, is in the body: so the least."""
-        seconds = int(self._most) / 1000
-        self._catalogue.find(model).check(plan="single", seconds=seconds, bulk=is_bulk(scope))
+        classifier = self._catalogue.find(model).classifier
+        classifier.check(plan="single", seconds=int(self._most) / 1000, bulk=is_bulk(scope))

@@ -10,8 +10,8 @@ from service import views
 from service.api import problems
 from service.api.guard import is_manager
 from service.catalogue import Catalogue
-from service.classifier import Classifier
 from service.errors import Forbidden
+from service.servable import Servable
 from service.settings import AUTO, MODEL, PlanName, Settings
 from service.shadow import Shadow
 
@@ -126,8 +126,8 @@ def _check(request: Request) -> None:
         raise Forbidden(_FORBIDDEN)
 
 
-def _served(name: str, classifier: Classifier, settings: Settings) -> Served:
-    ensemble = classifier.ensemble
+def _served(name: str, servable: Servable, settings: Settings) -> Served:
+    ensemble = servable.ensemble
     return Served(
         name=name,
         version=ensemble.version,

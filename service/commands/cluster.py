@@ -75,7 +75,7 @@ class Actor:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._classifier = app.create_classifier(task.settings)
+        self._servable = app.create_servable(task.settings)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._failure = ""
         try:
@@ -84,10 +84,10 @@ class Actor:
             self._failure = _here(error)
 
     async def _begin(self) -> None:
-        await self._classifier.__aenter__()  # nobody leaves: Ray ends the process
+        await self._servable.__aenter__()  # nobody leaves: Ray ends the process
         # Without the pictures this node would find fault with every one of them.
         sources.check(self._task.paths)
-        await self._classifier.ready()
+        await self._servable.ready()
 
     def __call__(self, portions: Any) -> Iterator[Any]:
         """Take a table of lists of `file` (bytes) and `name`; gives `record` or `failure` tables.
@@ -116,7 +116,7 @@ class Actor:
 
         settings, top_k = self._task.settings, self._task.top_k
         try:
-            self._runner.run(ranking.rank(self._classifier, found, put, settings, top_k))
+            self._runner.run(ranking.rank(self._servable.classifier, found, put, settings, top_k))
         except ServiceError as error:
             self._failure = _here(error)
         return records

@@ -24,10 +24,8 @@ def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]
     """Do work with a classifier of one's own, without a server."""
 
     async def entered() -> T:
-        classifier = app.create_classifier(settings)
-        async with classifier:
-            await classifier.ready()
-            return await work(classifier)
+        async with app.create_servable(settings) as servable:
+            return await work(await servable.ready())
 
     # The loop that serves, too: less work for what goes to the worker and back.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
