@@ -1,7 +1,7 @@
 """A model on its device: uint8 views to probabilities, in the quickest number format."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,8 @@ def quickest(
 ) -> torch.dtype:
     """Choose the quickest number format on this device that agrees with float32 there.
 
-    Raises `ModelError` if there is none: int8 is for models that were calibrated, on a CPU.
+    Raises `ModelError` if there is none: int8 is for models that were calibrated, on a CPU, and
+    no format for a device that has no instructions for it.
     """
     if not (runtime.packs(device) and all(model.largest for model in models)):
         dtypes = [dtype for dtype in dtypes if dtype != torch.int8]
@@ -84,28 +85,61 @@ def quickest(
             "int8 needs a CPU, and a model that was calibrated for it: "
             "googlenet-service models quantize NAME --calibrate DIR"
         )
-    if len(dtypes) == 1:
-        return dtypes[0]
-    probe = _probe().to(device)
-    shapes = [Shape(*probe.shape[:2])]
-
-    def recorded(dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
-        forwards = [Forward(model, device, dtype, shapes) for model in models]
-        return [runtime.recorded(forward, device) for forward in forwards]
-
-    exact = recorded(torch.float32)
-    seconds = {}
+    if {*dtypes} == {torch.float32}:
+        return torch.float32
     with runtime.forwards(device)():
-        wanted = [forward(probe).clone() for forward in exact]
-        for dtype in dtypes:
-            forwards = exact if dtype == torch.float32 else recorded(dtype)
-            pairs = zip(forwards, wanted, strict=True)
-            apart = max(float((f(probe) - want).abs().max()) for f, want in pairs)
-            if apart <= AGREEMENT:
-                took = runtime.measure(lambda fs=forwards: [f(probe).cpu() for f in fs])  # type: ignore[misc]  # a lambda's default
-                seconds[dtype] = took
-                logger.info("%s: %.1f ms, at most %.4f from float32", dtype, 1e3 * took, apart)
+        if len(dtypes) == 1:
+            return _Trial(models, device, *dtypes).dtype
+        exact = _Trial(models, device, torch.float32)
+        seconds = {exact.dtype: exact.seconds()} if exact.dtype in dtypes else {}
+        for trial in _possible(models, device, [one for one in dtypes if one != exact.dtype]):
+            if trial.agrees(exact):
+                seconds[trial.dtype] = trial.seconds()
     return min(seconds, key=seconds.__getitem__)
+
+
+class _Trial:
+    """The models in a number format, and what they make of a few pictures."""
+
+    def __init__(self, models: Sequence[Model], device: torch.device, dtype: torch.dtype) -> None:
+        """Raise `ModelError` where the device does not compute in that format."""
+        self.dtype, self._probe = dtype, _probe().to(device)
+        shapes = [Shape(*self._probe.shape[:2])]
+        try:
+            forwards = [Forward(model, device, dtype, shapes) for model in models]
+            self._forwards = [runtime.recorded(forward, device) for forward in forwards]
+            self.found = [forward(self._probe).clone() for forward in self._forwards]
+        except RuntimeError as error:  # such as oneDNN's on a CPU that is older than the format
+            why = str(error).partition("\n")[0]
+            raise ModelError(f"this device does not compute in {_name(dtype)}: {why}") from error
+
+    def agrees(self, exact: "_Trial") -> bool:
+        """Tell whether no probability is far from float32's."""
+        pairs = zip(self.found, exact.found, strict=True)
+        apart = max(float((found - wanted).abs().max()) for found, wanted in pairs)
+        logger.info("%s is at most %.4f from float32", _name(self.dtype), apart)
+        return apart <= AGREEMENT
+
+    def seconds(self) -> float:
+        """Time the models."""
+        took = runtime.measure(lambda: [forward(self._probe).cpu() for forward in self._forwards])
+        logger.info("%s: %.1f ms", _name(self.dtype), 1e3 * took)
+        return took
+
+
+def _possible(
+    models: Sequence[Model], device: torch.device, dtypes: Iterable[torch.dtype]
+) -> Iterator[_Trial]:
+    """Try the number formats that the device computes in."""
+    for dtype in dtypes:
+        try:
+            yield _Trial(models, device, dtype)
+        except ModelError as error:
+            logger.info("%s", error)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _probe() -> Tensor:

@@ -7,6 +7,7 @@ import http.server
 import json
 import logging
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -432,6 +433,26 @@ def test_missing_weights_are_told_in_three_lines(shared: Path, tmp_path: Path) -
     assert missing == f"googlenet-service: The weights of 'googlenet' are not in {tmp_path}."
     assert fetch.endswith("googlenet-service models fetch googlenet")
     assert bring.endswith("googlenet-service models import googlenet FILE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of other CPUs oneDNN hides nothing")
+@pytest.mark.parametrize(
+    ("precision", "status", "said"),
+    [("auto", 0, '"label": "3"'), ("bfloat16", 1, "this device does not compute in bfloat16")],
+)
+def test_a_cpu_without_instructions_for_half_precision_serves_in_float32(
+    precision: str, status: int, said: str
+) -> None:
+    digit = ROOT / "model_store/digits/held_out/3.png"
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", "classify", digit, "--model", "digits", "--json",
+         "--top-k", "1", "--precision", precision],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )  # fmt: skip
+    assert done.returncode == status
+    assert said in (done.stderr if status else done.stdout)
 
 
 @pytest.fixture

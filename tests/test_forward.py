@@ -123,6 +123,33 @@ def test_a_number_format_that_is_asked_for_is_taken_as_it_is() -> None:
     assert forward.quickest([toy(Delicate)], CPU, [torch.bfloat16]) == torch.bfloat16
 
 
+class Old(nn.Conv2d):
+    """A convolution on a device that has no instructions for bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 3, H, W)
+        if x.dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw")
+        return super().forward(x)
+
+
+class OnOld(Toy):
+    """A model of it."""
+
+    def network(self) -> nn.Module:
+        """Build it."""
+        return nn.Sequential(Old(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_number_format_that_the_device_has_not_is_passed_over() -> None:
+    both = [torch.float32, torch.bfloat16]
+    assert forward.quickest([toy(OnOld)], CPU, both) == torch.float32
+
+
+def test_a_number_format_that_is_asked_for_and_that_the_device_has_not_is_refused() -> None:
+    with pytest.raises(ModelError, match="this device does not compute in bfloat16"):
+        forward.quickest([toy(OnOld)], CPU, [torch.bfloat16])
+
+
 def test_int8_is_for_models_that_were_calibrated() -> None:
     assert toy().largest is None
     with pytest.raises(ModelError, match="calibrated"):

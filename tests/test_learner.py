@@ -99,7 +99,7 @@ def test_it_learns_what_can_be_learnt() -> None:
     example = batch()
     learner.settle(made, Plain()(example.pixels))
     student = pupil(made, average=0.5)
-    losses = [student.step(example, 0, step) for step in range(30)]
+    losses = [student.step(example, 0, step) for step in range(60)]  # how quickly, a CPU decides
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert student.logits(example).argmax(1).tolist() == example.targets.tolist()
 

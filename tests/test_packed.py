@@ -313,6 +313,10 @@ def test_nothing_the_norm_gives_is_above_its_bound() -> None:
     assert 138 < float(LocalResponseNorm(5)(x).max()) <= LocalResponseNorm.bound
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_fp16_supported(),  # noqa: SLF001 - as PyTorch's own tests ask
+    reason="this CPU has no instructions for float16",
+)
 def test_float16_keeps_the_norm_whose_squares_fit(googlenet: nn.Module) -> None:
     packed = pack(googlenet, torch.float16, [Shape(1, 224)])
     (graph,) = packed.graphs.values()
