@@ -78,6 +78,7 @@ class Catalogue:
         self._shelf, self._bounds, self._watch_seconds = shelf, bounds, watch_seconds
         self._default = names[0]
         self._candidate: str | None = None
+        self._former: set[str] = set()  # candidates that did not work when another was tried
         self._slots: dict[str, _Slot] = {}
         self._wrong: dict[str, str] = dict.fromkeys(names, _LOADING)  # with what is not there
         self._loading: _Loading | None = None
@@ -140,22 +141,38 @@ class Catalogue:
     # What a probe or a gauge asks.
 
     def excuse(self, candidate: str | None) -> None:
-        """Let no probe fail for this model from now on: nobody waits for its answers."""
+        """Let no probe fail for this model from now on: nobody waits for its answers.
+
+        Nor for the one before it, if that does not work, until it is loaded: whoever tries
+        another candidate has not begun to wait for the first.
+        """
+        if (former := self.candidate) and self._complaint(former):
+            self._former.add(former)
         self._candidate = candidate
 
     @property
-    def broken_candidate(self) -> str | None:
-        """Why the work of the model that is excused is at a standstill, or nothing."""
-        excused = self.served.get(self._excused) if self._excused else None
-        return excused.worked if excused else None
-
-    @property
-    def _excused(self) -> str | None:
+    def candidate(self) -> str | None:
+        """The model that is excused, unless it has become the default."""
         return None if self._candidate == self._default else self._candidate
 
     @property
+    def excused(self) -> Mapping[str, str]:
+        """What is wrong with models that no probe fails for, by name."""
+        found = {name: self._complaint(name) for name in sorted(self._excused)}
+        return {name: complaint for name, complaint in found.items() if complaint}
+
+    @property
+    def _excused(self) -> set[str]:
+        return {*self._former, self._candidate or self._default} - {self._default}
+
+    def _complaint(self, name: str) -> str | None:
+        """Say why a model is not there, or its work at a standstill."""
+        slot = self._slots.get(name)
+        return slot.servable.worked if slot else self._wrong.get(name)
+
+    @property
     def _missing(self) -> list[str]:
-        return [reason for name, reason in self._wrong.items() if name != self._excused]
+        return [reason for name, reason in self._wrong.items() if name not in self._excused]
 
     @property
     def loaded(self) -> str | None:
@@ -164,8 +181,9 @@ class Catalogue:
 
     @property
     def worked(self) -> str | None:
-        """Why a model's work is at a standstill, or nothing if all go on; not the candidate's."""
-        standstills = (one.worked for name, one in self.served.items() if name != self._excused)
+        """Why a model's work is at a standstill, or nothing if all go on; not of one excused."""
+        excused = self._excused
+        standstills = (one.worked for name, one in self.served.items() if name not in excused)
         failed = _FAILED if _FAILED in self._missing else None
         return failed or next(filter(None, standstills), None)
 
@@ -201,6 +219,7 @@ class Catalogue:
         if stamp is None:
             raise UnknownModel(f"there is no model {name!r} in the store")
         await self._bring(name, stamp)
+        self._former.discard(name)  # whoever wants it waits for it
 
     def prefer(self, name: str) -> None:
         """Make a model that is served the one that is asked when a request names none."""
@@ -268,6 +287,7 @@ class Catalogue:
                 old = self._slots.get(name)
                 self._slots[name] = _Slot(fresh, stamp, life.pop_all())
                 self._wrong.pop(name, None)
+                self._former.discard(name)
         finally:
             self._loading = None
         self._tell()

@@ -183,7 +183,7 @@ class MissingWeights(ModelError):
 
 
 class WrongOption(ServiceError):
-    """An option for uvicorn is unknown, ours, or names what cannot be used."""
+    """An option is unknown to uvicorn or kept from it, cannot be used, or contradicts another."""
 
     exit_status = 2  # as of any wrong call
 

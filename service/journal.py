@@ -17,7 +17,46 @@ from typing import Any, BinaryIO
 
 from service.errors import BulkError
 
-COLUMNS = ("file", "label", "wnid", "index", "probability", "predictions", "error")
+ORIGIN = ("model", "version", "views")
+COLUMNS = ("file", "label", "wnid", "index", "probability", "predictions", "error", *ORIGIN)
+
+_TEXTS = ("file", "error", *ORIGIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """By what a picture was named; `model` and `version` are as a service tells them."""
+
+    model: str
+    version: str
+    views: str
+
+    def __str__(self) -> str:
+        return told(self.columns)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The same by `ORIGIN`."""
+        return {name: getattr(self, name) for name in ORIGIN}
+
+    def fits(self, wanted: Mapping[str, str]) -> bool:
+        """Tell whether it is what is wanted, of which not all has to be named.
+
+        A model may be wanted as `name@version`, as a service is asked for it.
+        """
+        versioned = f"{self.model}@{self.version}"
+        return all(value in {self.columns[name], versioned} for name, value in wanted.items())
+
+
+def told(wanted: Mapping[str, str]) -> str:
+    """Say what an origin, or what is wanted of one, is."""
+    return ", ".join(f"{name} {value}" for name, value in wanted.items())
+
+
+def origin(columns: Mapping[str, Any]) -> Origin | None:
+    """Take a row's origin out of its columns; what has an error instead has none."""
+    model, version, views = (columns[name] for name in ORIGIN)
+    return Origin(model, version, views) if model else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +66,7 @@ class Row:
     file: str
     predictions: Sequence[Mapping[str, Any]] = ()
     error: str | None = None
+    origin: Origin | None = None  # of predictions
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -37,6 +77,7 @@ class Row:
             **{name: first.get(name) for name in COLUMNS[1:5]},
             "predictions": [*self.predictions],
             "error": self.error,
+            **{name: getattr(self.origin, name, None) for name in ORIGIN},
         }
 
 
@@ -57,6 +98,8 @@ def _to_json(row: Row) -> bytes:
 
 def _of_json(record: bytes) -> Mapping[str, Any]:
     columns = json.loads(record)
+    if not all(isinstance(columns[name], str | None) for name in _TEXTS):
+        raise TypeError("what is to be a text is none")
     return {name: columns[name] for name in COLUMNS}
 
 
@@ -92,6 +135,7 @@ class Journal:
     path: Path
     done: set[str] = field(default_factory=set)  # names
     failures: int = 0
+    origins: set[Origin] = field(default_factory=set)  # of all that has one
 
     def write(self, row: Row) -> None:
         """Add a row. Raises `BulkError` if it cannot be written."""
@@ -124,6 +168,8 @@ def opened(path: Path, form: Format) -> Iterator[Journal]:
         for row, end in rows(file, form, path):  # noqa: B007 - the last one counts
             journal.done.add(row["file"])
             journal.failures += bool(row["error"])
+            if made := origin(row):
+                journal.origins.add(made)
         _cut(file, end or _begin(file, form, path))
         yield journal
     finally:
@@ -174,4 +220,5 @@ def rows(file: BinaryIO, form: Format, path: Path) -> Iterator[tuple[Mapping[str
 
 
 def _foreign(path: Path) -> BulkError:
-    return BulkError(f"{path} has something else in it than results; name another file")
+    sentence = "has something else in it than results of this form; name another file"
+    return BulkError(f"{path} {sentence}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from service import journal
 from service.errors import BulkError
-from service.journal import JSONL, Journal
+from service.journal import JSONL, ORIGIN, Journal, Origin
 
 ENDING = ".journal"  # of the journal's name, after the file's
 
@@ -29,10 +29,11 @@ def opened(path: Path) -> Iterator[Journal]:
     arrow = _arrow()
     beside = path.with_name(path.name + ENDING)
     with journal.opened(beside, JSONL) as results:
-        before = _names(arrow, path) if path.exists() else {}
+        before, origins = _names(arrow, path) if path.exists() else ({}, set())
         # Killed between its last two steps, it left rows in both.
         results.done |= before.keys()
         results.failures += sum(before.values())
+        results.origins |= origins
         yield results
         with journal.writing(path):
             _complete(arrow, path, results, before)
@@ -60,23 +61,26 @@ def _schema(arrow: Any) -> Any:
         *one,
         ("predictions", arrow.list_(arrow.struct(one))),
         ("error", arrow.string()),
+        *((name, arrow.string()) for name in ORIGIN),
     ])  # fmt: skip
 
 
-def _names(arrow: Any, path: Path) -> dict[str, bool]:
-    """Read which pictures a file has, and whether each has an error."""
-    foreign = BulkError(f"{path} is no Parquet file of results; name another file")
+def _names(arrow: Any, path: Path) -> tuple[dict[str, bool], set[Origin]]:
+    """Read which pictures a file has, whether each has an error, and by what they were named."""
+    foreign = BulkError(f"{path} is no Parquet file of results of this form; name another file")
+    names, origins = {}, set()
     try:
         with arrow.parquet.ParquetFile(path) as file:
             if not file.schema_arrow.equals(_schema(arrow)):
                 raise foreign
-            return {
-                row["file"]: row["error"] is not None
-                for batch in file.iter_batches(_ROWS, columns=["file", "error"])
-                for row in batch.to_pylist()
-            }
+            for batch in file.iter_batches(_ROWS, columns=["file", "error", *ORIGIN]):
+                for row in batch.to_pylist():
+                    names[row["file"]] = row["error"] is not None
+                    if made := journal.origin(row):
+                        origins.add(made)
     except (arrow.ArrowException, OSError) as error:
         raise foreign from error
+    return names, origins
 
 
 def _complete(arrow: Any, path: Path, results: Journal, before: dict[str, bool]) -> None:

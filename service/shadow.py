@@ -65,10 +65,10 @@ class Shadow:
     @property
     def share(self) -> tuple[str, float] | None:
         """The candidate and the share of requests that it is asked for, if there is one."""
-        candidate, catalogue = self._candidate, self._catalogue
-        if candidate is None or not self._share or candidate == catalogue.default:
+        candidate = self._catalogue.candidate
+        if candidate is None or candidate not in self._catalogue.served:
             return None
-        return (candidate, self._share) if candidate in catalogue.served else None
+        return candidate, self._share
 
     def follow(self, candidate: str, share: float) -> None:
         """Ask another candidate from now on, or for another share of the requests; 0 ends it."""

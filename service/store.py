@@ -60,6 +60,10 @@ class Store:
             raise ModelError(f"the manifest of {name!r} is of version {described.version!r}")
         return described
 
+    def version(self, model: str) -> str:
+        """Give a model's version, or those of several to be averaged, as an ensemble has them."""
+        return ",".join(self.manifest(name).version for name in model.split(","))
+
     def labels(self, name: str) -> tuple[Label, ...]:
         """Read a model's labels."""
         described = self.manifest(name)

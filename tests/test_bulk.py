@@ -20,6 +20,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich.console
-from conftest import ROOT, Served, fake_backend, mean_colour
+from conftest import ROOT, FakeBackend, Served, fake_backend, mean_colour
 from test_classify import plain
 from test_client import HOST, live
 
-from service import app, in_order, journal, parquet, sources
+from service import app, in_order, journal, parquet, sources, store
 from service.__main__ import main
 from service.classifier import Limits
 from service.client import Client, Ranking
@@ -45,7 +46,7 @@ from service.pace import MOST, Pace
 from service.servable import Servable
 from service.settings import Settings
 from service.sources import Source
-from service.store import Store
+from service.store import MANIFEST, Store
 from service.work import Batch
 
 Captured = pytest.CaptureFixture[str]
@@ -70,9 +71,17 @@ def faked(run: Run) -> Callable[[Settings], Servable]:
         limits = Limits(
             picture=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60
         )
-        return Servable(lambda: fake_backend(run), limits, lambda _: None)
+        return Servable(lambda: named(fake_backend(run), settings), limits, lambda _: None)
 
     return create
+
+
+def named(backend: FakeBackend, settings: Settings) -> FakeBackend:
+    """Let a fake be called as the model in whose place it is."""
+    version = store.locate(settings.store).version(settings.model)
+    member = replace(backend.ensemble.members[0], name=settings.model, version=version)
+    backend.ensemble = replace(backend.ensemble, members=(member,))
+    return backend
 
 
 @pytest.fixture
@@ -121,6 +130,10 @@ def read(out: Path) -> list[dict[str, Any]]:
         ]
 
 
+def again(row: dict[str, Any]) -> Row:
+    return Row(row["file"], row["predictions"], row["error"], journal.origin(row))
+
+
 FORMATS = pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 
 
@@ -143,6 +156,9 @@ def test_results_are_written_as_they_are_found_and_not_twice(
     assert [row["label"] for row in rows] == ["red", "red", None, "green"]
     assert [row["error"] for row in rows] == [None, None, BROKEN, None]
     assert rows[0].keys() == {*journal.COLUMNS}
+    made = [tuple(row[name] for name in journal.ORIGIN) for row in rows]
+    named = ("googlenet", "1", "ten")  # by default
+    assert made == [named, named, (None, None, None), named]
     assert (rows[3]["wnid"], rows[3]["index"]) == (None, 1)
     assert rows[3]["probability"] == pytest.approx(1)
     assert [one["label"] for one in rows[3]["predictions"]] == ["green", "red"]
@@ -182,14 +198,14 @@ def test_a_file_that_was_torn_anywhere_is_gone_on_with(
         out.write_bytes(whole[:at])
         with journal.opened(out, form) as results:
             done = [row for row in rows if row["file"] in results.done]
-        encoded = [form.encode(Row(r["file"], r["predictions"], r["error"])) for r in done]
+        encoded = [form.encode(again(row)) for row in done]
         assert out.read_bytes() == form.header + b"".join(encoded)
         with journal.opened(out, form) as results:
             kept = rows[: len(results.done)]
             assert results.done == {row["file"] for row in kept}
             assert results.failures == sum(row["error"] is not None for row in kept)
             for row in rows[len(kept) :]:
-                results.write(Row(row["file"], row["predictions"], row["error"]))
+                results.write(again(row))
         assert out.read_bytes() == whole
 
 
@@ -400,6 +416,113 @@ def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
     out = tmp_path / "out.csv"
     assert "the device failed" in refused(["classify", str(folder), "--out", str(out)], capsys)
     assert read(out) == []
+
+
+# By what they were made.
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> list[Path]:
+    """Two stores, with another version of a model each."""
+    stores = [tmp_path / f"store_{number}" for number in (1, 2)]
+    text = (ROOT / "model_store/digits" / MANIFEST).read_text("utf-8")
+    for number, folder in enumerate(stores, 1):
+        (folder / "mine").mkdir(parents=True)
+        described = text.replace('version = "1"', f'version = "{number}"')
+        (folder / "mine" / MANIFEST).write_text(described, "utf-8")
+    return stores
+
+
+@FORMATS
+@pytest.mark.parametrize("found", ["in a folder", "in an archive"])
+@pytest.mark.usefixtures("_fake")
+def test_results_by_another_model_or_version_or_views_are_left_alone(  # noqa: PLR0913, PLR0917 - fixtures
+    ending: str, found: str, folder: Path, versions: list[Path], tmp_path: Path, capsys: Captured
+) -> None:
+    pictures, out = folder, tmp_path / f"out.{ending}"
+    if found == "in an archive":
+        pictures = tmp_path / "pictures.tar"
+        tarred(pictures, "w", [("a.png", plain("red")), ("broken.png", plain("red")[:-30])])
+    command = ["classify", str(pictures), "--out", str(out)]
+    mine = ["--model", "mine", "--store", str(versions[0]), "--views", "single"]
+    assert main([*command, *mine]) == 1
+    before = out.read_bytes()
+    capsys.readouterr()
+    for other, wanted in {
+        ("--views", "ten"): "model mine, version 1, views ten",
+        ("--store", str(versions[1])): "model mine, version 2, views single",
+        ("--model", "digits"): "model digits, version 1, views single",
+        ("--model", "mine,digits"): "model mine,digits, version 1,1, views single",
+        ("--engine", "ray", "--views", "ten"): "model mine, version 1, views ten",
+    }.items():
+        assert refused([*command, *mine, *other], capsys) == (
+            f"{out} has results by model mine, version 1, views single;"
+            f" name another file for those by {wanted}"
+        )
+        assert out.read_bytes() == before
+    assert main([*command, *mine]) == 1  # there is a bad one
+    assert out.read_bytes() == before
+
+
+@pytest.mark.usefixtures("_fake")
+def test_a_journal_by_another_model_is_left_alone_as_its_file_is(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out.parquet"
+    beside = tmp_path / "out.parquet.journal"
+    kept = JSONL.encode(Row("a.png", [], None, journal.Origin("googlenet", "0", "ten")))
+    beside.write_bytes(kept)
+    told = refused(["classify", str(folder), "--out", str(out)], capsys)
+    assert told.startswith(f"{out} has results by model googlenet, version 0, views ten; name")
+    assert beside.read_bytes() == kept
+    assert not out.exists()
+
+
+@FORMATS
+@pytest.mark.usefixtures("_fake")
+def test_what_was_never_named_may_be_gone_on_with_by_any_model(
+    ending: str, folder: Path, tmp_path: Path
+) -> None:
+    """A picture that is broken is so for all of them."""
+    out = tmp_path / f"out.{ending}"
+    broken, good = str(folder / "b/broken.png"), str(folder / "a.png")
+    assert main(["classify", broken, "--out", str(out), "--views", "single"]) == 1
+    assert main(["classify", broken, good, "--out", str(out), "--views", "ten"]) == 1
+    assert [row["views"] for row in read(out)] == [None, "ten"]
+
+
+OLD = ("file", "label", "wnid", "index", "probability", "predictions", "error")
+
+
+@FORMATS
+@pytest.mark.usefixtures("_fake")
+def test_results_of_another_form_are_left_alone(
+    ending: str, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    command = ["classify", str(folder), "--out", str(out)]
+    main(command)
+    rows = [{name: row[name] for name in OLD} for row in read(out)]
+    if ending == "parquet":
+        pq.write_table(pq.read_table(out, columns=[*OLD]), out)
+    elif ending == "jsonl":
+        out.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        with out.open("w", newline="") as file:
+            csv.writer(file).writerows([OLD, *(row.values() for row in rows)])
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert "results of this form; name another file" in refused(command, capsys)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["file", "error", "model"])
+def test_a_row_whose_texts_are_none_is_told(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    row = json.loads(JSONL.encode(Row("a.png")))
+    out.write_text(json.dumps({**row, name: ["a.png"]}) + "\n")
+    with pytest.raises(BulkError, match="something else"), journal.opened(out, JSONL):
+        pass
 
 
 # What pictures are found in.
@@ -734,6 +857,67 @@ def test_a_service_that_will_not_do_it_ends_the_command(folder: Path, capsys: Ca
         told = refused(["classify", str(folder), "--url", url, "--key", "wrong"], capsys)
     assert told.startswith(f"{folder}/")
     assert "send your API key" in told
+
+
+def called(backend: FakeBackend, name: str, version: str) -> None:
+    """Let a fake be of that name and version from now on, as if it were loaded anew."""
+    member = replace(backend.ensemble.members[0], name=name, version=version)
+    backend.ensemble = replace(backend.ensemble, members=(member,))
+
+
+@FORMATS
+def test_a_service_may_load_another_version_and_its_results_say_so(
+    ending: str, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out, backend = tmp_path / f"out.{ending}", fake_backend()
+    called(backend, "fake", "1")
+    with live(backend) as url:
+        files = [str(folder / name) for name in ("a.png", "z.png")]
+        command = ["--url", url, "--out", str(out)]
+        assert main(["classify", files[0], *command]) == 0
+        called(backend, "fake", "2")
+        assert main(["classify", *files, *command, "--model", "fake"]) == 0
+        made = [tuple(row[name] for name in journal.ORIGIN) for row in read(out)]
+        assert made == [("fake", "1", "single"), ("fake", "2", "single")]
+        capsys.readouterr()
+        told = refused(["classify", *files, *command, "--model", "fake@2"], capsys)
+        assert told == (
+            f"{out} has results by model fake, version 1, views single;"
+            " name another file for those by model fake@2"
+        )
+
+
+def test_a_version_that_a_service_is_asked_for_is_gone_on_with(
+    folder: Path, tmp_path: Path
+) -> None:
+    out, backend = tmp_path / "out.csv", fake_backend()
+    called(backend, "fake", "2")
+    with live(backend) as url:
+        command = ["--url", url, "--out", str(out), "--model", "fake@2"]
+        for name in ("a.png", "z.png"):
+            assert main(["classify", str(folder / name), *command]) == 0
+    assert [row["version"] for row in read(out)] == ["2", "2"]
+
+
+@FORMATS
+def test_a_service_that_names_by_another_model_or_views_ends_the_command(
+    ending: str, folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out, backend = tmp_path / f"out.{ending}", fake_backend()
+    with live(backend) as url:
+        command = ["--url", url, "--out", str(out)]
+        one = ["classify", str(folder / "a.png"), *command]
+        two = ["classify", str(folder / "a.png"), str(folder / "z.png"), *command]
+        assert main(one) == 0
+        before = out.read_bytes()
+        capsys.readouterr()
+        has = f"{out} has results by model fake0, version 1, views single; name another file for"
+        assert refused([*one, "--views", "ten"], capsys) == f"{has} those by views ten"
+        assert refused([*one, "--model", "other"], capsys) == f"{has} those by model other"
+        called(backend, "other", "1")
+        told = refused(two, capsys)
+        assert told == f"{has} those by model other, views single"
+        assert out.read_bytes() == before
 
 
 def test_a_key_that_cannot_be_sent_is_told(folder: Path, capsys: Captured) -> None:

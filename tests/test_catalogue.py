@@ -594,14 +594,44 @@ def test_a_candidate_that_stands_still_fails_no_probe_and_is_told_of(world: Worl
     with serving(world, shadow="b", shadow_share=1.0) as client:
         world.made["b"][0].alive = False
         why = "the process that classifies has ended"
-        told = f"[i]notice the shadow candidate does not work: {why}\nok\n"
+        told = f"[i]notice b, a shadow candidate, does not work: {why}\nok\n"
         for probe in ("/livez", "/readyz"):
             assert client.get(probe).text == "ok\n"
             assert client.get(f"{probe}?verbose").text.endswith(told)
         assert client.get("/v2/health/live").status_code == 200
         assert asked(client) == "a"
-        assert client.put("/models/c?shadow=1").status_code == 200  # b is one as any other now
+
+
+def test_a_candidate_that_is_replaced_while_it_stands_still_fails_no_probe_either(
+    world: World,
+) -> None:
+    """Until it is loaded anew, from when on it is a model as any other."""
+    with serving(world, shadow="b", shadow_share=1.0) as client:
+        world.made["b"][0].alive = False
+        assert client.put("/models/c?shadow=1").status_code == 200
+        assert client.get("/livez").status_code == 200
+        why = "the process that classifies has ended"
+        told = f"[i]notice b, a shadow candidate, does not work: {why}\nok\n"
+        assert client.get("/readyz?verbose").text.endswith(told)
+        world.made["c"][0].alive = False
+        assert client.get("/livez").status_code == 200  # both are excused
+        assert client.put("/models/b").status_code == 200
+        world.made["b"][1].alive = False
         assert client.get("/livez").text == f"{why}\n"
+
+
+def test_a_candidate_that_works_again_by_itself_is_excused_until_it_is_asked_for(
+    world: World,
+) -> None:
+    with serving(world, shadow="b", shadow_share=1.0) as client:
+        world.made["b"][0].alive = False
+        assert client.put("/models/c?shadow=1").status_code == 200
+        world.made["b"][0].alive = True
+        assert "b, a shadow candidate" not in client.get("/livez?verbose").text
+        assert client.put("/models/b").status_code == 200
+        assert len(world.made["b"]) == 1
+        world.made["b"][0].alive = False
+        assert client.get("/livez").status_code == 503
 
 
 def test_a_candidate_that_cannot_be_loaded_at_the_start_fails_no_probe(world: World) -> None:
@@ -609,6 +639,25 @@ def test_a_candidate_that_cannot_be_loaded_at_the_start_fails_no_probe(world: Wo
     with serving(world, shadow="b") as client:  # which waits until it is ready
         assert client.get("/livez").status_code == 200
         assert asked(client) == "a"
+        assert client.put("/models/c?shadow=1").status_code == 200
+        for probe in ("/livez", "/readyz", "/startupz"):
+            assert client.get(probe).status_code == 200
+
+
+def test_a_candidate_that_works_when_it_is_replaced_is_one_as_any_other(world: World) -> None:
+    with serving(world, shadow="b", shadow_share=1.0) as client:
+        assert client.put("/models/c?shadow=1").status_code == 200
+        world.made["b"][0].alive = False
+        assert client.get("/livez").status_code == 503
+
+
+def test_a_default_that_was_to_be_its_own_candidate_is_not_excused_for_it(world: World) -> None:
+    with serving(world) as client:
+        assert client.put("/models/a?shadow=1").status_code == 200
+        world.made["a"][0].alive = False
+        assert client.put("/models/c?shadow=1").status_code == 200
+        assert client.put("/models/c?default=true").status_code == 200
+        assert client.get("/livez").status_code == 503
 
 
 def test_who_was_a_candidate_speaks_for_itself_again(world: World) -> None:

@@ -125,8 +125,8 @@ def test_one_picture_is_answered_with_its_ranking(real_client: TestClient, beagl
     response = real_client.post("/classify", files={"file": ("beagle.jpg", beagle)})
     assert response.headers["content-type"] == "application/json"
     body = response.json()
-    assert list(body) == ["model", "views", "predictions"]
-    assert body["model"] == "bvlc_googlenet"
+    assert list(body) == ["model", "version", "views", "predictions"]
+    assert (body["model"], body["version"]) == ("bvlc_googlenet", "1")
     assert body["views"] == "ten"
     assert [list(one) for one in body["predictions"]] == [
         ["label", "wnid", "index", "probability"]
@@ -195,7 +195,7 @@ def test_several_pictures_are_answered_in_their_order(
         files=[("file", (f"{name}.jpg", photo)) for name, photo in zip(names, photos, strict=True)],
     )
     body = response.json()
-    assert list(body) == ["model", "views", "results"]
+    assert list(body) == ["model", "version", "views", "results"]
     assert (body["model"], body["views"]) == ("bvlc_googlenet", "single")
     assert [list(result) for result in body["results"]] == [["filename", "predictions"]] * 3
     assert [result["filename"] for result in body["results"]] == [f"{name}.jpg" for name in names]

@@ -56,7 +56,7 @@ from service.settings import Settings
 HOST = "127.0.0.1"
 TLS = b"\x16"  # how it begins
 LABELS = {"red": "red", "lime": "green", "blue": "blue"}  # of colours, by the fake model
-ONE = {"model": "fake", "views": "single", "predictions": [
+ONE = {"model": "fake", "version": "1", "views": "single", "predictions": [
     {"label": "red", "wnid": None, "index": 0, "probability": 1.0, "more": "to come"}
 ]}  # fmt: skip
 
@@ -168,7 +168,8 @@ def test_a_picture_is_ranked_whatever_holds_it(ask: Ask, url: str, tmp_path: Pat
         rankings = [ask(url, "classify", one) for one in held]
     assert len({*rankings}) == 1
     ranking: Ranking = rankings[0]
-    assert (ranking.model, ranking.views, ranking.notice) == ("fake0", "single", None)
+    assert (ranking.model, ranking.version, ranking.views) == ("fake0", "1", "single")
+    assert ranking.notice is None
     assert ranking.best.label == "green"
     assert [one.index for one in ranking.predictions] == [1, 0, 2]
     assert ranking.best.wnid is None
@@ -299,8 +300,9 @@ def test_one_failed_request_leaves_the_others(ask: Ask) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"none", b"[]", b"{}", b"null", b'{"model": "a", "views": "b", "predictions": [1]}', b"\xff"],
-)
+    [b"none", b"[]", b"{}", b"null", b"\xff",
+     b'{"model": "a", "version": "1", "views": "b", "predictions": [1]}'],
+)  # fmt: skip
 def test_an_answer_that_makes_no_sense_is_told(ask: Ask, body: bytes) -> None:
     with misbehaving(answered(body)) as (url, _), pytest.raises(Failed) as told:
         ask(url, "classify", b"picture")

@@ -21,14 +21,14 @@ import torch
 from conftest import ROOT, mean_colour
 from test_bulk import BROKEN, Captured, faked, folder, names, refused
 
-from service import app
+from service import app, journal
 from service.__main__ import main
 from service.commands import cluster
 from service.commands.cluster import Actor, Share, Task
 from service.cuts import Cuts
 from service.ensemble import Probabilities
 from service.errors import BulkError, InferenceFailed
-from service.journal import Row
+from service.journal import Origin, Row
 from service.settings import Settings
 from service.work import Batch
 
@@ -38,6 +38,7 @@ DIGITS = (
     *("--model", "digits", "--views", "single", "--precision", "float32", "--max-batch", "1"),
     *("--device", "cpu"),
 )
+ORIGIN = Origin("googlenet", "1", "single")  # by default, with these views
 PICTURES = 300
 BEFORE = 40  # of them were done by a job that was ended
 BATCH = 8
@@ -55,8 +56,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def acting(paths: list[Path], done: Collection[str] = ()) -> Iterator[Actor]:
-    actor = Actor(Task(Settings(views="single"), 2, paths, done, batch=3))
+def acting(
+    paths: list[Path], done: Collection[str] = (), origin: Origin = ORIGIN
+) -> Iterator[Actor]:
+    settings = Settings(views="single")
+    actor = Actor(Task(settings, origin, 2, paths, done, batch=3))
     try:
         yield actor
     finally:
@@ -91,6 +95,7 @@ def test_an_actor_does_files_and_archives_by_the_batch(
         rows = first + second
         assert [row.file for row in rows] == [f"as given/{path.name}" for path in files]
         assert [row.error for row in rows] == [None, None, BROKEN, None]
+        assert [row.origin for row in rows] == [ORIGIN, ORIGIN, None, ORIGIN]
         assert [one["label"] for one in rows[3].predictions] == ["green", "red"]
         [members] = results(actor, packed)
         assert [row.file for row in members] == [
@@ -120,6 +125,16 @@ def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
         pytest.raises(BulkError, match=f"^{host}: there is no file {folder / 'gone'}"),
     ):
         results(actor, whole)
+
+
+def test_an_actor_whose_store_has_another_model_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
+    other = Origin("googlenet", "2", "single")
+    told = f"^{socket.gethostname()}: the store here has {ORIGIN}, not {other}$"
+    with acting([folder], origin=other) as actor, pytest.raises(BulkError, match=told):
+        results(actor, folder / "a.png")
 
 
 # What is decided.
@@ -399,6 +414,8 @@ def test_each_picture_has_its_result_once_though_a_node_is_lost(
     assert got.keys() == wanted.keys()
     for name, row in wanted.items():
         assert got[name]["error"] == row["error"]
+        made = [row[column] for column in journal.ORIGIN]
+        assert [got[name][column] for column in journal.ORIGIN] == made
         assert [one["label"] for one in got[name]["predictions"]] == [
             one["label"] for one in row["predictions"]
         ]

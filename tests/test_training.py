@@ -435,7 +435,7 @@ def test_torchvisions_network_is_trained_on_as_well(pictures: Path, tmp_path: Pa
     state = {name: value.float() for name, value in weights.build(described).state_dict().items()}
     with where.locked("googlenet"):
         weights.save(where, "googlenet", state, source="chance")
-    outcome = train(tmp_path, options(pictures, **{"from": "googlenet", "epochs": 1}))
+    outcome = train(tmp_path, options(pictures, **{"from": "googlenet", "width": 1, "epochs": 1}))
     model = weights.load(where, "stripes")
     assert model.sha256 == outcome.sha256
     assert model.manifest.architecture == "torchvision_googlenet"
@@ -453,9 +453,26 @@ def test_it_trains_on_a_gpu_in_half_precision(pictures: Path, tmp_path: Path) ->
 
 
 def test_what_it_should_go_on_from_must_be_there(pictures: Path, tmp_path: Path) -> None:
-    chosen = options(pictures, **{"from": "bvlc_googlenet"})
+    agreeing = {"architecture": "googlenet", "width": 1}  # which is no reason to refuse
+    chosen = options(pictures, **{"from": "bvlc_googlenet", **agreeing})
     with pytest.raises(ModelError, match="The weights of 'bvlc_googlenet' are not in"):
         train(tmp_path, chosen)
+
+
+@pytest.mark.parametrize(
+    ("other", "has"), [("architecture lenet5", "googlenet"), ("width 0.5", "1.0")]
+)
+def test_who_goes_on_from_a_model_has_its_network_and_no_other(
+    other: str, has: str, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    option, wanted = other.split()
+    command = ["train", str(pictures), "--name", "mine", "--from", "bvlc_googlenet"]
+    assert main([*command, f"--{option}", wanted, "--store", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (  # after the bar
+        f"googlenet-service: --{other} is for a network that begins anew, and 'bvlc_googlenet' has"
+        f" {option} {has}: leave out --{option}, or --from"
+    )
+    assert not [*tmp_path.iterdir()]
 
 
 # The command.

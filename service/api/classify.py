@@ -37,6 +37,7 @@ class Prediction(BaseModel):
 
 class _Answered(BaseModel):
     model: Annotated[str, Field(examples=["bvlc_googlenet"])]
+    version: Annotated[str, Field(description="of the model", examples=["1"])]
     notice: Annotated[str | None, Field(description="what has to be known of the model")] = None
     views: PlanName
 
@@ -200,7 +201,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
 def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
     """Say whose answer it is; `exclude_unset` leaves out a notice that nobody gave."""
     notice = {"notice": ensemble.notice} if ensemble.notice else {}
-    return {"model": ensemble.name, **notice, "views": plan}
+    return {"model": ensemble.name, "version": ensemble.version, **notice, "views": plan}
 
 
 def left(request: Request, milliseconds: int, uploaded: float) -> float:

@@ -32,7 +32,7 @@ def router(
     @routes.get("/livez", responses=_PROBE, response_class=PlainTextResponse)
     async def livez(verbose: Verbose = None) -> Response:
         """Should this process go on living; if not, restart it."""
-        return _probe({"worker": catalogue.worked}, verbose, _about_candidate(catalogue))
+        return _probe({"worker": catalogue.worked}, verbose, _about_candidates(catalogue))
 
     @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
     async def readyz(verbose: Verbose = None) -> Response:
@@ -44,7 +44,7 @@ def router(
         }
         served = catalogue.served.values()
         notices = [one.ensemble.notice for one in served if one.ensemble.notice]
-        return _probe(checks, verbose, [*notices, *_about_candidate(catalogue)])
+        return _probe(checks, verbose, [*notices, *_about_candidates(catalogue)])
 
     @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)
     async def startupz(verbose: Verbose = None) -> Response:
@@ -64,10 +64,12 @@ def router(
     return routes
 
 
-def _about_candidate(catalogue: Catalogue) -> list[str]:
+def _about_candidates(catalogue: Catalogue) -> list[str]:
     """Say what no probe fails for, and somebody should know."""
-    broken = catalogue.broken_candidate
-    return [f"the shadow candidate does not work: {broken}"] if broken else []
+    return [
+        f"{name}, a shadow candidate, does not work: {complaint}"
+        for name, complaint in catalogue.excused.items()
+    ]
 
 
 def _probe(

@@ -17,9 +17,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A picture's labels, most probable first, and by which model and views."""
+    """A picture's labels, most probable first, and by which version of a model and views."""
 
     model: str
+    version: str
     views: str
     predictions: tuple[Prediction, ...]
     notice: str | None = None
@@ -107,7 +108,8 @@ def ranking(answer: Mapping[str, Any], predictions: Any) -> Ranking:
         Prediction(one["label"], one["wnid"], one["index"], one["probability"])
         for one in predictions
     )
-    return Ranking(answer["model"], answer["views"], made, answer.get("notice"))
+    about = (answer["model"], answer["version"], answer["views"])
+    return Ranking(*about, made, answer.get("notice"))
 
 
 def models(answer: Mapping[str, Any]) -> Models:

@@ -21,7 +21,7 @@ from service.classifier import Classifier
 from service.commands import cluster, offline, progress, ranking
 from service.commands.ranking import Put
 from service.errors import BulkError, DeadlineExceeded, ServiceError
-from service.journal import CSV, JSONL, Journal, Row
+from service.journal import CSV, JSONL, Journal, Origin, Row
 from service.pace import Pace
 from service.settings import Settings
 from service.sources import IsNew, Source
@@ -47,6 +47,30 @@ class _Printed:
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Kept:
+    """Keeps results in a file, which has those of one model and the same views."""
+
+    out: Path
+    results: Journal
+
+    def check(self, wanted: Mapping[str, str]) -> None:
+        """Raise `BulkError` if there are results by something else than is wanted."""
+        for one in self.results.origins:
+            if not one.fits(wanted):
+                raise BulkError(
+                    f"{self.out} has results by {one}; name another file for those by"
+                    f" {journal.told(wanted)}"
+                )
+
+    def write(self, row: Row) -> None:
+        if row.origin and row.origin not in self.results.origins:
+            # A service may have loaded another version: its results say so.
+            self.check({"model": row.origin.model, "views": row.origin.views})
+            self.results.origins.add(row.origin)
+        self.results.write(row)
 
 
 class _Sink(Protocol):
@@ -131,11 +155,20 @@ def _cells(row: Row) -> Iterator[tuple[tuple[Text, str, str], bool]]:
 
 
 def _write(job: _Job, results: Journal) -> _Done:
-    """Classify what there are no results of yet."""
-    done = results.done
+    """Classify what there are no results of yet, if what there are were made in the same way."""
+    done, kept = results.done, _Kept(job.given["out"], results)
+    kept.check(_wanted(job))
     if job.given["engine"] == "ray":
-        return _work(job, cluster.files(job.paths, done), partial(_spreading, job, done), results)
-    return _work(job, job.sources(sources.once(done)), _ranking(job), results)
+        return _work(job, cluster.files(job.paths, done), partial(_spreading, job, done), kept)
+    return _work(job, job.sources(sources.once(done)), _ranking(job), kept)
+
+
+def _wanted(job: _Job) -> Mapping[str, str]:
+    """Say by what pictures are to be named, as far as that is not left to a service."""
+    if not job.given["url"]:
+        return ranking.expected(job.settings).columns
+    chosen = job.settings.model_fields_set & {"model", "views"}
+    return {name: getattr(job.settings, name) for name in chosen}
 
 
 def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
@@ -177,7 +210,8 @@ def _computing(job: _Job, found: Iterator[Source], put: Put) -> float:
 def _spreading(job: _Job, done: set[str], files: Iterator[str], put: Put) -> float:
     """Have a Ray cluster classify; gives the seconds from when it was joined."""
     given = job.given
-    task = cluster.Task(job.settings, given["top_k"], job.paths, done, given["ray_batch"])
+    settings, origin = job.settings, ranking.expected(job.settings)
+    task = cluster.Task(settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
     chosen = cluster.Cluster(given["ray_address"], given["ray_actors"])
     return cluster.spread(task, files, put, chosen)
 
@@ -185,8 +219,6 @@ def _spreading(job: _Job, done: set[str], files: Iterator[str], put: Put) -> flo
 def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
     """Have a service classify, as many at a time as it takes; gives the seconds."""
     client, given = _client(), job.given
-    chosen = job.settings.model_fields_set & {"model", "views"}  # else it is the service's choice
-    wanted = {name: getattr(job.settings, name) for name in chosen}
     pace = Pace()
 
     def waiting(_: Exception, seconds: float) -> None:
@@ -200,7 +232,7 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
             )
         except ValueError as error:
             raise BulkError(f"{error}") from error
-        patient = _Patient(asked, client.ClientError, {"top_k": given["top_k"], **wanted})
+        patient = _Patient(asked, client.ClientError, {"top_k": given["top_k"], **_wanted(job)})
         async with asked:
 
             async def row(source: Source) -> Row:
@@ -215,7 +247,8 @@ def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
                         return Row(source.name, error=error.detail)
                     raise BulkError(f"{source.name}: {error.detail}") from error
                 pace = pace.answered()
-                return Row(source.name, ranking.plain(answer.predictions))
+                made = Origin(answer.model, answer.version, answer.views)
+                return Row(source.name, ranking.plain(answer.predictions), origin=made)
 
             started = time.monotonic()
             await in_order.run(found, row, put, lambda: pace.most)

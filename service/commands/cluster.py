@@ -28,11 +28,11 @@ from typing import Any
 
 import uvloop
 
-from service import app, sources
+from service import app, journal, sources
 from service.commands import ranking
 from service.commands.ranking import Put
 from service.errors import BulkError, ServiceError
-from service.journal import JSONL, Row
+from service.journal import JSONL, Origin, Row
 from service.settings import Settings
 from service.sources import Source
 
@@ -60,6 +60,7 @@ class Task:
     """What is to be done; what an actor knows of it goes to it once."""
 
     settings: Settings
+    origin: Origin  # that all results are to have
     top_k: int
     paths: Sequence[Path]
     done: Collection[str]  # names that there are results of
@@ -87,7 +88,9 @@ class Actor:
         await self._servable.__aenter__()  # nobody leaves: Ray ends the process
         # Without the pictures this node would find fault with every one of them.
         sources.check(self._task.paths)
-        await self._servable.ready()
+        here = ranking.origin(await self._servable.ready(), self._task.settings)
+        if here != self._task.origin:
+            raise BulkError(f"the store here has {here}, not {self._task.origin}")
 
     def __call__(self, portions: Any) -> Iterator[Any]:
         """Take a table of lists of `file` (bytes) and `name`; gives `record` or `failure` tables.
@@ -153,7 +156,8 @@ def row(result: Mapping[str, Any]) -> Row:
     if result["failure"]:
         raise BulkError(result["failure"])
     columns = JSONL.decode(result["record"])
-    return Row(columns["file"], columns["predictions"], columns["error"])
+    made = journal.origin(columns)
+    return Row(columns["file"], columns["predictions"], columns["error"], made)
 
 
 def _classified(ray: Any, task: Task, tables: Sequence[Any], actors: int | None) -> Any:

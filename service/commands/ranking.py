@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from service import in_order, processors
+from service import in_order, processors, store
 from service.classifier import Answer, Classifier
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.evaluation import PATIENCE
-from service.journal import Row
+from service.journal import Origin, Row
 from service.settings import Settings
 from service.sources import Source
 
@@ -19,6 +19,18 @@ Put = Callable[[Row], None]
 _PREDICTION = ("label", "wnid", "index", "probability")
 
 
+def expected(settings: Settings) -> Origin:
+    """Tell by what pictures will be named here; raises `ModelError` for a model that is not."""
+    version = store.locate(settings.store).version(settings.model)
+    return Origin(settings.model, version, settings.views)
+
+
+def origin(classifier: Classifier, settings: Settings) -> Origin:
+    """Tell by what a classifier that is ready names pictures."""
+    ensemble = classifier.ensemble
+    return Origin(ensemble.name, ensemble.version, settings.views)
+
+
 async def rank(
     classifier: Classifier, found: Iterator[Source], put: Put, settings: Settings, top_k: int
 ) -> None:
@@ -27,6 +39,7 @@ async def rank(
     What is wrong with a picture is in its row; raises what is wrong with anything else.
     """
     plan = settings.views
+    made = origin(classifier, settings)
     decoding = processors.decoding(settings.decode_threads)
 
     async def row(source: Source) -> Row:
@@ -36,7 +49,7 @@ async def rank(
             return Row(source.name, error=str(error))
         [answer] = await classifier.classify([data], plan=plan, top_k=top_k, seconds=PATIENCE)
         if isinstance(answer, Answer):
-            return Row(source.name, plain(answer.predictions))
+            return Row(source.name, plain(answer.predictions), origin=made)
         if isinstance(answer, BAD):
             return Row(source.name, error=str(answer))
         raise answer

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from service import calibration, forward, networks, store, weights
-from service.errors import ModelError
+from service.errors import ModelError, WrongOption
 from service.manifest import Accuracy, Calibration, Manifest, Preprocessing, Training
 from service.settings import Settings
 from service.store import Store
 from service.training import dataset, learner, report, world
 from service.training.dataset import Dataset, Statistics
 from service.training.learner import Learner, Recipe
-from service.training.options import Options
+from service.training.options import ARCHITECTURE, WIDTH, Options
 from service.training.pictures import Pictures
 from service.training.trainer import Epoch, Trainer
 from service.training.world import World
@@ -64,7 +64,8 @@ def train(settings: Settings, options: Options, command: str, audience: Audience
 
     `command` is the line that does the same again, for the manifest. Under `torchrun`, every
     process gives its part, and only the first an outcome. Raises `ModelError` for a folder
-    that cannot be learnt from, for a name that is taken, or where the loss grows to infinity.
+    that cannot be learnt from, for a name that is taken, or where the loss grows to infinity, and
+    `WrongOption` for options that contradict each other.
     """
     (outcome,) = train_each(settings, [options], command, audience)
     return outcome
@@ -84,6 +85,8 @@ def _train(
     settings: Settings, options: Options, command: str, audience: Audience, here: World
 ) -> Outcome | None:
     where = store.locate(settings.store)
+    if options.start:
+        _agree(options, where.manifest(options.start))
     with _own(where, options.name, here) as folder:
         told = audience if here.leads else Audience()
         found = dataset.read(
@@ -131,6 +134,17 @@ def _own(where: Store, name: str, here: World) -> Iterator[Path]:
         yield folder
 
 
+def _agree(options: Options, start: Manifest) -> None:
+    """Raise `WrongOption` if another network is wanted than that of the model to go on from."""
+    for name in ("architecture", "width"):
+        wanted, has = getattr(options, name), getattr(start, name)
+        if wanted not in {None, has}:
+            raise WrongOption(
+                f"--{name} {wanted} is for a network that begins anew, and {options.start!r} has"
+                f" {name} {has}: leave out --{name}, or --from"
+            )
+
+
 def _checkpoint(folder: Path) -> Path:
     return folder / "checkpoint.pt"
 
@@ -155,7 +169,8 @@ def _described(options: Options, found: Dataset, start: Model | None) -> Manifes
         architecture, width = start.manifest.architecture, start.manifest.width
         preprocessing = start.manifest.preprocessing
     else:
-        architecture, width = options.architecture, options.width
+        architecture = options.architecture or ARCHITECTURE
+        width = options.width or WIDTH
         preprocessing = _preprocessing(found.statistics)
     return Manifest(
         architecture=architecture,

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.settings import MEMBERS, PLAIN
 
-RATE = 0.002  # of a network that begins anew
+ARCHITECTURE, WIDTH = "googlenet", 1.0  # of a network that begins anew
+RATE = 0.002  # of such a one
 GENTLE = 0.0002  # of one that has learnt already, and should not forget it
 
 
@@ -27,11 +28,21 @@ class Options(BaseModel):
         Field(description="module up to which nothing is learnt, such as inception.5b"),
     ] = None
     architecture: Annotated[
-        str, Field(description="network that is learnt from nothing; lenet5, resnet18 and so on")
-    ] = "googlenet"
+        str | None,
+        Field(
+            description="network that is learnt from nothing; lenet5, resnet18 and so on "
+            f"(default: {ARCHITECTURE}, with --from that model's)"
+        ),
+    ] = None
     width: Annotated[
-        float, Field(gt=0, le=8, description="times as many filters as googlenet has")
-    ] = 1.0
+        float | None,
+        Field(
+            gt=0,
+            le=8,
+            description="times as many filters as googlenet has "
+            f"(default: {WIDTH:g}, with --from that model's)",
+        ),
+    ] = None
     epochs: Annotated[int, Field(ge=1, description="most times that every picture is seen")] = 100
     patience: Annotated[
         int, Field(ge=1, description="epochs without progress on held-out pictures to end after")
