@@ -915,6 +915,7 @@ def test_a_lane_that_fails_is_told_with_where_it_was_and_serves_the_next(
 # Loads that fail.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", [{"store": Path("/nowhere")}, {"device": "cuda:7"}, {"model": "absent"}]
 )
@@ -1089,6 +1090,7 @@ class Logged(logging.Handler):
         assert self._event.wait(PATIENCE)
 
 
+@pytest.mark.slow
 def test_closing_while_it_computes_ends_it_at_once_and_tells_who_waits(
     small: Settings, beagle: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1118,6 +1120,7 @@ def test_closing_while_it_computes_ends_it_at_once_and_tells_who_waits(
     assert caplog.records == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_sent_to_both_is_the_others_to_heed(
     number: signal.Signals, small: Settings, beagle: bytes
@@ -1129,6 +1132,7 @@ def test_a_signal_that_is_sent_to_both_is_the_others_to_heed(
         assert ours.alive
 
 
+@pytest.mark.slow
 def test_closing_leaves_nothing_open(small: Settings) -> None:
     threads, before = [*threading.enumerate()], opened()
     with closing_worker(small.model_copy(update={"max_batch": 1})) as ours:

@@ -192,6 +192,7 @@ def test_each_block_of_se_resnet50_weighs_its_channels_before_it_is_added() -> N
 # torchvision's.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvisions_network_is_known_by_its_own_name(name: str) -> None:
     found = networks.architecture(name)
@@ -424,6 +425,7 @@ def answered(client: TestClient, plan: str) -> dict[str, float]:
     return {one["label"]: one["probability"] for one in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "plans"),
     [

@@ -489,6 +489,7 @@ def test_another_service_is_measured(url: str, pictures: Path) -> None:
     assert "2 requests" in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_little_is_measured")
 def test_the_objective_may_be_given(url: str, pictures: Path) -> None:
     options = dataclasses.replace(QUICK, slo=1e-6, seconds=0.2)
@@ -581,6 +582,7 @@ def test_a_service_that_nobody_waits_for_is_ended() -> None:
     assert children() <= before
 
 
+@pytest.mark.slow
 def test_a_service_that_runs_here_already_keeps_its_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment, as that of the image, may name them; so may what is to be measured."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -209,6 +209,7 @@ def test_a_file_that_was_torn_anywhere_is_gone_on_with(
         assert out.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_who_is_killed_goes_on_and_has_each_picture_once(tmp_path: Path) -> None:
     digits = [*(ROOT / "model_store/digits/held_out").glob("*.png")]
     pictures = tmp_path / "pictures"
@@ -928,6 +929,7 @@ def test_a_key_that_cannot_be_sent_is_told(folder: Path, capsys: Captured) -> No
 # With the real weights.
 
 
+@pytest.mark.slow
 def test_a_hundred_photos_are_named_as_evaluate_and_the_service_do(
     shared: Path, real_store: Store, served: Served, tmp_path: Path
 ) -> None:

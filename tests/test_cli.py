@@ -370,6 +370,7 @@ def test_weights_that_cannot_be_fetched_are_told_with_what_to_do(
 # Photos, without a server.
 
 
+@pytest.mark.slow
 def test_photos_are_ranked_in_a_table(real: list[str], shared: Path, capsys: Captured) -> None:
     photos = [str(shared / f"photos/flickr/{name}.jpg") for name in ("beagle", "tractor")]
     assert main(["classify", *photos, *real, "--views", "single", "--top-k", "2"]) == 0
@@ -404,6 +405,7 @@ def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
     assert bad == {"file": str(text), "error": "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [["--json"], []])
 def test_names_of_files_are_shown_as_they_are(
     form: list[str],

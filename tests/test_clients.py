@@ -113,6 +113,7 @@ def check_labels(rows: list[list[str]], wanted: list[list[dict[str, Any]]]) -> N
         assert [float(value) for value, _, _ in parts] == pytest.approx(told, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_client_gets_what_classify_gives(
     ask: Ask, photos: list[bytes], classified: list[list[dict[str, Any]]], request: Any
 ) -> None:

@@ -304,6 +304,7 @@ def test_a_body_that_comes_too_slowly_is_answered_with_408(hasty: Hosted) -> Non
     assert reply.seconds >= SHORT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [
     b"1000\r\n" + b"x" * 4096 + b"\r\n",
     b"1\r\nx\r\n",
@@ -664,6 +665,7 @@ def resident(served: Served) -> int:
     return int(line) * 1024
 
 
+@pytest.mark.slow
 def test_thousands_of_idle_connections_neither_lock_out_nor_slow(
     real: Served, record_property: Callable[[str, object], None]
 ) -> None:
@@ -681,6 +683,7 @@ def test_thousands_of_idle_connections_neither_lock_out_nor_slow(
     assert each < 64 * 1024
 
 
+@pytest.mark.slow
 def test_all_attacks_at_once_leave_a_process_as_it_was(real: Served) -> None:
     async def attack() -> None:
         async with asyncio.timeout(PATIENCE):

@@ -204,6 +204,7 @@ def test_make_image_builds_what_compose_builds(docker: Path, device: str) -> Non
     assert given["VERSION"] == PROJECT["project"]["version"]
 
 
+@pytest.mark.slow
 def test_the_composition_is_one() -> None:
     schema = ("--builtin-schema", "vendor.compose-spec")
     said = run(tool("check-jsonschema"), *schema, "docker-compose.yml")
@@ -287,6 +288,7 @@ def test_whoever_needs_another_starts_when_that_is_healthy() -> None:
             assert needed["condition"] == "service_healthy"
 
 
+@pytest.mark.slow
 def test_the_load_is_a_command_of_the_service() -> None:
     (mounted,) = SERVICES["load"]["volumes"]
     source, target, _ = mounted.split(":")

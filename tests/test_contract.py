@@ -92,6 +92,7 @@ def _ready() -> None:
             pass  # as a probe does
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @often
 @pytest.mark.usefixtures("_ready")
@@ -100,6 +101,7 @@ def test_every_answer_is_as_documented(case: schemathesis.Case) -> None:
     case.call_and_validate()
 
 
+@pytest.mark.slow
 @keyed.parametrize()
 @often
 @pytest.mark.usefixtures("_ready")
@@ -109,6 +111,7 @@ def test_every_answer_to_a_key_is_as_documented(case: schemathesis.Case) -> None
     case.call_and_validate(headers={"X-API-Key": KEY})
 
 
+@pytest.mark.slow
 @guarded.parametrize()
 @often
 @pytest.mark.usefixtures("_ready")

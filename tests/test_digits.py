@@ -45,12 +45,14 @@ def scores(
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_98_of_100_digits_that_no_training_has_seen_are_told(digits: Path) -> None:
     for score in scores(digits / "test", ["single", "ten"]):
         assert (score.photos, score.unreadable) == (360, ())
         assert score.top1 >= 0.98 * score.photos, score.views
 
 
+@pytest.mark.slow
 def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> None:
     """The smallest example; `make lenet5` goes on for 30 epochs, to 98 of 100 and more."""
     chosen = Options.model_validate(

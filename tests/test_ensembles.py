@@ -127,6 +127,7 @@ def test_another_command_does_not_take_a_members_name(
     assert "there is a model 'pair_1' already; choose another --name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_train_one_member_after_the_other(stripes: Path, tmp_path: Path) -> None:
     """Under torchrun, where processes could not meet a second time."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "service"]

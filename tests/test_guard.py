@@ -669,6 +669,7 @@ def uploading(port: int, picture: bytes) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_uploads_are_never_written_to_a_disk_nor_logged(elsewhere: Path) -> None:
     """The kernel refuses both processes every byte of every file; only pipes and sockets go on."""
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8)

@@ -94,6 +94,7 @@ def measured() -> Mapping[str, Any]:
     return {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_costs_what_its_pixels_and_its_bytes_do(
     name: str, measured: Mapping[str, Any]

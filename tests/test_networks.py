@@ -462,6 +462,7 @@ def test_preprocessing_in_one_step_is_torchvisions_two() -> None:
     torch.testing.assert_close((values - mean) * scale, calls["conv1"][0].given, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_torchvision_is_imported_for_its_own_network_only() -> None:
     """It takes seconds, and a process that serves ours has no use for it."""
     script = """

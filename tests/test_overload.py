@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from calls import Call, ready
 from conftest import FakeBackend, fake_backend, mean_colour
 from fastapi import FastAPI
@@ -55,6 +56,7 @@ async def flood(app: FastAPI, factor: float, seconds: float) -> list[Call]:
     return calls
 
 
+@pytest.mark.slow
 def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() -> None:
     async def main() -> None:
         async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
@@ -78,6 +80,7 @@ def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() 
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_who_comes_again_when_he_was_told_to_gets_in() -> None:
     """Three times what can be done at once, all at the same moment: they come one by one."""
 

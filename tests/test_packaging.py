@@ -37,6 +37,7 @@ def test_an_installed_wheel_knows_the_built_in_models(site: Path, tmp_path: Path
     assert str(tmp_path / "googlenet-service/model_store") in listed.stdout.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_keeps_weights_in_the_users_cache(
     site: Path, tmp_path: Path, shared: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_the_page_is_in_the_wheel(site: Path) -> None:
     assert files == {file.name: file.read_bytes() for file in page.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_classifies_with_the_bundled_model(site: Path, tmp_path: Path) -> None:
     five = str(ROOT / "model_store/digits/held_out/5.png")
     done = run(site, tmp_path, "classify", "--model", "digits", "--json", five)

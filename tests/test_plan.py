@@ -102,6 +102,7 @@ def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_measured", measured)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_measured")
 def test_it_is_told_in_a_table(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "red.png").write_bytes(plain("red"))
@@ -111,6 +112,7 @@ def test_it_is_told_in_a_table(tmp_path: Path, capsys: Captured) -> None:
     assert "replicas needed: " in printed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_measured")
 def test_it_is_told_as_json_too(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "red.png").write_bytes(plain("red"))
@@ -119,6 +121,7 @@ def test_it_is_told_as_json_too(tmp_path: Path, capsys: Captured) -> None:
     assert found["needed"] in [one["replicas"] for one in found["predictions"] if one["met"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_measured")
 def test_that_no_number_will_do_is_told_and_fails_the_command(
     tmp_path: Path, capsys: Captured
@@ -135,6 +138,7 @@ def found() -> Plan:
     return planning.plan(REPLICA, {A: 1}, TRAFFIC)
 
 
+@pytest.mark.slow
 def test_a_table_has_a_row_for_each_number_of_replicas(found: Plan, capsys: Captured) -> None:
     terminal().print(table(found))
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]

@@ -52,6 +52,7 @@ def plan() -> Plan:
     return planning.plan(REPLICA, {A: 1}, TRAFFIC)
 
 
+@pytest.mark.slow
 def test_the_fewest_that_meet_the_objective_are_needed(plan: Plan) -> None:
     by_count = {one.replicas: one for one in plan.predictions}
     assert plan.needed is not None
@@ -80,6 +81,7 @@ def test_a_replica_that_keeps_up_alone_is_all_that_is_needed() -> None:
     assert (plan.needed, plan.predictions[0].replicas) == (1, 1)
 
 
+@pytest.mark.slow
 def test_no_number_helps_where_a_request_alone_takes_too_long() -> None:
     plan = planning.plan(REPLICA, {A: 1}, replace(TRAFFIC, objective=0.011))
     assert plan.needed is None

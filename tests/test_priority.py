@@ -225,6 +225,7 @@ def test_one_that_was_promised_all_of_the_time_keeps_bulk_from_its_share_not_for
     assert late.total() <= admitted.total() / 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, QUARTER, 0.5])
 def test_under_overload_each_class_has_its_share(share: float) -> None:
     costs = Costs({A: {1: 1, 4: 4}})

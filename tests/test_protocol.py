@@ -327,6 +327,7 @@ def test_any_bytes_are_understood_or_refused_with_a_sentence(
     assert sentence(body, length)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(body=bodies, raw=st.none() | st.binary(max_size=40), off=st.integers(-1, 1))
 def test_anything_that_looks_like_a_request_is_too(

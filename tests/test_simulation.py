@@ -49,6 +49,7 @@ def whole(rate: float, replica: Replica, rows: int = 1, deadline: float = NEVER)
 # Where there is a formula.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.7])
 def test_one_device_that_serves_one_by_one_waits_as_pollaczek_and_khinchine_say(
     load: float,
@@ -59,6 +60,7 @@ def test_one_device_that_serves_one_by_one_waits_as_pollaczek_and_khinchine_say(
     assert outcome.utilisation == pytest.approx((load, 0, 0), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "load"), [(1, 0.6), (3, 0.7)])
 def test_decoding_alone_waits_as_its_threads_do(threads: int, load: float) -> None:
     """M/D/c against Cosmetatos' approximation of its mean wait, which is good to a few percent."""
@@ -225,6 +227,7 @@ def test_it_is_the_same_for_the_same_seed_and_another_for_another() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.slow
 def test_more_requests_take_longer_and_keep_the_device_busier() -> None:
     outcomes = [whole(rate, computing()) for rate in (10, 50, 100, 200, 400)]
     for fewer, more in itertools.pairwise(outcomes):
@@ -233,6 +236,7 @@ def test_more_requests_take_longer_and_keep_the_device_busier() -> None:
         assert fewer.utilisation.computing < more.utilisation.computing
 
 
+@pytest.mark.slow
 def test_more_devices_refuse_fewer_and_answer_sooner() -> None:
     outcomes = [whole(1500, computing(devices=n), deadline=0.2) for n in (1, 2, 3)]
     for fewer, more in itertools.pairwise(outcomes):

@@ -730,6 +730,7 @@ def running(
             process.kill()
 
 
+@pytest.mark.slow
 def test_two_processes_that_fetch_at_once_take_turns(
     files: Mapping[str, Path], tmp_path: Path
 ) -> None:
@@ -782,6 +783,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_g
     assert same(weights.load(store, "small").state, state)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_served(
     filled: Store, state: State, tmp_path: Path
 ) -> None:
@@ -832,6 +834,7 @@ print(steps)
 """
 
 
+@pytest.mark.slow
 def test_wherever_a_process_that_fetches_is_killed_no_half_of_a_model_is_seen(
     tmp_path: Path,
 ) -> None:

@@ -170,6 +170,7 @@ def sbom(tmp_path_factory: pytest.TempPathFactory) -> str:
     return target.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_list_of_parts_is_cyclonedx(sbom: str) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom) is None
 

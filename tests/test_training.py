@@ -81,6 +81,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return root, train(root, chosen)
 
 
+@pytest.mark.slow
 def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], pictures: Path) -> None:
     root, outcome = trained
     where = store.locate(root)
@@ -212,6 +213,7 @@ class Cut(Exception):
     """What ends a training in the midst of it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [(1, 2), (1, 3), (2, 1)])
 def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
     at: tuple[int, int],
