@@ -847,7 +847,7 @@ def test_what_the_share_of_bulk_is_too_little_for_is_asked_for_as_others_are(
     pictures.mkdir()
     for number, colour in enumerate(LABELS):
         (pictures / f"{number}.png").write_bytes(plain(colour))
-    with live(fake_backend(seconds_per_row=3.0)) as url:  # of ten that a request has
+    with live(fake_backend(seconds_per_row=3.0, sizes=(1,))) as url:  # of ten that it has
         command = ["classify", str(pictures), "--url", url, "--out", str(out)]
         assert main([*command, "--views", "single"]) == 0
     assert [row["label"] for row in read(out)] == [*LABELS.values()]
