@@ -102,13 +102,17 @@ class _Trial:
     """The models in a number format, and what they make of a few pictures."""
 
     def __init__(self, models: Sequence[Model], device: torch.device, dtype: torch.dtype) -> None:
-        """Raise `ModelError` where the device does not compute in that format."""
+        """Raise `ModelError` where the device does not compute in that format.
+
+        And `OutOfMemory` where it has no memory for the models.
+        """
         self.dtype, self._probe = dtype, _probe().to(device)
         shapes = [Shape(*self._probe.shape[:2])]
         try:
-            forwards = [Forward(model, device, dtype, shapes) for model in models]
-            self._forwards = [runtime.recorded(forward, device) for forward in forwards]
-            self.found = [forward(self._probe).clone() for forward in self._forwards]
+            with runtime.memory():
+                forwards = [Forward(model, device, dtype, shapes) for model in models]
+                self._forwards = [runtime.recorded(forward, device) for forward in forwards]
+                self.found = [forward(self._probe).clone() for forward in self._forwards]
         except RuntimeError as error:  # such as oneDNN's on a CPU that is older than the format
             why = str(error).partition("\n")[0]
             raise ModelError(f"this device does not compute in {_name(dtype)}: {why}") from error
