@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from service import runtime, weights
+from service import folding, runtime, weights
 from service.forward import Normalise
 from service.networks import ending
 from service.packed import Shape
@@ -24,10 +24,8 @@ class Activations(nn.Module):
         super().__init__()
         network = model.network()
         last = cast("nn.Linear", network.get_submodule(weights.architecture(model.manifest).last))
-        self.weight, self.bias = (
-            last.weight.to(device),
-            last.bias.to(device),
-        )  # (classes, C), (classes,)
+        self.weight = last.weight.to(device)  # (classes, C)
+        self.bias = last.bias.to(device)  # (classes,)
         whole, self.pool = _with_features(network)
         self.network = runtime.place(whole, device, torch.float32, shapes, None)
         self.normalise = Normalise(model.manifest.preprocessing, torch.float32).to(device)
@@ -41,12 +39,13 @@ class Activations(nn.Module):
 
 def _with_features(network: nn.Module) -> tuple[nn.Module, int | None]:
     """Have a network give the map that its logits come from before them; and pooling's window."""
-    graph = ending.traced(network)
-    found = ending.find(network, graph)
+    whole = folding.traced(network)
+    found = ending.find(network, whole.graph)
     assert found is not None  # noqa: S101 - it has maps; tells mypy
-    (output,) = (node for node in graph.nodes if node.op == "output")
+    (output,) = (node for node in whole.graph.nodes if node.op == "output")
     output.args = ((found.features, *output.args),)
-    return fx.GraphModule(network, graph), found.window
+    whole.recompile()
+    return whole, found.window
 
 
 def _shares(rows: int, columns: int, window: int | None) -> Tensor:

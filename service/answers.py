@@ -11,7 +11,9 @@ from service.metrics import Metrics
 _NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 
 
-def count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError]) -> None:
+def count(
+    metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, bulk: bool
+) -> None:
     """Count each picture by what came of it, and where its time went."""
     for answer in answers:
         if isinstance(answer, ServiceError):
@@ -22,7 +24,7 @@ def count(metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError])
                 metrics.cache_hit()
                 continue
             for stage, seconds in answer.timing.stages.items():
-                metrics.stage(stage, seconds)
+                metrics.stage(stage, seconds, bulk=bulk)
 
 
 @dataclass(frozen=True, slots=True)

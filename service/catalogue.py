@@ -163,7 +163,7 @@ class Catalogue:
 
     @property
     def _excused(self) -> set[str]:
-        return {*self._former, self._candidate or self._default} - {self._default}
+        return (self._former | ({self._candidate} if self._candidate else set())) - {self._default}
 
     def _complaint(self, name: str) -> str | None:
         """Say why a model is not there, or its work at a standstill."""

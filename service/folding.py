@@ -15,8 +15,12 @@ RELUS = (F.relu, torch.relu)
 
 def folded(network: nn.Module) -> fx.GraphModule:
     """Take over a network in evaluation mode."""
-    traced = fx.GraphModule(network, _Tracer().trace(network))
-    return cast("fx.GraphModule", optimization.fuse(traced, no_trace=True))
+    return cast("fx.GraphModule", optimization.fuse(traced(network), no_trace=True))
+
+
+def traced(network: nn.Module) -> fx.GraphModule:
+    """Trace a network, but for what is taken as a whole."""
+    return fx.GraphModule(network, _Tracer().trace(network))
 
 
 def relu_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:

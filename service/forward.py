@@ -114,7 +114,7 @@ class _Trial:
                 self._forwards = [runtime.recorded(forward, device) for forward in forwards]
                 self.found = [forward(self._probe).clone() for forward in self._forwards]
         except RuntimeError as error:  # such as oneDNN's on a CPU that is older than the format
-            why = str(error).partition("\n")[0]
+            why = str(error.__cause__ or error).partition("\n")[0]
             raise ModelError(f"this device does not compute in {_name(dtype)}: {why}") from error
 
     def agrees(self, exact: "_Trial") -> bool:
@@ -139,7 +139,8 @@ def _possible(
         try:
             yield _Trial(models, device, dtype)
         except ModelError as error:
-            logger.info("%s", error)
+            # Many CPUs have not all of them; a GPU that refuses one has something else.
+            logger.log(logging.INFO if device.type == "cpu" else logging.WARNING, "%s", error)
 
 
 def _name(dtype: torch.dtype) -> str:

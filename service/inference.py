@@ -71,7 +71,7 @@ class Inference:
                 **({"gone": gone} if gone else {}),
             )
             served = classifier.ensemble
-        answers.count(self.metrics, plan, found)
+        answers.count(self.metrics, plan, found, bulk=bulk)
         good = _good(found)
         answered = Answered(
             asked.id,

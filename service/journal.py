@@ -20,7 +20,7 @@ from service.errors import BulkError
 ORIGIN = ("model", "version", "views")
 COLUMNS = ("file", "label", "wnid", "index", "probability", "predictions", "error", *ORIGIN)
 
-_TEXTS = ("file", "error", *ORIGIN)
+_TEXTS = ("error", *ORIGIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Origin:
 
         A model may be wanted as `name@version`, as a service is asked for it.
         """
-        versioned = f"{self.model}@{self.version}"
-        return all(value in {self.columns[name], versioned} for name, value in wanted.items())
+        named = {**self.columns, "model": f"{self.model}@{self.version}"}
+        return all(value in {self.columns[name], named[name]} for name, value in wanted.items())
 
 
 def told(wanted: Mapping[str, str]) -> str:
@@ -56,7 +56,7 @@ def told(wanted: Mapping[str, str]) -> str:
 def origin(columns: Mapping[str, Any]) -> Origin | None:
     """Take a row's origin out of its columns; what has an error instead has none."""
     model, version, views = (columns[name] for name in ORIGIN)
-    return Origin(model, version, views) if model else None
+    return Origin(model, version, views) if model and version and views else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,11 @@ def _to_json(row: Row) -> bytes:
 
 def _of_json(record: bytes) -> Mapping[str, Any]:
     columns = json.loads(record)
-    if not all(isinstance(columns[name], str | None) for name in _TEXTS):
-        raise TypeError("what is to be a text is none")
+    if not (
+        isinstance(columns["file"], str)
+        and all(isinstance(columns[name], str | None) for name in _TEXTS)
+    ):
+        raise TypeError("what is to be a text is no text")
     return {name: columns[name] for name in COLUMNS}
 
 

@@ -109,15 +109,18 @@ class Maker:
         batch = _blank(Key(0, views.CROP), max(self.sizes))
         rates = {}
         for layout in choices:
-            seconds = _beside_decoding(self._beside(layout, [batch.size]), batch)
+            lanes = self._beside(layout, [batch.size], explain=False)
+            seconds = _beside_decoding(lanes, batch)
             rates[layout] = layout.lanes * batch.size / seconds
             logger.info("%s: %.0f pictures a second", layout, rates[layout])
         return best(rates)
 
-    def _beside(self, layout: Layout, sizes: Sequence[int]) -> list[ClassifyingLane]:
+    def _beside(
+        self, layout: Layout, sizes: Sequence[int], *, explain: bool = True
+    ) -> list[ClassifyingLane]:
         """Make lanes that run side by side."""
         cpu = torch.device("cpu")
-        members = self._members(cpu, sizes, layout.threads)
+        members = self._members(cpu, sizes, layout.threads, explain=explain)
         return [_lane(members, cpu, number, layout.threads) for number in range(layout.lanes)]
 
     def _alone(self, cores: int, beside: Sequence[ClassifyingLane]) -> list[ClassifyingLane]:
@@ -133,11 +136,11 @@ class Maker:
         return [alone] if lone < shared else []
 
     def _members(
-        self, device: torch.device, sizes: Sequence[int], threads: int = 0
+        self, device: torch.device, sizes: Sequence[int], threads: int = 0, *, explain: bool = True
     ) -> list[_Member]:
         def made(model: Model) -> _Member:
             lone = [Shape(1, side) for side in model.sides]
-            maps = Activations(model, device, lone) if model.explains else None
+            maps = Activations(model, device, lone) if explain and model.explains else None
             shapes = [Shape(rows, side) for rows in sizes for side in model.sides]
             return _Member(Forward(model, device, self.dtype, shapes), maps)
 

@@ -83,7 +83,7 @@ class Metrics:
         self._stages = Histogram(
             "googlenet_stage_duration_seconds",
             "Where a classification's time goes; a stage of a request or of one of its pictures.",
-            ["stage"],
+            ["stage", "priority"],
             buckets=LATENCY,
             registry=registry,
         )
@@ -233,7 +233,7 @@ class Metrics:
 
     def _start_at_zero(self) -> None:
         zeros: dict[Counter | Histogram, Iterable[tuple[object, ...]]] = {
-            self._stages: zip(STAGES),
+            self._stages: product(STAGES, (INTERACTIVE, BULK)),
             self._closed: zip(("idle", "evicted", "silent", "stalled", "full")),
             self._rejected: ((error.code, INTERACTIVE) for error in _leaves(ServiceError)),
             self._images: ((plan, "ok") for plan in views.NAMES),
@@ -279,9 +279,9 @@ class Metrics:
         """Count a connection that was closed without an answer."""
         self._closed.labels(reason).inc()
 
-    def stage(self, stage: str, seconds: float) -> None:
+    def stage(self, stage: str, seconds: float, *, bulk: bool) -> None:
         """Record how long a stage of a request took."""
-        self._stages.labels(stage).observe(seconds)
+        self._stages.labels(stage, _priority(bulk=bulk)).observe(seconds)
 
     def image(self, plan: str, error: ServiceError | None = None) -> None:
         """Count a picture answered, or refused."""

@@ -926,6 +926,25 @@ def test_a_key_that_cannot_be_sent_is_told(folder: Path, capsys: Captured) -> No
     assert told == "a key has ASCII characters alone, and no spaces around them"
 
 
+def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def create(settings: Settings) -> Servable:
+        limits = Limits(Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60)
+        return Servable(fake_backend, limits, lambda _: None)
+
+    monkeypatch.setattr(app, "create_servable", create)
+    out = tmp_path / "out.csv"
+    told = refused(
+        ["classify", str(folder / "a.png"), "--model", "digits", "--out", str(out)], capsys
+    )
+    assert told == (
+        f"{out} is for results by model digits, version 1, views ten; these are by model fake0,"
+        " version 1, views ten"
+    )
+    assert read(out) == []
+
+
 # With the real weights.
 
 

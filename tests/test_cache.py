@@ -101,7 +101,7 @@ def test_what_is_asked_again_is_answered_without_a_batch(client: TestClient) -> 
     assert value(client, "googlenet_cache_hits_total") == 1
     assert value(client, "googlenet_cache_bytes") == ENTRY
     assert value(client, "googlenet_images_total", "ok", "single") == 2
-    assert value(client, "googlenet_stage_duration_seconds_count", "decode") == 1
+    assert value(client, "googlenet_stage_duration_seconds_count", "interactive", "decode") == 1
 
 
 def test_other_views_are_another_answer(client: TestClient) -> None:

@@ -221,6 +221,14 @@ def test_explained_pictures_are_counted_by_what_came_of_them(
     }
 
 
+def test_whoever_asks_why_waits_for_it_whatever_he_says(client: TestClient) -> None:
+    name = "googlenet_requests_total"
+    before = counts(client, name).get(("200", "POST", "interactive", "/explain"), 0)
+    answer = client.post("/explain", content=plain("red"), headers={**KIND, "Priority": "u=7"})
+    assert answer.status_code == 200
+    assert counts(client, name)["200", "POST", "interactive", "/explain"] == before + 1
+
+
 def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane) -> None:
     """Classifying 144 views is quick enough, and mapping them one by one is not."""
 

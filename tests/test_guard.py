@@ -285,7 +285,7 @@ def test_a_refusal_costs_nothing_of_anybody_elses(limited: TestClient) -> None:
     start, *_ = asgi(limited, never, {"x-api-key": KEY, "content-type": FORM})
     assert start["status"] == 429  # without waiting for its body
     assert counts(limited, "googlenet_batch_rows_count") == {(): 0}
-    assert counts(limited, "googlenet_stage_duration_seconds_count")["upload",] == 0
+    assert counts(limited, "googlenet_stage_duration_seconds_count")["interactive", "upload"] == 0
     assert limited.post("/classify", files=RED, headers=named(OTHER)).status_code == 200
 
 

@@ -83,7 +83,7 @@ ZEROS = {
     "googlenet_batches_total": [("full",), ("drained",), ("deadline",)],
     "googlenet_batch_failures_total": [()],
     "googlenet_batch_padding_rows_total": [()],
-    "googlenet_stage_duration_seconds_count": [(stage,) for stage in STAGES],
+    "googlenet_stage_duration_seconds_count": [*product(("bulk", "interactive"), STAGES)],
     "googlenet_queue_wait_seconds_count": [("bulk",), ("interactive",)],
     "googlenet_batch_rows_count": [()],
     "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
@@ -220,6 +220,13 @@ def test_what_lets_others_pass_is_counted_apart(client: TestClient) -> None:
     assert timed["200", "bulk", "/classify"] == 1
     waited = counts(client, "googlenet_queue_wait_seconds_count")
     assert waited == {("bulk",): 1, ("interactive",): 1}
+    stages = counts(client, "googlenet_stage_duration_seconds_count")
+    assert {key: stages[key] for key in stages if key[1] in {"upload", "decode"}} == {
+        ("bulk", "upload"): 2,
+        ("bulk", "decode"): 1,
+        ("interactive", "upload"): 2,
+        ("interactive", "decode"): 1,
+    }
     refused = nonzero(client, "googlenet_rejected_total")
     assert refused == {("bulk", "unsupported_type"): 2, ("interactive", "unsupported_type"): 1}
 
@@ -245,11 +252,11 @@ def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
 def test_the_stages_of_what_was_answered_are_timed(client: TestClient) -> None:
     client.post("/classify", files=parts(plain("red"), plain("red"), b"text"))
     client.post("/classify", content=b"", headers=JPEG)
-    assert counts(client, "googlenet_stage_duration_seconds_count") == {
-        ("upload",): 1,
-        ("decode",): 2,
-        ("queue",): 2,
-        ("inference",): 2,
+    assert nonzero(client, "googlenet_stage_duration_seconds_count") == {
+        ("interactive", "upload"): 1,
+        ("interactive", "decode"): 2,
+        ("interactive", "queue"): 2,
+        ("interactive", "inference"): 2,
     }
 
 

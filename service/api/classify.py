@@ -157,9 +157,9 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             started = time.monotonic()
             uploads = await read(request, bounds, share)
             uploaded = time.monotonic() - started
-            metrics.stage("upload", uploaded)
-            seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
             bulk = is_bulk(priority)
+            metrics.stage("upload", uploaded, bulk=bulk)
+            seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
             plan = (
                 classifier.most_views(len(uploads), seconds, bulk=bulk) if views == AUTO else views
             )
@@ -174,7 +174,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             about = _about(classifier.ensemble, plan)
         if model in {None, catalogue.default}:
             shadow.offer([upload.data for upload in uploads], plan, answers)
-        summed.count(metrics, plan, answers)
+        summed.count(metrics, plan, answers, bulk=bulk)
         stages.trace(started, uploaded, answers)
         total = summed.add_up(answers)
         note(request.scope, total.notes(plan, uploaded))

@@ -57,9 +57,8 @@ class Gate:
             plan = views.NAMES[0]  # if there is no time even for the fewest
         if plan in views.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
-            bulk = not maps and is_bulk(scope)
             classifier = self._catalogue.find(model).classifier
-            classifier.check(plan=plan, seconds=seconds, maps=maps, bulk=bulk)
+            classifier.check(plan=plan, seconds=seconds, maps=maps, bulk=is_bulk(scope))
 
     def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same; which views are asked for, and by when, is in the body: so the least."""

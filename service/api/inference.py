@@ -240,14 +240,15 @@ def router(
             wish = protocol.understand(protocol.parse(body, header_length), settings.max_files)
             del body  # what is needed of it is there
             uploaded = time.monotonic() - started
-            metrics.stage("upload", uploaded)
+            bulk = is_bulk(priority)
+            metrics.stage("upload", uploaded, bulk=bulk)
             # A deadline is the caller's, whose clock has run since; ours is for our own work.
             left = None if wish.seconds is None else wish.seconds - uploaded
             found = await inferring.infer(
                 *model,
                 wish,
                 seconds=left,
-                bulk=is_bulk(priority),
+                bulk=bulk,
                 gone=lambda: gone(request),
             )
         stages.trace(started, uploaded, found.answers)

@@ -25,6 +25,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _KEY = "googlenet.request_id"
 _ROUTE = "googlenet.route"
 _NOTES = "googlenet.notes"
+_AT_ONCE = "/explain"  # whose caller looks at what comes: it has no bulk
 _LINGER = 2.0  # seconds a caller has to notice an answer that came before its body was read
 _SMALL = 1024 * 1024  # bytes of a body that may come for nothing, so that its connection can go on
 
@@ -58,7 +59,7 @@ def name_route(scope: Scope, template: str) -> None:
 
 def is_bulk(scope: Scope) -> bool:
     """Tell whether nobody waits for the answer."""
-    return headers.is_bulk(Headers(scope=scope).get(headers.PRIORITY))
+    return path(scope) != _AT_ONCE and headers.is_bulk(Headers(scope=scope).get(headers.PRIORITY))
 
 
 def note(scope: Scope, notes: Mapping[str, Any]) -> None:

@@ -54,6 +54,9 @@ def stages(before: Series, after: Series) -> dict[str, float]:
         return after.get(series, 0.0) - before.get(series, 0.0)
 
     requests = grown(_REQUEST + "_count", _OURS)
-    found = {stage: grown(_STAGE + "_sum", {"stage": stage}) / max(requests, 1) for stage in STAGES}
+    found = {
+        stage: grown(_STAGE + "_sum", {"stage": stage, "priority": INTERACTIVE}) / max(requests, 1)
+        for stage in STAGES
+    }
     whole = grown(_REQUEST + "_sum", _OURS) / max(requests, 1)
     return {**found, "answer": whole - sum(found.values())}

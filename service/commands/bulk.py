@@ -55,6 +55,7 @@ class _Kept:
 
     out: Path
     results: Journal
+    wanted: Mapping[str, str]  # of their origin
 
     def check(self, wanted: Mapping[str, str]) -> None:
         """Raise `BulkError` if there are results by something else than is wanted."""
@@ -69,6 +70,11 @@ class _Kept:
         if row.origin and row.origin not in self.results.origins:
             # A service may have loaded another version: its results say so.
             self.check({"model": row.origin.model, "views": row.origin.views})
+            if not row.origin.fits(self.wanted):
+                raise BulkError(
+                    f"{self.out} is for results by {journal.told(self.wanted)}; these are by"
+                    f" {row.origin}"
+                )
             self.results.origins.add(row.origin)
         self.results.write(row)
 
@@ -156,8 +162,8 @@ def _cells(row: Row) -> Iterator[tuple[tuple[Text, str, str], bool]]:
 
 def _write(job: _Job, results: Journal) -> _Done:
     """Classify what there are no results of yet, if what there are were made in the same way."""
-    done, kept = results.done, _Kept(job.given["out"], results)
-    kept.check(_wanted(job))
+    done, kept = results.done, _Kept(job.given["out"], results, wanted := _wanted(job))
+    kept.check(wanted)
     if job.given["engine"] == "ray":
         return _work(job, cluster.files(job.paths, done), partial(_spreading, job, done), kept)
     return _work(job, job.sources(sources.once(done)), _ranking(job), kept)
