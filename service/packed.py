@@ -57,8 +57,14 @@ class Packed(nn.Module):
 
 
 def floats(dtype: torch.dtype) -> torch.dtype:
-    """Give the number format of what is not in bytes, the network's input among it."""
-    return torch.bfloat16 if dtype == torch.int8 else dtype
+    """Give the number format of what is not in bytes, the network's input among it.
+
+    Beside int8 that is bfloat16, or float32 on a CPU that has no instructions for it.
+    """
+    if dtype != torch.int8:
+        return dtype
+    has_halves = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - PyTorch asks so
+    return torch.bfloat16 if has_halves else torch.float32
 
 
 def pack(

@@ -1,6 +1,10 @@
 """int8 through the store: calibrated on pictures, judged, recorded, and served."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +125,27 @@ def test_the_command_records_it_and_it_is_served(
     options = ["--precision", "int8", "--views", "single", "--max-batch", "1", "--cores", "1"]
     assert main(["classify", "--model", NAME, *options, *store, beagle, "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["predictions"][0]["label"] == "beagle"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of other CPUs oneDNN hides nothing")
+def test_a_cpu_without_instructions_for_bfloat16_has_int8(
+    own_store: Store, pictures: Path, shared: Path
+) -> None:
+    def run(*command: str) -> str:
+        done = subprocess.run(  # noqa: S603 - ourselves
+            [sys.executable, "-m", "service", *command, "--store", str(own_store.root)],
+            cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
+            env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        )  # fmt: skip
+        return done.stdout
+
+    said = run("models", "quantize", NAME, "--calibrate", str(pictures))
+    assert "has the first label of float32 on 8 of 8 pictures" in said
+    beagle = str(shared / "photos/flickr/beagle.jpg")
+    options = ["--precision", "int8", "--views", "single", "--max-batch", "1", "--cores", "1"]
+    (answer,) = json.loads(run("classify", "--model", NAME, *options, beagle, "--json"))
     assert answer["predictions"][0]["label"] == "beagle"
 
 
