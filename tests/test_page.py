@@ -344,7 +344,7 @@ def test_the_camera_takes_one(visit: Open, port: int) -> None:
     expect(ours("#camera")).to_be_hidden()
     expect(ours("h3")).to_have_text("camera.jpg")
     expect(ours(".labels li")).to_have_count(3)  # the fake model has no more
-    assert ours.page.evaluate("document.querySelector('video').srcObject") is None
+    expect(ours("video")).to_have_js_property("srcObject", None)
     ours("#use-camera").click()
     expect(ours("#camera")).to_be_visible()  # or nothing is there to close
     ours.page.keyboard.press("Escape")
@@ -375,6 +375,7 @@ def test_a_camera_that_is_asked_for_twice_is_opened_once(visit: Open, port: int)
     expect(ours("video")).to_have_js_property("readyState", 4)
     ours("#close-camera").click()
     expect(ours("#camera")).to_be_hidden()
+    expect(ours("video")).to_have_js_property("srcObject", None)  # a dialog tells a little later
     tracks = "streams.flatMap((stream) => stream.getTracks()).map((track) => track.readyState)"
     assert ours.page.evaluate(tracks) == ["ended"]
     ours("#use-camera").click()
