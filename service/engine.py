@@ -85,7 +85,7 @@ def place(  # noqa: PLR0913 - each is a setting
         labels=models[0].labels,
         costs=costs,
         device=",".join(str(place) for place in devices),
-        precision=str(dtype).removeprefix("torch."),
+        precision=runtime.name(dtype),
         warmup_seconds=time.perf_counter() - started,
     )
     return Engine(loaded, made, models[0].manifest.preprocessing)

@@ -115,19 +115,21 @@ class _Trial:
                 self.found = [forward(self._probe).clone() for forward in self._forwards]
         except RuntimeError as error:  # such as oneDNN's on a CPU that is older than the format
             why = str(error.__cause__ or error).partition("\n")[0]
-            raise ModelError(f"this device does not compute in {_name(dtype)}: {why}") from error
+            raise ModelError(
+                f"this device does not compute in {runtime.name(dtype)}: {why}"
+            ) from error
 
     def agrees(self, exact: "_Trial") -> bool:
         """Tell whether no probability is far from float32's."""
         pairs = zip(self.found, exact.found, strict=True)
         apart = max(float((found - wanted).abs().max()) for found, wanted in pairs)
-        logger.info("%s is at most %.4f from float32", _name(self.dtype), apart)
+        logger.info("%s is at most %.4f from float32", runtime.name(self.dtype), apart)
         return apart <= AGREEMENT
 
     def seconds(self) -> float:
         """Time the models."""
         took = runtime.measure(lambda: [forward(self._probe).cpu() for forward in self._forwards])
-        logger.info("%s: %.1f ms", _name(self.dtype), 1e3 * took)
+        logger.info("%s: %.1f ms", runtime.name(self.dtype), 1e3 * took)
         return took
 
 
@@ -141,10 +143,6 @@ def _possible(
         except ModelError as error:
             # Many CPUs have not all of them; a GPU that refuses one has something else.
             logger.log(logging.INFO if device.type == "cpu" else logging.WARNING, "%s", error)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _probe() -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from service.errors import BulkError
 
@@ -67,6 +67,11 @@ class Row:
     predictions: Sequence[Mapping[str, Any]] = ()
     error: str | None = None
     origin: Origin | None = None  # of predictions
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Any]) -> Self:
+        """Make the row that has these columns."""
+        return cls(columns["file"], columns["predictions"], columns["error"], origin(columns))
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def precisions(choice: str) -> tuple[torch.dtype, ...]:
     return tuple(PRECISIONS.values()) if choice == "auto" else (PRECISIONS[choice],)
 
 
+def name(precision: torch.dtype) -> str:
+    """Give what a number format is called, as in `PRECISIONS`."""
+    return str(precision).removeprefix("torch.")
+
+
 def packs(device: torch.device) -> bool:
     """Tell whether networks are rewritten for a device, which is what int8 needs."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stub

@@ -131,7 +131,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def again(row: dict[str, Any]) -> Row:
-    return Row(row["file"], row["predictions"], row["error"], journal.origin(row))
+    return Row.of(row)
 
 
 FORMATS = pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

@@ -165,7 +165,8 @@ def _write(job: _Job, results: Journal) -> _Done:
     done, kept = results.done, _Kept(job.given["out"], results, wanted := _wanted(job))
     kept.check(wanted)
     if job.given["engine"] == "ray":
-        return _work(job, cluster.files(job.paths, done), partial(_spreading, job, done), kept)
+        spreading = partial(_spreading, job, Origin(**wanted), done)
+        return _work(job, cluster.files(job.paths, done), spreading, kept)
     return _work(job, job.sources(sources.once(done)), _ranking(job), kept)
 
 
@@ -213,11 +214,10 @@ def _computing(job: _Job, found: Iterator[Source], put: Put) -> float:
     return offline.run(job.settings, work)
 
 
-def _spreading(job: _Job, done: set[str], files: Iterator[str], put: Put) -> float:
+def _spreading(job: _Job, origin: Origin, done: set[str], files: Iterator[str], put: Put) -> float:
     """Have a Ray cluster classify; gives the seconds from when it was joined."""
     given = job.given
-    settings, origin = job.settings, ranking.expected(job.settings)
-    task = cluster.Task(settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
+    task = cluster.Task(job.settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
     chosen = cluster.Cluster(given["ray_address"], given["ray_actors"])
     return cluster.spread(task, files, put, chosen)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import uvloop
 
-from service import app, journal, sources
+from service import app, sources
 from service.commands import ranking
 from service.commands.ranking import Put
 from service.errors import BulkError, ServiceError
@@ -155,9 +155,7 @@ def row(result: Mapping[str, Any]) -> Row:
     """Take a row out of an actor's results. Raises `BulkError` with what keeps it from its work."""
     if result["failure"]:
         raise BulkError(result["failure"])
-    columns = JSONL.decode(result["record"])
-    made = journal.origin(columns)
-    return Row(columns["file"], columns["predictions"], columns["error"], made)
+    return Row.of(JSONL.decode(result["record"]))
 
 
 def _classified(ray: Any, task: Task, tables: Sequence[Any], actors: int | None) -> Any:
