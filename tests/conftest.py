@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -77,6 +78,20 @@ def shared() -> Path:
 def beagle(shared: Path) -> bytes:
     """A photo of a beagle, class 162."""
     return (shared / "photos/flickr/beagle.jpg").read_bytes()
+
+
+IF_X86 = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="of other CPUs oneDNN hides nothing"
+)
+
+
+def on_an_old_cpu(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the service where oneDNN has no instructions for half precision."""
+    return subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", *command],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import http.server
 import json
 import logging
 import os
-import platform
 import re
 import runpy
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from conftest import ROOT, fake_backend, mean_colour, wait_ready
+from conftest import IF_X86, ROOT, fake_backend, mean_colour, on_an_old_cpu, wait_ready
 from test_bench import FULL, OTHERS
 from test_classify import plain
 
@@ -438,7 +437,7 @@ def test_missing_weights_are_told_in_three_lines(shared: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="of other CPUs oneDNN hides nothing")
+@IF_X86
 @pytest.mark.parametrize(
     ("precision", "status", "said"),
     [("auto", 0, '"label": "3"'), ("bfloat16", 1, "this device does not compute in bfloat16")],
@@ -447,12 +446,8 @@ def test_a_cpu_without_instructions_for_half_precision_serves_in_float32(
     precision: str, status: int, said: str
 ) -> None:
     digit = ROOT / "model_store/digits/held_out/3.png"
-    done = subprocess.run(  # noqa: S603 - ourselves
-        [sys.executable, "-m", "service", "classify", digit, "--model", "digits", "--json",
-         "--top-k", "1", "--precision", precision],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    )  # fmt: skip
+    options = ["--model", "digits", "--json", "--top-k", "1", "--precision", precision]
+    done = on_an_old_cpu("classify", str(digit), *options)
     assert done.returncode == status
     assert said in (done.stderr if status else done.stdout)
 

@@ -1,16 +1,12 @@
 """int8 through the store: calibrated on pictures, judged, recorded, and served."""
 
 import json
-import os
-import platform
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import IF_X86, ROOT, on_an_old_cpu
 from PIL import Image
 
 from service import forward, quantization, weights
@@ -129,16 +125,13 @@ def test_the_command_records_it_and_it_is_served(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="of other CPUs oneDNN hides nothing")
+@IF_X86
 def test_a_cpu_without_instructions_for_bfloat16_has_int8(
     own_store: Store, pictures: Path, shared: Path
 ) -> None:
     def run(*command: str) -> str:
-        done = subprocess.run(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "service", *command, "--store", str(own_store.root)],
-            cwd=ROOT, capture_output=True, text=True, timeout=200, check=True,
-            env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-        )  # fmt: skip
+        done = on_an_old_cpu(*command, "--store", str(own_store.root))
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     said = run("models", "quantize", NAME, "--calibrate", str(pictures))
