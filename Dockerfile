@@ -1,10 +1,14 @@
-# The service's image: for the CPU or, with --build-arg TORCH=cu130, for NVIDIA's GPUs.
+# The service's image, by --build-arg DEVICE:
+# - cpu: OpenVINO computes, and there is no torch. It serves models that are converted already.
+# - cuda, with --build-arg TORCH=cu130: torch computes on NVIDIA's GPUs.
+# - torch: for the CPU, with torch. It converts models, too.
 # `make image` builds it; deploy/compose/README.md says how to use it.
 
 # The Python that the tests run on. A tag and no digest: to build anew is to take Debian's fixes.
 ARG PYTHON=3.11-slim-bookworm
+ARG DEVICE=cpu
 
-FROM python:${PYTHON} AS build
+FROM python:${PYTHON} AS packages
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:${PATH} \
     PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -12,41 +16,62 @@ WORKDIR /src
 
 # What is needed first, the service last: a change of its code installs nothing else anew. Each
 # file has one of the SHA-256s in the lock (`make lock`), and none is a source that builds itself.
-COPY deploy/requirements.txt deploy/build.txt deploy/torch.txt ./
+# OpenVINO requires its telemetry package, and pip checks that all is there that is required;
+# service/engine/openvino_api.py sees to it that it cannot be imported.
+COPY deploy/requirements.txt ./
 RUN pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
     --requirement requirements.txt
 
-# Which torch is all that the images differ in: "cpu", or a version of CUDA as PyTorch's index
-# names it. CUDA's libraries are wheels, too, so both have one base; the host brings the driver.
-# By version and not by hash: each of that index's builds is a file of its own, with a hash of its
-# own. What else torch needs is there already, but for CUDA's libraries, whose versions it says.
-ARG TORCH=cpu
-RUN pip install --no-cache-dir --only-binary :all: --requirement torch.txt \
-    --index-url "https://download.pytorch.org/whl/${TORCH}"
-
 # The wheel is built by locked tools, too, and they stay behind.
+FROM packages AS wheel
+COPY deploy/build.txt ./
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
     --requirement build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY model_store model_store
 COPY service service
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+
+# All that serves on a CPU.
+FROM packages AS build
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && pip check
 
-# Weights are fetched here, once, or are mounted at /models: never behind anybody's back later.
-FROM build AS models
+# The same with torch, which converts weights and computes on GPUs. TORCH names the build: "cpu",
+# or a version of CUDA as PyTorch's index has it. CUDA's libraries are wheels, too, so all images
+# have one base; the host brings the driver. By version and not by hash: each of that index's
+# builds is a file of its own, with a hash of its own. What else torch needs is there already, but
+# for CUDA's libraries, whose versions it says.
+FROM packages AS torch
+COPY deploy/torch-requirements.txt deploy/torch.txt ./
+RUN pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
+    --requirement torch-requirements.txt
+ARG TORCH=cpu
+RUN pip install --no-cache-dir --only-binary :all: --requirement torch.txt \
+    --index-url "https://download.pytorch.org/whl/${TORCH}"
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
+    && pip check
+
+# Weights are fetched and converted for OpenVINO here, once, or are mounted at /models: never
+# behind anybody's back later.
+FROM torch AS models
 ARG MODEL=""
 RUN mkdir /models && IFS=, && for name in ${MODEL}; do \
     googlenet-service models fetch "${name}" --store /models || exit 1; done
+
+FROM build AS cpu
+FROM torch AS cuda
+FROM ${DEVICE} AS venv
 
 FROM python:${PYTHON}
 # Python's own modules come uncompiled; where nothing can be written, each process that starts,
 # the health check's included, would compile them for itself.
 RUN useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp googlenet \
     && python -m compileall -q "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
-COPY --from=build /opt/venv /opt/venv
+COPY --from=venv /opt/venv /opt/venv
 COPY --from=models --chown=10001:10001 /models /models
 
 # Only /tmp has to be writable. Strict and without fetching: the model that was asked for, or an

@@ -47,12 +47,12 @@ lenet5: $(VENV)/.dev ## Train LeNet-5 on the same digits, in build/digits/store
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DEVICE ?= cpu
 IMAGE   = googlenet-service:$(VERSION)-$(DEVICE)
-TORCH   = $(if $(filter cuda,$(DEVICE)),cu130,$(DEVICE))
+TORCH   = $(if $(filter cuda,$(DEVICE)),cu130,cpu)
 
-image: ## The container image for DEVICE (cpu or cuda), with MODEL's weights in it; none if empty
+image: ## The container image for DEVICE (cpu, cuda, or torch: cpu with torch), with MODEL's weights
 	@docker info >/dev/null 2>&1 || { echo "make image needs Docker, and its engine running"; exit 1; }
-	docker build --tag $(IMAGE) --build-arg TORCH=$(TORCH) --build-arg MODEL=$(MODEL) \
-		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	docker build --tag $(IMAGE) --build-arg DEVICE=$(DEVICE) --build-arg TORCH=$(TORCH) \
+		--build-arg MODEL=$(MODEL) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 		--build-arg CREATED=$$(git log -1 --format=%cI) .
 
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \
@@ -60,11 +60,13 @@ COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --genera
 
 lock: $(VENV)/.dev ## Lock what the image gets to what is tested here
 	mkdir -p build
-	$(BIN)/python deploy/pins.py 'googlenet-service[trace,grpc]' > build/all.in
+	$(BIN)/python deploy/pins.py 'googlenet-service[trace,grpc]' > build/requirements.in
+	$(BIN)/python deploy/pins.py 'googlenet-service[trace,grpc,torch]' > build/all.in
 	$(BIN)/python deploy/pins.py hatchling > build/build.in
 	grep -E '^torch(vision)?==' build/all.in > deploy/torch.txt
-	grep -vE '^torch(vision)?==' build/all.in > build/requirements.in
+	grep -vxF -f build/requirements.in -f deploy/torch.txt build/all.in > build/torch-requirements.in
 	$(COMPILE) --output-file deploy/requirements.txt build/requirements.in
+	$(COMPILE) --output-file deploy/torch-requirements.txt build/torch-requirements.in
 	$(COMPILE) --output-file deploy/build.txt build/build.in
 
 OSV ?= https://api.osv.dev/v1/query
@@ -72,8 +74,8 @@ OSV ?= https://api.osv.dev/v1/query
 # One list, without hashes: of several files, or of a mixed one, pip-audit reads a part.
 audit: $(VENV)/.dev ## Ask OSV whether any locked version has a known vulnerability
 	mkdir -p build
-	sed -nE 's/^([a-z0-9-]+==[^ ]+).*/\1/p' deploy/requirements.txt deploy/torch.txt deploy/build.txt \
-		| sort -u > build/audit.in
+	sed -nE 's/^([a-z0-9-]+==[^ ]+).*/\1/p' deploy/requirements.txt deploy/torch.txt \
+		deploy/torch-requirements.txt deploy/build.txt | sort -u > build/audit.in
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
 		--vulnerability-service osv --osv-url $(OSV) --requirement build/audit.in
 
@@ -82,8 +84,8 @@ comma := ,
 
 sbom: $(VENV)/.dev ## What the CPU's image has in it, with MODEL's weights: CycloneDX, in SBOM
 	mkdir -p $(dir $(SBOM))
-	cat deploy/requirements.txt deploy/torch.txt \
-		| PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml - \
+	PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml \
+		deploy/requirements.txt \
 		| $(BIN)/python deploy/sbom.py $(SBOM) $(subst $(comma), ,$(MODEL))
 
 tools: clients ## What tests use besides the service's packages (needs root): Prometheus, a browser, clients

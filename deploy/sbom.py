@@ -44,9 +44,6 @@ def connect(bom: Bom) -> None:
     root = bom.metadata.component
     assert root is not None  # noqa: S101 - cyclonedx-py took it from pyproject.toml
     by_name = {component.name: component for component in bom.components}
-    for component in bom.components:
-        if not any(reference.hashes for reference in component.external_references):
-            component.external_references.clear()  # torch: it is not from where all others are
     for name, others in graph(f"{OURS}[trace,grpc]").items():
         one = root if name == OURS else by_name[name]
         bom.register_dependency(one, [by_name[other] for other in others])

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from service import keys, quotas, views
-from service.errors import ServiceError
+from service.errors import ServiceError, WrongOption
 from service.settings import Settings
 from service.training.options import Options
 
@@ -24,7 +24,7 @@ Command = Callable[[Settings, dict[str, Any]], int]
 """Takes the settings and the command's own arguments, gives the exit status."""
 
 _OFFLINE = (
-    *("model", "device", "precision", "store", "max_batch", "cores", "executors"),
+    *("model", "device", "precision", "store", "max_batch", "cores"),
     *("max_pixels", "decode_threads"),
 )
 
@@ -35,6 +35,9 @@ _BENCH = (
     ("--deadline", 1000, "milliseconds that random arrivals have"),
 )
 
+
+_TORCH = {"torch", "torchvision"}
+_NEEDS_TORCH = "this command needs PyTorch: pip install 'googlenet-service[torch]'"
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _UNITS = {"ms": 0.001, "s": 1.0}  # seconds
@@ -61,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServiceError as error:
         print(f"googlenet-service: {error}", file=sys.stderr)
         return error.exit_status
+    except ModuleNotFoundError as error:
+        if error.name not in _TORCH:
+            raise
+        print(f"googlenet-service: {_NEEDS_TORCH}", file=sys.stderr)
+        return WrongOption.exit_status
 
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -172,18 +180,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_models(verbs: _Verbs) -> None:
     models = verbs.add_parser(
-        "models", help="list, fetch, import, quantize, calibrate or verify models"
+        "models", help="list, fetch, import, convert, quantize, calibrate or verify models"
     )
     actions = models.add_subparsers(required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list the models and whether they can be served")
     listing.set_defaults(run="service.commands.models:list_models")
     fetch = actions.add_parser("fetch", help="download a model's weights")
     fetch.add_argument("name", metavar="NAME")
-    fetch.set_defaults(run="service.commands.models:fetch_model")
+    fetch.set_defaults(run="service.commands.weights:fetch_model")
     import_ = actions.add_parser("import", help="make a file the weights of a model")
     import_.add_argument("name", metavar="NAME")
     import_.add_argument("file", metavar="FILE", type=Path)
-    import_.set_defaults(run="service.commands.models:import_model")
+    import_.set_defaults(run="service.commands.weights:import_model")
+    convert = actions.add_parser("convert", help="convert a model for OpenVINO, which CPUs run")
+    convert.add_argument("name", metavar="NAME")
+    convert.set_defaults(run="service.commands.weights:convert_model")
     quantize = actions.add_parser("quantize", help="calibrate a model for int8 on pictures")
     quantize.add_argument("name", metavar="NAME")
     quantize.add_argument(
@@ -196,7 +207,7 @@ def _add_models(verbs: _Verbs) -> None:
     calibrate.set_defaults(run="service.commands.models:calibrate_model")
     verify = actions.add_parser("verify", help="check all weights against their SHA-256")
     verify.set_defaults(run="service.commands.models:verify_models")
-    for action in (listing, fetch, import_, quantize, verify):
+    for action in (listing, fetch, import_, convert, quantize, verify):
         _add_settings(action, ["store"])
     _add_settings(calibrate, [name for name in _OFFLINE if name != "model"])
 

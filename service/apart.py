@@ -50,10 +50,10 @@ _CHUNK = 65536  # bytes read at once
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the worker says when it is ready: for each lane, its device and what it has alone."""
+    """What the worker says when it is ready; `lanes` are the devices of its executors."""
 
     ensemble: Ensemble
-    lanes: tuple[tuple[int, int], ...]
+    lanes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,9 @@ class _Process:
         with calls, news:
             inherited = [calls.fileno(), news.fileno()]
             command = interpreter.command("service.worker", *map(str, inherited))
-            environment = {**interpreter.environment(), **interpreter.computing()}
             self._process = subprocess.Popen(  # noqa: S603 - ourselves
                 command,
-                env=environment,
+                env=interpreter.environment(),
                 pass_fds=inherited,
                 process_group=0,  # a terminal's Ctrl-C is for this process; that one goes with it
             )
@@ -207,10 +206,8 @@ class Worker:
         decoding = [_Line(process.connect) for _ in range(processors.decoding(decoders))]
         self.ensemble = loaded.ensemble
         self.lanes = tuple(
-            Lane(partial(self._run, line, number), device, alone)
-            for number, (line, (device, alone)) in enumerate(
-                zip(computing, loaded.lanes, strict=True)
-            )
+            Lane(partial(self._run, line, number), device)
+            for number, (line, device) in enumerate(zip(computing, loaded.lanes, strict=True))
         )
         self._process = process
         self._lines = [*computing, *decoding]

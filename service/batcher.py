@@ -89,8 +89,7 @@ class Batcher(Generic[P, R]):
         bulk_share: float = BULK_SHARE,
     ) -> None:
         self._lanes = lanes
-        self._devices = policy.devices(lane.place for lane in lanes)
-        self._alone = max(lane.alone for lane in lanes)  # rows that all devices are for
+        self._devices = frozenset(lane.device for lane in lanes)
         self._costs = costs
         self._max_bytes = max_bytes
         self._report = report
@@ -339,9 +338,8 @@ class Batcher(Generic[P, R]):
             await self._execute(number, lane)
 
     def _is_turn_of(self, lane: Lane[P, R]) -> bool:
-        running = [self._lanes[at].place for at in self._running]
-        rows = self._rows.total() + self._bulk.total()
-        return policy.is_turn(lane.place, running, self._devices, rows, self._alone)
+        busy = {run.device for run in self._running.values()}
+        return policy.is_turn(lane.device, busy, self._devices)
 
     async def _execute(self, number: int, lane: Lane[P, R]) -> None:
         queue = concerned = [*self._queue]  # whom a failure to form concerns: everyone
@@ -360,13 +358,12 @@ class Batcher(Generic[P, R]):
     ) -> tuple[Batch[P] | None, list[Seat[P, R]]]:
         now = time.monotonic()
         others = self._devices - {run.device for run in self._running.values()} - {lane.device}
-        free = 1 if lane.alone else 1 + len(others)
         waiting = [seat.waiting for seat in queue]
         decision = policy.form(
             waiting,
             self._costs,
             now,
-            free=free,
+            free=1 + len(others),
             devices=len(self._devices),
             running=policy.work_left(self._running.values(), self._freed, now),
             bulk_first=self._shares.is_bulks,
@@ -379,14 +376,12 @@ class Batcher(Generic[P, R]):
         if run is None:
             return None, []
         self._shares = self._shares.took(
-            self._costs.seconds[run.key][run.size],
+            self._costs.seconds(run.key, run.size),
             bulk=(bulk := waiting[run.takes[0][0]].bulk),
             others=any(one.bulk != bulk for one in waiting),
         )
-        # A lane that is alone has the smallest sizes only, whatever the others cost by now.
-        size = self._costs.fitting(run.key, run.rows) if lane.alone else run.size
         slices = tuple(self._take(queue[at], rows, now) for at, rows in run.takes)
-        return Batch(run.key, size, slices, run.reason), [queue[at] for at, _ in run.takes]
+        return Batch(run.key, run.size, slices, run.reason), [queue[at] for at, _ in run.takes]
 
     def _take(self, seat: Seat[P, R], rows: int, now: float) -> Slice[P]:
         start = seat.demand.rows - seat.waiting.left
@@ -410,7 +405,8 @@ class Batcher(Generic[P, R]):
             left = [*zip(seats, batch.slices, strict=True)]
             while left:
                 piece, left = _cut(left, self._costs.largest(batch.key))
-                size = self._costs.fitting(batch.key, sum(part.rows for _, part in piece))
+                rows = sum(part.rows for _, part in piece)
+                size = self._costs.curves[batch.key].fitting(rows)
                 slices = tuple(part for _, part in piece)
                 smaller = Batch(batch.key, size, slices, batch.reason)
                 await self._run(number, lane, smaller, [seat for seat, _ in piece])
@@ -418,7 +414,7 @@ class Batcher(Generic[P, R]):
     async def _run_once(
         self, number: int, lane: Lane[P, R], batch: Batch[P], seats: Sequence[Seat[P, R]]
     ) -> None:
-        expected = self._costs.seconds[batch.key][batch.size]
+        expected = self._costs.seconds(batch.key, batch.size)
         run = self._running[number] = Run(lane.device, time.monotonic(), expected)
         self._changed.set()  # if no device is idle now, it is the turn of their other lanes
         failed = True
@@ -443,7 +439,7 @@ class Batcher(Generic[P, R]):
             del self._running[number]
             self._changed.set()
             self._failures = self._failures + 1 if failed else 0
-            if not failed and not lane.alone:  # what a batch costs with all devices at it is less
+            if not failed:
                 self._costs = self._costs.observed(batch.key, batch.size, seconds)
             rate = len(self._devices) * self._costs.rate(batch.key)
             self._report(_reported(batch, seats, seconds, rate, failed=failed))

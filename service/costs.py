@@ -1,10 +1,10 @@
 """What each batch takes on a device, by measurement, and the cheapest way to run some rows."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _RISE, _FALL = 0.3, 0.05  # of the way to what was observed
 _SURPRISE = 4  # times what was predicted; one batch that took longer says no more than that
@@ -18,24 +18,190 @@ class Key(NamedTuple):
     maps: bool = False  # are class activation maps wanted
 
 
+class Curve(Protocol):
+    """Predicted seconds of a device's batches by their number of rows; a frozen value."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Batch sizes that show the whole curve, in ascending order."""
+        ...
+
+    def fitting(self, rows: int) -> int:
+        """Give the cheapest batch size that holds so many rows."""
+        ...
+
+    def seconds(self, size: int) -> float:
+        """Predict one batch of a size."""
+        ...
+
+    def total(self, rows: int) -> float:
+        """Predict so many rows, in the cheapest batches."""
+        ...
+
+    def choose(self, rows: int, within: float = math.inf) -> int:
+        """Give the largest of the cheapest batches for so many rows, each within some seconds.
+
+        0 if no batch is that quick.
+        """
+        ...
+
+    def below(self, size: int) -> "Curve":
+        """Forget this size and all above it, but never the smallest."""
+        ...
+
+    def observed(self, size: int, seconds: float) -> "Curve":
+        """Move towards what a batch took just now: up quickly, down slowly.
+
+        What is predicted is promised, so it has to be what a batch takes at most, mostly.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Batches of any size up to `largest`: `fixed` seconds, and `each` for a row.
+
+    That is how a CPU computes. `slower` is how many times that it takes now.
+    """
+
+    fixed: float
+    each: float
+    largest: int
+    slower: float = 1.0
+
+    @classmethod
+    def fit(cls, measured: Mapping[int, float], largest: int) -> "Line":
+        """Fit seconds by batch size, of at least one size: by least squares of relative errors."""
+        if len(measured) == 1:
+            [(size, seconds)] = measured.items()
+            return cls(0.0, seconds / size, largest)
+        weights = {size: 1 / seconds**2 for size, seconds in measured.items()}
+        total = sum(weights.values())
+        mean_size = sum(size * weight for size, weight in weights.items()) / total
+        mean = sum(measured[size] * weight for size, weight in weights.items()) / total
+        slope = sum(
+            weight * (size - mean_size) * (measured[size] - mean)
+            for size, weight in weights.items()
+        ) / sum(weight * (size - mean_size) ** 2 for size, weight in weights.items())
+        each = min(max(slope, 0.0), mean / mean_size)  # neither part of a cost is below zero
+        return cls(max(0.0, mean - each * mean_size), each, largest)
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """The smallest, one between, and the largest."""
+        return sorted({1, math.isqrt(self.largest), self.largest})
+
+    def fitting(self, rows: int) -> int:
+        """Give the number of rows itself: nothing is padded."""
+        return rows
+
+    def seconds(self, size: int) -> float:
+        """Predict one batch of a size."""
+        return self.slower * (self.fixed + self.each * size)
+
+    def total(self, rows: int) -> float:
+        """Predict so many rows, in as few batches as can be."""
+        whole, rest = divmod(rows, self.largest)
+        return whole * self.seconds(self.largest) + (self.seconds(rest) if rest else 0.0)
+
+    def choose(self, rows: int, within: float = math.inf) -> int:
+        """Give as many of the rows as are done in time."""
+        most = min(rows, self.largest)
+        if self.seconds(most) <= within:
+            return most
+        if self.seconds(1) > within:
+            return 0
+        return max(1, int((within / self.slower - self.fixed) / self.each))  # floats are rounded
+
+    def below(self, size: int) -> "Line":
+        """Forget this size and all above it, but never the smallest."""
+        return replace(self, largest=max(1, min(self.largest, size - 1)))
+
+    def observed(self, size: int, seconds: float) -> "Line":
+        """Move all sizes alike: what makes one slow makes the others slow.
+
+        Never beyond `_SURPRISE` times what was measured: a batch that is predicted to be too
+        slow for any deadline would not be run, and so not be measured, again.
+        """
+        found = min(seconds / (self.fixed + self.each * size), _SURPRISE)
+        rate = _RISE if found > self.slower else _FALL
+        return replace(self, slower=self.slower + rate * (found - self.slower))
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Batches of some sizes only, each measured, now and at the beginning; others are padded.
+
+    That is how a GPU computes, by a graph that was recorded for each size.
+    """
+
+    measured: Mapping[int, float]
+    at_first: Mapping[int, float] | None = None  # as `measured` if not given
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """All of them."""
+        return sorted(self.measured)
+
+    def fitting(self, rows: int) -> int:
+        """Give the cheapest bucket that holds so many rows."""
+        return min((size for size in self.measured if size >= rows), key=self.measured.__getitem__)
+
+    def seconds(self, size: int) -> float:
+        """Predict one batch of a size."""
+        return self.measured[size]
+
+    def total(self, rows: int) -> float:
+        """Predict so many rows, by their cheapest cover."""
+        return cover(tuple(self.measured.items()), rows).seconds
+
+    def choose(self, rows: int, within: float = math.inf) -> int:
+        """Give the largest bucket of the cheapest cover by those that are quick enough."""
+        quick = tuple((size, took) for size, took in self.measured.items() if took <= within)
+        return cover(quick, rows).largest if quick else 0
+
+    def below(self, size: int) -> "Buckets":
+        """Forget this size and all above it, but never the smallest."""
+        smallest = min(self.measured)
+        fewer = {s: took for s, took in self.measured.items() if s < size or s == smallest}
+        return Buckets(fewer, self.at_first or self.measured)
+
+    def observed(self, size: int, seconds: float) -> "Buckets":
+        """Move one bucket; the others forget slowly that they were slow.
+
+        One that is predicted to be too slow to be run would never be measured again. A bucket
+        that was forgotten stays so.
+        """
+        if size not in self.measured:
+            return self
+        at_first = self.at_first or self.measured
+        buckets = {
+            other: took - _FALL * max(0.0, took - at_first[other])
+            for other, took in self.measured.items()
+        }
+        before = self.measured[size]
+        change = min(seconds, _SURPRISE * before) - before
+        buckets[size] = before + change * (_RISE if change > 0 else _FALL)
+        return Buckets(buckets, at_first)
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measured seconds of every bucket (batch size) of every key, now and at the beginning."""
+    """What the batches of every key cost."""
 
-    seconds: Mapping[Key, Mapping[int, float]]
-    at_first: Mapping[Key, Mapping[int, float]] | None = None  # as `seconds` if not given
+    curves: Mapping[Key, Curve]
 
     def largest(self, key: Key) -> int:
         """Give the most rows that run at once."""
-        return max(self.seconds[key])
+        return self.curves[key].sizes[-1]
 
-    def fitting(self, key: Key, rows: int) -> int:
-        """Give the smallest bucket that holds so many rows."""
-        return min(size for size in self.seconds[key] if size >= rows)
+    def seconds(self, key: Key, size: int) -> float:
+        """Predict one batch of a size."""
+        return self.curves[key].seconds(size)
 
     def of(self, key: Key, rows: int) -> float:
-        """Predict the seconds for `rows` rows of one key, by their cheapest cover."""
-        return cover(tuple(self.seconds[key].items()), rows).seconds
+        """Predict the seconds for `rows` rows of one key, in the cheapest batches."""
+        return self.curves[key].total(rows)
 
     def total(self, rows: Mapping[Key, int]) -> float:
         """Predict the seconds for the rows of several keys."""
@@ -48,32 +214,19 @@ class Costs:
 
     def rate(self, key: Key) -> float:
         """Give the most rows a second that one device computes."""
-        return max(size / seconds for size, seconds in self.seconds[key].items())
+        curve = self.curves[key]
+        return max(size / curve.seconds(size) for size in curve.sizes)
 
     def below(self, key: Key, size: int) -> "Costs":
-        """Forget the buckets of this size and above, or all but the smallest."""
-        smallest = min(self.seconds[key])
-        fewer = {s: took for s, took in self.seconds[key].items() if s < size or s == smallest}
-        return Costs({**self.seconds, key: fewer}, self.at_first or self.seconds)
+        """Forget the batches of this size and above, but never the smallest."""
+        return self._with(key, self.curves[key].below(size))
 
     def observed(self, key: Key, size: int, seconds: float) -> "Costs":
-        """Move one bucket's cost towards what it took just now: up quickly, down slowly.
+        """Learn what a batch took."""
+        return self._with(key, self.curves[key].observed(size, seconds))
 
-        What is predicted is promised, so it has to be what a batch takes at most, mostly. The
-        key's other buckets forget slowly that they were slow: one that is predicted to be too
-        slow to be run would never be measured again. A bucket that was forgotten stays so.
-        """
-        if size not in self.seconds[key]:
-            return self
-        at_first = self.at_first or self.seconds
-        buckets = {
-            other: took - _FALL * max(0.0, took - at_first[key][other])
-            for other, took in self.seconds[key].items()
-        }
-        before = self.seconds[key][size]
-        change = min(seconds, _SURPRISE * before) - before
-        buckets[size] = before + change * (_RISE if change > 0 else _FALL)
-        return Costs({**self.seconds, key: buckets}, at_first)
+    def _with(self, key: Key, curve: Curve) -> "Costs":
+        return Costs({**self.curves, key: curve})
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import Tensor, fx, nn
 
-from service import folding, stages
+from service import stages
 from service.errors import ModelError
+from service.networks import tracing
 from service.networks.googlenet import LocalResponseNorm
 
 Map = npt.NDArray[np.float32]
@@ -66,7 +67,7 @@ def look(network: nn.Module, x: Tensor, count: int) -> Iterator[Stage]:
     Takes over the network, in evaluation mode. Raises `ModelError` where there are no stages, or
     layers on the way to them of which it is not known how something comes down.
     """
-    graph, names = stages.cut(folding.folded(network.requires_grad_(requires_grad=False)))
+    graph, names = stages.cut(tracing.folded(network.requires_grad_(requires_grad=False)))
     rows = x.detach().repeat(count, 1, 1, 1).requires_grad_()  # one for each map
     for name, features in zip(names, _Deconvnet(graph).run(rows), strict=True):
         _, channels, *size = features.shape
@@ -136,7 +137,7 @@ class _Deconvnet(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function, by its own rule if it has one."""
-        if target in folding.RELUS:
+        if target in tracing.RELUS:
             return _Rectify.apply(args[0])
         if target in _PLAIN:
             return target(*args, **kwargs)

@@ -182,6 +182,10 @@ class MissingWeights(ModelError):
     """A model is described in the store but its weights are not there yet."""
 
 
+class NotConverted(ModelError):
+    """A model has no usable OpenVINO file, or its network cannot be converted to one."""
+
+
 class WrongOption(ServiceError):
     """An option is unknown to uvicorn or kept from it, cannot be used, or contradicts another."""
 

@@ -88,6 +88,11 @@ class Manifest(_Table):
     calibration: Calibration | None = None
     training: Training | None = None
 
+    def temperature(self, sha256: str) -> float:
+        """Give what the logits are divided by; 1 unless the weights so named were calibrated."""
+        found = self.calibration
+        return found.temperature if found and found.sha256 == sha256 else 1.0
+
 
 class Label(_Table):
     """A class: its name, and its WordNet id where it has one."""

@@ -24,7 +24,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from service import policy, views
+from service import views
 from service.costs import Key
 from service.ensemble import Backend
 from service.errors import ServiceError
@@ -41,6 +41,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CALLS = ("admitted", "rate_limited")  # what becomes of a request that has a key
 DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SHADOW = ("agreed", "differed", "failed", "skipped")  # what becomes of what a candidate is asked
+_LIBRARIES = ("openvino", "torch")  # that compute, one or the other
 STAGES = ("upload", "decode", "queue", "inference")
 INTERACTIVE, BULK = "interactive", "bulk"  # priorities: who lets others pass is no measure of delay
 
@@ -215,19 +216,19 @@ class Metrics:
         )
         self._warmup_seconds = Gauge(
             "googlenet_model_warmup_seconds",
-            "Of the load, seconds to warm up and time every batch size.",
+            "Of the load, seconds to warm up and time batches.",
             ["model"],
             registry=registry,
         )
         Gauge(
             "googlenet_build_info",
             "1, with the versions that run.",
-            ["version", "python", "torch"],
+            ["version", "python", *_LIBRARIES],
             registry=registry,
         ).labels(
             metadata.version("googlenet-service"),
             platform.python_version(),
-            metadata.version("torch"),
+            *map(_version, _LIBRARIES),
         ).set(1)
         self._start_at_zero()
 
@@ -344,8 +345,8 @@ class Metrics:
 
     def _tell(self, name: str, backend: Backend, seconds: float) -> None:
         ensemble = backend.ensemble
-        devices = len(policy.devices(lane.place for lane in backend.lanes))
-        for key in ensemble.costs.seconds:
+        devices = len({lane.device for lane in backend.lanes})
+        for key in ensemble.costs.curves:
             if not key.maps:
                 self._rate(name, key, devices * ensemble.costs.rate(key))
         for member in ensemble.members:
@@ -404,3 +405,11 @@ def _threads(pid: int) -> float:
 def _leaves(error: type[ServiceError]) -> list[type[ServiceError]]:
     below = error.__subclasses__()
     return [leaf for child in below for leaf in _leaves(child)] if below else [error]
+
+
+def _version(library: str) -> str:
+    """Give the version of a library; nothing where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -3,9 +3,9 @@
 Three rules; whom to refuse is the fourth (`service.admission`):
 
 1. *Cheapest cover.* When a device is free, the rows of one key that wait, or its share of them
-   if others are free too, are covered by the set of buckets that costs least by measurement, and
-   the largest of these is run, filled in order; of the buckets that let the first of them meet
-   its deadline. Nothing waits for company.
+   if others are free too, are covered by the batches that cost least by measurement, and the
+   largest of these is run, filled in order; of the sizes that let the first of them meet its
+   deadline. No row waits for others to join it.
 2. *Earliest deadline first; large jobs yield while they can afford to.* A job that does not fit
    one batch lets the others pass as long as it would meet its deadline even if it were served
    last; so a 144-view job never makes a one-view request wait for more than one batch.
@@ -16,10 +16,10 @@ Three rules; whom to refuse is the fourth (`service.admission`):
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from service.admission import Load
-from service.costs import Costs, Key, cover
+from service.costs import Costs, Key
 
 Reason = Literal["full", "drained", "deadline"]
 
@@ -128,11 +128,12 @@ def form(  # noqa: PLR0913 - all that decides
     first = queue[same[0]]
     own = sum(queue[at].left for at in same if queue[at].bulk == first.bulk)
     share = math.ceil(own / free)
-    size, reason = _bucket(costs.seconds[first.key], share, first.deadline - now)
-    end = now + costs.seconds[first.key][size]  # which is too late for some that would fill it
+    size, reason = _size(costs, first.key, share, first.deadline - now)
+    end = now + costs.seconds(first.key, size)  # which is too late for some that would fill it
     rest = (at for at in same[1:] if queue[at].deadline >= end)
-    takes = _fill(((at, queue[at].left) for at in (same[0], *rest)), size)
-    return Decision(tuple(late), Formation(first.key, size, tuple(takes), reason))
+    takes = tuple(_fill(((at, queue[at].left) for at in (same[0], *rest)), size))
+    size = min(size, costs.curves[first.key].fitting(sum(taken for _, taken in takes)))
+    return Decision(tuple(late), Formation(first.key, size, takes, reason))
 
 
 def _order(queue: Sequence[Waiting], served_last: float, *, bulk_first: bool) -> Iterable[int]:
@@ -162,13 +163,14 @@ def rows_left(queue: Iterable[Waiting]) -> dict[Key, int]:
     return rows
 
 
-def _bucket(buckets: Mapping[int, float], rows: int, slack: float) -> tuple[int, Reason]:
-    # Never empty: a first job that no bucket serves in time was dropped as late.
-    in_time = tuple((size, seconds) for size, seconds in buckets.items() if seconds <= slack)
-    chosen = cover(in_time, rows).largest
-    if chosen < cover(tuple(buckets.items()), rows).largest:
+def _size(costs: Costs, key: Key, rows: int, slack: float) -> tuple[int, Reason]:
+    """Choose a batch size for so many rows, the first of which have so many seconds left."""
+    curve = costs.curves[key]
+    chosen = curve.choose(rows, slack)  # above 0: a job that no batch serves in time was dropped
+    if chosen < curve.choose(rows):
         return chosen, "deadline"
-    return chosen, "full" if rows >= chosen else "drained"
+    is_full = rows > chosen or rows == chosen == costs.largest(key)
+    return chosen, "full" if is_full else "drained"
 
 
 def _fill(jobs: Iterable[tuple[int, int]], room: int) -> Iterator[tuple[int, int]]:
@@ -180,32 +182,12 @@ def _fill(jobs: Iterable[tuple[int, int]], room: int) -> Iterator[tuple[int, int
         yield at, taken
 
 
-class Place(NamedTuple):
-    """Where a lane runs batches; see `service.work.Lane`."""
+def is_turn(device: int, busy: Collection[int], devices: Collection[int]) -> bool:
+    """Tell whether a free executor of a device may run a batch.
 
-    device: int = 0
-    alone: int = 0
-
-
-def devices(lanes: Iterable[Place]) -> frozenset[int]:
-    """Give the numbers of the devices that compute batches side by side."""
-    return frozenset(lane.device for lane in lanes if not lane.alone)
-
-
-def is_turn(
-    lane: Place, running: Collection[Place], devices: Collection[int], rows: int, most: int
-) -> bool:
-    """Tell whether a free lane may run: the one that needs all devices, or one of the others.
-
-    `running` are the lanes that run, of these devices; `rows` all that are to be done, `most` as
-    many as are for all devices together. A device that is at work leaves them to one that is not.
+    A device that is busy leaves the rows to one that is not.
     """
-    if not running:
-        return bool(lane.alone) == (rows <= most)
-    if lane.alone or any(other.alone for other in running):
-        return False
-    busy = {other.device for other in running}
-    return lane.device not in busy or len(busy) == len(devices)
+    return device not in busy or len(busy) == len(devices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The processors: how many this process may use."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -32,3 +33,13 @@ def multiply_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def model_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor, as far as the system says so (Linux)."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -5,12 +5,12 @@ it: measured alone and beside everything else, and in between by interpolation.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from service import policy
+import numpy as np
+
 from service.costs import Costs, Key
-from service.policy import Place
 
 Demand = Mapping[Key, int]  # what a request brings: rows, by key
 
@@ -39,10 +39,9 @@ class Stages(NamedTuple):
 class Replica:
     """What a replica has, and what each thing takes there."""
 
-    lanes: tuple[Place, ...]
+    lanes: tuple[int, ...]  # the device of each executor
     costs: Costs  # by which it forms batches and admits
     batches: Mapping[Key, Mapping[int, Seconds]]  # of a device; beside: all devices run one
-    together: Mapping[Key, Mapping[int, float]] = field(default_factory=dict)  # seconds, of all
     slowed: float = 0.0  # what each picture being decoded, or HTTP, adds to a batch, as a share
     decode: Seconds = Seconds(0.0, 0.0)  # of a picture
     decoders: int = 1  # threads
@@ -51,19 +50,15 @@ class Replica:
     @property
     def devices(self) -> frozenset[int]:
         """The devices that compute side by side."""
-        return policy.devices(self.lanes)
+        return frozenset(self.lanes)
 
     def batch_seconds(self, key: Key, size: int, busy: Stages) -> float:
-        """Give a batch's seconds on one device."""
+        """Give a batch's seconds on one device; between the sizes that were measured, linearly."""
         others = (busy.computing - 1) / max(1, len(self.devices) - 1)
-        return self.batches[key][size].at(others) * self._slower(busy)
-
-    def together_seconds(self, key: Key, size: int, busy: Stages) -> float:
-        """Give the seconds of a batch that has all devices."""
-        return self.together[key][size] * self._slower(busy)
-
-    def _slower(self, busy: Stages) -> float:
-        return 1 + self.slowed * (busy.decoding + busy.http)
+        sizes = sorted(self.batches[key])
+        seconds = [self.batches[key][one].at(others) for one in sizes]
+        slower = 1 + self.slowed * (busy.decoding + busy.http)
+        return float(np.interp(size, sizes, seconds)) * slower
 
     def decode_seconds(self, busy: Stages) -> float:
         """Give a picture's seconds."""

@@ -94,14 +94,16 @@ class Settings(BaseSettings):
     device: Annotated[
         str,
         Field(
-            pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-            description="auto (every GPU, else the CPU), cpu, cuda or cuda:N",
+            pattern=r"^(auto|cpu|cuda(:\d+)?|torch-cpu)$",
+            description="auto (every GPU, else the CPU), cpu, cuda, cuda:N, or torch-cpu: PyTorch"
+            " where the CPU's usual engine is OpenVINO",
         ),
     ] = "auto"
     precision: Annotated[
         Precision,
         Field(
-            description="number format of the forward; auto: the quickest that agrees with float32"
+            description="number format of the forward; auto: bfloat16 on a CPU and float16 on a "
+            "GPU that compute in it, if it agrees with float32, else that"
         ),
     ] = "auto"
     store: Annotated[
@@ -119,10 +121,6 @@ class Settings(BaseSettings):
     cores: Annotated[
         int,
         Field(ge=0, le=1024, description="cores a CPU computes on; 0: all that may be used"),
-    ] = 0
-    executors: Annotated[
-        int,
-        Field(ge=0, le=1024, description="batches a CPU computes side by side; 0: by measurement"),
     ] = 0
     max_body_bytes: Annotated[
         int,

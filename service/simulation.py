@@ -90,7 +90,6 @@ class _Simulation:
     def __init__(self, replica: Replica, demand: Demand, deadline: float) -> None:
         self._replica, self._demand, self._deadline = replica, demand, deadline
         self._devices = replica.devices
-        self._alone = max(lane.alone for lane in replica.lanes)
         self._costs = replica.costs
         self._agenda = Agenda(self._at_work)
         self._at_http: deque[Callable[[], None]] = deque()  # what is next, for who is there
@@ -119,9 +118,7 @@ class _Simulation:
         return Outcome(tuple(self._latencies), self._refused, self._late, self._utilisation())
 
     def _at_work(self) -> Stages:
-        together = any(self._replica.lanes[number].alone for number in self._running)
-        devices = len(self._devices) if together else len(self._turns)
-        return Stages(devices, self._decoding, int(bool(self._at_http)))
+        return Stages(len(self._turns), self._decoding, int(bool(self._at_http)))
 
     def _utilisation(self) -> Stages:
         time, most = self._agenda.now, self._replica.most
@@ -192,20 +189,19 @@ class _Simulation:
         self._idle.append(number)
 
     def _is_turn_of(self, number: int) -> bool:
-        lanes = self._replica.lanes
-        running, rows = [lanes[at] for at in self._running], self._rows.total()
-        turn = policy.is_turn(lanes[number], running, self._devices, rows, self._alone)
+        busy = {run.device for run in self._running.values()}
+        turn = policy.is_turn(self._replica.lanes[number], busy, self._devices)
         return bool(self._queue) and turn
 
     def _take(self, number: int) -> bool:
         """Form a batch for a lane and begin with it, if there is anybody to be served in time."""
-        lane = self._replica.lanes[number]
-        others = self._devices - {run.device for run in self._running.values()} - {lane.device}
+        busy = {run.device for run in self._running.values()}
+        others = self._devices - busy - {self._replica.lanes[number]}
         decision = policy.form(
             [job.waiting for job in self._queue],
             self._costs,
             self._agenda.now,
-            free=1 if lane.alone else 1 + len(others),
+            free=1 + len(others),
             devices=len(self._devices),
             running=policy.work_left(self._running.values(), self._freed, self._agenda.now),
         )
@@ -225,20 +221,19 @@ class _Simulation:
             self._queue.remove(job)
 
     def _run(self, number: int, formation: Formation) -> None:
-        lane, key = self._replica.lanes[number], formation.key
-        size = self._costs.fitting(key, formation.rows) if lane.alone else formation.size
+        device, key, size = self._replica.lanes[number], formation.key, formation.size
         taken = [(self._queue[at], rows) for at, rows in formation.takes]
         for job, rows in taken:
             job.waiting = replace(job.waiting, left=job.waiting.left - rows)
             self._rows[key] -= rows
             if not job.waiting.left:
                 self._queue.remove(job)
-        expected = self._costs.seconds[key][size]
-        self._running[number] = Run(lane.device, self._agenda.now, expected)
+        expected = self._costs.seconds(key, size)
+        self._running[number] = Run(device, self._agenda.now, expected)
         parts = [(job.request, rows) for job, rows in taken]
-        times = self._replica.together_seconds if lane.alone else self._replica.batch_seconds
-        task = Task(partial(times, key, size), partial(self._ran, number, key, size, parts))
-        turns = self._turns.setdefault(lane.device, deque())
+        seconds = partial(self._replica.batch_seconds, key, size)
+        task = Task(seconds, partial(self._ran, number, key, size, parts))
+        turns = self._turns.setdefault(device, deque())
         turns.append(task)
         if len(turns) == 1:
             self._agenda.begin(task)
@@ -246,17 +241,16 @@ class _Simulation:
     def _ran(self, number: int, key: Key, size: int, parts: Iterable[tuple[_Request, int]]) -> None:
         for request, rows in parts:
             self._give(request, rows)
-        lane, run = self._replica.lanes[number], self._running.pop(number)
-        if not lane.alone:
-            seconds = self._agenda.now - run.since(self._freed)
-            self._costs = self._costs.observed(key, size, seconds)
-        self._freed[lane.device] = self._agenda.now
-        turns = self._turns[lane.device]
+        run = self._running.pop(number)
+        seconds = self._agenda.now - run.since(self._freed)
+        self._costs = self._costs.observed(key, size, seconds)
+        self._freed[run.device] = self._agenda.now
+        turns = self._turns[run.device]
         turns.popleft()
         if turns:
             self._agenda.begin(turns[0])
         else:
-            del self._turns[lane.device]
+            del self._turns[run.device]
         self._serve(number)
         self._look()
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from service.errors import ModelError
-from service.folding import is_relu
+from service.networks.tracing import is_relu
 
 
 def cut(network: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:

@@ -1,22 +1,21 @@
 """The model store: a folder a model, with its manifest and its checked weights.
 
-`<root>/<name>/weights.safetensors` is a model that can be served; beside it lies its SHA-256
-in the form that `sha256sum -c` reads. A model's manifest is looked for in the root and then
-among those that come with the service.
+`<root>/<name>/weights.safetensors` is a model that can be served; what was converted from it lies
+in files beside it (`service.converted`). Beside each lies its SHA-256 in the form that
+`sha256sum -c` reads. A model's manifest is looked for in the root and then among those that come
+with the service.
 """
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
-from pydantic import BaseModel, FiniteFloat, ValidationError
 
 import service
 from service import manifest
@@ -27,14 +26,10 @@ from service.settings import NAME
 
 BUNDLED = "digits"  # comes with the service, weights and all
 WEIGHTS = "weights.safetensors"
-RECORD = WEIGHTS + ".sha256"
+FLOATS = "openvino.zip"  # the weights converted for OpenVINO
+INT8 = "openvino_int8.zip"  # the same, quantized
+RECORD = ".sha256"
 MANIFEST = "model.toml"
-INT8 = "int8.json"
-
-
-class _Int8(BaseModel):
-    sha256: str  # of the weights it is for
-    largest: dict[str, FiniteFloat]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +72,12 @@ class Store:
             return None
         with suppress(ModelError):  # one that is broken is another one, too
             files.append(self._labels_path(name, self.manifest(name).labels))
-        files += [self._readable(name).with_name(RECORD), self._weights_path(name).with_name(INT8)]
+        files += [_record_path(self._readable(name, file)) for file in (WEIGHTS, INT8)]
         return tuple(map(_text, files))
 
-    def has(self, name: str) -> bool:
-        """Are a model's weights there."""
-        return self._readable(name).is_file()
+    def has(self, name: str, file: str = WEIGHTS) -> bool:
+        """Tell whether a model's weights, or another checked file of it, are there."""
+        return self._readable(name, file).is_file()
 
     def describe(self, name: str, described: Manifest, labels: Iterable[str]) -> None:
         """Write the manifest and the labels of a model; whoever calls has locked it."""
@@ -98,36 +93,18 @@ class Store:
         text = self._manifest_path(name).read_text("utf-8")
         _write(self.root / name / MANIFEST, manifest.calibrated(text, found))
 
-    def quantize(self, name: str, digest: str, largest: Mapping[str, float]) -> None:
-        """Record what int8 has to know of a model, for the weights with this SHA-256."""
-        with self.locked(name):
-            path = self._weights_path(name).with_name(INT8)
-            content = {"sha256": digest, "largest": dict(largest)}
-            _write(path, json.dumps(content, indent=1) + "\n")
-
-    def largest(self, name: str, digest: str) -> dict[str, float] | None:
-        """Read what was recorded for these very weights; raises `BadWeights` if it is damaged."""
-        path = self._weights_path(name).with_name(INT8)
-        if not path.is_file():
-            return None
-        try:
-            found = _Int8.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise BadWeights(f"{path} is damaged; quantize {name!r} again") from error
-        return found.largest if found.sha256 == digest else None
-
     def verify(self, name: str) -> str:
         """Give the SHA-256 of a model's weights if it is the recorded one."""
         return self.read(name)[1]
 
-    def read(self, name: str) -> tuple[bytes, str]:
-        """Give a model's weights and their SHA-256, which is the recorded one.
+    def read(self, name: str, file: str = WEIGHTS) -> tuple[bytes, str]:
+        """Give a model's weights, or another checked file, and its SHA-256: the recorded one.
 
         Raises `MissingWeights` with what to do about it, or `BadWeights`.
         """
-        if not self.has(name):
+        if not self.has(name, file):
             raise MissingWeights(self._how_to_get(name))
-        path = self._readable(name)
+        path = self._readable(name, file)
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if digest not in _recorded(path):
@@ -139,24 +116,24 @@ class Store:
 
         Raises `ModelError` with what to do where there is no network.
         """
-        part = self._weights_path(name).with_name(f"download.{source.format}")
+        part = self._path(name, f"download.{source.format}")
         try:
             download(str(source.url), part, digest=source.digest, progress=progress)
         except ModelError as error:
             raise type(error)(f"{error}\n{self._how_to_get(name)}") from error
         return part
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> str:
-        """Make what `write` writes the weights of a model, and give their SHA-256.
+    def publish(self, name: str, write: Callable[[Path], None], file: str = WEIGHTS) -> str:
+        """Make what `write` writes a model's weights, or another checked file; give its SHA-256.
 
-        Whenever this is cut short, the weights that are visible match a recorded digest.
+        Whenever this is cut short, the file that is visible matches a recorded digest.
         """
-        path = self._weights_path(name)
+        path = self._path(name, file)
         fresh = path.with_suffix(".part")
         write(fresh)
-        with fresh.open("rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+        with fresh.open("rb+") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+            os.fsync(written.fileno())
         _record(path, [*_recorded(path), digest])
         fresh.replace(path)
         _record(path, [digest])
@@ -165,7 +142,7 @@ class Store:
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Keep other writers of a model out, also those of other processes."""
-        folder = self._weights_path(name).parent
+        folder = self.root / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "weights.lock"):
@@ -177,13 +154,13 @@ class Store:
     def _roots(self) -> tuple[Path, Path]:
         return self.root, self.builtin
 
-    def _weights_path(self, name: str) -> Path:
-        return self.root / name / WEIGHTS
+    def _path(self, name: str, file: str) -> Path:
+        return self.root / name / file
 
-    def _readable(self, name: str) -> Path:
-        """Give the weights file to read: the bundled model's came with the service."""
-        path = self._weights_path(name)
-        return self.builtin / name / WEIGHTS if name == BUNDLED and not path.is_file() else path
+    def _readable(self, name: str, file: str) -> Path:
+        """Give the path of a file to read: the bundled model's came with the service."""
+        path = self._path(name, file)
+        return self.builtin / name / file if name == BUNDLED and not path.is_file() else path
 
     def _labels_path(self, name: str, file: str) -> Path:
         paths = [root / name / file for root in self._roots]
@@ -215,14 +192,18 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _recorded(weights: Path) -> list[str]:
-    path = weights.with_name(RECORD)
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + RECORD)
+
+
+def _recorded(file: Path) -> list[str]:
+    path = _record_path(file)
     lines = path.read_text("ascii", "replace").splitlines() if path.is_file() else []
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def _record(weights: Path, digests: list[str]) -> None:
-    _write(weights.with_name(RECORD), "".join(f"{digest}  {WEIGHTS}\n" for digest in digests))
+def _record(file: Path, digests: list[str]) -> None:
+    _write(_record_path(file), "".join(f"{digest}  {file.name}\n" for digest in digests))
 
 
 def _write(path: Path, text: str) -> None:

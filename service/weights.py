@@ -37,13 +37,11 @@ class Model:
     labels: tuple[Label, ...]
     sha256: str
     state: Mapping[str, Tensor]
-    largest: Mapping[str, float] | None = None  # values within it, if it was calibrated for int8
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by; 1 unless these very weights were calibrated."""
-        found = self.manifest.calibration
-        return found.temperature if found and found.sha256 == self.sha256 else 1.0
+        """What the logits are divided by."""
+        return self.manifest.temperature(self.sha256)
 
     @property
     def explains(self) -> bool:
@@ -71,8 +69,7 @@ def load(store: Store, name: str) -> Model:
     described = store.manifest(name)
     data, digest = store.read(name)  # read once: what is checked is what is served
     state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
-    largest = store.largest(name, digest)
-    return Model(name, described, store.labels(name), digest, state, largest)
+    return Model(name, described, store.labels(name), digest, state)
 
 
 def install(store: Store, name: str, file: Path, *, source: str) -> str:

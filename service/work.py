@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from service.costs import Key
-from service.policy import Place, Reason
+from service.policy import Reason
 
 P = TypeVar("P")  # what a job brings, opaque to the batcher
 R = TypeVar("R")  # what a lane makes of one slice
@@ -53,19 +53,11 @@ class Batch(Generic[P]):
 class Lane(Generic[P, R]):
     """A way to run batches: a coroutine function giving one result a slice, and its device.
 
-    A device has one lane, or two so that one batch is copied while the other is computed. A
-    lane with `alone` above 0 has all devices at once: it runs up to so many rows, when they are
-    all that is to be done, and nothing runs beside it.
+    A CPU has one lane; a GPU two, so that one batch is copied while the other is computed.
     """
 
     run: Callable[[Batch[P]], Awaitable[Sequence[R]]]
     device: int = 0
-    alone: int = 0
-
-    @property
-    def place(self) -> Place:
-        """What the policy has to know of it."""
-        return Place(self.device, self.alone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
-from service import engine, overlay
+from service import overlay
 from service.apart import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
 from service.cuts import Cuts
-from service.engine import Engine
+from service.engine import engine
+from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.work import Batch, Slice
 
@@ -122,7 +123,7 @@ def main(calls: socket.socket, news: Connection) -> None:
         logger.exception("loading failed")
         tell.enqueue(RuntimeError(f"{type(error).__name__}: {error}"))
         return
-    lanes = tuple((lane.device, lane.alone) for lane in loaded.lanes)
+    lanes = tuple(lane.device for lane in loaded.lanes)
     gc.collect()  # which takes a while: before it says that it is ready
     gc.freeze()  # what is there stays there, and need not be looked through again and again
     tell.enqueue(Loaded(loaded.ensemble, lanes))

@@ -28,8 +28,9 @@ from starlette.testclient import TestClient
 from service import weights
 from service.admission import Decoders
 from service.app import create_app
-from service.costs import Costs, Key
+from service.costs import Buckets, Costs, Key
 from service.cuts import Cuts, given, prepare, unscaled
+from service.engine import converter
 from service.ensemble import Ensemble, Member, Probabilities, Result
 from service.explanation import Activation, Grid
 from service.images import Bounds, Picture, is_view
@@ -66,6 +67,14 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"{what} is missing")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is measured in a folder of these tests, for processes that they start, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real weights, reference activations and photos."""
@@ -96,10 +105,11 @@ def on_an_old_cpu(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def real_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with the real BVLC weights, imported from Caffe's own file."""
+    """A store with the real BVLC weights, imported from Caffe's own file and converted."""
     store = Store(tmp_path_factory.mktemp("store"), ROOT / "model_store")
     file = shared / "weights/bvlc_googlenet.caffemodel"
     weights.install(store, "bvlc_googlenet", file, source=file.name)
+    converter.convert(store, "bvlc_googlenet")
     return store
 
 
@@ -113,7 +123,6 @@ def real_client(real_store: Store) -> Iterator[TestClient]:
         precision="float32",
         max_batch=8,  # fewer sizes to time
         cores=1,  # two that share a batch are slow where others compute
-        executors=1,
     )
     with TestClient(create_app(settings)) as client:
         wait_ready(client)
@@ -329,7 +338,7 @@ def fake_backend(  # noqa: PLR0913 - all that may be other
         labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),
         costs=Costs(
             {
-                key: {size: seconds_per_row * size for size in sizes}
+                key: Buckets({size: seconds_per_row * size for size in sizes})
                 for key, sizes in buckets.items()
             }
         ),

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.admission import Admission, Decoders, Doubt, Invitation, Load, Room, admit
-from service.costs import Costs, Key
+from service.costs import Buckets, Costs, Key
 
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
 MEASURED = {1: 5, 2: 6, 4: 8, 8: 12, 16: 20}
-COSTS = Costs({A: MEASURED, B: MEASURED})
+COSTS = Costs(dict.fromkeys((A, B), Buckets(MEASURED)))
 
 
 def test_work_is_admitted_if_it_would_be_done_in_time_after_everything_else() -> None:
@@ -81,20 +81,20 @@ def test_retry_after_is_truthful(running: int, rows: int, wanted: int, seconds: 
 
 def test_one_batch_that_hung_is_no_reason_to_refuse_for_ever() -> None:
     """Thirty seconds, seen once, must not be what is kept in hand from then on."""
-    costs = Costs({A: {1: 0.01, 8: 0.04}}).observed(A, 8, 30)
+    costs = Costs({A: Buckets({1: 0.01, 8: 0.04})}).observed(A, 8, 30)
     assert costs.of(A, 8) < 0.1
     assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
 
 
 def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
-    costs = Costs({A: {1: 0.01, 8: 0.04}})
+    costs = Costs({A: Buckets({1: 0.01, 8: 0.04})})
     for _ in range(10):
         costs = costs.observed(A, 8, 30)
-    assert costs.seconds[A][8] > 8 * 0.01  # so that nobody runs it
+    assert costs.seconds(A, 8) > 8 * 0.01  # so that nobody runs it
     assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
     for _ in range(200):
         costs = costs.observed(A, 1, 0.01)
-    assert costs.seconds[A][8] < 8 * 0.01
+    assert costs.seconds(A, 8) < 8 * 0.01
 
 
 # Pictures that wait to be decoded.

@@ -32,11 +32,12 @@ from test_batcher import play, settle
 from test_bench import children
 from test_classify import assert_problem, parts
 
-from service import apart, engine, processors, worker
+from service import apart, processors, worker
 from service.apart import _CLOSE_SECONDS, LENGTH, Loaded, Token, Worker, _Process
 from service.app import create_app
 from service.costs import Key
-from service.engine import Engine
+from service.engine import engine
+from service.engine.engine import Engine
 from service.errors import (
     InferenceFailed,
     MissingWeights,
@@ -213,7 +214,7 @@ class Pair:
 def pair(process: Threads | None = None, *, decoders: int = 2, **shape: int) -> Iterator[Pair]:
     process = process or Threads(FakeEngine(**shape))
     engine = process.engine
-    loaded = Loaded(engine.ensemble, tuple((lane.device, lane.alone) for lane in engine.lanes))
+    loaded = Loaded(engine.ensemble, tuple(lane.device for lane in engine.lanes))
     try:
         ours = Worker(cast("_Process", process), loaded, decoders)
         yield Pair(ours, engine, process)
@@ -239,10 +240,10 @@ def test_a_lane_computes_with_what_was_prepared_for_its_member() -> None:
 
 
 def test_lanes_have_their_devices() -> None:
-    loaded = Loaded(fake_backend().ensemble, ((0, 0), (1, 0), (0, 4)))
+    loaded = Loaded(fake_backend().ensemble, (0, 1, 0))
     process = Threads(FakeEngine())
     ours = Worker(cast("_Process", process), loaded, 1)
-    assert [(lane.device, lane.alone) for lane in ours.lanes] == [(0, 0), (1, 0), (0, 4)]
+    assert [lane.device for lane in ours.lanes] == [0, 1, 0]
     process.end()
 
 
@@ -640,7 +641,6 @@ def small(real_store: Store) -> Settings:
         precision="float32",
         max_batch=4,
         cores=1,
-        executors=1,
         decode_threads=2,
     )
 
@@ -862,13 +862,11 @@ def test_it_serves_what_the_engine_does(real: Real, here: Engine) -> None:
     theirs, ours = real.worker.ensemble, here.ensemble
     same = replace(theirs, costs=ours.costs, warmup_seconds=ours.warmup_seconds)
     assert same == ours
-    assert {key: [*sizes] for key, sizes in theirs.costs.seconds.items()} == {
-        key: [*sizes] for key, sizes in ours.costs.seconds.items()
+    assert {key: curve.sizes for key, curve in theirs.costs.curves.items()} == {
+        key: curve.sizes for key, curve in ours.costs.curves.items()
     }
     assert theirs.warmup_seconds > 0
-    assert [(lane.device, lane.alone) for lane in real.worker.lanes] == [
-        (lane.device, lane.alone) for lane in here.lanes
-    ]
+    assert [lane.device for lane in real.worker.lanes] == [lane.device for lane in here.lanes]
 
 
 @pytest.mark.parametrize(
@@ -899,16 +897,16 @@ def test_more_pictures_than_it_has_threads_are_all_decoded(real: Real, beagle: b
         np.testing.assert_array_equal(other, first)
 
 
-def test_a_lane_that_fails_is_told_with_where_it_was_and_serves_the_next(
+def test_a_batch_that_fails_is_reported_with_its_traceback_and_the_next_one_is_run(
     real: Real, beagle: bytes
 ) -> None:
     token = real.prepared(beagle)
     with pytest.raises(RuntimeError) as caught:
-        real.run(batch_of([token], 3, rows=1))  # not one of its sizes
-    assert str(caught.value).startswith("KeyError: ")
+        real.run(batch_of([token, token], 1, rows=1))  # more rows than the batch has
+    assert str(caught.value).startswith("IndexError: ")
     (note,) = caught.value.__notes__
-    assert "lanes.py" in note
-    (answer,) = real.run(batch_of([token], 4, rows=1))
+    assert "batch_assembly.py" in note
+    (answer,) = real.run(batch_of([token], 1, rows=1))
     assert np.argmax(answer) == 162
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from conftest import ROOT, FakeBackend, fake_backend, threaded
@@ -19,22 +20,23 @@ from test_store import describe
 from torch import Tensor, nn
 from torchvision import models
 
-from service import engine, lanes, networks, views, weights
-from service.activation import Activations
+from service import networks, views, weights
 from service.costs import Key
-from service.cuts import prepare
+from service.cuts import Cuts, prepare
+from service.engine import converter, engine, profiling
+from service.engine.precision import AGREEMENT
+from service.engine.torch_network import Features, Normalise, Probabilities
 from service.errors import ModelError
-from service.forward import AGREEMENT, Forward, Normalise
 from service.images import Bounds
 from service.networks import ARCHITECTURES, ending, lenet5
+from service.networks.tracing import traced
 from service.networks.unfilled import Unfilled
 from service.networks.windowed import Windowed
-from service.packed import Shape
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP, DENSE
 from service.weights import Model
-from service.work import Lane
+from service.work import Lane, Slice
 
 CPU = torch.device("cpu")
 KIND = {"Content-Type": "image/jpeg"}
@@ -51,15 +53,6 @@ EXPLAINED = {
     *("mobilenet_v2", "regnet_x_400mf", "resnet18", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t"),
 }
 FIXED = {"maxvit_t", "vit_b_32"}  # take no larger picture
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Several that share a layer are slow where others compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def numbers(network: nn.Module) -> int:
@@ -291,21 +284,7 @@ def test_lenet5_makes_of_a_larger_picture_the_mean_of_its_windows() -> None:
 
 def model(root: Path, name: str) -> Model:
     """A model of three classes with the weights of chance, through a store."""
-    return weights.load(stored(root, name), "small")
-
-
-def stored(root: Path, name: str) -> Store:
-    store = describe(root, "scale = [0.02, 0.02, 0.02]\n", architecture=name)
-    torch.manual_seed(0)
-    found = networks.architecture(name)
-    network = lively(found.build(3))
-    with torch.no_grad():  # so that it is not sure of one class
-        network.get_submodule(found.last).get_parameter("weight").div_(
-            network(noise(1, 3, CROP, CROP) * 1.4).std()
-        )
-    with store.locked("small"):
-        weights.save(store, "small", network.state_dict(), source="chance")
-    return store
+    return weights.load(small.stored(root, name), "small")
 
 
 @pytest.mark.parametrize(
@@ -319,14 +298,22 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit(name: str, side: int, tmp_
     one = model(tmp_path, name)
     assert one.explains
     pixels = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
-    classes = torch.tensor([2, 0])
+    features = Features(one, CPU)
     with torch.inference_mode():
-        maps, logits, biases = Activations(one, CPU, [Shape(*pixels.shape[:2])])(pixels, classes)
+        logits, maps = features(pixels)
         expected = one.network()(Normalise(one.manifest.preprocessing, torch.float32)(pixels))
-    assert maps.shape == (2, side // 32, side // 32)
-    assert maps.std((1, 2)).min() > 1e-3
-    torch.testing.assert_close(logits, expected[[0, 1], classes])
-    torch.testing.assert_close(maps.mean((1, 2)) + biases, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, expected)
+    view = views.View(0, 0, 0, side)
+    plan = views.Plan((views.Canvas(views.Resize("warp", side), side),), (view,))
+    for row, target in enumerate((2, 0)):
+        payload = Cuts(plan, (pixels[row].numpy(),), target=target)
+        found = features.classifier.explain(
+            maps[row].numpy(), logits[row].numpy(), Slice(payload, 0, 1)
+        )
+        assert found.grid.shape == (side // 32, side // 32)
+        assert found.grid.std() > 1e-3
+        assert found.logit == pytest.approx(float(expected[row, target]))
+        assert found.grid.mean() + found.bias == pytest.approx(found.logit, rel=1e-4, abs=1e-4)
 
 
 class Ending(nn.Module):
@@ -363,7 +350,7 @@ def test_a_network_that_ends_in_an_average_and_one_layer_has_maps(
     pool: nn.Module, last: nn.Module, window: int | None
 ) -> None:
     network = Ending(pool, last).eval()
-    found = ending.find(network, ending.traced(network))
+    found = ending.find(traced(network))
     assert found is not None
     assert (found.features.target, found.window) == ("features", window)
 
@@ -380,7 +367,7 @@ def test_a_network_that_ends_in_an_average_and_one_layer_has_maps(
 )
 def test_a_network_that_ends_in_another_way_has_none(pool: nn.Module, last: nn.Module) -> None:
     network = Ending(pool, last).eval()
-    assert ending.find(network, ending.traced(network)) is None
+    assert ending.find(traced(network)) is None
 
 
 # Served.
@@ -389,10 +376,11 @@ def test_a_network_that_ends_in_another_way_has_none(pool: nn.Module, last: nn.M
 @contextmanager
 def served(root: Path, name: str) -> Iterator[tuple[TestClient, Model]]:
     """A client of the service on a network with the weights of chance, in this process."""
-    store = stored(root, name)
+    store = small.stored(root, name)
+    converter.convert(store, "small")
     chosen = Settings(model="small", store=store.root, device="cpu", precision="float32",
-                      max_batch=1, cores=1, executors=1)  # fmt: skip
-    loaded = engine.load(chosen.model_copy(update={"store": store.root}))
+                      max_batch=1, cores=1)  # fmt: skip
+    loaded = engine.load(chosen)
     backend = FakeBackend(loaded.ensemble, [Lane(threaded(loaded.lanes[0].run), 0)])
     with service(lambda _: backend) as client:
         yield client, weights.load(store, "small")
@@ -404,7 +392,7 @@ def picture() -> bytes:
 
 
 def expected(one: Model, network: nn.Module, plan: str) -> Mapping[str, float]:
-    """What the plain network makes of the same views, without batches, lanes or rewriting."""
+    """What the plain network makes of the same views, without batches or converting."""
     (cuts,) = prepare(picture(), [views.plan(plan, one.manifest.preprocessing.resized)],
                       Bounds(10**8))  # fmt: skip
     pixels = []
@@ -458,7 +446,7 @@ def test_a_network_of_one_size_is_not_asked_for_larger_views(tmp_path: Path) -> 
     described = describe(tmp_path, architecture="vit_b_32").manifest("small")
     one = Model("small", described, (), "", {})
     assert one.sides == (CROP,)
-    assert lanes.wanted([one], [1, 2]) == {Key(0, CROP): [1, 2]}
+    assert profiling.keys([one]) == [Key(0, CROP)]
     backend = fake_backend()
     members = (replace(backend.ensemble.members[0], sides=one.sides),)
     backend.ensemble = replace(backend.ensemble, members=members)
@@ -479,10 +467,9 @@ def test_bfloat16_agrees(name: str, tmp_path: Path) -> None:
     rows = torch.randint(0, 256, (2, CROP, CROP, 3), dtype=torch.uint8)
     with torch.inference_mode():
         exact, half = (
-            Forward(one, CPU, dtype, [Shape(2, CROP)])(rows)
-            for dtype in (torch.float32, torch.bfloat16)
+            Probabilities(one, CPU, dtype)(rows) for dtype in (torch.float32, torch.bfloat16)
         )
-    assert (exact - half).abs().max() <= AGREEMENT
+    assert 0 < (exact - half).abs().max() <= AGREEMENT
 
 
 @pytest.mark.parametrize("name", ["googlenet", "lenet5", "resnet18", "swin_t", "vgg11"])

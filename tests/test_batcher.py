@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Batcher, Seat
-from service.costs import Costs, Key
+from service.batcher import Batcher
+from service.costs import Buckets, Costs, Key
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -109,19 +109,19 @@ def table(seconds: float = 0.1) -> dict[Key, dict[int, float]]:
     return {key: {size: (10 + size) * seconds for size in BUCKETS} for key in KEYS}
 
 
+def costs_of(tables: Mapping[Key, Mapping[int, float]]) -> Costs:
+    return Costs({key: Buckets(seconds) for key, seconds in tables.items()})
+
+
 def batcher_of(
     *devices: Device,
-    alone: Device | None = None,
-    alone_rows: int = 1,
     costs: Costs | None = None,
     max_bytes: int = 1_000,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
 ) -> Batcher[str, Part]:
-    """Make a batcher; the lane `alone` has all devices, for so many rows that come alone."""
+    """Make a batcher of a lane for each device."""
     lanes = [Lane(device.run, number) for number, device in enumerate(devices)]
-    if alone:
-        lanes.append(Lane(alone.run, len(lanes), alone_rows))
-    return Batcher(lanes, costs or Costs(table()), max_bytes=max_bytes, report=report)
+    return Batcher(lanes, costs or costs_of(table()), max_bytes=max_bytes, report=report)
 
 
 async def ask(
@@ -181,7 +181,7 @@ def test_a_batch_is_bound_late_so_who_comes_while_the_lane_is_busy_shares_the_ne
 def test_batches_are_formed_by_deadline_not_by_arrival() -> None:
     async def scene() -> None:
         device = Device()
-        async with batcher_of(device, costs=Costs({A: {1: 1e-6}})) as batcher:
+        async with batcher_of(device, costs=Costs({A: Buckets({1: 1e-6})})) as batcher:
             tasks = [asking(batcher, "first")]
             await device.begun()
             for name, seconds in (("patient", 3 * MINUTE), ("urgent", MINUTE)):
@@ -265,7 +265,7 @@ def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
     async def scene() -> None:
         one, two = Device(), Device()
         lanes = [Lane(device.run, number) for number, device in enumerate((one, two)) for _ in "12"]
-        batcher = Batcher(lanes, Costs(table()), max_bytes=1_000, report=lambda _: None)
+        batcher = Batcher(lanes, costs_of(table()), max_bytes=1_000, report=lambda _: None)
         async with batcher:
             tasks = [asking(batcher, "a")]
             await one.begun()
@@ -322,7 +322,7 @@ def test_the_second_lane_of_a_device_is_predicted_to_begin_when_the_first_ends()
     async def scene() -> None:
         one, two = Device(), Device()
         lanes = [Lane(one.run), Lane(two.run)]  # both of device 0
-        batcher = Batcher(lanes, Costs({A: {1: 10.0}}), max_bytes=9, report=lambda _: None)
+        batcher = Batcher(lanes, Costs({A: Buckets({1: 10.0})}), max_bytes=9, report=lambda _: None)
         async with batcher:
             asks = [asking(batcher, "first"), asking(batcher, "second")]
             await one.begun()
@@ -372,7 +372,7 @@ def test_the_seconds_of_two_lanes_of_one_device_do_not_overlap() -> None:
     async def scene() -> None:
         one, two, reports = Device(), Device(), Reports()
         lanes = [Lane(one.run), Lane(two.run)]  # both of device 0
-        batcher: Batcher[str, Part] = Batcher(lanes, Costs(table()), max_bytes=9, report=reports)
+        batcher: Batcher[str, Part] = Batcher(lanes, costs_of(table()), max_bytes=9, report=reports)
         async with batcher:
             first = asking(batcher, "first")
             await one.begun()
@@ -392,7 +392,7 @@ def test_the_seconds_of_two_lanes_of_one_device_do_not_overlap() -> None:
 def test_what_batches_take_teaches_the_batcher_what_to_expect() -> None:
     async def scene() -> None:
         device = Device()
-        async with batcher_of(device, costs=Costs(table(seconds=1.0))) as batcher:
+        async with batcher_of(device, costs=costs_of(table(seconds=1.0))) as batcher:
             with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
                 before = batcher.backlog().seconds
             task = asking(batcher, "quick")
@@ -433,194 +433,6 @@ def test_what_waits_is_shared_with_idle_devices_only() -> None:
             one.end()
             two.end()
             await asyncio.gather(*tasks)
-
-    play(scene)
-
-
-def test_a_request_that_comes_alone_has_all_devices() -> None:
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        async with batcher_of(one, two, alone=alone) as batcher:
-            for name in ("first", "second"):
-                task = asking(batcher, name)
-                assert truth(await alone.begun()) == [(name, 0, 1)]
-                alone.end()
-                assert (await task).parts == ((name, 0, 1),)
-
-    play(scene)
-
-
-@pytest.mark.parametrize(("rows", "is_alone"), [(1, True), (2, True), (3, False)])
-def test_all_devices_are_for_no_more_rows_than_the_lane_says(rows: int, *, is_alone: bool) -> None:
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        async with batcher_of(one, two, alone=alone, alone_rows=2) as batcher:
-            task = asking(batcher, "a", rows)
-            taken = [alone] if is_alone else [one, two]
-            assert sum([(await device.begun()).rows for device in taken]) == rows
-            for device in taken:
-                device.end()
-            await task
-
-    play(scene)
-
-
-def test_a_request_is_not_alone_while_the_pictures_of_others_are_decoded() -> None:
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        async with batcher_of(one, two, alone=alone) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
-                task = asking(batcher, "a")
-                assert truth(await one.begun()) == [("a", 0, 1)]
-                one.end()
-                await task
-
-    play(scene)
-
-
-def test_nothing_runs_beside_the_lane_of_all_devices_and_those_who_came_follow_it() -> None:
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        async with batcher_of(one, two, alone=alone) as batcher:
-            tasks = [asking(batcher, "first")]
-            await alone.begun()
-            tasks += [asking(batcher, name) for name in ("b", "c")]
-            await settle()
-            assert (one.batch, two.batch) == (None, None)
-            alone.end()
-            assert {truth(await device.begun())[0] for device in (one, two)} == {
-                ("b", 0, 1), ("c", 0, 1),
-            }  # fmt: skip
-            one.end()
-            two.end()
-            await asyncio.gather(*tasks)
-
-    play(scene)
-
-
-def test_beside_what_runs_nothing_has_all_devices() -> None:
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        async with batcher_of(one, two, alone=alone) as batcher:
-            pair = asking(batcher, "pair", rows=2)
-            await one.begun()
-            await two.begun()
-            last = asking(batcher, "last")
-            await settle()
-            assert alone.batch is None
-            two.end()
-            assert truth(await two.begun()) == [("last", 0, 1)]
-            one.end()
-            two.end()
-            await asyncio.gather(pair, last)
-
-    play(scene)
-
-
-def test_one_that_follows_a_batch_that_ends_is_alone() -> None:
-    async def scene() -> None:
-        one, alone = Device(), Device()
-        async with batcher_of(one, alone=alone) as batcher:
-            many = asking(batcher, "many", rows=8)
-            await one.begun()
-            last = asking(batcher, "last")
-            await settle()
-            one.end()
-            assert truth(await alone.begun()) == [("last", 0, 1)]
-            alone.end()
-            await asyncio.gather(many, last)
-
-    play(scene)
-
-
-@pytest.mark.parametrize("verdict", [truth, failure])
-def test_those_who_wait_for_the_lane_of_all_devices_are_served_however_it_ends(
-    verdict: Verdict,
-) -> None:
-    async def scene() -> None:
-        one, alone = Device(), Device()
-        async with batcher_of(one, alone=alone) as batcher:
-            first = asking(batcher, "first")
-            await alone.begun()
-            others = asking(batcher, "others", rows=3)
-            await settle()
-            alone.end(verdict)
-            assert truth(await one.begun()) == [("others", 0, 3)]
-            one.end()
-            await asyncio.gather(first, others, return_exceptions=True)
-            assert others.result().batch_rows == 3
-
-    play(scene)
-
-
-def test_what_a_batch_takes_with_all_devices_at_it_is_nothing_to_the_costs() -> None:
-    async def scene() -> None:
-        one, alone, reports = Device(), Device(), Reports()
-        costs = Costs(table(seconds=1.0))
-        async with batcher_of(one, alone=alone, costs=costs, report=reports) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
-                before = batcher.backlog().seconds
-            task = asking(batcher, "quick")
-            await alone.begun()
-            alone.end()
-            await task
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
-                assert batcher.backlog().seconds == before
-        assert [report.rows for report in reports.batches] == [1]
-
-    play(scene)
-
-
-def test_the_lane_of_all_devices_is_no_device_more() -> None:
-    async def scene() -> None:
-        costs = Costs({A: {1: 10.0}})
-        async with batcher_of(Device(), Device(), alone=Device(), costs=costs) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)] * 2, time.monotonic() + MINUTE):
-                assert (
-                    batcher.backlog().seconds == 15
-                )  # an even share, and half of the longest batch
-
-    play(scene)
-
-
-def test_the_lane_of_all_devices_is_given_no_size_that_it_does_not_have() -> None:
-    """However cheap a larger bucket has become since: that lane was made for its rows alone."""
-
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        costs = Costs({A: {1: 1.3, 2: 1.2, 4: 1.1}})
-        async with batcher_of(one, two, alone=alone, costs=costs) as batcher:
-            task = asking(batcher, "a")
-            assert (await alone.begun()).size == 1
-            alone.end()
-            await task
-
-    play(scene)
-
-
-def test_a_seat_given_back_as_the_lane_of_all_devices_ends_leaves_nobody_waiting() -> None:
-    """The moment in which two rows become one: neither kind of lane may think it is the other's."""
-
-    async def scene() -> None:
-        one, two, alone = Device(), Device(), Device()
-        async with batcher_of(one, two, alone=alone) as batcher:
-            spare: asyncio.Future[Seat[str, Part]] = asyncio.get_running_loop().create_future()
-
-            async def give_back_when_done() -> None:
-                await ask(batcher, "first")
-                batcher.release(spare.result())
-
-            first = asyncio.create_task(give_back_when_done())
-            await alone.begun()
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE) as [seat]:
-                spare.set_result(seat)
-                last = asking(batcher, "last")
-                await settle()
-                alone.end()
-                await first
-                assert truth(await alone.begun()) == [("last", 0, 1)]
-                alone.end()
-                await last
 
     play(scene)
 
@@ -711,7 +523,7 @@ def test_a_large_job_that_is_cancelled_takes_along_the_rows_that_have_not_run() 
 def test_a_caller_whose_time_runs_out_in_a_batch_is_reported_as_late() -> None:
     async def scene() -> None:
         device, reports = Device(), Reports()
-        async with batcher_of(device, costs=Costs(table(1e-6)), report=reports) as batcher:
+        async with batcher_of(device, costs=costs_of(table(1e-6)), report=reports) as batcher:
             deadline = time.monotonic() + 0.05
             with (
                 batcher.reserve([Demand(A, 1, 1)], deadline) as [seat],
@@ -929,16 +741,16 @@ def test_a_lane_that_gives_a_wrong_number_of_results_has_failed_for_all(count: i
 
 def test_a_policy_that_raises_fails_who_waits_and_the_loop_goes_on() -> None:
     async def scene() -> None:
-        device, seconds = Device(), table()
-        async with batcher_of(device, costs=Costs(seconds)) as batcher:
+        device, curves = Device(), dict(costs_of(table()).curves)
+        async with batcher_of(device, costs=Costs(curves)) as batcher:
             demands = [Demand(A, 1, 1), Demand(B, 1, 1)]
             with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
-                lost = seconds.pop(A)
+                lost = curves.pop(A)
                 tasks = [asyncio.create_task(batcher.submit(seat, "lost")) for seat in seats]
                 errors = await asyncio.gather(*tasks, return_exceptions=True)
                 assert [type(error) for error in errors] == [InferenceFailed] * 2
                 assert errors[0] is not errors[1]
-            seconds[A] = lost
+            curves[A] = lost
             assert batcher.alive
             after = asking(batcher, "after")
             await device.begun()
@@ -989,10 +801,10 @@ def test_the_batcher_is_alive_until_it_is_left() -> None:
 
 def test_a_job_that_became_late_while_it_waited_is_told_at_formation_and_costs_no_forward() -> None:
     async def scene() -> None:
-        device, reports, seconds = Device(), Reports(), table()
-        async with batcher_of(device, costs=Costs(seconds), report=reports) as batcher:
+        device, reports, curves = Device(), Reports(), dict(costs_of(table()).curves)
+        async with batcher_of(device, costs=Costs(curves), report=reports) as batcher:
             with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE) as [seat]:
-                seconds[A] = dict.fromkeys(BUCKETS, 2 * MINUTE)  # the device turned slow
+                curves[A] = Buckets(dict.fromkeys(BUCKETS, 2 * MINUTE))  # the device turned slow
                 with pytest.raises(DeadlineExceeded):
                     await batcher.submit(seat, "late")
             other = asking(batcher, "other", key=B)
@@ -1006,7 +818,7 @@ def test_a_job_that_became_late_while_it_waited_is_told_at_formation_and_costs_n
 
 def test_what_would_not_be_done_in_time_now_is_refused_with_when_to_come_again() -> None:
     async def scene() -> None:
-        costs = Costs({A: {1: 10.0}})
+        costs = Costs({A: Buckets({1: 10.0})})
         async with batcher_of(Device(), costs=costs) as batcher:
             job = [Demand(A, 1, 1)]
             now = time.monotonic()
@@ -1023,7 +835,7 @@ def test_what_would_not_be_done_in_time_now_is_refused_with_when_to_come_again()
 
 def test_what_idle_devices_could_not_do_in_time_either_is_refused_for_good() -> None:
     async def scene() -> None:
-        async with batcher_of(Device(), costs=Costs({A: {1: 10.0}})) as batcher:
+        async with batcher_of(Device(), costs=Costs({A: Buckets({1: 10.0})})) as batcher:
             demands = [Demand(A, 1, 1)] * 2
             with (
                 pytest.raises(DeadlineExceeded),
@@ -1037,7 +849,7 @@ def test_what_idle_devices_could_not_do_in_time_either_is_refused_for_good() -> 
 
 def test_more_devices_admit_more() -> None:
     async def scene() -> None:
-        async with batcher_of(Device(), Device(), costs=Costs({A: {1: 10.0}})) as batcher:
+        async with batcher_of(Device(), Device(), costs=Costs({A: Buckets({1: 10.0})})) as batcher:
             with batcher.reserve([Demand(A, 1, 1)] * 2, time.monotonic() + 15):
                 assert (
                     batcher.backlog().seconds == 15
@@ -1067,7 +879,9 @@ def test_a_check_raises_what_reserving_would_and_holds_nothing(
         return None
 
     async def scene() -> None:
-        async with batcher_of(Device(), costs=Costs({A: {1: 10.0}}), max_bytes=100) as batcher:
+        async with batcher_of(
+            Device(), costs=Costs({A: Buckets({1: 10.0})}), max_bytes=100
+        ) as batcher:
 
             def reserve() -> None:
                 with batcher.reserve([demand], time.monotonic() + seconds):
@@ -1146,7 +960,7 @@ def test_giving_a_seat_back_twice_is_harmless() -> None:
 def test_the_backlog_counts_rows_until_they_are_taken_and_bytes_until_they_are_done() -> None:
     async def scene() -> None:
         device = Device()
-        async with batcher_of(device, costs=Costs({A: {1: 10.0}})) as batcher:
+        async with batcher_of(device, costs=Costs({A: Buckets({1: 10.0})})) as batcher:
             assert batcher.backlog() == Backlog()
             deadline = time.monotonic() + MINUTE
             with batcher.reserve([Demand(A, 2, 5)], deadline) as [seat]:
@@ -1231,18 +1045,13 @@ events = st.one_of(*[arrivals] * 4, *[ends] * 4, *[cancels] * 2, slows, *[calms]
 class Story:
     """Callers and devices that do what they like, and what must be true all the same."""
 
-    def __init__(self, lanes: int, alone_rows: int) -> None:
+    def __init__(self, lanes: int) -> None:
         self.seconds = table()
-        self.beside = [Device() for _ in range(lanes)]
-        self.alone = Device() if alone_rows else None
-        self.alone_rows = alone_rows
-        self.devices = [*self.beside, *([self.alone] if self.alone else [])]
+        self.devices = [Device() for _ in range(lanes)]
         self.reports = Reports()
         self.batcher = batcher_of(
-            *self.beside,
-            alone=self.alone,
-            alone_rows=alone_rows,
-            costs=Costs(self.seconds),
+            *self.devices,
+            costs=costs_of(self.seconds),
             max_bytes=100,
             report=self._report,
         )
@@ -1252,13 +1061,8 @@ class Story:
         self.taken: list[Part] = []  # by any batch, in order
         self.failed: set[str] = set()  # who was in a batch that failed
         self._changed = asyncio.Event()
-        self.crowded = False  # did anything run beside the lane of all devices
         for device in self.devices:
-            device.notify = self._begun
-
-    def _begun(self) -> None:
-        self.crowded |= self.alone in self.running and len(self.running) > 1
-        self._changed.set()
+            device.notify = self._changed.set
 
     def _report(self, report: BatchReport | DropReport) -> None:
         self.reports(report)
@@ -1313,7 +1117,6 @@ class Story:
         batch = await device.begun()
         assert 0 < batch.rows <= batch.size
         assert batch.size in BUCKETS
-        assert device is not self.alone or batch.size <= self.alone_rows
         assert {self.callers[part.payload][0].key for part in batch.slices} == {batch.key}
         self.taken += truth(batch)
         if verdict is failure:
@@ -1332,8 +1135,7 @@ class Story:
         await settle()
         await self._until(
             lambda: (
-                self.alone in self.running
-                or len(self.running) == len(self.beside)
+                len(self.running) == len(self.devices)
                 or self.batcher.backlog().rows == self.preparing
             )
         )
@@ -1368,12 +1170,10 @@ class Story:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.integers(1, 3), st.sampled_from([0, 1, 2]), st.lists(events, min_size=10, max_size=60))
-def test_everybody_gets_his_own_answer_or_his_own_error(
-    lanes: int, alone_rows: int, events: list[Event]
-) -> None:
+@given(st.integers(1, 3), st.lists(events, min_size=10, max_size=60))
+def test_everybody_gets_his_own_answer_or_his_own_error(lanes: int, events: list[Event]) -> None:
     async def scene() -> None:
-        story = Story(lanes, alone_rows)
+        story = Story(lanes)
         async with story.batcher:
             for event in events:
                 await story.happen(event)
@@ -1385,6 +1185,5 @@ def test_everybody_gets_his_own_answer_or_his_own_error(
         for device in story.devices:  # some may run for callers who are gone
             device.end()
         story.everybody_got_his_own()
-        assert not story.crowded
 
     play(scene)

@@ -614,7 +614,6 @@ def chosen(real_store: Store) -> Settings:
         device="cpu",
         precision="float32",
         cores=1,  # two that share a batch are slow where others compute
-        executors=1,
         max_batch=2,
     )
 

@@ -504,7 +504,7 @@ def test_files_that_cannot_be_read_change_nothing(world: World) -> None:
         ("model.toml", "version = '1'"),
         ("labels.tsv", "\tother"),
         ("weights.safetensors.sha256", "other"),
-        ("int8.json", "{}"),
+        ("openvino_int8.zip.sha256", "0"),
     ],
 )
 def test_files_that_make_a_model_another_change_its_stamp(

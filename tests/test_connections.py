@@ -648,7 +648,7 @@ def test_what_files_do_not_allow_is_told(caplog: pytest.LogCaptureFixture) -> No
 @pytest.fixture(scope="module")
 def real() -> Iterator[Served]:
     """A process that serves the bundled model."""
-    quick = ("--max-batch", "1", "--cores", "1", "--precision", "float32", "--executors", "1")
+    quick = ("--max-batch", "1", "--cores", "1", "--precision", "float32")
     soon = ("--header-seconds", "2", "--upload-seconds", "2", "--send-seconds", "2")
     many = ("--max-connections", "0")  # as many as files allow
     with serving("--model", "digits", "--device", "cpu", *quick, *soon, *many) as ours:

@@ -103,20 +103,56 @@ def test_nothing_is_installed_in_the_image_that_is_not_locked() -> None:
     wanted: dict[str, set[str]] = {
         "--requirement requirements.txt": by_hash,
         "--requirement build.txt": by_hash,
+        "--requirement torch-requirements.txt": by_hash,
         "--requirement torch.txt": {"--only-binary :all:", "--index-url"},
         "--wheel-dir /wheels .": {"--no-deps", "--no-build-isolation"},
         "/wheels/*.whl": {"--no-deps", "--no-index"},
     }
-    assert len(commands) == len(wanted)
-    for what, flags in wanted.items():
-        (command,) = (one for one in commands if what in one)
-        assert {flag for flag in flags if flag in command} == flags
+    done = [(what, command) for command in commands for what in wanted if what in command]
+    assert {what for what, _ in done} == wanted.keys()
+    assert [command for _, command in done] == commands
+    for what, command in done:
+        assert {flag for flag in wanted[what] if flag in command} == wanted[what]
 
 
-def test_what_has_a_hash_is_installed_before_what_could_bring_it_without() -> None:
-    places = [DOCKERFILE.index(f"--requirement {one}") for one in ("requirements.txt", "torch.txt")]
-    assert places == sorted(places)
-    assert "&& pip check" in DOCKERFILE
+def stages() -> dict[str, tuple[str, str]]:
+    """What each stage is made from, and its instructions, by its name; the last has none."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE)
+    stage = r"^FROM (\S+)(?: AS (\S+))?\n(.*?)(?=^FROM |\Z)"
+    found = re.findall(stage, text, re.MULTILINE | re.DOTALL)
+    return {name: (base, text) for base, name, text in found}
+
+
+def lineage(name: str) -> str:
+    """The instructions of a stage and of all that it is made from."""
+    base, text = stages()[name]
+    return (lineage(base) if base in stages() else "") + text
+
+
+def test_what_serves_on_a_cpu_has_no_torch() -> None:
+    assert "torch" not in lineage("cpu")
+    for device in ("cuda", "torch"):
+        assert "--requirement torch.txt" in lineage(device)
+
+
+def test_the_image_has_what_its_device_serves_with() -> None:
+    assert stages()["venv"][0] == "${DEVICE}"
+    assert "COPY --from=venv /opt/venv /opt/venv" in stages()[""][1]
+    (default,) = re.findall(r"^ARG DEVICE=(\w+)$", DOCKERFILE.partition("FROM ")[0], re.MULTILINE)
+    assert default == "cpu"
+
+
+def test_weights_are_converted_where_there_is_torch() -> None:
+    assert "googlenet-service models fetch" in lineage("models")
+    assert "--requirement torch.txt" in lineage("models")
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+def test_what_has_a_hash_is_installed_before_what_could_bring_it_without(device: str) -> None:
+    found = re.findall(r"--requirement (\S+)|(pip check)", lineage(device))
+    torch = ["torch-requirements.txt", "torch.txt"] if device == "torch" else []
+    installed = ["requirements.txt", *torch, "pip check"]
+    assert [file or check for file, check in found] == installed
 
 
 def test_what_the_build_sees_is_what_the_wheel_is_made_of() -> None:
@@ -179,29 +215,41 @@ def docker(tmp_path: Path) -> Path:
 
 def test_make_image_says_what_is_missing(docker: Path) -> None:
     path = f"{docker}{os.pathsep}{os.environ['PATH']}"
-    made = run(tool("make"), "--no-print-directory", "image", PATH=path)
-    assert made.returncode != 0
-    assert made.stdout == "make image needs Docker, and its engine running\n"
+    done = run(tool("make"), "--no-print-directory", "image", PATH=path)
+    assert done.returncode != 0
+    assert done.stdout == "make image needs Docker, and its engine running\n"
+
+
+def made(docker: Path, device: str) -> tuple[str, dict[str, str]]:
+    """The tag and the arguments of the image that `make image` builds for a device."""
+    (docker / "engine").touch()
+    path = f"{docker}{os.pathsep}{os.environ['PATH']}"
+    done = run(
+        tool("make"), "--no-print-directory", "--silent", "image", f"DEVICE={device}", PATH=path
+    )
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z]+=", word))
+    assert given.keys() <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    assert given["VERSION"] == PROJECT["project"]["version"]
+    assert given["DEVICE"] in stages()
+    return words[words.index("--tag") + 1], given
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_make_image_builds_what_compose_builds(docker: Path, device: str) -> None:
-    (docker / "engine").touch()
-    path = f"{docker}{os.pathsep}{os.environ['PATH']}"
-    made = run(
-        tool("make"), "--no-print-directory", "--silent", "image", f"DEVICE={device}", PATH=path
-    )
-    assert made.returncode == 0, made.stderr
-    words = made.stdout.splitlines()
-    given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z]+=", word))
-    assert given.keys() <= set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    tag, given = made(docker, device)
     built = {one["image"]: one["build"]["args"] for one in OURS.values()}
-    tag = words[words.index("--tag") + 1]
-    assert {name: given[name] for name in ("TORCH", "MODEL")} == {
-        "TORCH": built[tag]["TORCH"],
+    assert {name: given[name] for name in built[tag]} == {
+        **built[tag],
         "MODEL": re.sub(r"^\$\{\w+:-(.*)}$", r"\1", built[tag]["MODEL"]),
     }
-    assert given["VERSION"] == PROJECT["project"]["version"]
+
+
+def test_make_image_builds_one_for_the_cpu_that_converts(docker: Path) -> None:
+    tag, given = made(docker, "torch")
+    assert tag == f"googlenet-service:{PROJECT['project']['version']}-torch"
+    assert (given["DEVICE"], given["TORCH"]) == ("torch", "cpu")
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service import cuts, views
+from service.engine.torch_network import Normalise
 from service.errors import InvalidParameter, TooLarge
-from service.forward import Normalise
 from service.images import Bounds
 from service.manifest import Preprocessing
 from service.views import CROP, Resize

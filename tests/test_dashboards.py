@@ -108,7 +108,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         missing("prometheus")
     small = (
         *("--model", "digits", "--device", "cpu", "--precision", "float32", "--cores", "1"),
-        *("--executors", "1", "--max-batch", "4", "--timeout-seconds", "5"),
+        *("--max-batch", "4", "--timeout-seconds", "5"),
         *("--max-body-bytes", str(MOST_BYTES)),
     )
     folder = tmp_path_factory.mktemp("prometheus")

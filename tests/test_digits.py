@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from service import app, evaluation, runtime, store
+from service import app, evaluation, store
 from service.classifier import Classifier
 from service.evaluation import Score
 from service.settings import Settings
@@ -70,8 +70,7 @@ def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> Non
         }
     )
     settings = Settings(store=tmp_path, device="cpu", precision="float32")
-    # One thread: its layers are too small to be shared.
-    trained = runtime.compute(lambda: course.train(settings, chosen, "the command", Audience()), 1)
+    trained = course.train(settings, chosen, "the command", Audience())
     assert trained is not None
     assert store.locate(tmp_path).manifest("lenet5").architecture == "lenet5"
     (score,) = scores(digits / "test", ["single"], "lenet5", tmp_path)

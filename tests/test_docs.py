@@ -184,7 +184,7 @@ def test_a_page_is_true(page: Path, desk: Path, served: Served) -> None:
         if not shutil.which(tool):
             missing(tool)
     # Small, for a start that measures little.
-    quick = {"MAX_BATCH": "2", "CORES": "1", "EXECUTORS": "1", "PRECISION": "float32"}
+    quick = {"MAX_BATCH": "2", "CORES": "1", "PRECISION": "float32"}
     own = {"STORE": str(desk / "store"), "FETCH": "False"}
     done = subprocess.run(  # noqa: S603 - our own documentation
         ["bash", "-c", script(page)],  # noqa: S607 - whichever bash there is

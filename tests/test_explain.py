@@ -17,12 +17,12 @@ from test_classify import assert_problem, encoded, parts, plain, service
 from test_metrics import counts
 
 from service import weights
-from service.costs import Costs
+from service.costs import Buckets, Costs
 from service.cuts import Cuts, prepare
+from service.engine.torch_network import Normalise
 from service.ensemble import Result
 from service.errors import InferenceFailed, UnknownLabel
 from service.explanation import CELLS, Activation, heat, hottest
-from service.forward import Normalise
 from service.images import Bounds
 from service.overlay import paint
 from service.store import Store
@@ -235,8 +235,8 @@ def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane
     def load(_: object) -> FakeBackend:
         backend = fake_backend(lane, explains=True, seconds_per_row=1e-4)
         costs = backend.ensemble.costs
-        slow = {key: {1: 0.1} for key in costs.seconds if key.maps}
-        backend.ensemble = replace(backend.ensemble, costs=Costs({**costs.seconds, **slow}))
+        slow = {key: Buckets({1: 0.1}) for key in costs.curves if key.maps}
+        backend.ensemble = replace(backend.ensemble, costs=Costs({**costs.curves, **slow}))
         return backend
 
     with service(load) as client:

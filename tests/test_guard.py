@@ -622,7 +622,7 @@ def test_what_a_caller_says_of_whom_it_is_for_changes_nothing(
 
 
 DIGITS = ["--model", "digits", "--device", "cpu", "--precision", "float32", "--max-batch", "1",
-          "--cores", "1", "--executors", "1", "--timeout-seconds", "60"]  # fmt: skip
+          "--cores", "1", "--timeout-seconds", "60"]  # fmt: skip
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from test_apart import Threads
 from service.apart import Loaded, Worker
 from service.app import create_app
 from service.cuts import Cuts, prepare
-from service.engine import Engine
+from service.engine.engine import Engine
+from service.engine.executor import Executor
 from service.ensemble import Probabilities
 from service.images import Bounds
-from service.lanes import ClassifyingLane
 from service.settings import Settings
 from service.work import Batch
 
@@ -48,7 +48,7 @@ class ColourEngine:
 
     def __init__(self) -> None:
         self.ensemble = fake_backend(sizes=(1, 2, 4, 8, 16, 32, 64)).ensemble
-        self.lanes = [ClassifyingLane(self._run, number) for number in range(2)]
+        self.lanes = [Executor(self._run, number) for number in range(2)]
 
     def prepare(
         self, picture: bytes, views: str, bounds: Bounds, target: int = 0
@@ -67,7 +67,7 @@ def engine_apart() -> Iterator[Faulty]:
     """Serve such an engine as the worker does, in threads of this process, with faults."""
     engine = ColourEngine()
     threads = Threads(cast("Engine", engine))
-    loaded = Loaded(engine.ensemble, tuple((lane.device, lane.alone) for lane in engine.lanes))
+    loaded = Loaded(engine.ensemble, tuple(lane.device for lane in engine.lanes))
     try:
         yield Faulty(Worker(threads, loaded, 2), RATES)  # type: ignore[arg-type]  # no process
     finally:

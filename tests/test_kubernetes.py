@@ -258,8 +258,10 @@ def test_the_namespace_admits_only_restricted_pods(resources: Rendered) -> None:
 def test_images_are_those_that_compose_builds(everything: Rendered, inference: Any) -> None:
     gpu = "nvidia.com/gpu" in everything.container["resources"]["limits"]
     built = {name: one["image"] for name, one in OURS.items()}
-    image = built["googlenet-gpu" if gpu else "googlenet"]
-    assert {one["image"] for one in everything.containers} == {image}
+    assert everything.container["image"] == built["googlenet-gpu" if gpu else "googlenet"]
+    (fetching,) = everything.pod["initContainers"]
+    name, version = built["googlenet"].removesuffix("-cpu").split(":")
+    assert fetching["image"] == f"{name}:{version}-torch"  # it converts: `make image DEVICE=torch`
     (predictor,) = inference["spec"]["predictor"]["containers"]
     assert predictor["image"] == built["googlenet"]
 

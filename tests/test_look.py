@@ -14,13 +14,14 @@ from PIL import Image
 from test_networks import lively
 from torch import Tensor, nn
 
-from service import deconvnet, folding, images, sheet, stages, views, weights
+from service import deconvnet, images, sheet, stages, views, weights
 from service.__main__ import main
 from service.deconvnet import Stage
+from service.engine.torch_network import Normalise
 from service.errors import ModelError
-from service.forward import Normalise
 from service.networks import ARCHITECTURES
 from service.networks.googlenet import GoogLeNet
+from service.networks.tracing import folded
 from service.sheet import Square
 from service.store import Store
 from service.weights import Model
@@ -218,7 +219,7 @@ class Branched(nn.Module):
 
 
 def test_a_stage_is_what_everything_passes_and_sees_more_than_the_one_before() -> None:
-    _, names = stages.cut(folding.folded(Branched().eval()))
+    _, names = stages.cut(folded(Branched().eval()))
     assert names == ("features.0", "block.a")
 
 
@@ -232,7 +233,7 @@ def test_a_stage_is_what_everything_passes_and_sees_more_than_the_one_before() -
     ],
 )  # fmt: skip
 def test_every_architecture_has_its_stages(name: str, names: list[str]) -> None:
-    _, found = stages.cut(folding.folded(ARCHITECTURES[name].build(2).eval()))
+    _, found = stages.cut(folded(ARCHITECTURES[name].build(2).eval()))
     assert list(found) == names
 
 

@@ -412,6 +412,7 @@ def test_the_versions_that_run_are_told(client: TestClient) -> None:
     [(labels, one)] = counts(client, "googlenet_build_info").items()
     assert one == 1
     assert labels == (
+        metadata.version("openvino"),
         platform.python_version(),
         metadata.version("torch"),
         metadata.version("googlenet-service"),

@@ -18,11 +18,11 @@ from test_classify import plain
 from test_planning import REPLICA, TRAFFIC
 from test_simulation import A
 
-from service import apart, lanes, planning, processors
+from service import apart, planning, processors
 from service.__main__ import main
 from service.apart import Worker
 from service.app import create_app
-from service.bench import load, stages
+from service.bench import load, photos, stages
 from service.bench.client import Client, Target
 from service.bench.stages import Subject
 from service.commands import plan as command
@@ -31,12 +31,10 @@ from service.console import terminal
 from service.costs import Key
 from service.images import Bounds
 from service.planning import Plan
-from service.policy import Place
 from service.replica import Demand, Replica
 from service.settings import Settings
 from service.simulation import simulate
 from service.views import CROP
-from service.work import Lane
 
 ANY_SIZE = Bounds(1_000_000)
 Captured = pytest.CaptureFixture[str]
@@ -165,16 +163,14 @@ def test_it_is_told_where_more_hardly_help(found: Plan) -> None:
 
 def test_each_stage_is_measured_alone_and_beside_the_others() -> None:
     backend = fake_backend(sizes=(1, 2), lanes=2)
-    backend.lanes = [*backend.lanes, Lane(backend.lanes[0].run, 2, alone=1)]
     subject = Subject(backend, [plain("red")], "ten", ANY_SIZE, decoders=2)
     replica = asyncio.run(stages.measure(subject, http=0.001))
     key = Key(0, 224)
     assert subject.demand == {key: 10}
-    assert replica.lanes == (Place(0), Place(1), Place(2, alone=1))
+    assert replica.lanes == (0, 1)
     assert replica.costs == backend.ensemble.costs
     assert [*replica.batches] == [key]
     assert [*replica.batches[key]] == [1, 2]
-    assert [*replica.together[key]] == [1]
     assert replica.slowed >= 0
     assert replica.decode.alone > 0
     assert replica.http.alone == 0.001
@@ -271,12 +267,10 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
 @pytest.mark.slow
 def test_the_prediction_holds_on_this_machine() -> None:
     """On the bundled model, with one core that computes, half of its time."""
-    settings = Settings(
-        model="digits", device="cpu", precision="float32", cores=1, executors=1, max_batch=4
-    )
+    settings = Settings(model="digits", device="cpu", precision="float32", cores=1, max_batch=4)
     worker = apart.load(settings)
     try:
-        subject = Subject(worker, [lanes.sample()], "single", ANY_SIZE, processors.available())
+        subject = Subject(worker, [photos.sample()], "single", ANY_SIZE, processors.available())
         compared = uvloop.run(compare(settings, subject, worker, 0.5))
     finally:
         worker.close()

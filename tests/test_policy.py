@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.admission import Load, admit
-from service.costs import Costs, Key
+from service.costs import Buckets, Costs, Key, Line
 from service.policy import Decision, Formation, Shares, Waiting, form, remaining, rows_left
 
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
 MEASURED = {1: 5, 2: 6, 4: 8, 8: 12, 16: 20}
-COSTS = Costs({A: MEASURED, B: MEASURED})
+COSTS = Costs(dict.fromkeys((A, B), Buckets(MEASURED)))
 FAR = 1_000_000
 
 
@@ -53,11 +53,11 @@ def test_the_bucket_is_the_one_that_serves_most_rows_a_second(rows: int, size: i
 
 
 def test_of_two_buckets_that_serve_alike_the_smaller_is_taken() -> None:
-    assert run([job()] * 8, Costs({A: {4: 4, 8: 8}})).size == 4
+    assert run([job()] * 8, Costs({A: Buckets({4: 4, 8: 8})})).size == 4
 
 
 def test_a_larger_bucket_that_was_measured_slower_is_left_alone() -> None:
-    assert run([job()] * 16, Costs({A: {8: 8, 16: 100}})).size == 8
+    assert run([job()] * 16, Costs({A: Buckets({8: 8, 16: 100})})).size == 8
 
 
 def test_a_full_batch_says_so() -> None:
@@ -111,12 +111,12 @@ def test_a_device_takes_its_share_and_leaves_theirs_to_the_others(
 
 def test_the_share_is_of_the_rows_that_may_be_in_one_batch() -> None:
     queue = [*[job()] * 4, *[job(key=B)] * 12]
-    assert form(queue, COSTS, 0, free=2).run == Formation(A, 2, ((0, 1), (1, 1)), "full")
+    assert form(queue, COSTS, 0, free=2).run == Formation(A, 2, ((0, 1), (1, 1)), "drained")
 
 
 def test_a_share_is_taken_in_order_of_deadlines_too() -> None:
     chosen = form([job(3, 100), job(9, 200), job(4, 300)], COSTS, 0, free=2).run
-    assert chosen == Formation(A, 8, ((0, 3), (1, 5)), "full")
+    assert chosen == Formation(A, 8, ((0, 3), (1, 5)), "drained")
 
 
 def test_a_share_is_done_by_the_first_deadline_as_a_whole_would_be() -> None:
@@ -148,13 +148,13 @@ def test_rows_are_taken_in_order_of_deadlines() -> None:
 
 def test_rows_of_another_key_wait_for_their_own_batch() -> None:
     queue = [job(3), job(3, key=B), job(1)]
-    assert run(queue) == Formation(A, 4, ((0, 3), (2, 1)), "full")
+    assert run(queue) == Formation(A, 4, ((0, 3), (2, 1)), "drained")
     assert run(queue[1:]) == Formation(B, 4, ((0, 3),), "drained")
 
 
 def test_a_job_that_can_no_longer_be_in_time_is_dropped_and_costs_no_room() -> None:
     decision = form([job(1, deadline=104), job(2, deadline=200)], COSTS, now=100)
-    assert decision == Decision((0,), Formation(A, 2, ((1, 2),), "full"))
+    assert decision == Decision((0,), Formation(A, 2, ((1, 2),), "drained"))
 
 
 def test_a_job_that_is_just_in_time_is_not_dropped() -> None:
@@ -179,7 +179,7 @@ def test_a_large_job_that_can_afford_it_lets_later_deadlines_pass() -> None:
 
 
 def test_a_large_job_lets_other_keys_pass_too() -> None:
-    assert run([job(144, 500, large=True), job(1, 600, B)]) == Formation(B, 1, ((1, 1),), "full")
+    assert run([job(144, 500, large=True), job(1, 600, B)]) == Formation(B, 1, ((1, 1),), "drained")
 
 
 def test_a_large_job_yields_until_being_served_last_would_make_it_late() -> None:
@@ -217,7 +217,11 @@ def test_an_overdue_batch_is_expected_to_take_as_long_again(elapsed: int, second
 # Whatever is queued.
 
 buckets = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 40), min_size=1)
-any_costs = st.builds(lambda a, b: Costs({A: a, B: b}), buckets, buckets)
+lines = st.builds(
+    Line, st.integers(0, 10), st.integers(0, 5), st.integers(1, 16), st.integers(1, 4)
+)
+curves = st.one_of(st.builds(Buckets, buckets), lines)
+any_costs = st.builds(lambda a, b: Costs({A: a, B: b}), curves, curves)
 waiting = st.builds(
     Waiting,
     key=st.sampled_from([A, B]),
@@ -238,15 +242,18 @@ def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int, free
         assert len(decision.late) == len(queue)
         return
     chosen = decision.run
-    table = costs.seconds[chosen.key]
-    assert chosen.size in table
+    curve = costs.curves[chosen.key]
+    sizes = range(1, curve.largest + 1) if isinstance(curve, Line) else curve.sizes
+    assert chosen.size in sizes
     assert 0 < chosen.rows <= chosen.size
+    if isinstance(curve, Line):
+        assert chosen.rows == chosen.size  # nothing is padded
     assert {queue[at].key for at, _ in chosen.takes} == {chosen.key}
     assert all(0 < rows <= queue[at].left for at, rows in chosen.takes)
     assert len({at for at, _ in chosen.takes}) == len(chosen.takes)
     assert not any(late[at] for at, _ in chosen.takes)
     # The first of them, and so everybody with a later deadline, has its rows back in time.
-    assert table[chosen.size] <= queue[chosen.takes[0][0]].deadline - now
+    assert curve.seconds(chosen.size) <= queue[chosen.takes[0][0]].deadline - now
     if chosen.reason == "full":
         assert chosen.rows == chosen.size
 
@@ -353,7 +360,7 @@ class Simulation:
             if run := decision.run:
                 bulk = jobs[run.takes[0][0]].bulk
                 self.shares = self.shares.took(
-                    self.costs.seconds[run.key][run.size],
+                    self.costs.seconds(run.key, run.size),
                     bulk=bulk,
                     others=any(job.bulk != bulk for job in jobs),
                 )
@@ -364,7 +371,7 @@ class Simulation:
         takes = dict(decision.run.takes) if decision.run else {}
         end = self.now
         if decision.run:
-            end += self.costs.seconds[decision.run.key][decision.run.size]
+            end += self.costs.seconds(decision.run.key, decision.run.size)
             self.busy_until[self.busy_until.index(min(self.busy_until))] = end
             self.batches.append({self.queue[at][1] for at in takes})
         queue, self.queue = self.queue, []
@@ -408,13 +415,19 @@ def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
 
 
 # Tables by which larger batches cost more, but less for each row: those that machines measure.
-growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).map(
-    lambda ab: {size: ab[0] + size * ab[1] for size in (1, 2, 4, 8, 16)}
+growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
+    lambda ab: st.sampled_from(
+        [Buckets({size: ab[0] + size * ab[1] for size in (1, 2, 4, 8, 16)}), Line(*ab, 16)]
+    )
 )
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
-@given(arrivals, st.builds(lambda a, b: Costs({A: a, B: b}), growing, growing), st.integers(1, 4))
+@given(
+    arrivals,
+    st.builds(lambda a, b: Costs({A: a, B: b}), growing, growing),
+    st.integers(1, 4),
+)
 def test_who_is_admitted_is_answered_in_time(
     arrivals: list[Arrival], costs: Costs, devices: int
 ) -> None:

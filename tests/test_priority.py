@@ -24,7 +24,7 @@ from service.admission import Load, admit
 from service.api.headers import is_bulk
 from service.classifier import Limits
 from service.client import Client
-from service.costs import Costs
+from service.costs import Buckets, Costs
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
 from service.images import Bounds
 from service.policy import Shares, Waiting, form
@@ -228,7 +228,7 @@ def test_one_that_was_promised_all_of_the_time_keeps_bulk_from_its_share_not_for
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, QUARTER, 0.5])
 def test_under_overload_each_class_has_its_share(share: float) -> None:
-    costs = Costs({A: {1: 1, 4: 4}})
+    costs = Costs({A: Buckets({1: 1, 4: 4})})
     arrivals = [Arrival(at, A, 4, 200, bulk) for at in range(4000) for bulk in (False, True)]
     end = Simulation(costs, shares=Shares(share)).play(arrivals)
     order = sorted(arrivals, key=attrgetter("at"))

@@ -365,10 +365,13 @@ def test_a_worker_that_hangs_fails_the_probe_even_if_no_batch_runs(
         assert again.status_code == 200
 
 
-def test_torch_is_in_the_worker_only(served: Served) -> None:
+def test_openvino_is_in_the_worker_only_and_torch_nowhere(served: Served) -> None:
     """A process's memory map names the libraries that it has loaded."""
-    assert "libtorch" not in Path(f"/proc/{served.process.pid}/maps").read_text()
-    assert "libtorch" in (worker_of(served.process) / "maps").read_text()
+    front = Path(f"/proc/{served.process.pid}/maps").read_text()
+    worker = (worker_of(served.process) / "maps").read_text()
+    assert "libopenvino" not in front
+    assert "libopenvino" in worker
+    assert "libtorch" not in front + worker
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.costs import Costs, Key
-from service.policy import Place
+from service.costs import Buckets, Costs, Key
 from service.replica import Replica, Seconds, Stages
 from service.simulation import Outcome, poisson, simulate
 
@@ -36,8 +35,8 @@ def computing(
 ) -> Replica:
     """Give a replica that computes for exactly as long as it promises, and does nothing else."""
     return Replica(
-        tuple(Place(number) for number in range(devices)),
-        Costs(dict.fromkeys(keys, seconds)),
+        tuple(range(devices)),
+        Costs(dict.fromkeys(keys, Buckets(seconds))),
         dict.fromkeys(keys, same(seconds)),
     )
 
@@ -120,24 +119,15 @@ def test_what_changes_while_a_batch_runs_counts_from_then_on() -> None:
     assert outcome.latencies == pytest.approx([0.5 + 1.0, 1.0 + 0.5])
 
 
-def test_the_lane_of_all_devices_runs_what_comes_alone() -> None:
-    lanes = (Place(0), Place(1), Place(2, alone=1))
-    slow = replace(computing({1: 2.0, 2: 3.0}, devices=2), lanes=lanes, together={A: {1: 1.0}})
-    assert simulate(slow, {A: 1}, [0, 10], deadline=NEVER).latencies == (1, 1)
-    assert simulate(slow, {A: 1}, [0, 0, 0], deadline=NEVER).latencies == (1, 3, 3)
-    assert simulate(slow, {A: 1}, [0], deadline=NEVER).utilisation.computing == 1
-
-
 def test_two_lanes_of_one_device_take_turns() -> None:
-    replica = replace(computing({1: 1.0}), lanes=(Place(0), Place(0)))
+    replica = replace(computing({1: 1.0}), lanes=(0, 0))
     outcome = simulate(replica, {A: 1}, [0, 0.5], deadline=NEVER)
     assert outcome.latencies == (1, 1.5)
     assert outcome.utilisation.computing == 1
 
 
 def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
-    lanes = tuple(Place(device) for device in (0, 0, 1, 1))
-    replica = replace(computing({1: 1.0}, devices=2), lanes=lanes)
+    replica = replace(computing({1: 1.0}, devices=2), lanes=(0, 0, 1, 1))
     assert simulate(replica, {A: 1}, [0, 0.5, 0.6], deadline=NEVER).latencies == pytest.approx(
         [1, 1, 1 + 0.4]
     )

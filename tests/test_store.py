@@ -191,7 +191,7 @@ def test_the_same_weights_have_the_same_digest_however_often_they_are_imported(
 def test_weights_may_be_read_by_whoever_may_read_other_files(filled: Store) -> None:
     """0644 with the usual umask: a service under another user's name can read them."""
     other = filled.root / "small" / "model.toml"
-    for name in (WEIGHTS, RECORD):
+    for name in (WEIGHTS, WEIGHTS + RECORD):
         assert (filled.root / "small" / name).stat().st_mode == other.stat().st_mode
 
 
@@ -199,7 +199,7 @@ def test_the_record_is_one_that_sha256sum_reads(filled: Store) -> None:
     tool = shutil.which("sha256sum")
     if tool is None:
         pytest.skip("sha256sum is missing")
-    command = [tool, "--check", "--strict", RECORD]
+    command = [tool, "--check", "--strict", WEIGHTS + RECORD]
     checked = subprocess.run(  # noqa: S603 - a fixed command
         command, cwd=filled.root / "small", capture_output=True, text=True, check=True
     )
@@ -208,7 +208,7 @@ def test_the_record_is_one_that_sha256sum_reads(filled: Store) -> None:
 
 def test_importing_leaves_nothing_else_behind(filled: Store) -> None:
     there = {path.name for path in (filled.root / "small").iterdir()}
-    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, RECORD}
+    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
 
 
 def test_importing_replaces_the_weights(copied: Store, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_importing_replaces_the_weights(copied: Store, tmp_path: Path) -> None:
     digest = weights.install(copied, "small", tmp_path / "fresh.pth", source="a test")
     assert copied.verify("small") == digest
     assert same(weights.load(copied, "small").state, fresh)
-    record = (copied.root / "small" / RECORD).read_text()
+    record = (copied.root / "small" / (WEIGHTS + RECORD)).read_text()
     assert record == f"{digest}  {WEIGHTS}\n"
 
 
@@ -553,7 +553,7 @@ def test_one_damaged_byte_is_noticed(place: int, copied: Store) -> None:
 
 
 def test_a_missing_record_is_noticed(copied: Store) -> None:
-    (copied.root / "small" / RECORD).unlink()
+    (copied.root / "small" / (WEIGHTS + RECORD)).unlink()
     assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
 
 
@@ -561,7 +561,7 @@ def test_a_missing_record_is_noticed(copied: Store) -> None:
     "record", [b"", b"\n \n", b"\xff\xfe", b"0" * 64 + b"  " + WEIGHTS.encode()]
 )
 def test_a_damaged_record_is_noticed(record: bytes, copied: Store) -> None:
-    (copied.root / "small" / RECORD).write_bytes(record)
+    (copied.root / "small" / (WEIGHTS + RECORD)).write_bytes(record)
     assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
 
 
@@ -569,7 +569,7 @@ def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) ->
     path = copied.root / "small" / WEIGHTS
     safetensors.torch.save_file({"fc.bias": torch.zeros(3)}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copied.root / "small" / RECORD).write_text(f"{digest}  {WEIGHTS}\n")
+    (copied.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
     sentence = refusal(BadWeights, weights.load, copied, "small")
     assert sentence == f"{WEIGHTS} is of another architecture: it has 'fc.bias'"
 
@@ -598,7 +598,7 @@ def test_weights_are_fetched_once(
     assert told[-1] == (len(site.content), len(site.content))
     assert same(weights.load(store, "small").state, state)
     there = {path.name for path in (tmp_path / "small").iterdir()}
-    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, RECORD}
+    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
 
 
 def test_where_the_weights_came_from_is_written_into_them(
@@ -795,14 +795,16 @@ def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_se
         assert process.stdout.read().split() == [str(-signal.SIGKILL)] * 3
 
     left = [Store(root, tmp_path / "nothing") for root in roots]
-    recorded = [len((root / "small" / RECORD).read_text().splitlines()) for root in roots]
+    recorded = [
+        len((root / "small" / (WEIGHTS + RECORD)).read_text().splitlines()) for root in roots
+    ]
     assert recorded == [1, 2, 2]
     assert [store.verify("small") == old for store in left] == [True, True, False]
     served = [weights.load(store, "small").state for store in left]
     assert [same(one, state) for one in served] == [True, True, False]
     assert same(served[2], fresh)
     digest = weights.install(left[1], "small", tmp_path / "fresh.pth", source="a test")
-    assert (roots[1] / "small" / RECORD).read_text() == f"{digest}  {WEIGHTS}\n"
+    assert (roots[1] / "small" / (WEIGHTS + RECORD)).read_text() == f"{digest}  {WEIGHTS}\n"
     assert left[1].verify("small") == digest
 
 
@@ -872,7 +874,7 @@ def test_a_pickle_in_the_place_of_the_weights_is_not_even_looked_into(
     torch.save({**state, "trap": Trap(sprung)}, tmp_path / "hostile.pth")
     shutil.copy(tmp_path / "hostile.pth", path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copied.root / "small" / RECORD).write_text(f"{digest}  {WEIGHTS}\n")
+    (copied.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
     sentence = refusal(BadWeights, weights.load, copied, "small")
     assert sentence == f"{WEIGHTS} is not a safetensors file, or is cut short"
     assert not sprung.exists()

@@ -29,6 +29,7 @@ OURS = "googlenet-service"
 DEPENDENCIES = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 INSTALLED = [*DEPENDENCIES, *map(Requirement, EXTRAS["trace"] + EXTRAS["grpc"])]
+TORCH = [Requirement(line) for line in EXTRAS["torch"]]  # where it converts, and for GPUs
 PIN = re.compile(r"([a-z0-9-]+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})*)")
 
 Pins = Mapping[str, str]
@@ -81,10 +82,18 @@ def unmet(wanted: list[Requirement], locked: Pins) -> list[str]:
 # The lock
 
 
-def test_what_the_service_runs_on_is_locked_and_nothing_else() -> None:
-    locked = {**pins("requirements.txt"), **pins("torch.txt", hashed=False)}
+def test_what_serves_on_a_cpu_is_locked_and_nothing_else() -> None:
+    locked = pins("requirements.txt")
     assert locked.keys() == needed(INSTALLED), "run: make lock"
     assert unmet(INSTALLED, locked) == [], "run: make lock"
+    assert not {name for name in locked if "torch" in name or name.startswith("nvidia-c")}
+
+
+def test_what_torch_needs_besides_is_locked_and_nothing_else() -> None:
+    torch = pins("torch.txt", hashed=False)
+    locked = {**pins("torch-requirements.txt"), **torch}
+    assert locked.keys() == needed(INSTALLED + TORCH) - needed(INSTALLED), "run: make lock"
+    assert unmet(TORCH, locked) == [], "run: make lock"
 
 
 def test_only_torch_is_without_a_hash() -> None:
@@ -147,7 +156,8 @@ def test_an_audit_asks_about_all_that_is_locked_and_fails_for_one_that_is_known(
 ) -> None:
     with osv(vulnerable) as (url, asked):
         done = make("audit", f"OSV={url}")
-    locked = [*pins("requirements.txt").items(), *pins("build.txt").items()]
+    files = ("requirements.txt", "torch-requirements.txt", "build.txt")
+    locked = [pin for file in files for pin in pins(file).items()]
     assert {*asked} == {*locked, *pins("torch.txt", hashed=False).items()}
     assert (done.returncode != 0) is bool(vulnerable), done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines() if "OSV-0000-1" in line] == (
@@ -186,9 +196,9 @@ def digests(part: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_locked_package_is_in_the_list_with_its_digests(sbom: str) -> None:
-    hashed, torch = pins("requirements.txt"), pins("torch.txt", hashed=False)
     parts = components(sbom, "library")
-    assert {name: part["version"] for name, part in parts.items()} == {**hashed, **torch}
+    locked = pins("requirements.txt")
+    assert {name: part["version"] for name, part in parts.items()} == locked
     lock = (ROOT / "deploy/requirements.txt").read_text("utf-8")
     listed = [digest for part in parts.values() for digest in digests(part)]
     assert sorted(listed) == sorted(re.findall(r"sha256:(\w+)", lock))

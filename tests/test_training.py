@@ -135,7 +135,7 @@ def test_it_is_served_with_its_labels_and_its_notice(
     trained: tuple[Path, Outcome], pictures: Path
 ) -> None:
     root, outcome = trained
-    chosen = settings(root, model="stripes", max_batch=2, cores=1, executors=1)
+    chosen = settings(root, model="stripes", max_batch=2, cores=1)
     with TestClient(create_app(chosen)) as client:
         wait_ready(client)
         file = (pictures / "down/3.png").read_bytes()

@@ -10,24 +10,22 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
-from service import images, store, views, weights
-from service.forward import Forward
+from service import images, store, views
 from service.manifest import Label
-from service.packed import Shape
 
 IS_OURS = os.environ.get("ENGINE", "ours") == "ours"
 MAX_BATCH = 16
 CORES = os.cpu_count() or 1
 
 _MODEL = "bvlc_googlenet"
-_BUCKETS = (1, 2, 4, 8, MAX_BATCH)
 _MAX_PIXELS = 50_000_000
 _TOP = 5
 
+Pixels = npt.NDArray[Any]  # (224, 224, 3) uint8 RGB for our engine, else (3, 224, 224) float32 BGR
 Answer = dict[str, Any]  # what JSON is made of
 
 
@@ -37,73 +35,79 @@ def choice(name: str, *, ours: int, eager: int) -> int:
 
 
 class Decoder:
-    """Bytes of a picture to the tensor that a network takes."""
+    """Bytes of an image to what a network takes."""
 
     def __init__(self) -> None:
         preprocessing = store.locate(None).manifest(_MODEL).preprocessing
         self._plan = views.plan("single", preprocessing.resized)
-        self._mean = torch.tensor(preprocessing.mean, dtype=torch.float32)  # BGR
+        self._mean = np.array(preprocessing.mean, np.float32)  # BGR
         self._threads = ThreadPoolExecutor(CORES)
 
-    def decode(self, data: bytes) -> Tensor:
-        """Give (224, 224, 3) uint8 RGB for our engine, else (3, 224, 224) float32 BGR."""
+    def decode(self, data: bytes) -> Pixels:
+        """Decode and resize an image."""
         if IS_OURS:
-            picture = images.decode(data, max_pixels=_MAX_PIXELS, enough=self._plan.enough)
-            return torch.from_numpy(views.canvases(picture, self._plan)[0])
-        picture = Image.open(io.BytesIO(data)).convert("RGB")
-        pixels = torch.from_numpy(views.canvases(picture, self._plan)[0])
-        return (pixels.flip(-1).float() - self._mean).permute(2, 0, 1)
+            image = images.decode(data, max_pixels=_MAX_PIXELS, enough=self._plan.enough)
+            return views.canvases(image, self._plan)[0]
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        pixels = views.canvases(image, self._plan)[0]
+        return (pixels[..., ::-1] - self._mean).transpose(2, 0, 1)
 
-    def decode_all(self, datas: Sequence[bytes]) -> list[Tensor]:
+    def decode_all(self, datas: Sequence[bytes]) -> list[Pixels]:
         """Decode a batch: in as many threads as cores for our engine, else one by one."""
         several = IS_OURS and len(datas) > 1
         return list((self._threads.map if several else map)(self.decode, datas))
 
 
 class Network:
-    """Decoded pictures to their most probable labels."""
+    """Decoded images to their most probable labels; for several threads."""
 
     def __init__(self) -> None:
         where = store.locate(None)
         self._labels = where.labels(_MODEL)
+        self._thread = ThreadPoolExecutor(1)  # a compiled model is for one caller at a time
+        self._probabilities = _ours(where) if IS_OURS else _eager(where)
+
+    def rank(self, images: Sequence[Pixels]) -> list[Answer]:
+        """Rank a batch of up to `MAX_BATCH` images."""
+        rows = np.stack(list(images))
         if IS_OURS:
-            # OpenMP slows down to a third when a second thread has ever computed, and most
-            # peers call from another thread than the one that loads: so one does both.
-            self._thread = ThreadPoolExecutor(1)
-            self._forward = self._thread.submit(_packed, where).result()
-        else:
-            self._network = weights.load(where, _MODEL).network()
+            return self._thread.submit(self._answers, rows).result()
+        return self._answers(rows)
 
-    def rank(self, pictures: Sequence[Tensor]) -> list[Answer]:
-        """Rank a batch of up to `MAX_BATCH` pictures."""
-        if IS_OURS:
-            return self._thread.submit(self._rank_ours, pictures).result()
+    def _answers(self, rows: Pixels) -> list[Answer]:
+        found = self._probabilities(rows)
+        best = np.argsort(-found, axis=1)[:, :_TOP]
+        return [_answer(self._labels, at, one[at]) for at, one in zip(best, found, strict=True)]
+
+
+def _ours(where: store.Store) -> Any:
+    """Compile our engine's network: OpenVINO in bfloat16 on all cores."""
+    from service.engine import openvino_engine  # noqa: PLC0415 - only for this engine
+    from service.engine.openvino_executor import Compiled  # noqa: PLC0415 - the same
+
+    model = openvino_engine.read(where, _MODEL, "bfloat16")
+    compiled = Compiled(model, "bfloat16", choice("THREADS", ours=CORES, eager=CORES))
+    for size in (1, MAX_BATCH):
+        compiled.probabilities(np.zeros((size, views.CROP, views.CROP, 3), np.uint8))
+    return compiled.probabilities
+
+
+def _eager(where: store.Store) -> Any:
+    """Build the network as PyTorch runs it without more ado."""
+    import torch  # noqa: PLC0415 - only for this engine
+
+    from service import weights  # noqa: PLC0415 - the same
+
+    network = weights.load(where, _MODEL).network()
+
+    def probabilities(rows: Pixels) -> Pixels:
         with torch.inference_mode():
-            return self._answers(self._network(torch.stack(list(pictures))).softmax(1))
+            found: Pixels = network(torch.from_numpy(rows)).softmax(1).numpy()
+        return found
 
-    def _rank_ours(self, pictures: Sequence[Tensor]) -> list[Answer]:
-        size = next(bucket for bucket in _BUCKETS if bucket >= len(pictures))
-        rows = torch.zeros((size, views.CROP, views.CROP, 3), dtype=torch.uint8)
-        torch.stack(list(pictures), out=rows[: len(pictures)])
-        with torch.inference_mode():
-            return self._answers(self._forward(rows)[: len(pictures)])
-
-    def _answers(self, probabilities: Tensor) -> list[Answer]:
-        best = probabilities.topk(_TOP)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [_answer(self._labels, *row) for row in rows]
+    return probabilities
 
 
-def _packed(where: store.Store) -> Forward:
-    torch.set_num_threads(choice("THREADS", ours=CORES, eager=CORES))
-    shapes = [Shape(rows, views.CROP) for rows in _BUCKETS]
-    forward = Forward(weights.load(where, _MODEL), torch.device("cpu"), torch.bfloat16, shapes)
-    with torch.inference_mode():
-        for rows, side in shapes:
-            forward(torch.zeros((rows, side, side, 3), dtype=torch.uint8))
-    return forward
-
-
-def _answer(labels: Sequence[Label], indices: list[int], values: list[float]) -> Answer:
-    pairs = zip(indices, values, strict=True)
+def _answer(labels: Sequence[Label], indices: Pixels, values: Pixels) -> Answer:
+    pairs = zip(indices.tolist(), values.tolist(), strict=True)
     return {"predictions": [{"label": labels[i].name, "probability": p} for i, p in pairs]}

@@ -5,7 +5,6 @@ Measured in a process of its own, which keeps the models between measurements.
 
 import itertools
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -16,13 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, Self
 
-from service import engine, interpreter, lanes, processors, runtime
+from service import processors
 from service.bench.photos import read
 from service.costs import Key
 from service.cuts import Cuts
-from service.engine import Engine
+from service.engine import engine, profiling
+from service.engine.engine import Engine
+from service.engine.executor import Executor
 from service.images import Bounds
-from service.lanes import ClassifyingLane
 from service.settings import Settings
 from service.views import CROP
 from service.work import Batch, Slice
@@ -38,7 +38,6 @@ class Limit:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
-        os.environ.update(interpreter.computing())  # of the process that will be started
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     def __enter__(self) -> Self:
@@ -79,22 +78,18 @@ def _photos(folder: Path) -> list[bytes]:
     return read(folder)
 
 
-def _side_by_side(loaded: Engine) -> list[ClassifyingLane]:
-    return [lane for lane in loaded.lanes if not lane.alone]
-
-
 def _forwards(settings: Settings) -> dict[int, float]:
     loaded = _loaded(settings)
     key = Key(0, CROP)
-    sizes = list(loaded.ensemble.costs.seconds[key])
-    seconds = lanes.costs(loaded.lanes, {key: sizes}).seconds[key]
-    together = len(_side_by_side(loaded))
-    return {size: together * size / seconds[size] for size in sizes}
+    sizes = loaded.ensemble.costs.curves[key].sizes
+    measured = profiling.measure_buckets(loaded.lanes, key, sizes)
+    devices = len({lane.device for lane in loaded.lanes})
+    return {size: devices * size / measured.seconds(size) for size in measured.sizes}
 
 
 def _alone(settings: Settings, folder: Path) -> float:
     loaded = _loaded(settings)
-    lane = max(loaded.lanes, key=lambda lane: lane.alone)
+    lane = loaded.lanes[0]
 
     def one(photo: bytes) -> float:
         started = time.perf_counter()
@@ -104,13 +99,13 @@ def _alone(settings: Settings, folder: Path) -> float:
         return time.perf_counter() - started
 
     photos = itertools.islice(itertools.cycle(_photos(folder)), _LONE)
-    return statistics.median(runtime.compute(lambda: [one(photo) for photo in photos]))
+    return statistics.median([one(photo) for photo in photos])
 
 
 def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Where) -> float:
     loaded = _loaded(settings)
     plans = loaded.ensemble.plans(plan)
-    size = max(loaded.ensemble.costs.seconds[Key(0, plans[0].side)])
+    size = loaded.ensemble.costs.largest(Key(0, plans[0].side))
     together = math.lcm(size, len(plans[0].views)) // len(plans[0].views)  # fill whole batches
     turn = itertools.cycle(_photos(folder))
 
@@ -118,10 +113,10 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
         photos = [next(turn) for _ in range(together)]
         return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
-    workers = _side_by_side(loaded)
+    workers = loaded.lanes
     end = time.perf_counter() + seconds
 
-    def work(lane: ClassifyingLane, take: Callable[[], Pictures]) -> float:
+    def work(lane: Executor, take: Callable[[], Pictures]) -> float:
         """Give the lane's own rate, from the end of its first round to that of its last."""
         ends: list[float] = []
         while len(ends) < 2 or ends[-1] < end:  # noqa: PLR2004 - a first and a last

@@ -57,7 +57,6 @@ class _Turn:
 
     decode: Seconds
     batches: Mapping[tuple[Key, int], Seconds]
-    together: Mapping[tuple[Key, int], float]
     slowed: float
 
 
@@ -67,15 +66,11 @@ async def measure(subject: Subject, http: float, turns: int = _TURNS) -> Replica
     found = [await stages.turn() for _ in range(turns)]
     first = found[0]
     batches = {bucket: _median(turn.batches[bucket] for turn in found) for bucket in first.batches}
-    together = {
-        bucket: median(turn.together[bucket] for turn in found) for bucket in first.together
-    }
     decode = _median(turn.decode for turn in found)
     return Replica(
-        lanes=tuple(lane.place for lane in subject.backend.lanes),
+        lanes=tuple(lane.device for lane in subject.backend.lanes),
         costs=subject.backend.ensemble.costs,
         batches=_by_key(batches),
-        together=_by_key(together),
         slowed=median(turn.slowed for turn in found),
         decode=decode,
         decoders=subject.decoders,
@@ -88,16 +83,15 @@ class _Stages:
 
     def __init__(self, subject: Subject, payloads: Sequence[Payload]) -> None:
         lanes = subject.backend.lanes
-        by_device = {lane.device: lane for lane in lanes if not lane.alone}
-        costs = subject.backend.ensemble.costs.seconds
+        by_device = {lane.device: lane for lane in lanes}
+        curves = subject.backend.ensemble.costs.curves
         self._subject = subject
         self._pictures = itertools.cycle(subject.pictures)
         self._beside = [*by_device.values()]  # one of each device
-        self._together = [lane for lane in lanes if lane.alone]
         self._batches = [
             Batch(key, size, (Slice(payloads[key.member], 0, 1),) * size, "full")
             for key in subject.demand
-            for size in costs[key]
+            for size in curves[key].sizes
         ]
 
     async def turn(self) -> _Turn:
@@ -108,12 +102,6 @@ class _Stages:
         return _Turn(
             Seconds(decode, decode_beside),
             batches,
-            {
-                (batch.key, batch.size): await _rested(lane.run(batch))
-                for lane in self._together
-                for batch in self._batches
-                if batch.size <= lane.alone
-            },
             max(0.0, slower) / self._subject.decoders,
         )
 

@@ -8,8 +8,8 @@ import torch
 from service import console, deconvnet, images, sheet, store, views, weights
 from service.commands import progress
 from service.deconvnet import Stage
+from service.engine.torch_network import Normalise
 from service.errors import BulkError
-from service.forward import Normalise
 from service.settings import Settings
 from service.views import Pixels
 from service.weights import Model

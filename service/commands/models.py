@@ -1,16 +1,15 @@
 """Commands about the models in the store."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from service import calibration, console, evaluation, quantization, store, weights
+from service import calibration, console, evaluation, processors, store
 from service.bench.photos import read
-from service.commands import offline, progress
+from service.commands import offline
+from service.engine import openvino_engine, quantization
 from service.errors import ModelError
 from service.settings import Settings
-from service.store import Store
 
 
 def list_models(settings: Settings, _: dict[str, Any]) -> int:
@@ -27,33 +26,19 @@ def list_models(settings: Settings, _: dict[str, Any]) -> int:
     return 0
 
 
-def fetch_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Download a model's weights."""
-    _download(store.locate(settings.store), given["name"])
-    return 0
-
-
-def import_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Make a file the weights of a model."""
-    where = store.locate(settings.store)
-    file: Path = given["file"]
-    digest = weights.install(where, given["name"], file, source=file.name)
-    console.say(f"{given['name']} is in {where.root}, SHA-256 {digest}")
-    return 0
-
-
 def quantize_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Make int8 a number format of a model, if it agrees with float32 on pictures."""
+    """Make int8 a number format of a model, if it agrees with float32 on images."""
     where = store.locate(settings.store)
-    model = weights.load(where, given["name"])
-    trial = quantization.attempt(model, read(given["calibrate"]), max_pixels=settings.max_pixels)
+    model = openvino_engine.read(where, given["name"], "float32")
+    pixels = quantization.crop(model, read(given["calibrate"]), max_pixels=settings.max_pixels)
+    trial = quantization.attempt(model, pixels, processors.available())
     found = (
-        f"int8 has the first label of float32 on {trial.same} of {trial.pictures} pictures, and "
+        f"int8 has the first label of float32 on {trial.same} of {trial.images} images, and "
         f"no probability is further from it than {trial.furthest:.3f}"
     )
     if not trial.passed:
-        raise ModelError(f"{found}; that is not near enough, and nothing was recorded")
-    where.quantize(model.name, model.sha256, trial.largest)
+        raise ModelError(f"{found}; that is not near enough, and nothing was kept")
+    quantization.publish(where, model, pixels)
     console.say(f"{found}; {model.name} may be served with --precision int8")
     return 0
 
@@ -63,10 +48,11 @@ def calibrate_model(settings: Settings, given: dict[str, Any]) -> int:
     name, folder = given["name"], given["folder"]
     settings = settings.model_copy(update={"model": name})
     where = store.locate(settings.store)
-    model = weights.load(where, name)
+    digest = where.verify(name)
+    temperature = where.manifest(name).temperature(digest)
     ranked = offline.rank_whole(settings, folder, "single", name)
     likely, targets = evaluation.probabilities(*ranked)
-    found = calibration.calibrate(np.log(likely) * model.temperature, targets, model.sha256)
+    found = calibration.calibrate(np.log(likely) * temperature, targets, digest)
     with where.locked(name):
         where.calibrate(name, found)
     console.say(f"{name} has {calibration.sentence(found)}")
@@ -84,15 +70,3 @@ def verify_models(settings: Settings, _: dict[str, Any]) -> int:
             console.say(f"{name}: {error}", stderr=True)
             status = 1
     return status
-
-
-def _download(where: Store, name: str) -> None:
-    where.manifest(name)  # an unknown name needs no progress bar
-    with progress.downloading() as bar:
-        task = bar.add_task(name, total=None)
-
-        def arrived(have: int, total: int | None) -> None:
-            bar.update(task, completed=have, total=total)
-
-        digest = weights.fetch(where, name, arrived)
-    console.say(f"{name} is in {where.root}, SHA-256 {digest}", stderr=True)

@@ -6,16 +6,16 @@ import functools
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import uvloop
 
-from service import app, console, evaluation, runtime
+from service import app, console, evaluation
 from service.classifier import Classifier
 from service.commands import progress
 from service.errors import ModelError
 from service.evaluation import Photo, Ranked, Score
-from service.settings import Settings
+from service.settings import Precision, Settings
 
 T = TypeVar("T")
 
@@ -90,7 +90,9 @@ def _compare(settings: Settings, folder: Path, plan: str) -> int:
         *("precision", "photos", "top-1", "top-5", "same first label", "furthest probability"),
     )
     sentences = []
-    for precision in runtime.PRECISIONS:
+    for precision in get_args(Precision):
+        if precision == "auto":
+            continue
         try:
             answers = exact if precision == "float32" else ranked(precision)[1]
         except ModelError as error:  # int8 is not for every model and device

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from service import apart, console, lanes, planning, processors
+from service import apart, console, planning, processors
 from service.bench import photos, stages
 from service.bench.stages import Subject
 from service.images import Bounds
@@ -19,7 +19,7 @@ from service.settings import Settings
 
 def plan(settings: Settings, given: dict[str, Any]) -> int:
     """Measure a replica here and print how many of it are needed; fails if no number will do."""
-    pictures = photos.read(given["folder"]) if given["folder"] else [lanes.sample()]
+    pictures = photos.read(given["folder"]) if given["folder"] else [photos.sample()]
     traffic = Traffic(given["rate"], given["slo"], settings.timeout_seconds)
     console.say("measuring each stage", stderr=True)
     replica, demand = asyncio.run(_measured(settings, pictures))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from service.errors import ModelError
 from service.networks import ending, googlenet, lenet5, xception, zfnet
+from service.networks.tracing import traced
 
 
 class Build(Protocol):
@@ -60,8 +61,7 @@ class Architecture:
     @cached_property
     def explains(self) -> bool:
         """Has it class activation maps: does it end in an average and one linear layer."""
-        network = self._smallest
-        return ending.find(network, ending.traced(network)) is not None
+        return ending.find(traced(self._smallest)) is not None
 
     def takes(self, side: int) -> bool:
         """Tell whether it works on squares of so many pixels."""

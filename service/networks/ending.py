@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import fx, nn
 
+from service.networks.tracing import traced
+
 _PASSING = (nn.Dropout, nn.Flatten)  # in evaluation they change no value
 _FLATTEN = (torch.flatten, "flatten")
 _WHOLE = (1, (1, 1))  # sizes of the result of pooling
@@ -23,23 +25,32 @@ class Ending:
     """Places along the windows that are averaged one by one, and then all; nothing: the map is."""
 
 
-def traced(network: nn.Module) -> fx.Graph:
-    """Trace a network in evaluation mode."""
-    return fx.Tracer().trace(network)
+def with_features(network: nn.Module) -> tuple[fx.GraphModule, Ending]:
+    """Have a network with class activation maps give its logits and the map they come from.
+
+    Takes over the network; the maps' features are (N, C, h, w).
+    """
+    whole = traced(network)
+    found = find(whole)
+    assert found is not None  # noqa: S101 - it has maps; tells mypy
+    (output,) = (node for node in whole.graph.nodes if node.op == "output")
+    output.args = ((*output.args, found.features),)
+    whole.recompile()
+    return whole, found
 
 
 def last(network: nn.Module) -> str:
     """Name the module that gives the logits."""
     modules = dict(network.named_modules())
-    nodes = [node for node in traced(network).nodes if node.op == "call_module"]
+    nodes = [node for node in traced(network).graph.nodes if node.op == "call_module"]
     weighted = [n for n in nodes if isinstance(modules[n.target], nn.Linear | nn.Conv2d)]
     return str(weighted[-1].target)
 
 
-def find(network: nn.Module, graph: fx.Graph) -> Ending | None:
-    """Find a network's ending, unless it ends in another way."""
+def find(network: fx.GraphModule) -> Ending | None:
+    """Find a traced network's ending, unless it ends in another way."""
     modules = dict(network.named_modules())
-    (output,) = (node for node in graph.nodes if node.op == "output")
+    (output,) = (node for node in network.graph.nodes if node.op == "output")
     (logits,) = output.all_input_nodes
     if not isinstance(_module(logits, modules), nn.Linear):
         return None

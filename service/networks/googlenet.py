@@ -69,9 +69,7 @@ class LocalResponseNorm(nn.Module):
     bfloat16.
     """
 
-    size, alpha = 5, 1e-4
-    # No result is larger: x / (1 + a * x ** 2) ** 0.75 is largest where a * x ** 2 is 2.
-    bound = (2 * size / alpha) ** 0.5 / 3**0.75
+    size, alpha, beta = 5, 1e-4, 0.75
 
     def __init__(self, channels: int) -> None:
         super().__init__()

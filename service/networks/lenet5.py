@@ -27,7 +27,7 @@ class Subsampling(nn.Module):
         self.bias = nn.Parameter(torch.zeros(maps, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, maps, H, W) -> (N, maps, H / 2, W / 2)
-        return F.avg_pool2d(x, 2, divisor_override=1) * self.weight + self.bias
+        return F.avg_pool2d(x, 2) * (4 * self.weight) + self.bias
 
 
 class Partial(nn.Module):

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import calibration, forward, networks, store, weights
+from service import calibration, networks, store, weights
+from service.engine import converter
+from service.engine.torch_network import Normalise
 from service.errors import ModelError, WrongOption
 from service.manifest import Accuracy, Calibration, Manifest, Preprocessing, Training
 from service.settings import Settings
@@ -203,7 +205,7 @@ def _learner(
     options = pictures.options
     torch.manual_seed(options.seed)
     network = _network(described, options, start)
-    normalise = forward.Normalise(described.preprocessing, torch.float32)
+    normalise = Normalise(described.preprocessing, torch.float32)
     if not start and not learner.normalises(network):
         first = next(iter(pictures.learnt(0, 0, here.alone)))  # the same for all processes
         learner.settle(network, normalise(first.pixels))
@@ -267,5 +269,6 @@ def _finish(  # noqa: PLR0913, PLR0917 - all that is known at the end
     digest = weights.save(where, options.name, trainer.best, source="trained")
     calibrated = calibration.calibrate(logits, targets, digest)
     where.calibrate(options.name, calibrated)
+    converter.publish(where, weights.load(where, options.name))
     _checkpoint(folder).unlink()
     return Outcome(digest, best, calibrated, folder)

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from service import networks, processors
+from service.engine.torch_device import PRECISIONS
 from service.errors import ModelError
-from service.runtime import PRECISIONS
 from service.training.loader import Batch
 from service.training.world import World
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from service import runtime
+from service.engine import torch_device
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def joined(choice: str) -> Iterator[World]:
 
     `choice` is the setting `device`: each process has one GPU, or all share the CPU.
     """
-    devices = runtime.devices(choice, torch.cuda.device_count())
+    devices = torch_device.devices(choice, torch.cuda.device_count())
     if not dist.is_torchelastic_launched():
         yield World(0, 1, devices[0])
         return

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import litserve
 from fastapi import Body
-from torch import Tensor
 
 from benchmarks.peers import engine
-from benchmarks.peers.engine import Answer
+from benchmarks.peers.engine import Answer, Pixels
 
 
 class API(litserve.LitAPI):
@@ -23,11 +22,11 @@ class API(litserve.LitAPI):
         """Hand on the body."""
         return request
 
-    def batch(self, inputs: list[bytes]) -> list[Tensor]:
+    def batch(self, inputs: list[bytes]) -> list[Pixels]:
         """Decode a batch."""
         return self._decoder.decode_all(inputs)
 
-    def predict(self, x: list[Tensor]) -> list[Answer]:
+    def predict(self, x: list[Pixels]) -> list[Answer]:
         """Rank a batch."""
         return self._network.rank(x)
 

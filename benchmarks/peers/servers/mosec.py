@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from mosec import Server, Worker
 
 from benchmarks.peers import engine
@@ -10,7 +9,7 @@ from benchmarks.peers.engine import Answer
 
 
 class Decode(Worker):
-    """Bytes to a tensor, one picture at a time."""
+    """Bytes to an array, one image at a time."""
 
     def __init__(self) -> None:
         self._decoder = engine.Decoder()
@@ -20,19 +19,19 @@ class Decode(Worker):
         return data
 
     def forward(self, data: bytes) -> Any:
-        """Decode a picture; an array is quicker to hand on than a tensor."""
-        return self._decoder.decode(data).numpy()
+        """Decode an image."""
+        return self._decoder.decode(data)
 
 
 class Rank(Worker):
-    """Tensors to labels, in batches."""
+    """Arrays to labels, in batches."""
 
     def __init__(self) -> None:
         self._network = engine.Network()
 
     def forward(self, data: list[Any]) -> list[Answer]:
         """Rank a batch."""
-        return self._network.rank([torch.from_numpy(array) for array in data])
+        return self._network.rank(data)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
-from torch import Tensor
 
 from benchmarks.peers import engine
-from benchmarks.peers.engine import Answer
+from benchmarks.peers.engine import Answer, Pixels
 
 WAIT = engine.choice("WAIT_MS", ours=2, eager=10) / 1000  # seconds
 
@@ -37,7 +36,7 @@ class Classifier:
         return await self._rank(await asyncio.to_thread(self._decoder.decode, data))
 
     @serve.batch(max_batch_size=engine.MAX_BATCH, batch_wait_timeout_s=WAIT)
-    async def _rank(self, pictures: list[Tensor]) -> list[Answer]:
+    async def _rank(self, pictures: list[Pixels]) -> list[Answer]:
         if not engine.IS_OURS:
             return self._network.rank(pictures)
         return await asyncio.to_thread(self._network.rank, pictures)

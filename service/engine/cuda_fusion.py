@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from service.folding import folded, relu_after
+from service.networks.tracing import folded, relu_after
 
 
 class ConvReLU(nn.Module):

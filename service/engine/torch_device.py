@@ -1,30 +1,23 @@
-"""The device: which one, in what form and precision a network runs on it, and what it costs."""
+"""A device of PyTorch: which one, in what form a network runs on it, and how batches get there."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
 
 import torch
 from torch import nn
 
-from service import fused, packed
+from service.engine import cuda_fusion
 from service.errors import ModelError, OutOfMemory
-from service.packed import Shape
 
-T = TypeVar("T")
+CPU = "torch-cpu"  # as a choice of device: PyTorch's, where the usual one is OpenVINO's
 
-_LONG = 0.1  # seconds; what else a machine does is little beside it
-_NO_MEMORY = "the device has no memory for this batch"
-_CPU_NO_MEMORY = "can't allocate memory"  # all that tells a CPU's from other errors
-
-PRECISIONS = {
+PRECISIONS: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-    "int8": torch.int8,
 }
+
+_CPU_NO_MEMORY = "can't allocate memory"  # all that tells a CPU's from other errors
 
 
 def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
@@ -32,7 +25,7 @@ def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
 
     `gpus` is how many there are. Raises `ModelError` for a device that is not there.
     """
-    if choice == "cpu" or (choice == "auto" and not gpus):
+    if choice in {"cpu", CPU} or (choice == "auto" and not gpus):
         return (torch.device("cpu"),)
     if not gpus:
         raise ModelError(f"there is no GPU for device {choice!r}; use auto or cpu")
@@ -44,36 +37,15 @@ def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
     return (device,)
 
 
-def precisions(choice: str) -> tuple[torch.dtype, ...]:
-    """Give the number formats of the forward that are allowed; `auto` allows all."""
-    return tuple(PRECISIONS.values()) if choice == "auto" else (PRECISIONS[choice],)
-
-
 def name(precision: torch.dtype) -> str:
     """Give what a number format is called, as in `PRECISIONS`."""
     return str(precision).removeprefix("torch.")
 
 
-def packs(device: torch.device) -> bool:
-    """Tell whether networks are rewritten for a device, which is what int8 needs."""
-    return device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stub
-
-
-def place(
-    network: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    shapes: Sequence[Shape],
-    largest: Mapping[str, float] | None,
-) -> nn.Module:
-    """Take over a network and put it on a device, in the form that is quickest there.
-
-    `largest` is what int8 needs to know of the network; see `service.packed`.
-    """
-    if packs(device):
-        return packed.pack(network, dtype, shapes, largest)
+def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Take over a network and put it on a device, in the form that is quickest there."""
     if device.type == "cuda":  # pragma: no cover - needs a GPU
-        network = fused.fuse(network)
+        network = cuda_fusion.fuse(network)
         # Else "float32" convolutions have ten bits of its 23 (TF32).
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's stub
     placed: nn.Module = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
@@ -87,42 +59,9 @@ def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, most}))
 
 
-def compute(work: Callable[[], T], threads: int = 0) -> T:
-    """Do work in a thread that ends, on so many cores (0: as many as it chooses itself).
-
-    GNU OpenMP keeps a pool for every thread that ever computed, and gives up spinning between
-    layers when these are more than the cores: a lone request would take three times as long.
-    """
-
-    def limited() -> T:
-        _limit(threads)
-        return work()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="compute") as once:
-        return once.submit(limited).result()
-
-
-def _limit(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)  # of the calling thread, whatever its name says
-
-
-def forwards(device: torch.device, threads: int = 0) -> Callable[[], AbstractContextManager[None]]:
-    """Give a context to run forwards in: no gradients, and a share of the device.
-
-    The share is so many threads of a CPU (0: as they are), or a stream of a GPU.
-    """
-    return _on_cores(threads) if device.type == "cpu" else _on_stream(device)
-
-
-def _on_cores(threads: int) -> Callable[[], AbstractContextManager[None]]:
-    @contextmanager
-    def entered() -> Iterator[None]:
-        _limit(threads)
-        with torch.inference_mode():
-            yield
-
-    return entered
+def forwards(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Give a context to run forwards in: no gradients and, on a GPU, a stream of its own."""
+    return torch.inference_mode if device.type == "cpu" else _on_stream(device)
 
 
 def _on_stream(  # pragma: no cover - needs a GPU
@@ -145,11 +84,11 @@ def memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()  # what is kept for larger batches may be enough for smaller ones
-        raise OutOfMemory(_NO_MEMORY) from error
+        raise OutOfMemory("the device has no memory for this batch") from error
     except RuntimeError as error:
         if _CPU_NO_MEMORY not in str(error):
             raise
-        raise OutOfMemory(_NO_MEMORY) from error
+        raise OutOfMemory("there is no memory for this batch") from error
 
 
 def to_device(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -209,19 +148,3 @@ class _Recorded:  # pragma: no cover - needs a GPU
         ):
             result = self._module(given)
         return graph, given, result
-
-
-def measure(run: Callable[[], object], *, repeats: int = 2) -> float:
-    """Warm up with one run, then give the seconds of the quickest of `repeats` more.
-
-    The quickest, since a device takes the same time for the same work and everything else
-    that a run meets only adds; that is little to a run of `_LONG` seconds, and one is enough.
-    Costs are kept up to date while serving.
-    """
-    run()
-    seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < _LONG:
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)

@@ -1,4 +1,4 @@
-"""A network as a graph of its operations, batch norm folded into the convolution before it."""
+"""A network in evaluation mode as a graph of its operations."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -13,14 +13,14 @@ from service.networks.googlenet import LocalResponseNorm
 RELUS = (F.relu, torch.relu)
 
 
-def folded(network: nn.Module) -> fx.GraphModule:
-    """Take over a network in evaluation mode."""
-    return cast("fx.GraphModule", optimization.fuse(traced(network), no_trace=True))
-
-
 def traced(network: nn.Module) -> fx.GraphModule:
-    """Trace a network, but for what is taken as a whole."""
+    """Trace a network, but for convolutions and response normalisations, which stay modules."""
     return fx.GraphModule(network, _Tracer().trace(network))
+
+
+def folded(network: nn.Module) -> fx.GraphModule:
+    """Trace a network, and fold each batch norm into the convolution before it."""
+    return cast("fx.GraphModule", optimization.fuse(traced(network), no_trace=True))
 
 
 def relu_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
@@ -40,8 +40,6 @@ def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Takes every convolution and normalisation as a whole, whoever's class it is."""
-
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         whole = isinstance(m, nn.Conv2d | LocalResponseNorm)
         return whole or super().is_leaf_module(m, module_qualified_name)

@@ -1,0 +1,121 @@
+"""The engine: models from the store on their devices, warmed, timed and ready for batches."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import util
+
+from service import cuts, gpus, images, store
+from service.cuts import Cuts
+from service.engine import openvino_engine
+from service.engine.executor import Executor, Model, Placed
+from service.ensemble import Ensemble, Member
+from service.errors import ModelError, NotConverted
+from service.images import Bounds, Picture
+from service.manifest import Preprocessing
+from service.settings import Settings
+from service.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An ensemble, and what decodes images and runs batches for it in the caller's threads."""
+
+    ensemble: Ensemble
+    lanes: tuple[Executor, ...]
+    preprocessing: Preprocessing
+    """What a tensor has been through that comes instead of an image: the first member's."""
+
+    def prepare(self, picture: Picture, views: str, bounds: Bounds, target: int = 0) -> list[Cuts]:
+        """Decode an image for the views so named; gives what each member takes.
+
+        Raises what `service.images.decode` does, or `InvalidParameter` for a tensor that is to
+        have other views than the one that it is.
+        """
+        plans = self.ensemble.plans(views)
+        if images.is_view(picture):
+            return cuts.given(cuts.unscaled(picture, self.preprocessing), plans)
+        return cuts.prepare(picture, plans, bounds, target)
+
+
+def load(settings: Settings) -> Engine:
+    """Read the models from the store and put them on the device: blocking, seconds long.
+
+    Raises `ModelError` for a model that is not there, when the models' labels differ, or for a
+    device or number format that is not there.
+    """
+    placed = _place(store.locate(settings.store), settings)
+    _check_labels(placed.models)
+    first = placed.models[0]
+    ensemble = Ensemble(
+        members=tuple(map(_member, placed.models)),
+        labels=first.labels,
+        costs=placed.costs,
+        device=placed.device,
+        precision=placed.precision,
+        warmup_seconds=placed.warmup_seconds,
+    )
+    return Engine(ensemble, placed.executors, first.manifest.preprocessing)
+
+
+def _place(where: Store, settings: Settings) -> Placed:
+    if _by_torch(settings.device):
+        return _torch(where, settings)
+    try:
+        return openvino_engine.load(where, settings)
+    except NotConverted as error:
+        if settings.precision == "int8" or not _has_torch():
+            raise
+        logger.warning("%s; PyTorch computes it", error)
+        return _torch(where, settings.model_copy(update={"device": "torch-cpu"}))
+
+
+def _torch(where: Store, settings: Settings) -> Placed:
+    if not _has_torch():
+        raise ModelError(
+            f"device {settings.device!r} needs PyTorch: pip install 'googlenet-service[torch]'"
+        )
+    from service.engine import torch_engine  # noqa: PLC0415 - imported only where it computes
+
+    return torch_engine.load(where, settings)
+
+
+def _by_torch(device: str) -> bool:
+    """Tell whether PyTorch computes on a device: on GPUs; `auto` means those that it can use."""
+    if device != "auto":
+        return device != "cpu"
+    if not (gpus.count() and _has_torch()):
+        return False
+    from service.engine import torch_engine  # noqa: PLC0415 - as above
+
+    return torch_engine.gpus() > 0
+
+
+def _has_torch() -> bool:
+    return util.find_spec("torch") is not None
+
+
+def _check_labels(models: Sequence[Model]) -> None:
+    first, *others = models
+    for other in others:
+        if other.labels != first.labels:
+            raise ModelError(
+                f"{first.name} and {other.name} have different labels and cannot be averaged"
+            )
+
+
+def _member(model: Model) -> Member:
+    described = model.manifest
+    return Member(
+        model.name,
+        described.version,
+        described.architecture,
+        model.sha256,
+        described.preprocessing.resized,
+        described.preprocessing.mirror,
+        described.notice,
+        explains=model.explains,
+        sides=model.sides,
+    )

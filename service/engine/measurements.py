@@ -1,0 +1,86 @@
+"""What was measured at an earlier start, kept in the user's cache: a restart measures nothing.
+
+Kept for the CPU, libraries, models and settings that it was measured with, and dropped with them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
+
+from service import processors
+from service.costs import Key, Line
+
+logger = logging.getLogger(__name__)
+
+
+class _Curve(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    key: tuple[int, int, bool]
+    fixed: FiniteFloat
+    each: FiniteFloat
+    largest: PositiveInt
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    identity: dict[str, str]  # as text: what a person looks at
+    precision: str
+    curves: list[_Curve]
+
+
+class Measurements:
+    """The file for one identity: whatever the figures depend on, by name."""
+
+    def __init__(self, identity: Mapping[str, object]) -> None:
+        whole = {**identity, "cpu": processors.model_name(), "isa": os.environ.get(_ISA, "")}
+        self._identity = {name: str(value) for name, value in whole.items()}
+        digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        self._path = _folder() / f"{digest[:32]}.json"
+
+    def read(self, keys: Sequence[Key]) -> tuple[str, dict[Key, Line]] | None:
+        """Give the number format that was chosen, and the costs of these keys, if known."""
+        try:
+            found = _File.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return None  # never measured, or damaged: measured anew
+        curves = {Key(*one.key): Line(one.fixed, one.each, one.largest) for one in found.curves}
+        if found.identity != self._identity or {*curves} != {*keys}:
+            return None
+        return found.precision, curves
+
+    def write(self, precision: str, curves: Mapping[Key, Line]) -> None:
+        """Keep them, if a file can be written there."""
+        content = _File(
+            identity=self._identity,
+            precision=precision,
+            curves=[
+                _Curve(
+                    key=(key.member, key.side, key.maps),
+                    fixed=line.fixed,
+                    each=line.each,
+                    largest=line.largest,
+                )
+                for key, line in curves.items()
+            ],
+        )
+        fresh = self._path.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # the next start measures again, which takes a second
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(content.model_dump_json(indent=1), "utf-8")
+            fresh.replace(self._path)
+
+
+_ISA = "ONEDNN_MAX_CPU_ISA"  # hides instructions from the library
+
+
+def _folder() -> Path:
+    return platformdirs.user_cache_path("googlenet-service") / "measurements"

@@ -1,0 +1,151 @@
+"""Models on the CPU: read as OpenVINO takes them, compiled, compared with float32 and measured."""
+
+import logging
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata, util
+
+from safetensors import numpy as safetensors
+
+from service import converted, interpreter, processors
+from service.converted import Converted
+from service.costs import Costs
+from service.engine import openvino_executor, profiling
+from service.engine.class_activation import Classifier
+from service.engine.executor import Placed
+from service.engine.measurements import Measurements
+from service.engine.openvino_executor import Compiled, Model
+from service.engine.precision import agree, probe
+from service.errors import ModelError, NotConverted
+from service.settings import Settings
+from service.store import INT8, Store
+
+logger = logging.getLogger(__name__)
+
+_MOST_ROWS = 16  # in a batch: more are no quicker by the row
+
+
+def read(store: Store, name: str, number_format: str) -> Model:
+    """Read a model from the store; one that was not converted yet is converted first.
+
+    Raises `MissingWeights` or `BadWeights`, or `NotConverted` with the reason.
+    """
+    content, digest = store.read(name)
+    floats = _read_floats(store, name, digest)
+    served = _read_int8(store, name, digest) if number_format == "int8" else floats
+    network = floats.description.network
+    classifier = None
+    if network.last is not None:
+        tensors = safetensors.load(content)
+        weight, bias = (tensors[f"{network.last}.{part}"].copy() for part in ("weight", "bias"))
+        classifier = Classifier(weight, bias, network.window)
+    described = store.manifest(name)
+    return Model(name, described, store.labels(name), digest, floats, served, classifier)
+
+
+def _read_floats(store: Store, name: str, digest: str) -> Converted:
+    try:
+        return converted.read(store, name, digest)
+    except NotConverted as error:
+        if util.find_spec("torch") is None:
+            raise NotConverted(
+                f"{error}; converting it needs PyTorch: pip install 'googlenet-service[torch]'"
+            ) from error
+        logger.info("converting %s: %s", name, error)
+        _convert(store, name)
+    return converted.read(store, name, digest)
+
+
+def _convert(store: Store, name: str) -> None:
+    """Convert a model in a process of its own: PyTorch is large, and nothing here needs it."""
+    command = interpreter.command("service", "models", "convert", name, f"--store={store.root}")
+    done = subprocess.run(  # noqa: S603 - ourselves
+        command, env=interpreter.environment(), check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise NotConverted(said or f"converting {name!r} ended with status {done.returncode}")
+
+
+def _read_int8(store: Store, name: str, digest: str) -> Converted:
+    try:
+        return converted.read(store, name, digest, INT8)
+    except NotConverted as error:
+        raise ModelError(
+            f"int8 needs a model that was quantized for it ({error}): "
+            f"googlenet-service models quantize {name} --calibrate DIR"
+        ) from error
+
+
+def load(where: Store, settings: Settings) -> Placed:
+    """Read models from the store and compile them, warmed and timed.
+
+    What an earlier start has measured is taken over. Raises what `read` raises, or `ModelError`
+    for a number format that the CPU does not compute in.
+    """
+    models = [read(where, name, settings.precision) for name in settings.models]
+    threads = settings.cores or processors.available()
+    return place(models, settings, threads)
+
+
+def place(models: Sequence[Model], settings: Settings, threads: int) -> Placed:
+    """Compile models for so many threads."""
+    largest = settings.max_batch or _MOST_ROWS
+    wanted = profiling.keys(models)
+    measurements = Measurements(
+        {
+            "openvino": metadata.version("openvino"),
+            "models": [(model.sha256, str(model.manifest.preprocessing)) for model in models],
+            "precision": settings.precision,
+            "threads": threads,
+            "largest": largest,
+        }
+    )
+    known = measurements.read(wanted)
+    precision, compiled = (
+        (known[0], _compiled(models, known[0], threads))
+        if known
+        else _choose(models, settings.precision, threads)
+    )
+    executor = openvino_executor.executor(compiled)
+    started = time.perf_counter()
+    if known:
+        lines = known[1]
+        for key in wanted:
+            profiling.warm_up(executor, key, lines[key])
+    else:
+        lines = {key: profiling.measure_line(executor, key, largest) for key in wanted}
+        measurements.write(precision, lines)
+    took = time.perf_counter() - started
+    return Placed(models, (executor,), Costs(lines), "cpu", precision, took)
+
+
+def _choose(models: Sequence[Model], wanted: str, threads: int) -> tuple[str, list[Compiled]]:
+    """Compile in the wanted number format: for `auto` in bfloat16 where it agrees with float32."""
+    if wanted == "float16":
+        raise ModelError("float16 is for GPUs; on a CPU use bfloat16, float32 or int8")
+    if wanted != "auto":
+        return wanted, _compiled(models, wanted, threads)
+    exact = _compiled(models, "float32", threads)
+    if openvino_executor.has_bfloat16():
+        try:
+            halves = _compiled(models, "bfloat16", threads)
+        except ModelError as error:  # a CPU may be told to hide its instructions
+            logger.info("%s", error)
+        else:
+            if _agree(exact, halves):
+                return "bfloat16", halves
+    return "float32", exact
+
+
+def _agree(exact: Sequence[Compiled], halves: Sequence[Compiled]) -> bool:
+    images = probe()
+    wanted, found = (
+        [one.probabilities(images).copy() for one in models] for models in (exact, halves)
+    )
+    return agree(wanted, found, "bfloat16")
+
+
+def _compiled(models: Sequence[Model], number_format: str, threads: int) -> list[Compiled]:
+    return [Compiled(model, number_format, threads) for model in models]

@@ -1,0 +1,121 @@
+"""A model in int8, by NNCF: calibrated on images, and kept only if it agrees with float32.
+
+What brings agreement: activations' ranges from minimum to maximum, quantized symmetrically, and
+response normalisation left in floating point, as OpenVINO's own operation is by itself.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from service import converted, images, views
+from service.converted import Converted
+from service.engine import openvino_graph
+from service.engine.openvino_executor import Compiled, Model
+from service.errors import ModelError, WrongOption
+from service.manifest import Preprocessing
+from service.store import INT8, Store
+
+ENOUGH = 0.97  # of the images must have the same first label as in float32
+
+_LEAST = 2  # images: one half to calibrate with, one to judge by
+_ROWS = 16
+
+Pixels = npt.NDArray[np.uint8]  # (images, 224, 224, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How near int8 is to float32, on images that it was not calibrated with.
+
+    Each half of the images is judged by what was calibrated with the other.
+    """
+
+    images: int
+    same: int  # images with the same first label as in float32
+    furthest: float  # the largest difference of a probability
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether it agrees well enough to be served."""
+        return self.same >= ENOUGH * self.images
+
+
+def crop(model: Model, files: Sequence[bytes], *, max_pixels: int) -> Pixels:
+    """Give the view `single` of each image.
+
+    Raises `UnreadableImage` or another error of the image that cannot be decoded, and
+    `ModelError` if there are fewer than two.
+    """
+    if len(files) < _LEAST:
+        raise ModelError("calibration takes two images or more, of what the model will see")
+    plan = views.plan("single", model.manifest.preprocessing.resized)
+    crops = []
+    for file in files:
+        upright = images.decode(file, max_pixels=max_pixels, enough=plan.enough)
+        (canvas,) = views.canvases(upright, plan)
+        crops.append(canvas)
+    return np.stack(crops)
+
+
+def attempt(model: Model, pixels: Pixels, threads: int) -> Trial:
+    """Compare int8 with float32; each half of the images is judged by the other."""
+    exact = _probabilities(Compiled(model, "float32", threads), pixels)
+    got = np.empty_like(exact)
+    for half in (0, 1):
+        served = replace(model, served=quantize(model, pixels[1 - half :: 2]))
+        got[half::2] = _probabilities(Compiled(served, "int8", threads), pixels[half::2])
+    same = int((exact.argmax(1) == got.argmax(1)).sum())
+    return Trial(len(pixels), same, float(np.abs(exact - got).max()))
+
+
+def publish(store: Store, model: Model, pixels: Pixels) -> None:
+    """Quantize a model by all the images and store it beside its weights."""
+    quantized = quantize(model, pixels)
+    with store.locked(model.name):
+        converted.publish(store, model.name, quantized, INT8)
+
+
+def quantize(model: Model, pixels: Pixels) -> Converted:
+    """Quantize a model's graph, which takes and gives floats as before."""
+    try:
+        import nncf  # noqa: PLC0415 - an extra
+        from nncf.quantization import advanced_parameters, range_estimator  # noqa: PLC0415
+    except ImportError as error:
+        raise WrongOption(
+            "quantizing needs NNCF: pip install 'googlenet-service[quantize]'"
+        ) from error
+    ranges = range_estimator.RangeEstimatorParametersSet.MINMAX
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with redirect_stdout(sys.stderr):  # where it shows how far it is
+        quantized = nncf.quantize(
+            openvino_graph.logits_only(openvino_graph.read(model.floats)),
+            nncf.Dataset([one[None] for one in _scaled(pixels, model.manifest.preprocessing)]),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(pixels),
+            advanced_parameters=advanced_parameters.AdvancedQuantizationParameters(
+                activations_range_estimator_params=ranges
+            ),
+        )
+    return openvino_graph.serialized(quantized, model.floats.description)
+
+
+def _scaled(pixels: Pixels, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Give what the network takes: (images, 3, 224, 224)."""
+    channels = pixels[..., ::-1] if preprocessing.channels == "BGR" else pixels
+    mean, scale = (np.array(each, np.float32) for each in (preprocessing.mean, preprocessing.scale))
+    return np.ascontiguousarray(((channels - mean) * scale).transpose(0, 3, 1, 2))
+
+
+def _probabilities(compiled: Compiled, pixels: Pixels) -> npt.NDArray[np.float32]:
+    return np.concatenate([compiled.probabilities(rows).copy() for rows in _batches(pixels)])
+
+
+def _batches(pixels: Pixels) -> Iterator[Pixels]:
+    for start in range(0, len(pixels), _ROWS):
+        yield pixels[start : start + _ROWS]

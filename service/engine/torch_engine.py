@@ -1,0 +1,45 @@
+"""Models on GPUs by PyTorch, or on the CPU, where it is the reference and what tests run."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from service import weights
+from service.costs import Costs
+from service.engine import profiling, torch_device, torch_executor
+from service.engine.executor import Placed
+from service.settings import Settings
+from service.store import Store
+from service.weights import Model
+
+
+def gpus() -> int:
+    """Count the GPUs that PyTorch can use."""
+    return torch.cuda.device_count()
+
+
+def load(where: Store, settings: Settings) -> Placed:
+    """Read models from the store and put them on their devices, warmed and timed.
+
+    Raises what `weights.load` raises, or `ModelError` for a device or a number format that is
+    not there.
+    """
+    if settings.cores:
+        torch.set_num_threads(settings.cores)
+    models = [weights.load(where, name) for name in settings.models]
+    return place(models, settings)
+
+
+def place(models: Sequence[Model], settings: Settings) -> Placed:
+    """Put models on their devices and time every batch size."""
+    devices = torch_device.devices(settings.device, gpus())
+    dtype = torch_executor.choose_precision(models, devices[0], settings.precision)
+    executors = torch_executor.executors(models, devices, dtype)
+    sizes = torch_device.sizes(devices[0], settings.max_batch)
+    wanted = profiling.keys(models)
+    started = time.perf_counter()
+    costs = Costs({key: profiling.measure_buckets(executors, key, sizes) for key in wanted})
+    took = time.perf_counter() - started
+    names = ",".join(str(device) for device in devices)
+    return Placed(models, executors, costs, names, torch_device.name(dtype), took)

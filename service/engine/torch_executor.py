@@ -1,0 +1,147 @@
+"""PyTorch on GPUs, or on the CPU: the reference that OpenVINO is compared with."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from service.cuts import Cuts
+from service.engine import batch_assembly, torch_device
+from service.engine.executor import Executor
+from service.engine.precision import Probabilities as Found
+from service.engine.precision import agree, probe
+from service.engine.torch_network import Features, Probabilities
+from service.ensemble import Result
+from service.errors import ModelError
+from service.weights import Model
+from service.work import Batch
+
+logger = logging.getLogger(__name__)
+
+_LANES = 2  # of a GPU, so that one batch is copied while the other is computed
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A model on a device: what computes its probabilities, and its maps if it has any."""
+
+    probabilities: Probabilities
+    features: Features | None
+
+    @classmethod
+    def of(cls, model: Model, device: torch.device, dtype: torch.dtype) -> Self:
+        features = Features(model, device) if model.explains else None
+        return cls(Probabilities(model, device, dtype), features)
+
+
+def executors(
+    models: Sequence[Model], devices: Sequence[torch.device], dtype: torch.dtype
+) -> tuple[Executor, ...]:
+    """Make the executors of an ensemble: one for a CPU, two for each GPU."""
+    made = []
+    for number, device in enumerate(devices):
+        members = [_Member.of(model, device, dtype) for model in models]
+        count = 1 if device.type == "cpu" else _LANES
+        made += [_executor(members, device, number) for _ in range(count)]
+    return tuple(made)
+
+
+def _executor(members: Sequence[_Member], device: torch.device, number: int) -> Executor:
+    forwards = torch_device.forwards(device)
+    networks = [torch_device.recorded(member.probabilities, device) for member in members]
+
+    def run(batch: Batch[Cuts]) -> Sequence[Result]:
+        with torch_device.memory(), forwards():
+            pixels = cut(batch, device)
+            if batch.key.maps:
+                return [_explained(members[batch.key.member].features, pixels, batch)]
+            # The copy to the host waits for the device.
+            probabilities = networks[batch.key.member](pixels).cpu().numpy()
+        return batch_assembly.sums(probabilities, batch.slices)
+
+    return Executor(run, number)
+
+
+def _explained(features: Features | None, pixels: Tensor, batch: Batch[Cuts]) -> Result:
+    assert features is not None  # noqa: S101 - there are costs for its key; tells mypy
+    logits, maps = (found[0].cpu().numpy() for found in features(pixels))
+    return features.classifier.explain(maps, logits, batch.slices[0])
+
+
+def cut(batch: Batch[Cuts], device: torch.device) -> Tensor:
+    """Cut a batch's views on its device: (size, side, side, 3), zeros for padding."""
+    if device.type == "cpu":
+        return torch.from_numpy(batch_assembly.assemble(batch))
+    return gathered(batch, device)
+
+
+def gathered(batch: Batch[Cuts], device: torch.device) -> Tensor:
+    """Look all views up at once, in canvases that came as one copy.
+
+    On a GPU a copy for each view takes longer to start than to run.
+    """
+    side, dtype = batch.key.side, _dtype(batch)
+    canvases: list[Tensor] = []  # each (pixels, 3)
+    places: list[tuple[int, int, bool]] = []  # of each view: its first pixel, its canvas' width
+    pixels = 0
+    for part in batch.slices:
+        views = part.payload.plan.views[part.start : part.stop]
+        starts = {}
+        for number in sorted({view.canvas for view in views}):
+            starts[number] = pixels
+            canvas = part.payload.canvases[number]
+            canvases.append(torch.from_numpy(canvas).view(-1, 3).to(dtype))
+            pixels += len(canvases[-1])
+        for view in views:
+            width = part.payload.canvases[view.canvas].shape[1]
+            first = starts[view.canvas] + view.top * width + view.left
+            places.append((first, width, view.mirror))
+    everything = torch_device.to_device(canvases, device)  # (pixels, 3)
+    first, width, mirrored = (
+        torch_device.to_device([torch.tensor(places)], device).T[..., None, None]
+    )  # fmt: skip
+    along = torch.arange(side, device=device)
+    columns = torch.where(mirrored.bool(), side - 1 - along, along)  # (views, 1, side)
+    rows = torch.zeros((batch.size, side, side, 3), dtype=dtype, device=device)
+    rows[: len(places)] = everything[first + along[:, None] * width + columns]
+    return rows
+
+
+def _dtype(batch: Batch[Cuts]) -> torch.dtype:
+    return {"uint8": torch.uint8, "float32": torch.float32}[batch_assembly.dtype(batch).__name__]
+
+
+def choose_precision(models: Sequence[Model], device: torch.device, precision: str) -> torch.dtype:
+    """Give the number format to compute in; for `auto` half of float32's on a GPU if it agrees.
+
+    Raises `ModelError` for one that PyTorch, or the device, does not compute in.
+    """
+    if precision == "int8":
+        raise ModelError("int8 is for a CPU, where OpenVINO computes: --device cpu")
+    if precision != "auto":
+        dtype = torch_device.PRECISIONS[precision]
+        _probabilities(models, device, dtype)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    exact, half = (  # pragma: no cover - needs a GPU
+        _probabilities(models, device, dtype) for dtype in (torch.float32, torch.float16)
+    )
+    return torch.float16 if agree(exact, half, "float16") else torch.float32  # pragma: no cover
+
+
+def _probabilities(
+    models: Sequence[Model], device: torch.device, dtype: torch.dtype
+) -> list[Found]:
+    x = torch.from_numpy(probe()).to(device)
+    try:
+        with torch_device.memory(), torch_device.forwards(device)():
+            return [Probabilities(model, device, dtype)(x).cpu().numpy() for model in models]
+    except RuntimeError as error:
+        why = str(error.__cause__ or error).partition("\n")[0]
+        raise ModelError(
+            f"this device does not compute in {torch_device.name(dtype)}: {why}"
+        ) from error

@@ -1,0 +1,74 @@
+"""A model as PyTorch computes it: uint8 views to probabilities."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from service import weights
+from service.engine import torch_device
+from service.engine.class_activation import Classifier
+from service.manifest import Preprocessing
+from service.networks import ending
+from service.weights import Model
+
+
+class Normalise(nn.Module):
+    """The last step of preprocessing: RGB pixels, uint8 or float32, to what a network takes.
+
+    Takes (N, side, side, 3), gives (N, 3, side, side), channels-last in memory.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, preprocessing: Preprocessing, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.is_bgr = preprocessing.channels == "BGR"
+        self.register_buffer("mean", torch.tensor(preprocessing.mean))
+        self.register_buffer("scale", torch.tensor(preprocessing.scale))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        channels = pixels.flip(-1) if self.is_bgr else pixels
+        x = ((channels.float() - self.mean) * self.scale).to(self.dtype)
+        return x.permute(0, 3, 1, 2)
+
+
+class Probabilities(nn.Module):
+    """A model on its device: takes (N, side, side, 3) RGB, uint8 or float32.
+
+    Gives (N, classes) float32.
+    """
+
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = torch_device.place(model.network(), device, dtype)
+        self.normalise = Normalise(model.manifest.preprocessing, dtype).to(device)
+        self.temperature = model.temperature
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.normalise(pixels))
+        return (logits.float() / self.temperature).softmax(1)
+
+
+class Features(nn.Module):
+    """The same of a model that has class activation maps, in float32, for those.
+
+    Gives the logits, (N, classes), and the features that they come from, (N, C, h, w).
+    """
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        super().__init__()
+        network = model.network()
+        last = cast("nn.Linear", network.get_submodule(weights.architecture(model.manifest).last))
+        whole, found = ending.with_features(network)
+        self.classifier = Classifier(
+            last.weight.detach().numpy(), last.bias.detach().numpy(), found.window
+        )
+        self.network = torch_device.place(whole, device, torch.float32)
+        self.normalise = Normalise(model.manifest.preprocessing, torch.float32).to(device)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.network(self.normalise(pixels))
+        return logits, features

@@ -1,0 +1,58 @@
+"""Batches of real views, to be run by executors."""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service import views
+from service.costs import Key
+from service.cuts import Cuts
+from service.views import Resize
+from service.work import Batch, Slice
+
+WARP, SHORT = Resize("warp", 256), Resize("short", 256)
+
+
+def noise(seed: int, width: int = 300, height: int = 260) -> Image.Image:
+    """An image of which every pixel differs."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def cuts(image: Image.Image, name: str, resize: Resize = WARP) -> Cuts:
+    """What an image brings for the views so named."""
+    plan = views.plan(name, resize)
+    return Cuts(plan, views.canvases(image, plan))
+
+
+def plain(pixels: npt.NDArray[np.uint8 | np.float32]) -> Cuts:
+    """What a view brings that is given as it is, (224, 224, 3)."""
+    return Cuts(views.plan("single", WARP), (pixels,))
+
+
+def whole(payload: Cuts) -> Slice[Cuts]:
+    """All views of it."""
+    return Slice(payload, 0, len(payload.plan.views))
+
+
+def batch(*slices: Slice[Cuts], size: int = 0, member: int = 0) -> Batch[Cuts]:
+    """These slices, padded to a size, if one is given."""
+    rows = sum(part.rows for part in slices)
+    key = Key(member, slices[0].payload.plan.side)
+    return Batch(key, size or rows, slices, "full")
+
+
+def asking(payload: Cuts, view: int = 0) -> Batch[Cuts]:
+    """A batch that asks for the class activation map of one view."""
+    key = Key(0, payload.plan.side, maps=True)
+    return Batch(key, 1, (Slice(payload, view, view + 1),), "full")
+
+
+def expected_views(part: Slice[Cuts]) -> list[npt.NDArray[np.uint8]]:
+    """A slice's views, cut one by one."""
+    made = []
+    for view in part.payload.plan.views[part.start : part.stop]:
+        canvas = part.payload.canvases[view.canvas]
+        square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
+        made.append(square[:, ::-1] if view.mirror else square)
+    return made
