@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -31,12 +32,13 @@ import pytest
 import rich.console
 from conftest import ROOT, FakeBackend, Served, fake_backend, mean_colour
 from test_classify import plain
-from test_client import HOST, live
+from test_client import HOST, live, misbehaving, silent
 
 from service import app, in_order, journal, parquet, sources, store
-from service.__main__ import main
+from service.__main__ import _parser, main
 from service.classifier import Limits
-from service.client import Client, Ranking
+from service.client import Client, Ranking, Unavailable, Unreachable
+from service.commands import remote
 from service.cuts import Cuts
 from service.ensemble import Probabilities
 from service.errors import BulkError, InferenceFailed, ServiceError
@@ -838,6 +840,70 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
     assert {len(row["predictions"]) for row in rows[:60]} == {2}
     assert all(row["error"] for row in rows[60:])
     assert capsys.readouterr().err.startswith("63 pictures, 3 failures")
+
+
+def nowhere() -> str:
+    """Make an address at which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        return f"http://{HOST}:{taken.getsockname()[1]}"
+
+
+def test_an_address_where_nothing_listens_is_told_at_once_and_given_up_soon(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out, url = tmp_path / "out.csv", nowhere()
+    command = ["classify", str(folder), "--url", url, "--out", str(out)]
+    assert _parser().parse_args(command).wait == 10
+    assert main([*command, "--wait", "0.4"]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    reason = f"{url} does not answer: "
+    assert first.startswith(reason)
+    assert first.endswith("; retrying for up to 0.4 s")
+    assert last.startswith(f"googlenet-service: {reason}")
+    assert last.endswith("; gave up after 0.4 s (--wait SECONDS waits longer)")
+
+
+def test_a_service_that_accepts_and_does_not_answer_is_told(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENCE", 0.05)
+    with misbehaving(silent) as (url, _):
+        assert main(["classify", str(folder), "--url", url, "--wait", "0.3"]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == f"{url} has not answered yet; waiting for up to 0.3 s"
+    assert last == (
+        f"googlenet-service: {url} did not answer in time; gave up after 0.3 s"
+        " (--wait SECONDS waits longer)"
+    )
+
+
+def test_what_is_no_address_is_not_waited_for(folder: Path, capsys: Captured) -> None:
+    told = refused(["classify", str(folder), "--url", "ftp://host"], capsys)
+    assert told.startswith("'ftp://host' cannot be asked: ")
+    assert "gave up" not in told
+
+
+def test_each_outage_of_a_service_is_told_once(capsys: Captured) -> None:
+    gone, busy = Unreachable("it does not answer"), Unavailable("busy", code="overloaded")
+    loading = Unavailable("the model is loading", code="not_ready")
+    outage = remote._Outage(10)  # noqa: SLF001 - to need no service that comes and goes
+    for error in (busy, gone, loading, gone):
+        outage.retried(error)
+    outage.over()
+    for error in (busy, loading, gone):
+        outage.retried(error)
+    assert capsys.readouterr().err.splitlines() == [
+        "it does not answer; retrying for up to 10 s",
+        "the model is loading; retrying for up to 600 s",
+    ]
+
+
+@pytest.mark.parametrize("wait", ["0", "-1", "soon"])
+def test_a_wait_that_is_no_time_is_refused(wait: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "a.png", "--url", nowhere(), f"--wait={wait}"])
+    assert f"argument --wait: '{wait}' is not a number above 0" in capsys.readouterr().err
 
 
 def test_what_the_share_of_bulk_is_too_little_for_is_asked_for_as_others_are(

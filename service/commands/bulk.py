@@ -1,9 +1,7 @@
 """The command that names what is on pictures: a few on the terminal, or a million in a file."""
 
-import asyncio
 import contextlib
 import dataclasses
-import importlib
 import itertools
 import json
 import time
@@ -16,27 +14,22 @@ from typing import Any, Protocol, TypeVar
 from rich.progress import Progress
 from rich.text import Text
 
-from service import console, in_order, journal, parquet, sources
+from service import console, journal, parquet, sources
 from service.classifier import Classifier
-from service.commands import cluster, offline, progress, ranking
+from service.commands import cluster, offline, progress, ranking, remote
 from service.commands.ranking import Put
-from service.errors import BulkError, DeadlineExceeded, ServiceError
+from service.errors import BulkError
 from service.journal import CSV, JSONL, Journal, Origin, Row
-from service.pace import Pace
 from service.settings import Settings
 from service.sources import IsNew, Source
 
 T = TypeVar("T")
-
-SERVICE_PATIENCE = 600.0  # seconds that a service may refuse a picture, or not be there
 
 _FORMATS: dict[str, Callable[[Path], AbstractContextManager[Journal]]] = {
     ".parquet": parquet.opened,
     ".csv": partial(journal.opened, form=CSV),
     ".jsonl": partial(journal.opened, form=JSONL),
 }
-_EMPTY = "malformed"  # what an empty one is called
-_BAD_CODES = {_EMPTY, *(error.code for error in ranking.BAD)}
 
 
 @dataclasses.dataclass(slots=True)
@@ -180,7 +173,11 @@ def _wanted(job: _Job) -> Mapping[str, str]:
 
 def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
     """Give what classifies pictures that are found here: a service, or a model of one's own."""
-    return partial(_asking if job.given["url"] else _computing, job)
+    if not job.given["url"]:
+        return partial(_computing, job)
+    asked = {"top_k": job.given["top_k"], **_wanted(job)}
+    service = remote.Service(job.given["url"], job.given["key"], job.given["wait"], asked)
+    return partial(remote.rank, service)
 
 
 def _work(
@@ -220,74 +217,6 @@ def _spreading(job: _Job, origin: Origin, done: set[str], files: Iterator[str], 
     task = cluster.Task(job.settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
     chosen = cluster.Cluster(given["ray_address"], given["ray_actors"])
     return cluster.spread(task, files, put, chosen)
-
-
-def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
-    """Have a service classify, as many at a time as it takes; gives the seconds."""
-    client, given = _client(), job.given
-    pace = Pace()
-
-    def waiting(_: Exception, seconds: float) -> None:
-        nonlocal pace
-        pace = pace.refused(time.monotonic(), seconds)
-
-    async def main() -> float:
-        try:
-            asked = client.AsyncClient(
-                given["url"], key=given["key"], timeout=SERVICE_PATIENCE, waiting=waiting
-            )
-        except ValueError as error:
-            raise BulkError(f"{error}") from error
-        patient = _Patient(asked, client.ClientError, {"top_k": given["top_k"], **_wanted(job)})
-        async with asked:
-
-            async def row(source: Source) -> Row:
-                nonlocal pace
-                try:
-                    data = await asyncio.to_thread(source.read)
-                    answer = await patient.rank(data)
-                except ServiceError as error:
-                    return Row(source.name, error=str(error))
-                except client.ClientError as error:
-                    if error.code in _BAD_CODES:
-                        return Row(source.name, error=error.detail)
-                    raise BulkError(f"{source.name}: {error.detail}") from error
-                pace = pace.answered()
-                made = Origin(answer.model, answer.version, answer.views)
-                return Row(source.name, ranking.plain(answer.predictions), origin=made)
-
-            started = time.monotonic()
-            await in_order.run(found, row, put, lambda: pace.most)
-            return time.monotonic() - started
-
-    return asyncio.run(main())
-
-
-@dataclasses.dataclass(slots=True)
-class _Patient:
-    """Asks a service to let others pass, unless their leavings are too little for one picture."""
-
-    service: Any
-    error: type[Exception]
-    wanted: Mapping[str, Any]
-    bulk: bool = True
-
-    async def rank(self, data: bytes) -> Any:
-        bulk = self.bulk  # as it was asked for, whatever others find meanwhile
-        try:
-            return await self.service.classify(data, bulk=bulk, **self.wanted)
-        except self.error as error:
-            if not bulk or getattr(error, "code", None) != DeadlineExceeded.code:
-                raise
-        self.bulk = False
-        return await self.rank(data)
-
-
-def _client() -> Any:
-    try:
-        return importlib.import_module("service.client")
-    except ImportError as error:
-        raise BulkError("--url needs httpx2: pip install 'googlenet-service[client]'") from error
 
 
 @contextlib.contextmanager
