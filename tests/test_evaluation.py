@@ -55,6 +55,21 @@ def test_a_folder_may_be_named_by_a_wordnet_id_or_a_label(tmp_path: Path) -> Non
     ]
 
 
+def test_what_is_no_image_is_left_out_and_told(tmp_path: Path) -> None:
+    photo(tmp_path / "red/a")
+    (tmp_path / "red/notes.txt").write_text("no image")
+    (tmp_path / "red/empty.png").write_bytes(b"")  # an error of its own, for it should be one
+    left_out: list[tuple[str, str]] = []
+    photos = evaluation.find(tmp_path, LABELS, lambda *what: left_out.append(what))
+    assert [one.path.name for one in photos] == ["a", "empty.png"]
+    assert left_out == [(f"{tmp_path}/red/notes.txt", ".txt")]
+    photo(tmp_path / "n00000001_1")
+    (tmp_path / "n00000001.txt").write_text("no image")
+    photos = evaluation.find(tmp_path, LABELS, lambda *what: left_out.append(what))
+    assert [one.path.name for one in photos] == ["n00000001_1"]
+    assert left_out[1:] == [(f"{tmp_path}/n00000001.txt", ".txt")]
+
+
 def test_folders_beside_named_photos_are_left_alone(tmp_path: Path) -> None:
     for name in ("others/a.png", "n00000002.png"):
         photo(tmp_path / name)

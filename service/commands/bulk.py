@@ -19,6 +19,7 @@ from service.classifier import Classifier
 from service.commands import cluster, offline, progress, ranking, remote
 from service.commands.ranking import Put
 from service.errors import BulkError
+from service.folders import LeftOut
 from service.journal import CSV, JSONL, Journal, Origin, Row
 from service.settings import Settings
 from service.sources import IsNew, Source
@@ -83,6 +84,7 @@ class _Job:
     settings: Settings
     given: dict[str, Any]
     before: int = 0
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
     @property
     def paths(self) -> list[Path]:
@@ -91,7 +93,12 @@ class _Job:
 
     def sources(self, is_new: IsNew) -> Iterator[Source]:
         """Find its pictures."""
-        return sources.pictures(self.paths, max_bytes=self.settings.max_body_bytes, is_new=is_new)
+        return sources.pictures(
+            self.paths,
+            max_bytes=self.settings.max_body_bytes,
+            is_new=is_new,
+            leave_out=self.left_out.add,
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -118,7 +125,7 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
         job = _Job(settings, given, before=len(results.done))
         done = _write(job, results)
     failures = results.failures + done.failures
-    console.say(_summary(done, job.before), stderr=True)
+    console.say(_summary(done, job), stderr=True)
     return int(failures > 0)
 
 
@@ -134,6 +141,8 @@ def _print(job: _Job) -> int:
             for cells, last in _cells(row):
                 shown.add_row(*cells, end_section=last)
         console.terminal().print(shown)
+    if job.left_out.sentence:
+        console.say(job.left_out.sentence, stderr=True)
     return int(done.failures > 0)
 
 
@@ -159,7 +168,8 @@ def _write(job: _Job, results: Journal) -> _Done:
     kept.check(wanted)
     if job.given["engine"] == "ray":
         spreading = partial(_spreading, job, Origin(**wanted), done)
-        return _work(job, cluster.files(job.paths, done), spreading, kept)
+        files = cluster.files(job.paths, done, job.left_out.add)
+        return _work(job, files, spreading, kept)
     return _work(job, job.sources(sources.once(done)), _ranking(job), kept)
 
 
@@ -196,7 +206,9 @@ def _work(
 
             done.seconds = work(itertools.chain([first], found), put)
     if not (done.pictures or job.before):
-        raise BulkError("there are no pictures there")
+        raise BulkError(
+            "; ".join(filter(None, ["there are no images there", job.left_out.sentence]))
+        )
     return done
 
 
@@ -216,7 +228,7 @@ def _spreading(job: _Job, origin: Origin, done: set[str], files: Iterator[str], 
     given = job.given
     task = cluster.Task(job.settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
     chosen = cluster.Cluster(given["ray_address"], given["ray_actors"])
-    return cluster.spread(task, files, put, chosen)
+    return cluster.spread(task, files, put, job.left_out.add, chosen)
 
 
 @contextlib.contextmanager
@@ -233,10 +245,12 @@ def _bar(job: _Job) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _summary(done: _Done, before: int) -> str:
+def _summary(done: _Done, job: _Job) -> str:
     rate = done.pictures / done.seconds if done.seconds else 0.0
     sentence = (
         f"{done.pictures} pictures, {done.failures} failures, {done.seconds:.1f} s,"
         f" {rate:.1f} pictures a second"
     )
-    return sentence + (f"; {before} were there before" if before else "")
+    if job.before:
+        sentence += f"; {job.before} were there before"
+    return "; ".join(filter(None, [sentence, job.left_out.sentence]))

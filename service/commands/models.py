@@ -1,5 +1,6 @@
 """Commands about the models in the store."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def quantize_model(settings: Settings, given: dict[str, Any]) -> int:
     """Make int8 a number format of a model, if it agrees with float32 on pictures."""
     where = store.locate(settings.store)
     model = weights.load(where, given["name"])
-    trial = quantization.attempt(model, read(given["calibrate"]), max_pixels=settings.max_pixels)
+    pictures = read(given["calibrate"], partial(console.say, stderr=True))
+    trial = quantization.attempt(model, pictures, max_pixels=settings.max_pixels)
     found = (
         f"int8 has the first label of float32 on {trial.same} of {trial.pictures} pictures, and "
         f"no probability is further from it than {trial.furthest:.3f}"
