@@ -528,12 +528,16 @@ def test_the_bundled_model_is_in_every_store(tmp_path: Path) -> None:
 def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     bundled = weights.load(store, "digits")
+    found = Calibration(temperature=2, sha256=bundled.sha256, pictures=100, error=(0.5, 0.25))
+    with store.locked("digits"):
+        store.calibrate("digits", found)
     state = {name: value + 1 for name, value in bundled.state.items()}
     with store.locked("digits"):
         digest = weights.save(store, "digits", state, source="a test")
     own = weights.load(store, "digits")
     assert own.sha256 == digest != bundled.sha256
-    assert own.temperature == 1 != bundled.temperature  # which was fitted for the others
+    assert own.manifest.calibration == found
+    assert own.temperature == 1  # for it was fitted for the others
 
 
 def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path) -> None:
