@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from service import folders
 from service.errors import BulkError, ServiceError, TooLarge, UnreadableImage
@@ -204,9 +204,7 @@ def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_by
 
 
 def _in_tar(path: Path, file: str, look: Look) -> Iterator[Source]:
-    # As a stream: nothing is sought, so an archive of any size is read once.
-    kind = "r|gz" if _is_gzipped(path) else "r|"
-    with tarfile.open(path, kind, tarinfo=_Member) as archive:  # type: ignore[call-overload]  # it is one of the modes
+    with path.open("rb") as whole, _streamed(whole) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # else a million of them would stay
             name = f"{file}/{named(member.name)}"
@@ -218,10 +216,13 @@ def _in_tar(path: Path, file: str, look: Look) -> Iterator[Source]:
                 look.leave_out(name, "link or special file")
 
 
-def _is_gzipped(path: Path) -> bool:
-    """Return whether a tar is compressed: some programs change that and leave the name."""
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def _streamed(file: io.BufferedReader) -> Any:
+    """Open a tar as a stream: nothing is sought, so that one of any size, or a pipe, is read once.
+
+    Whether it is compressed is not left to its name: some programs change one without the other.
+    """
+    kind = "r|gz" if file.peek(2)[:2] == b"\x1f\x8b" else "r|"
+    return tarfile.open(fileobj=file, mode=kind, tarinfo=_Member)  # type: ignore[call-overload]  # it is one of the modes
 
 
 def _packed(

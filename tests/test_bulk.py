@@ -303,6 +303,12 @@ def test_a_row_is_not_kept_twice_by_who_was_killed_between_the_last_two_steps(
     assert [row["file"] for row in read(out)] == ["a", "b", "c"]
 
 
+def test_without_rows_there_is_no_parquet_file(tmp_path: Path) -> None:
+    with parquet.opened(tmp_path / "out.parquet") as results:
+        assert results.done == set()
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_many_rows_go_by_parts(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     with parquet.opened(out) as results:
@@ -499,6 +505,8 @@ def test_what_is_left_out_is_told_where_labels_are_printed(phone: Path, capsys: 
     printed = capsys.readouterr()
     assert [row["file"] for row in json.loads(printed.out)] == [f"{phone}/{name}" for name in FOUND]
     assert printed.err == f"{left_out(phone)}\n"
+    assert main(["classify", str(phone / "b"), "--json"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @FORMATS
@@ -711,6 +719,17 @@ def test_a_tar_may_be_compressed_or_not_whatever_its_name_says(
     path = tmp_path / f"photos.{ending}"
     tarred(path, mode, MEMBERS)
     assert found(path) == READ
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_may_come_through_a_pipe(mode: str, tmp_path: Path) -> None:
+    path, pipe = tmp_path / "whole.tar", tmp_path / "pipe.tar"
+    tarred(path, mode, MEMBERS)
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()))
+    writing.start()
+    assert found(pipe) == READ
+    writing.join()
 
 
 def test_what_an_archive_has_that_is_no_image_is_left_out_unread(tmp_path: Path) -> None:

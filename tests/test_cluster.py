@@ -384,7 +384,7 @@ def test_an_actor_with_a_gpu_gets_work(
 
 @pytest.mark.slow
 def test_results_of_an_archive_come_while_it_is_read(
-    nodes: Any, digits: Path, tmp_path: Path
+    nodes: Any, digits: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     """It comes through a pipe, whose second half is written when there are results."""
     pipe, out = tmp_path / "digits.tar", tmp_path / "out.jsonl"
@@ -394,6 +394,7 @@ def test_results_of_an_archive_come_while_it_is_read(
     def write() -> None:
         end = time.monotonic() + PATIENCE
         with pipe.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+            archive.add(__file__, "notes.txt")
             for number, file in enumerate(files):
                 while number == 250 and not out.stat().st_size and time.monotonic() < end:
                     time.sleep(0.01)
@@ -407,6 +408,7 @@ def test_results_of_an_archive_come_while_it_is_read(
     writing.join()
     assert early[0] > 0
     assert {*rows(out)} == {f"{pipe}/{file.name}" for file in files}
+    assert f": 1 .txt ({pipe}/notes.txt)\n" in capsys.readouterr().err
 
 
 @pytest.mark.slow
