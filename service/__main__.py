@@ -161,7 +161,11 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures like those to come (default: one of 512 x 384 pixels)",
     )
     plan.add_argument(
-        "--rate", required=True, type=_rate, metavar="X", help="requests a second, of one picture"
+        "--rate",
+        required=True,
+        type=_above_zero,
+        metavar="X",
+        help="requests a second, of one picture",
     )
     plan.add_argument(
         "--slo",
@@ -293,6 +297,13 @@ def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
         default=os.environ.get("GOOGLENET_KEY"),
         help="the service's API key (default: GOOGLENET_KEY in the environment)",
     )
+    classify.add_argument(
+        "--wait",
+        type=_above_zero,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for the first answer of the service at URL (default: 10)",
+    )
     _add_settings(classify, [*_OFFLINE, "views", "max_body_bytes"])
     classify.set_defaults(run="service.commands.bulk:classify")
     return classify
@@ -304,7 +315,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _rate(text: str) -> float:
+def _above_zero(text: str) -> float:
     if not re.fullmatch(_NUMBER, text) or not float(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return float(text)

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from service import folders
 from service.classifier import Answer, Classifier
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError
+from service.folders import LeaveOut
 from service.manifest import Label
 
 CHUNK = 32  # pictures in flight; enough to fill batches, few enough to keep in memory
@@ -41,14 +43,18 @@ class Score:
     unreadable: tuple[str, ...]
 
 
-def find(folder: Path, labels: Sequence[Label]) -> list[Photo]:
+def find(
+    folder: Path, labels: Sequence[Label], leave_out: LeaveOut = folders.ignore
+) -> list[Photo]:
     """Find photos named by a WordNet id; if there are none, folders named by an id or a label.
+
+    Files so named that are no images are left out.
 
     Raises `ModelError` if there is nothing, or if the model does not know one's class.
     """
     index = _index(labels)
     photos = []
-    for path, name in _named_files(folder) or _named_folders(folder):
+    for path, name in _named_files(folder, leave_out) or _named_folders(folder, leave_out):
         if name not in index:
             raise ModelError(f"{path}: the model has no class {name!r}, or several")
         photos.append(Photo(path, index[name]))
@@ -66,19 +72,19 @@ def _index(labels: Sequence[Label]) -> dict[str, int]:
     return index | {label.wnid: at for at, label in enumerate(labels) if label.wnid}
 
 
-def _named_files(folder: Path) -> list[tuple[Path, str]]:
+def _named_files(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder")
-    found = [(path, _WNID.match(path.name)) for path in sorted(folder.iterdir())]
-    return [(path, match[0]) for path, match in found if match and path.is_file()]
+    named = {path: match[0] for path in folders.files(folder) if (match := _WNID.match(path.name))}
+    return [(path, named[path]) for path in folders.images(named, leave_out)]
 
 
-def _named_folders(folder: Path) -> list[tuple[Path, str]]:
-    paths = [path for path in sorted(folder.glob("*/*")) if path.is_file()]
+def _named_folders(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
+    named = [path for path in folder.iterdir() if path.is_dir() and folders.is_visible(path.name)]
     return [
-        (path, path.parent.name)
-        for path in paths
-        if not path.name.startswith(".") and not path.parent.name.startswith(".")
+        (path, within.name)
+        for within in sorted(named)
+        for path in folders.images(folders.files(within), leave_out)
     ]
 
 

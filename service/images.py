@@ -87,7 +87,7 @@ def decode(
     libwebp or libtiff, which decode in one go, and of making RGB. Both grow with the pixels
     alone, so `max_pixels` bounds them.
     """
-    kind = _sniff(data)
+    kind = sniff(data)
     try:
         sifted = sieve.sift(data, kind)
         _check_size(sifted.buffer, max_pixels)
@@ -136,8 +136,8 @@ def _unreadable(kind: str) -> UnreadableImage:
     return UnreadableImage(f"the {kind} picture is broken or cut short; send it whole")
 
 
-def _sniff(data: bytes) -> str:
-    """Name Pillow's format by the first bytes."""
+def sniff(data: bytes) -> str:
+    """Name Pillow's format by the first bytes; raises `UnsupportedType`."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

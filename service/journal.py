@@ -163,11 +163,12 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path, form: Format) -> Iterator[Journal]:
-    """Open a file of results to go on with it, or begin one.
+    """Open a file of results to go on with it, or begin one, which is deleted if it has no rows.
 
     Raises `BulkError` if it is something else, cannot be written, or is being written.
     """
     with writing(path):
+        is_created = not path.exists()
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
         _lock(file, path)
@@ -181,15 +182,21 @@ def opened(path: Path, form: Format) -> Iterator[Journal]:
         _cut(file, end or _begin(file, form, path))
         yield journal
     finally:
-        with writing(path):
-            file.close()  # which writes what could not be written before
+        with writing(path), file:
+            file.flush()  # which writes what could not be written before
+            if is_created and os.fstat(file.fileno()).st_size <= len(form.header):
+                path.unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
+    taken = BulkError(f"{path} is being written by another process")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_there = os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError as error:
-        raise BulkError(f"{path} is being written by another process") from error
+        raise taken from error
+    if not is_there:  # the other process has deleted it, for it had no rows
+        raise taken
 
 
 def _cut(file: BinaryIO, end: int) -> None:

@@ -58,7 +58,7 @@ class Calibration(_Table):
     temperature: Annotated[float, Field(gt=0, lt=1000)]
     sha256: str  # of the weights it was fitted for; others are served as they are
     pictures: int  # it was fitted to
-    error: tuple[float, float]  # expected calibration error on them, before and after
+    error: tuple[float, float]  # expected calibration error, before and after, held out
 
 
 class Training(_Table):

@@ -24,6 +24,8 @@ _ROWS = 8192  # in memory at a time, and in a row group
 def opened(path: Path) -> Iterator[Journal]:
     """Open the journal of a Parquet file that may be there; it becomes part of it at the end.
 
+    Without rows there will be no file.
+
     Raises `BulkError` as `journal.opened` does, or without pyarrow.
     """
     arrow = _arrow()
@@ -35,8 +37,9 @@ def opened(path: Path) -> Iterator[Journal]:
         results.failures += sum(before.values())
         results.origins |= origins
         yield results
-        with journal.writing(path):
-            _complete(arrow, path, results, before)
+        if before or any(True for _ in journal.rows(results.file, JSONL, path)):
+            with journal.writing(path):
+                _complete(arrow, path, results, before)
         beside.unlink()
 
 

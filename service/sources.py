@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Self
+from typing import IO, Any, Self
 
+from service import folders
 from service.errors import BulkError, ServiceError, TooLarge, UnreadableImage
+from service.folders import HEAD, LeaveOut
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
-# In a folder or an archive, where not everything is meant to be a picture.
-_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
-    *(".gif", ".bmp", ".dib", ".tif", ".tiff"),
-}
 _PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may want any amount of memory
 _MOST_ABOUT = 1 << 20  # bytes that a tar may have to say about one member
 _ABOUT = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
@@ -45,6 +42,15 @@ class Source:
     held: int = 0  # bytes that are in memory already
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How pictures are looked for."""
+
+    max_bytes: int
+    is_new: IsNew
+    leave_out: LeaveOut = folders.ignore
+
+
 def check(paths: Iterable[Path]) -> None:
     """Raise a sentence if something is not there."""
     for path in paths:
@@ -52,32 +58,35 @@ def check(paths: Iterable[Path]) -> None:
             raise BulkError(f"there is no file {path}")
 
 
-def pictures(paths: Sequence[Path], *, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def pictures(
+    paths: Sequence[Path], *, max_bytes: int, is_new: IsNew, leave_out: LeaveOut = folders.ignore
+) -> Iterator[Source]:
     """Find pictures in their order, reading no more than is asked for: blocking.
 
     A file that is named is a picture or an archive; in a folder, and below it, and in an archive
-    what has a picture's suffix is one. What has over `max_bytes` is refused when it is read. An
-    archive that breaks off is the last of its pictures, and says so when it is read.
+    `folders.is_image` decides, and the rest is left out. What has over `max_bytes` is refused when
+    it is read. An archive that breaks off is the last of its pictures, and says so when it is read.
     """
-    for file in files(paths):
-        yield from inside(file, named(file), max_bytes=max_bytes, is_new=is_new)
+    look = Look(max_bytes, is_new, leave_out)
+    for file in files(paths, leave_out):
+        yield from inside(file, named(file), look)
 
 
-def files(paths: Iterable[Path]) -> Iterator[str]:
+def files(paths: Iterable[Path], leave_out: LeaveOut = folders.ignore) -> Iterator[str]:
     """Find the files that are pictures or archives of them, in their order."""
     for path in paths:
         if path.is_dir():
-            yield from _below(path)
+            yield from folders.below(path, leave_out)
         else:
             yield str(path)
 
 
-def inside(file: str, name: str, *, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def inside(file: str, name: str, look: Look) -> Iterator[Source]:
     """Find the pictures of one file, as `pictures` does; their names begin with, or are, `name`."""
     if is_archive(file):
-        yield from _in_archive(Path(file), name, max_bytes, is_new)
-    elif is_new(name):
-        yield Source(name, partial(_read_file, file, max_bytes))
+        yield from _in_archive(Path(file), name, look)
+    elif look.is_new(name):
+        yield Source(name, partial(_read_file, file, look.max_bytes))
 
 
 def is_archive(file: str) -> bool:
@@ -107,7 +116,7 @@ def count(paths: Sequence[Path]) -> int | None:
     total = 0
     for path in paths:
         if path.is_dir():
-            total += sum(1 for _ in _below(path))
+            total += sum(1 for _ in folders.below(path))
         elif is_archive(path.name):
             return None
         else:
@@ -115,20 +124,9 @@ def count(paths: Sequence[Path]) -> int | None:
     return total
 
 
-def _below(folder: Path) -> Iterator[str]:
-    """Walk a folder in the order of names; links to other folders are not followed."""
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = os.path.join(where, name)  # noqa: PTH118 - a million times
-            if _is_picture(name) and os.path.isfile(path):  # noqa: PTH113 - the same
-                yield path
-
-
-def _is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in _SUFFIXES and not hidden
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or not all(map(folders.is_visible, parts))
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
@@ -157,25 +155,39 @@ def _over(max_bytes: int) -> TooLarge:
     return TooLarge(f"the picture has over {max_bytes} bytes")
 
 
-def _in_archive(path: Path, name: str, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def _in_archive(path: Path, name: str, look: Look) -> Iterator[Source]:
     members = _in_zip if path.name.lower().endswith(".zip") else _in_tar
     found = 0
     try:
-        for source in members(path, name, max_bytes, is_new):
+        for source in members(path, name, look):
             yield source
             found += 1
     except _BROKEN as error:
-        if is_new(name):
+        if look.is_new(name):
             sentence = f"the archive is broken or cut short, {found} pictures after its beginning"
             yield _bad(name, UnreadableImage(sentence), error)
 
 
-def _in_zip(path: Path, file: str, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
+def _in_zip(path: Path, file: str, look: Look) -> Iterator[Source]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = f"{file}/{named(member.filename)}"
-            if not member.is_dir() and _is_picture(member.filename) and is_new(name):
-                yield _zipped(archive, member, name, max_bytes)
+            if member.is_dir() or _is_hidden(member.filename):
+                continue
+            if not folders.is_image(member.filename, partial(_zipped_head, archive, member)):
+                look.leave_out(name, folders.kind(name))
+            elif look.is_new(name):
+                yield _zipped(archive, member, name, look.max_bytes)
+
+
+def _zipped_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.compress_type not in _PACKED:
+        return b""
+    try:
+        with archive.open(member) as file:
+            return file.read(HEAD)
+    except _BROKEN:
+        return b""
 
 
 def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_bytes: int) -> Source:
@@ -191,23 +203,45 @@ def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_by
     return _held(name, data)
 
 
-def _in_tar(path: Path, file: str, max_bytes: int, is_new: IsNew) -> Iterator[Source]:
-    # As a stream: nothing is sought, so an archive of any size is read once.
-    kind = "r|" if path.name.lower().endswith(".tar") else "r|gz"
-    with tarfile.open(path, kind, tarinfo=_Member) as archive:  # type: ignore[call-overload]  # it is one of the modes
+def _in_tar(path: Path, file: str, look: Look) -> Iterator[Source]:
+    with path.open("rb") as whole, _streamed(whole) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # else a million of them would stay
             name = f"{file}/{named(member.name)}"
-            if member.isfile() and _is_picture(member.name) and is_new(name):
-                yield _packed(archive, member, name, max_bytes)
+            if member.isdir() or _is_hidden(member.name):
+                continue
+            if member.isfile():
+                yield from _packed(archive, member, name, look)
+            else:
+                look.leave_out(name, "link or special file")
 
 
-def _packed(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, max_bytes: int) -> Source:
-    if member.size > max_bytes:
-        return _bad(name, _over(max_bytes))
+def _streamed(file: io.BufferedReader) -> Any:
+    """Open a tar as a stream: nothing is sought, so that one of any size, or a pipe, is read once.
+
+    Whether it is compressed is not left to its name: some programs change one without the other.
+    """
+    kind = "r|gz" if file.peek(2)[:2] == b"\x1f\x8b" else "r|"
+    return tarfile.open(fileobj=file, mode=kind, tarinfo=_Member)  # type: ignore[call-overload]  # it is one of the modes
+
+
+def _packed(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, look: Look
+) -> Iterator[Source]:
     file = archive.extractfile(member)
     assert file is not None  # noqa: S101 - it is a regular file; tells mypy
-    return _held(name, file.read())
+    head = b""
+
+    def read_head() -> bytes:
+        nonlocal head
+        head = file.read(HEAD)
+        return head
+
+    if not folders.is_image(member.name, read_head):
+        look.leave_out(name, folders.kind(name))
+    elif look.is_new(name):
+        large = member.size > look.max_bytes
+        yield _bad(name, _over(look.max_bytes)) if large else _held(name, head + file.read())
 
 
 class _Member(tarfile.TarInfo):

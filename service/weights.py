@@ -1,6 +1,6 @@
 """A model's weights: tensors that fit its architecture, out of the store and into it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,17 +11,14 @@ from torch import Tensor
 from service import networks, views
 from service.download import Progress
 from service.errors import BadWeights, ModelError
-from service.formats import caffemodel, pickled, safetensor
+from service.formats import caffemodel, checkpoint, pickled, safetensor
+from service.formats.checkpoint import Say
 from service.manifest import Label, Manifest
 from service.networks import Architecture
 from service.networks.unfilled import Unfilled
 from service.store import WEIGHTS, Store
 
-_READERS: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
-    ".pth": pickled.read,
-    ".pt": pickled.read,
-    ".safetensors": safetensor.read,
-}
+_CAFFE, _SAFE = ".caffemodel", ".safetensors"
 
 # What networks count or look up by themselves: training steps, which older files do not count,
 # and the tables of attention in windows.
@@ -72,16 +69,19 @@ def load(store: Store, name: str) -> Model:
     return Model(name, described, store.labels(name), digest, state)
 
 
-def install(store: Store, name: str, file: Path, *, source: str) -> str:
+def install(
+    store: Store, name: str, file: Path, *, source: str, say: Say = checkpoint.ignore
+) -> str:
     """Make a weights file the model's weights, and give their SHA-256.
 
-    Reads a `.caffemodel`, `.pth`, `.pt` or `.safetensors` file, checks it against the
-    architecture, and only then, in one step, makes it visible. Raises `BadWeights`.
+    Reads a file of Caffe's, PyTorch's or safetensors', checks it against the architecture, and
+    only then, in one step, makes it visible. Raises `BadWeights`. `say` is called with what had
+    to be undone of a checkpoint of training.
     """
     described = store.manifest(name)
     if not file.is_file():
         raise ModelError(f"there is no file {file}")
-    state = _fitting(_read(file, described), described, file.name)
+    state = _fitting(_read(file, described, say), described, file.name)
     with store.locked(name):
         return _publish(store, name, state, source)
 
@@ -141,16 +141,19 @@ def _shapes(described: Manifest) -> dict[str, torch.Size]:
     }
 
 
-def _read(file: Path, described: Manifest) -> Mapping[str, object]:
-    if file.suffix == ".caffemodel":
+def _read(file: Path, described: Manifest, say: Say = checkpoint.ignore) -> Mapping[str, Tensor]:
+    if file.suffix == _CAFFE:
         return _from_caffe(caffemodel.read(file), described, file.name)
-    try:
-        reader = _READERS[file.suffix]
-    except KeyError:
-        known = ", ".join([".caffemodel", *_READERS])
-        raise BadWeights(f"{file.name} has none of the endings {known}") from None
+    if file.suffix == _SAFE:
+        tensors = safetensor.read(file)
+    elif file.suffix in pickled.ENDINGS:
+        tensors = pickled.read(file, say)
+    else:
+        known = ", ".join([_CAFFE, *pickled.ENDINGS, _SAFE])
+        raise BadWeights(f"{file.name} has none of the endings {known}")
     renamed = architecture(described).renamed
-    return {renamed(name): value for name, value in reader(file).items()}
+    plain = checkpoint.unprefixed(tensors, file.name, say)
+    return {renamed(name): value for name, value in plain.items()}
 
 
 def _from_caffe(

@@ -304,11 +304,21 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_pictures_are_read_by_their_names(pictures: Path) -> None:
-    assert photos.read(pictures) == [plain(colour) for colour in ("red", "lime", "blue")]
+    (pictures / "d").write_bytes(plain("red"))
+    said: list[str] = []
+    colours = ("red", "lime", "blue", "red")
+    assert photos.read(pictures, said.append) == [plain(colour) for colour in colours]
+    note = f"left out, as no images of a format that is read: 1 .txt ({pictures}/readme.txt)"
+    assert said == [note]
+    assert len(photos.read(pictures)) == 4
+    for name in "abcd":
+        next(pictures.glob(f"{name}*")).unlink()
+    with pytest.raises(BenchError, match=re.escape(f"{pictures} has no images; {note}")):
+        photos.read(pictures)
 
 
 def test_a_folder_without_pictures_is_told_in_a_sentence(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="has no pictures"):
+    with pytest.raises(BenchError, match="has no images"):
         photos.read(tmp_path)
     for path in (tmp_path / "absent", pictures / "readme.txt"):
         with pytest.raises(BenchError, match="is not a folder"):

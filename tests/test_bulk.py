@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -31,12 +32,13 @@ import pytest
 import rich.console
 from conftest import ROOT, FakeBackend, Served, fake_backend, mean_colour
 from test_classify import plain
-from test_client import HOST, live
+from test_client import HOST, live, misbehaving, silent
 
 from service import app, in_order, journal, parquet, sources, store
-from service.__main__ import main
+from service.__main__ import _parser, main
 from service.classifier import Limits
-from service.client import Client, Ranking
+from service.client import Client, Ranking, Unavailable, Unreachable
+from service.commands import remote
 from service.cuts import Cuts
 from service.ensemble import Probabilities
 from service.errors import BulkError, InferenceFailed, ServiceError
@@ -151,6 +153,8 @@ def test_results_are_written_as_they_are_found_and_not_twice(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("4 pictures, 1 failures, ")
+    note = f"left out, as no images of a format that is read: 1 .txt ({folder}/readme.txt)"
+    assert printed.err.endswith(f" pictures a second; {note}\n")
     rows = read(out)
     assert [row["file"] for row in rows] == names(folder)
     assert [row["label"] for row in rows] == ["red", "red", None, "green"]
@@ -299,6 +303,12 @@ def test_a_row_is_not_kept_twice_by_who_was_killed_between_the_last_two_steps(
     assert [row["file"] for row in read(out)] == ["a", "b", "c"]
 
 
+def test_without_rows_there_is_no_parquet_file(tmp_path: Path) -> None:
+    with parquet.opened(tmp_path / "out.parquet") as results:
+        assert results.done == set()
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_many_rows_go_by_parts(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     with parquet.opened(out) as results:
@@ -377,7 +387,7 @@ def test_what_cannot_be_is_told_in_a_sentence(
     )
     assert refused(["classify", str(gone)], capsys) == f"there is no file {gone}"
     empty = str(folder / "folder.png")
-    assert refused(["classify", empty], capsys) == "there are no pictures there"
+    assert refused(["classify", empty], capsys) == "there are no images there"
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     told = refused([*command, str(tmp_path / "a.parquet")], capsys)
     assert told.startswith("Parquet needs pyarrow: pip install 'googlenet-service[bulk]'")
@@ -416,7 +426,129 @@ def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
     monkeypatch.setattr(app, "create_servable", faked(fails))
     out = tmp_path / "out.csv"
     assert "the device failed" in refused(["classify", str(folder), "--out", str(out)], capsys)
-    assert read(out) == []
+    assert not out.exists()
+
+
+# What is no image.
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Path:
+    """What a phone and a computer leave in a folder: most is no image by its suffix."""
+    root = tmp_path / "phone"
+    (root / "below").mkdir(parents=True)
+    for name, colour in {
+        "a.jfif": "red",
+        "b": "lime",
+        "c.mpo": "blue",
+        "below/d.tmp": "red",
+    }.items():
+        (root / name).write_bytes(plain(colour))
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "below/IMG_3"):
+        (root / name).write_bytes(HEIC)
+    (root / "notes.txt").write_text("BMW and other cars, in a text that begins as a BMP does")
+    return root
+
+
+FOUND = ["a.jfif", "b", "c.mpo", "below/d.tmp"]
+
+
+def left_out(root: Path) -> str:
+    return (
+        f"left out, as no images of a format that is read: 2 .heic ({root}/IMG_1.HEIC),"
+        f" 1 .txt ({root}/notes.txt), 1 without a suffix ({root}/below/IMG_3)"
+    )
+
+
+@FORMATS
+@pytest.mark.parametrize("packed", ["", "zip", "tar", "tar.gz"])
+@pytest.mark.usefixtures("_fake")
+def test_images_are_found_by_their_bytes_and_the_rest_is_counted_by_kind(
+    ending: str, packed: str, phone: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / f"out.{ending}"
+    root = archived(phone, packed)
+    command = ["classify", str(root), "--out", str(out)]
+    assert main(command) == 0
+    rows = read(out)
+    assert [row["file"] for row in rows] == [f"{root}/{name}" for name in FOUND]
+    assert [row["label"] for row in rows] == ["red", "green", "blue", "red"]
+    said = capsys.readouterr().err
+    assert said.startswith("4 pictures, 0 failures, ")
+    assert said.endswith(f" pictures a second; {left_out(root)}\n")
+    assert main(command) == 0
+    assert capsys.readouterr().err.endswith(f"; 4 were there before; {left_out(root)}\n")
+
+
+def archived(root: Path, ending: str) -> Path:
+    """Make an archive of a folder, in the order in which folders are walked."""
+    if not ending:
+        return root
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    members = [(name, (root / name).read_bytes()) for name in sorted(names, key=lambda n: "/" in n)]
+    path = root.with_suffix(f".{ending}")
+    if ending == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members:
+                archive.writestr(name, data)
+    else:
+        tarred(path, "w" if ending == "tar" else "w:gz", members)
+    return path
+
+
+@pytest.mark.usefixtures("_fake")
+def test_what_is_left_out_is_told_where_labels_are_printed(phone: Path, capsys: Captured) -> None:
+    assert main(["classify", str(phone), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [row["file"] for row in json.loads(printed.out)] == [f"{phone}/{name}" for name in FOUND]
+    assert printed.err == f"{left_out(phone)}\n"
+    assert main(["classify", str(phone / "b"), "--json"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@FORMATS
+def test_without_an_image_no_file_of_results_is_left(
+    ending: str, phone: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    for name in FOUND:
+        (phone / name).unlink()
+    out = tmp_path / f"out.{ending}"
+    told = refused(["classify", str(phone), "--out", str(out)], capsys)
+    assert told == f"there are no images there; {left_out(phone)}"
+    assert [*tmp_path.iterdir()] == [phone]
+
+
+@FORMATS
+def test_an_empty_file_that_was_there_before_is_not_deleted(
+    ending: str, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / ("out.parquet.journal" if ending == "parquet" else f"out.{ending}")
+    out.touch()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    told = refused(["classify", str(empty), "--out", str(tmp_path / f"out.{ending}")], capsys)
+    assert told == "there are no images there"
+    assert out.exists()
+
+
+def test_a_file_that_its_writer_deleted_meanwhile_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process had no rows, and deleted it after this one had opened it."""
+    out = tmp_path / "out.csv"
+    flock = fcntl.flock
+
+    def late(file: Any, operation: int) -> None:
+        flock(file, operation)
+        out.unlink()
+        out.touch()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BulkError, match="by another process"), journal.opened(out, CSV):
+        pass
 
 
 # By what they were made.
@@ -578,6 +710,74 @@ def test_an_archive_is_read_without_being_unpacked(ending: str, tmp_path: Path) 
     assert found(path) == READ
     assert [*tmp_path.iterdir()] == [path]
     assert sources.count([path]) is None
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w:gz"), ("tar.gz", "w"), ("tgz", "w")])
+def test_a_tar_may_be_compressed_or_not_whatever_its_name_says(
+    ending: str, mode: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"photos.{ending}"
+    tarred(path, mode, MEMBERS)
+    assert found(path) == READ
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_may_come_through_a_pipe(mode: str, tmp_path: Path) -> None:
+    path, pipe = tmp_path / "whole.tar", tmp_path / "pipe.tar"
+    tarred(path, mode, MEMBERS)
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=lambda: pipe.write_bytes(path.read_bytes()))
+    writing.start()
+    assert found(pipe) == READ
+    writing.join()
+
+
+def test_what_an_archive_has_that_is_no_image_is_left_out_unread(tmp_path: Path) -> None:
+    """Whatever its size, and though it is encrypted, packed otherwise, or a link."""
+    packed, path = tmp_path / "photos.zip", tmp_path / "photos.tar"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("film.mp4", bytes(MAX * 10), zipfile.ZIP_DEFLATED)
+        archive.writestr("odd", plain("red"), zipfile.ZIP_LZMA)
+        archive.writestr("changed", plain("red"))
+        archive.writestr("large", plain("red") + bytes(MAX))
+        archive.writestr("red", plain("red"))
+    data = packed.read_bytes()
+    at = data.index(b"changed") + len(b"changed")
+    packed.write_bytes(data[: at - 37] + b"PK\3\5" + data[at - 33 :])
+    with tarfile.open(path, "w") as archive_:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "red"
+        archive_.addfile(link)
+        for name, size in {"film.mp4": MAX * 10, "large": MAX}.items():
+            member = tarfile.TarInfo(name)
+            content = bytes(size) if "." in name else plain("red") + bytes(size)
+            member.size = len(content)
+            archive_.addfile(member, io.BytesIO(content))
+    kinds: list[tuple[str, str]] = []
+    results: dict[str, int | str] = {}
+    for one in sources.pictures(
+        [packed, path],
+        max_bytes=MAX,
+        is_new=lambda _: True,
+        leave_out=lambda *what: kinds.append(what),
+    ):
+        try:
+            results[Path(one.name).name] = len(one.read())
+        except ServiceError as error:
+            results[one.name.removeprefix(f"{tmp_path}/")] = str(error)
+    over = f"the picture has over {MAX} bytes"
+    assert results == {
+        "photos.zip/large": over,
+        "red": len(plain("red")),
+        "photos.tar/large": over,
+    }
+    assert kinds == [
+        (f"{packed}/film.mp4", ".mp4"),
+        (f"{packed}/odd", "without a suffix"),
+        (f"{packed}/changed", "without a suffix"),
+        (f"{path}/link.png", "link or special file"),
+        (f"{path}/film.mp4", ".mp4"),
+    ]
 
 
 @pytest.mark.parametrize("ending", ["tar", "zip"])
@@ -840,6 +1040,71 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
     assert capsys.readouterr().err.startswith("63 pictures, 3 failures")
 
 
+def nowhere() -> str:
+    """Make an address at which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        return f"http://{HOST}:{taken.getsockname()[1]}"
+
+
+def test_an_address_where_nothing_listens_is_told_at_once_and_given_up_soon(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out, url = tmp_path / "out.csv", nowhere()
+    command = ["classify", str(folder), "--url", url, "--out", str(out)]
+    assert _parser().parse_args(command).wait == 10
+    assert main([*command, "--wait", "0.4"]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    reason = f"{url} does not answer: "
+    assert first.startswith(reason)
+    assert first.endswith("; retrying for up to 0.4 s")
+    assert last.startswith(f"googlenet-service: {reason}")
+    assert last.endswith("; gave up after 0.4 s (--wait SECONDS waits longer)")
+    assert not out.exists()
+
+
+def test_a_service_that_accepts_and_does_not_answer_is_told(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENCE", 0.05)
+    with misbehaving(silent) as (url, _):
+        assert main(["classify", str(folder), "--url", url, "--wait", "0.3"]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == f"{url} has not answered yet; waiting for up to 0.3 s"
+    assert last == (
+        f"googlenet-service: {url} did not answer in time; gave up after 0.3 s"
+        " (--wait SECONDS waits longer)"
+    )
+
+
+def test_what_is_no_address_is_not_waited_for(folder: Path, capsys: Captured) -> None:
+    told = refused(["classify", str(folder), "--url", "ftp://host"], capsys)
+    assert told.startswith("'ftp://host' cannot be asked: ")
+    assert "gave up" not in told
+
+
+def test_each_outage_of_a_service_is_told_once(capsys: Captured) -> None:
+    gone, busy = Unreachable("it does not answer"), Unavailable("busy", code="overloaded")
+    loading = Unavailable("the model is loading", code="not_ready")
+    outage = remote._Outage(10)  # noqa: SLF001 - to need no service that comes and goes
+    for error in (busy, gone, loading, gone):
+        outage.retried(error)
+    outage.over()
+    for error in (busy, loading, gone):
+        outage.retried(error)
+    assert capsys.readouterr().err.splitlines() == [
+        "it does not answer; retrying for up to 10 s",
+        "the model is loading; retrying for up to 600 s",
+    ]
+
+
+@pytest.mark.parametrize("wait", ["0", "-1", "soon"])
+def test_a_wait_that_is_no_time_is_refused(wait: str, capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "a.png", "--url", nowhere(), f"--wait={wait}"])
+    assert f"argument --wait: '{wait}' is not a number above 0" in capsys.readouterr().err
+
+
 def test_what_the_share_of_bulk_is_too_little_for_is_asked_for_as_others_are(
     tmp_path: Path,
 ) -> None:
@@ -942,7 +1207,7 @@ def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(
         f"{out} is for results by model digits, version 1, views ten; these are by model fake0,"
         " version 1, views ten"
     )
-    assert read(out) == []
+    assert not out.exists()
 
 
 # With the real weights.

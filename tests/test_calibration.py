@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from service import calibration, manifest
 from service.calibration import COLDEST, HOTTEST
+from service.errors import ModelError
 
 RANDOM = np.random.default_rng(0)
 
@@ -88,10 +89,71 @@ def test_a_calibration_says_what_it_gained_and_for_which_weights() -> None:
     assert after < 0.02
 
 
+def test_a_temperature_is_fitted_to_a_hundred_pictures_or_more() -> None:
+    logits, targets = drawn(3.0, 100)
+    assert calibration.calibrate(logits, targets, "ab" * 32).pictures == 100
+    for few in (1, 5, 99):
+        with pytest.raises(ModelError, match=f"100 labelled pictures or more, and here are {few}:"):
+            calibration.calibrate(logits[:few], targets[:few], "ab" * 32)
+
+
+def test_a_picture_is_judged_by_a_temperature_that_was_not_fitted_to_it() -> None:
+    logits, targets = drawn(2.0, 101)
+    likely = calibration.held_out(logits, targets)
+    parts = calibration.parts(101)
+    assert sorted(np.bincount(parts)) == [20, 20, 20, 20, 21]
+    for part in range(5):
+        ours, others = parts == part, parts != part
+        fitted = calibration.temperature(logits[others], targets[others])
+        assert likely[ours] == pytest.approx(calibration.softmax(logits[ours] / fitted))
+
+
+def test_pictures_are_divided_by_chance_and_each_time_alike() -> None:
+    parts = calibration.parts(1000)
+    assert (parts == calibration.parts(1000)).all()
+    assert sum(parts[::5] == parts[0]) < 60  # of 200; a pattern of every fifth would have them all
+
+
+def test_a_temperature_that_does_not_help_is_refused() -> None:
+    """Half of these networks are right as often as they are sure, and half are too sure."""
+    random = np.random.default_rng(1)
+    kept, refused = 0, 0
+    for number in range(40):
+        logits = random.normal(0, 3, (100, 5))
+        likely = calibration.softmax(logits / (1 + number % 2))
+        targets = (likely.cumsum(1) > random.random((100, 1))).argmax(1)
+        plain, judged = calibration.softmax(logits), calibration.held_out(logits, targets)
+        worse = [
+            measure(judged, targets) > measure(plain, targets)
+            for measure in (calibration.error, calibration.log_loss)
+        ]
+        if any(worse):
+            with pytest.raises(
+                ModelError, match="a temperature would not make probabilities better"
+            ):
+                calibration.calibrate(logits, targets, "ab" * 32)
+            refused += 1
+        else:
+            found = calibration.calibrate(logits, targets, "ab" * 32)
+            assert found.error[1] <= found.error[0]
+            kept += 1
+    assert kept + refused == 40
+    assert refused >= 10
+    assert kept >= 10
+
+
+def test_the_log_loss_is_of_what_was_right() -> None:
+    likely = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
+    assert calibration.log_loss(likely[:2], np.array([0, 1])) == pytest.approx(
+        -(np.log(0.5) + np.log(0.75)) / 2
+    )
+    assert np.isfinite(calibration.log_loss(likely, np.array([0, 1, 1])))
+
+
 def test_it_is_put_into_a_manifest_which_else_stays_as_it_is() -> None:
     path = Path(__file__).parents[1] / "model_store/googlenet/model.toml"
     text = path.read_text("utf-8")
-    found = calibration.calibrate(*drawn(2.0, 50), "cd" * 32)
+    found = calibration.calibrate(*drawn(2.0, 200), "cd" * 32)
     again = manifest.calibrated(manifest.calibrated(text, found), found)
     assert again.startswith(text.rstrip())  # with its comments
     assert again.count("[calibration]") == 1

@@ -638,7 +638,7 @@ def test_nothing_to_measure_with_is_told_before_anything_is_started(
 ) -> None:
     for folder, problem in (
         (tmp_path / "absent", "is not a folder"),
-        (tmp_path, "has no pictures"),
+        (tmp_path, "has no images"),
     ):
         status, told = refused(["bench", str(folder), *where], capsys)
         assert (status, told) == (1, f"googlenet-service: {folder} {problem}\n")

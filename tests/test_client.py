@@ -456,11 +456,39 @@ def test_a_service_that_is_not_there_is_told_in_the_end(ask: Ask) -> None:
         taken.bind((HOST, 0))
         url = f"http://{HOST}:{taken.getsockname()[1]}"
         told = Told()
-        with pytest.raises(Unreachable, match=f"nobody answers at {url}") as last:
+        with pytest.raises(Unreachable, match=f"{url} does not answer: ") as last:
             ask(url, "models", timeout=0.5, about={"waiting": told})
     assert last.value.status is None
     assert len(told.seconds) >= 2  # pauses of 0.05 s or more, and more each time
     assert sum(told.seconds) < 0.5
+
+
+@pytest.mark.parametrize("status", ["200 OK", "401 No", "404 No", "503 Busy"])
+def test_a_service_is_reached_when_it_answers_anything(ask: Ask, status: str) -> None:
+    with misbehaving(answered(b"", status)) as (url, asked):
+        ask(url, "reach", timeout=5)
+    assert [one.split(b" HTTP")[0] for one in asked] == [b"GET /livez"]
+
+
+def test_a_service_is_reached_though_connections_are_closed_at_first(ask: Ask) -> None:
+    """As the port of a container is, while the service in it starts."""
+    told = Told()
+    with misbehaving(b"", b"", b"", GOOD) as (url, asked):
+        ask(url, "reach", timeout=20, about={"waiting": told})
+    assert [type(one) for one in told.errors] == [Unreachable] * 3
+    assert len(asked) == 4
+
+
+def test_a_service_that_is_not_reached_is_told_in_the_end(ask: Ask) -> None:
+    told = Told()
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        url = f"http://{HOST}:{taken.getsockname()[1]}"
+        with pytest.raises(Unreachable, match=f"^{url} does not answer: "):
+            ask(url, "reach", timeout=0.5, about={"waiting": told})
+    assert len(told.seconds) >= 2
+    with pytest.raises(Unreachable, match="cannot be asked"):
+        ask("ftp://host", "reach")
 
 
 def half(connection: socket.socket) -> None:
@@ -546,7 +574,7 @@ def test_what_is_no_address_is_told_at_once(ask: Ask, address: str) -> None:
 
 def test_a_certificate_or_the_like_is_not_waited_for(ask: Ask) -> None:
     told = Told()
-    with misbehaving(b"no TLS") as (url, _), pytest.raises(Unreachable, match="nobody answers"):
+    with misbehaving(b"no TLS") as (url, _), pytest.raises(Unreachable, match="does not answer"):
         ask(url.replace("http:", "https:"), "models", about={"waiting": told})
     assert told.errors == []
 

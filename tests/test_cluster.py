@@ -104,6 +104,25 @@ def test_an_actor_does_files_and_archives_by_the_batch(
         assert [row.error for row in members] == [None, BROKEN]
 
 
+def test_what_an_actor_leaves_out_of_an_archive_is_in_its_results(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
+    packed, texts = tmp_path / "packed.tar", tmp_path / "texts.tar"
+    for path, several in {packed: ("a.png", "readme.txt"), texts: ("readme.txt",)}.items():
+        with tarfile.open(path, "w") as archive:
+            for name in several:
+                archive.add(folder / name, name)
+    with acting([folder, packed]) as actor:
+        [made] = actor(table(packed))
+        [nothing] = actor(table(texts))
+    rows = made.to_pylist()
+    assert cluster.row(rows[0]).file == "as given/packed.tar/a.png"
+    told = [(one["left_out"], one["kind"], one["record"]) for one in rows[1:]]
+    assert told == [("as given/packed.tar/readme.txt", ".txt", b"")]
+    assert [one["left_out"] for one in nothing.to_pylist()] == ["as given/texts.tar/readme.txt"]
+
+
 def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +384,7 @@ def test_an_actor_with_a_gpu_gets_work(
 
 @pytest.mark.slow
 def test_results_of_an_archive_come_while_it_is_read(
-    nodes: Any, digits: Path, tmp_path: Path
+    nodes: Any, digits: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     """It comes through a pipe, whose second half is written when there are results."""
     pipe, out = tmp_path / "digits.tar", tmp_path / "out.jsonl"
@@ -375,6 +394,7 @@ def test_results_of_an_archive_come_while_it_is_read(
     def write() -> None:
         end = time.monotonic() + PATIENCE
         with pipe.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+            archive.add(__file__, "notes.txt")
             for number, file in enumerate(files):
                 while number == 250 and not out.stat().st_size and time.monotonic() < end:
                     time.sleep(0.01)
@@ -388,6 +408,7 @@ def test_results_of_an_archive_come_while_it_is_read(
     writing.join()
     assert early[0] > 0
     assert {*rows(out)} == {f"{pipe}/{file.name}" for file in files}
+    assert f": 1 .txt ({pipe}/notes.txt)\n" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The pictures to learn from."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -101,10 +102,13 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
     (root / "a" / "notes.txt").write_text("to do")
     (root / "b" / "cut.png").write_bytes((root / "b" / "10.png").read_bytes()[:50])
     Image.new("RGB", (40, 40)).save(root / "b" / "large.png")
+    os.mkfifo(root / "b" / "pipe.png")  # which is not waited for
+    (root / "b" / "gone.png").symlink_to(tmp_path / "nowhere")
     (root / "b" / ".hidden").write_text("")
     (root / ".cache").mkdir()
     told = "\n".join(read(root).left_out)
-    assert told.count("\n") == 2
+    assert told.count("\n") == 4
+    assert told.count(".png: broken link or special file") == 2
     assert "notes.txt: not a JPEG" in told
     assert "cut.png: the PNG picture is broken" in told
     assert "large.png: 40x40 is over 1000 pixels" in told

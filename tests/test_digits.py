@@ -5,11 +5,14 @@ import csv
 import runpy
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import ROOT
 
-from service import app, evaluation, store
+from service import app, calibration, evaluation, store
 from service.classifier import Classifier
+from service.errors import ModelError
 from service.evaluation import Score
 from service.settings import Settings
 from service.training import course
@@ -50,6 +53,24 @@ def test_98_of_100_digits_that_no_training_has_seen_are_told(digits: Path) -> No
     for score in scores(digits / "test", ["single", "ten"]):
         assert (score.photos, score.unreadable) == (360, ())
         assert score.top1 >= 0.98 * score.photos, score.views
+
+
+@pytest.mark.slow
+def test_they_are_told_without_a_temperature_for_none_would_help(digits: Path) -> None:
+    async def likely() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        settings = Settings(model="digits", device="cpu", precision="float32", cores=1)
+        async with app.create_servable(settings) as servable:
+            classifier = await servable.ready()
+            photos = evaluation.find(digits / "test", classifier.ensemble.labels)
+            ranked = await evaluation.rank_all(
+                classifier, photos, "single", lambda _: None, top_k=10
+            )
+            return evaluation.probabilities(photos, ranked)
+
+    assert store.locate(None).manifest("digits").calibration is None
+    probabilities, targets = asyncio.run(likely())
+    with pytest.raises(ModelError, match="a temperature would not make probabilities better"):
+        calibration.calibrate(np.log(probabilities), targets, "0" * 64)
 
 
 @pytest.mark.slow

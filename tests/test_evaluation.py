@@ -11,6 +11,7 @@ from PIL import Image
 
 from service import evaluation
 from service.classifier import Limits
+from service.commands import offline
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError, UnreadableImage, UnsupportedType
 from service.evaluation import CHUNK, Agreement, Photo, Score
@@ -53,6 +54,34 @@ def test_a_folder_may_be_named_by_a_wordnet_id_or_a_label(tmp_path: Path) -> Non
         ("n00000001/a.png", RED),
         ("n00000001/b.png", RED),
     ]
+
+
+def test_what_is_no_image_is_left_out_and_told(tmp_path: Path) -> None:
+    photo(tmp_path / "red/a")
+    (tmp_path / "red/notes.txt").write_text("no image")
+    (tmp_path / "red/empty.png").write_bytes(b"")  # an error of its own, for it should be one
+    left_out: list[tuple[str, str]] = []
+    photos = evaluation.find(tmp_path, LABELS, lambda *what: left_out.append(what))
+    assert [one.path.name for one in photos] == ["a", "empty.png"]
+    assert left_out == [(f"{tmp_path}/red/notes.txt", ".txt")]
+    photo(tmp_path / "n00000001_1")
+    (tmp_path / "n00000001.txt").write_text("no image")
+    photos = evaluation.find(tmp_path, LABELS, lambda *what: left_out.append(what))
+    assert [one.path.name for one in photos] == ["n00000001_1"]
+    assert left_out[1:] == [(f"{tmp_path}/n00000001.txt", ".txt")]
+
+
+def test_commands_print_what_is_left_out_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "red/a")
+    assert len(offline.photos(tmp_path, LABELS)) == 1
+    assert capsys.readouterr().err == ""
+    (tmp_path / "red/notes.txt").write_text("no image")
+    assert len(offline.photos(tmp_path, LABELS)) == 1
+    assert capsys.readouterr().err == (
+        f"left out, as no images of a format that is read: 1 .txt ({tmp_path}/red/notes.txt)\n"
+    )
 
 
 def test_folders_beside_named_photos_are_left_alone(tmp_path: Path) -> None:

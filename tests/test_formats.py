@@ -1,5 +1,6 @@
 """A weights file gives its tensors, or one sentence about what is wrong with it."""
 
+import argparse
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from service.errors import BadWeights
-from service.formats import caffemodel, pickled, safetensor
+from service.formats import caffemodel, checkpoint, pickled, safetensor
 
 # torch.load warns of this before it refuses; as an error here it would be refused for that.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -256,16 +257,101 @@ def test_a_plain_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Pat
     [
         STATE["bias"],
         [STATE["bias"]],
-        {"state_dict": STATE},
+        {"state_dict": {**STATE, "epoch": 90}},
+        {"weight": STATE, "epoch": 90},
         {**STATE, "epoch": 90},
         {0: STATE["bias"]},
         None,
     ],
-    ids=["tensor", "list", "nested", "number inside", "number as name", "none"],
+    ids=[
+        "tensor",
+        "list",
+        "number in it",
+        "no known wrapper",
+        "number inside",
+        "number as name",
+        "none",
+    ],
 )
 def test_what_is_no_state_dict_is_refused(content: object, tmp_path: Path) -> None:
     sentence = refusal(pickled.read, pth_file(tmp_path, content))
-    assert sentence == "net.pth holds something else than a state dict of tensors"
+    assert sentence.startswith("net.pth holds something else than a state dict of tensors")
+    assert sentence.endswith(", by itself or under " + ", ".join(checkpoint.WRAPPERS))
+
+
+# Checkpoints of training
+
+
+@pytest.mark.parametrize("wrapper", checkpoint.WRAPPERS)
+def test_the_weights_of_a_checkpoint_are_found(wrapper: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    options = argparse.Namespace(lr=0.1, arch="googlenet")
+    content = {"epoch": 90, "optimizer": {"state": {0: {}}}, "args": options, wrapper: STATE}
+    read = pickled.read(pth_file(tmp_path, content), said.append)
+    assert read.keys() == STATE.keys()
+    assert said == [f"took the weights under '{wrapper}' of net.pth"]
+
+
+def test_trained_weights_are_taken_rather_than_their_average_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    other = {name: value + 1 for name, value in STATE.items()}
+    content = {"ema": other, "model_ema": other, "model": {"state_dict": STATE}}
+    read = pickled.read(pth_file(tmp_path, content), said.append)
+    assert torch.equal(read["bias"], STATE["bias"])
+    (sentence,) = said
+    assert sentence == (
+        "took the weights under 'state_dict' in 'model' of net.pth, not those under 'ema',"
+        " 'model_ema'"
+    )
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    assert "something else" in refusal(pickled.read, pth_file(tmp_path, content))
+
+
+def test_a_plain_state_dict_needs_no_word(tmp_path: Path) -> None:
+    said: list[str] = []
+    read = pickled.read(pth_file(tmp_path, STATE), said.append)
+    assert checkpoint.unprefixed(read, "net.pth", said.append).keys() == STATE.keys()
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "removed"),
+    [
+        (["module.a", "module.b.module.c"], ["a", "b.module.c"], "'module.'"),
+        (["_orig_mod.a", "_orig_mod.b"], ["a", "b"], "'_orig_mod.'"),
+        (["_orig_mod.module.a"], ["a"], "'_orig_mod.', 'module.'"),
+        (["module.module.a"], ["a"], "'module.'"),
+        (["model.a", "model.b"], ["a", "b"], "'model.'"),
+        (["n_averaged", "module.a"], ["a"], "'module.'"),
+        (["a._orig_mod.b", "c"], ["a.b", "c"], "'_orig_mod.'"),
+        (["a._checkpoint_wrapped_module._orig_mod.b"], ["a.b"],
+         "'_orig_mod.', '_checkpoint_wrapped_module.'"),
+        (["module.a", "b"], ["module.a", "b"], ""),
+        (["modules.a", "my_orig_mod.b"], ["modules.a", "my_orig_mod.b"], ""),
+        ([], [], ""),
+    ],
+)  # fmt: skip
+def test_what_wrappers_put_into_names_is_removed(
+    names: list[str], wanted: list[str], removed: str
+) -> None:
+    said: list[str] = []
+    tensors = {name: torch.tensor(float(number)) for number, name in enumerate(names)}
+    read = checkpoint.unprefixed(tensors, "net.pth", said.append)
+    assert [*read] == wanted
+    assert [*read.values()] == [tensors[name] for name in names if name != "n_averaged"]
+    assert said == ([f"removed {removed} from the names in net.pth"] if removed else [])
+
+
+def test_two_tensors_that_would_have_one_name_are_refused() -> None:
+    tensors = {"a.b": STATE["bias"], "a._orig_mod.b": STATE["weight"]}
+    with pytest.raises(BadWeights, match="two tensors of one name, without _orig_mod"):
+        checkpoint.unprefixed(tensors, "net.pth")
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:

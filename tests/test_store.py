@@ -23,6 +23,7 @@ from torch import Tensor
 
 from service import store as stores
 from service import weights
+from service.__main__ import main
 from service.download import CHUNK
 from service.errors import BadWeights, MissingWeights, ModelError, ServiceError, Unreachable
 from service.manifest import Calibration
@@ -226,6 +227,32 @@ def test_a_store_can_import_its_own_file(copied: Store, state: State) -> None:
     assert same(weights.load(copied, "small").state, state)
 
 
+ENDINGS = ".caffemodel, .pth, .pt, .ckpt, .bin, .tar, .safetensors"
+
+
+def with_prefix(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("ending", ["pth", "ckpt", "bin", "pth.tar", "safetensors"])
+def test_a_checkpoint_of_training_is_imported_and_what_was_undone_is_told(
+    ending: str, state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, file = describe(tmp_path), tmp_path / f"best.{ending}"
+    wrapped = with_prefix("module._orig_mod.", state)
+    if ending == "safetensors":
+        safetensors.torch.save_file(wrapped, file)
+    else:
+        torch.save({"epoch": 90, "optimizer": {"state": {}}, "state_dict": wrapped}, file)
+    assert main(["models", "import", "small", str(file), "--store", str(store.root)]) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    undone = [f"removed '_orig_mod.', 'module.' from the names in best.{ending}"]
+    taken = [f"took the weights under 'state_dict' of best.{ending}"] * (ending != "safetensors")
+    assert said == taken + undone
+    assert last.startswith("small is in ")
+    assert same(weights.load(store, "small").state, state)
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
 def test_other_floats_are_kept_as_float32(kind: torch.dtype, state: State, tmp_path: Path) -> None:
     store = describe(tmp_path)
@@ -369,7 +396,7 @@ def test_a_file_with_another_ending_is_refused(name: str, tmp_path: Path) -> Non
     sentence = refusal(
         BadWeights, weights.install, describe(tmp_path), "small", tmp_path / name, source=""
     )
-    assert sentence == f"{name} has none of the endings .caffemodel, .pth, .pt, .safetensors"
+    assert sentence == f"{name} has none of the endings {ENDINGS}"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -501,12 +528,16 @@ def test_the_bundled_model_is_in_every_store(tmp_path: Path) -> None:
 def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     bundled = weights.load(store, "digits")
+    found = Calibration(temperature=2, sha256=bundled.sha256, pictures=100, error=(0.5, 0.25))
+    with store.locked("digits"):
+        store.calibrate("digits", found)
     state = {name: value + 1 for name, value in bundled.state.items()}
     with store.locked("digits"):
         digest = weights.save(store, "digits", state, source="a test")
     own = weights.load(store, "digits")
     assert own.sha256 == digest != bundled.sha256
-    assert own.temperature == 1 != bundled.temperature  # which was fitted for the others
+    assert own.manifest.calibration == found
+    assert own.temperature == 1  # for it was fitted for the others
 
 
 def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path) -> None:

@@ -23,9 +23,13 @@ from service import store, weights
 from service.__main__ import main
 from service.app import create_app
 from service.bench.process import free_port
+from service.commands import offline
+from service.ensemble import Prediction
 from service.errors import ModelError
+from service.evaluation import Photo, Ranked
+from service.manifest import Calibration
 from service.settings import Settings
-from service.store import Store
+from service.store import MANIFEST, Store
 from service.training import course, dataset, report, trainer
 from service.training.course import Audience, Outcome
 from service.training.options import Options
@@ -96,9 +100,8 @@ def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], pictu
     assert (described.training.pictures, described.training.held_out) == (20, 4)
     assert re.fullmatch(r"[0-9a-f]{64}", described.training.fingerprint)
     assert described.training.epochs == outcome.best.epoch
-    assert described.calibration == outcome.calibration
-    assert described.calibration is not None
-    assert (described.calibration.sha256, described.calibration.pictures) == (outcome.sha256, 4)
+    assert described.calibration is outcome.calibration is None  # of 4 pictures
+    assert "100 labelled pictures or more, and here are 4:" in outcome.uncalibrated
     (accuracy,) = described.accuracy
     assert accuracy.top1 == round(outcome.best.held_out_top1, 2)
     assert accuracy.top5 == 100
@@ -151,12 +154,17 @@ def test_it_is_served_with_its_labels_and_its_notice(
         assert verbose == "[+]model ok\n[+]worker ok\n[+]stop ok\n[i]notice Only stripes.\nok\n"
 
 
-def test_probabilities_are_those_of_its_temperature(trained: tuple[Path, Outcome]) -> None:
-    root, outcome = trained
-    model = weights.load(store.locate(root), "stripes")
-    assert model.temperature == outcome.calibration.temperature
-    other = weights.Model(model.name, model.manifest, model.labels, "0" * 64, model.state)
-    assert other.temperature == 1  # it was fitted for other weights
+def test_probabilities_are_those_of_its_temperature(
+    trained: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(trained[0], root)
+    where = store.locate(root)
+    found = Calibration(temperature=2, sha256=trained[1].sha256, pictures=100, error=(0.2, 0.1))
+    where.calibrate("stripes", found)
+    assert weights.load(where, "stripes").temperature == 2
+    where.calibrate("stripes", found.model_copy(update={"sha256": "0" * 64}))
+    assert weights.load(where, "stripes").temperature == 1  # it was fitted for other weights
 
 
 def test_all_is_told_as_it_goes(pictures: Path, tmp_path: Path) -> None:
@@ -495,7 +503,7 @@ def test_the_command_tells_what_came_of_it(
     assert "notes.txt: not a JPEG" in told.err
     assert re.search(r"epoch 1: loss \d\.\d{3}, held out \d\.\d{3}, right \d+\.\d %", told.err)
     assert re.search(r"stripes is in the store, SHA-256 [0-9a-f]{64}: right on", told.out)
-    assert "its expected calibration error goes from" in told.out
+    assert "is not calibrated: a temperature is fitted to 100 labelled pictures" in told.out
     described = store.locate(tmp_path).manifest("stripes")
     assert described.training is not None
     assert described.training.command.startswith(f"googlenet-service train {pictures} --name")
@@ -519,22 +527,51 @@ def test_what_is_wrong_with_a_call_is_told(
 
 
 @pytest.mark.slow
-def test_a_model_is_calibrated_on_labelled_photos(
+def test_a_model_is_not_calibrated_on_few_photos(
     trained: tuple[Path, Outcome], pictures: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
+    before = (root / "stripes" / MANIFEST).read_bytes()
     where = ["--store", str(root), "--device", "cpu", "--precision", "float32"]
-    assert main(["models", "calibrate", "stripes", str(pictures), *where, "--max-batch=2"]) == 0
-    assert "stripes has temperature" in capsys.readouterr().out
+    assert main(["models", "calibrate", "stripes", str(pictures), *where, "--max-batch=2"]) == 1
+    assert "100 labelled pictures or more, and here are 24: " in capsys.readouterr().err
+    assert (root / "stripes" / MANIFEST).read_bytes() == before
+
+
+def ranked(sure: float, right: int, photos: int = 200) -> tuple[list[Photo], list[Ranked]]:
+    """Photos of two classes, all named `sure` as the first, and as many of them right."""
+    first, second = (Prediction("a", None, 0, sure), Prediction("b", None, 1, 1 - sure))
+    index = [int(at * right // photos == (at + 1) * right // photos) for at in range(photos)]
+    return [Photo(Path("a"), one) for one in index], [(first, second)] * photos
+
+
+def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
+    trained: tuple[Path, Outcome], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(trained[0], root)
+    command = ["models", "calibrate", "stripes", str(tmp_path), "--store", str(root)]
+    monkeypatch.setattr(offline, "rank_whole", lambda *_: ranked(sure=0.99, right=160))
+    assert main(command) == 0
+    assert re.match(r"stripes has temperature 3\.\d+: on 200 ", capsys.readouterr().out)
     found = store.locate(root).manifest("stripes").calibration
     assert found is not None
-    assert found.pictures == 24
-    again = found.temperature
-    assert main(["models", "calibrate", "stripes", str(pictures), *where, "--max-batch=2"]) == 0
-    found = store.locate(root).manifest("stripes").calibration
-    assert found is not None
-    assert found.temperature == pytest.approx(again, rel=0.01)  # not that of what is left
+    assert (found.pictures, found.sha256) == (200, trained[1].sha256)
+    # What is ranked now has that temperature already, which is not fitted a second time.
+    monkeypatch.setattr(offline, "rank_whole", lambda *_: ranked(sure=0.8, right=160))
+    assert main(command) == 0
+    again = store.locate(root).manifest("stripes").calibration
+    assert again is not None
+    assert again.temperature == pytest.approx(found.temperature, rel=0.01)
+    # And one that does not help changes nothing.
+    before = (root / "stripes" / MANIFEST).read_bytes()
+    right = 1 / (1 + np.exp(-np.log(4) * again.temperature))
+    monkeypatch.setattr(offline, "rank_whole", lambda *_: ranked(0.8, round(200 * right)))
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "a temperature would not make probabilities better: " in capsys.readouterr().err
+    assert (root / "stripes" / MANIFEST).read_bytes() == before
 
 
 # Reports.

@@ -73,14 +73,14 @@ def _asks(target: Target, pictures: Sequence[bytes], deadline: float) -> dict[st
 
 async def other(url: str, folder: Path, options: Options, say: Say) -> Report:
     """Measure the service that runs at `url`."""
-    pictures = photos.read(folder)
+    pictures = photos.read(folder, say)
     with closing(Client(Target.parse(url))) as client:
         return await _Measurement(client, None, pictures, options, say).report(None)
 
 
 async def ours(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
     """Measure a service of one's own, beside what its engine does without one."""
-    pictures = photos.read(folder)
+    pictures = photos.read(folder, say)
     chosen = settings.model_dump(include=settings.model_fields_set - {"host", "port", "log_level"})
     arguments = [
         *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()),

@@ -1,23 +1,30 @@
-"""The pictures to measure with."""
+"""The images to measure with."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from service import folders
 from service.errors import BenchError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
+def read(folder: Path, say: Callable[[str], object] = lambda _: None) -> list[bytes]:
+    """Read a folder's images, in the order of their names; raises `BenchError` without any.
 
-def read(folder: Path) -> list[bytes]:
-    """Read a folder's pictures, in the order of their names; raises `BenchError` without any."""
+    `say` is called with a sentence about what was left out, if anything was.
+    """
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES]
+    left_out = folders.LeftOut()
+    paths = folders.images(folders.files(folder), left_out.add)
     if not paths:
-        raise BenchError(f"{folder} has no pictures")
+        none = f"{folder} has no images"
+        raise BenchError("; ".join(filter(None, [none, left_out.sentence])))
+    if left_out.sentence:
+        say(left_out.sentence)
     return [path.read_bytes() for path in paths]
 
 

@@ -71,6 +71,7 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    proxy: str | None = None  # that it came through
 
 
 Steps = Generator[Send | Wait | Read, Any, T]
@@ -173,6 +174,25 @@ def heat_map(picture: Picture, sought: Sought, time: Time) -> Steps[bytes]:
     return reply.body
 
 
+def reach(time: Time) -> Steps[None]:
+    """Ask until anything answers, if only with an error; raises what kept the last answer away.
+
+    Unlike other calls this one is harmless however often it is asked, so a connection that is
+    closed without an answer, as by the port of a container that is starting, is tried again too.
+    """
+    failures = retries.Failures()
+    while True:
+        outcome = yield Send(Request("GET", "/livez"), time.left)
+        if isinstance(outcome, Reply):
+            return
+        seconds = retries.pause(outcome, retries.Failures(failures.all), time.chance())
+        if seconds is None or seconds >= time.left:
+            raise outcome
+        failures = failures.after(outcome)
+        time.waiting(outcome, seconds)
+        yield Wait(seconds)
+
+
 def exchange(request: Request, time: Time) -> Steps[Reply]:
     """Ask until there is an answer, no hope of one, or no time to ask again."""
     failures = retries.Failures()
@@ -185,7 +205,7 @@ def exchange(request: Request, time: Time) -> Steps[Reply]:
         if isinstance(outcome, Reply):
             if outcome.status == 200:  # noqa: PLR2004 - HTTP's
                 return outcome
-            outcome = errors.of(outcome.status, outcome.headers, outcome.body)
+            outcome = errors.of(outcome.status, outcome.headers, outcome.body, outcome.proxy)
         seconds = retries.pause(outcome, failures, time.chance())
         if seconds is None or seconds >= time.left:
             raise outcome
@@ -285,6 +305,5 @@ def _understood(reply: Reply, read: Callable[[Any], T]) -> T:
 
 
 def _not_understood(reply: Reply) -> Failed:
-    return Failed(
-        "the answer is not what this service answers", code=errors.INVALID, status=reply.status
-    )
+    detail = "the answer is not what this service answers" + errors.through(reply.proxy)
+    return Failed(detail, code=errors.INVALID, status=reply.status)

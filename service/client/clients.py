@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
 
-from service.client import calls
+from service.client import calls, proxies
 from service.client.calls import (
     Patience,
     Read,
@@ -48,6 +48,23 @@ class _Asking:
         self._url = url.rstrip("/")
         self._timeout, self._waiting = _checked(timeout), waiting
         self._headers = {"X-API-Key": key} if key else {}
+        self._proxy = proxies.proxy(self._url)
+
+    def _made(self, kind: Callable[..., T]) -> T:
+        """Make an httpx2 client that uses the chosen proxy, whatever httpx2 would choose."""
+        # Its `trust_env` would choose a proxy again; of TLS the environment is still heeded.
+        secured = httpx2.create_ssl_context()
+        try:
+            return kind(proxy=self._proxy, trust_env=False, verify=secured)
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:
+            raise ValueError(
+                f"the proxy {proxies.shown(self._proxy or '')} of the environment cannot be used:"
+                f" {error}"
+            ) from error
+
+    def _answered(self, response: httpx2.Response, body: bytes) -> Reply:
+        proxy = proxies.shown(self._proxy) if self._proxy else None
+        return Reply(response.status_code, response.headers, body, proxy)
 
     def _time(self, given: Patience) -> Time:
         seconds = _checked(given.get("timeout", self._timeout))
@@ -72,8 +89,9 @@ class Client(_Asking):
 
     `timeout` is in seconds, and for all of a call: its retries, which come when the service says
     so, included; a call may have its own. `waiting` is told of each retry. Every call raises a
-    `ClientError`; a timeout over `LONGEST_TIMEOUT`, or nan, and a key that no header can hold are
-    a `ValueError`.
+    `ClientError`; a timeout over `LONGEST_TIMEOUT`, or nan, a key that no header can hold, and a
+    proxy in the environment that cannot be used are a `ValueError`. This machine's own addresses
+    are asked directly, whatever proxy is in the environment.
 
     An answer that comes in drops can outlast the timeout, for it bounds each wait for the network
     by what was left when the head, and when the body, began: a head can so take as long as it
@@ -89,7 +107,7 @@ class Client(_Asking):
         waiting: Waiting = _silent,
     ) -> None:
         super().__init__(url, key, timeout, waiting)
-        self._http = httpx2.Client()
+        self._http = self._made(httpx2.Client)
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +130,10 @@ class Client(_Asking):
     ) -> list[Ranking | ClientError]:
         """Rank each picture's labels, or say what is wrong with it; the timeout is for them all."""
         return self._run(calls.classify_all(pictures, wanted, self._time(wanted)))
+
+    def reach(self, **wanted: Unpack[Patience]) -> None:
+        """Wait for the first answer, whatever it is; raises `ClientError` if none comes in time."""
+        self._run(calls.reach(self._time(wanted)))
 
     def models(self, **wanted: Unpack[Patience]) -> Models:
         """Tell what is served."""
@@ -159,9 +181,9 @@ class Client(_Asking):
             with self._http.stream(**self._sending(step)) as response:
                 # Each part has its own timeout, so that many small ones could take for ever.
                 parts = _until(end, response.iter_bytes())
-                return Reply(response.status_code, response.headers, b"".join(parts))
+                return self._answered(response, b"".join(parts))
         except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
-            return _kept_away(error, self._url)
+            return _kept_away(error, self._url, self._proxy)
 
 
 class AsyncClient(_Asking):
@@ -176,7 +198,7 @@ class AsyncClient(_Asking):
         waiting: Waiting = _silent,
     ) -> None:
         super().__init__(url, key, timeout, waiting)
-        self._http = httpx2.AsyncClient()
+        self._http = self._made(httpx2.AsyncClient)
 
     async def __aenter__(self) -> Self:
         return self
@@ -199,6 +221,10 @@ class AsyncClient(_Asking):
     ) -> list[Ranking | ClientError]:
         """Rank each picture's labels, or say what is wrong with it; the timeout is for them all."""
         return await self._run(calls.classify_all(pictures, wanted, self._time(wanted)))
+
+    async def reach(self, **wanted: Unpack[Patience]) -> None:
+        """Wait for the first answer, whatever it is; raises `ClientError` if none comes in time."""
+        await self._run(calls.reach(self._time(wanted)))
 
     async def models(self, **wanted: Unpack[Patience]) -> Models:
         """Tell what is served."""
@@ -247,8 +273,8 @@ class AsyncClient(_Asking):
             async with asyncio.timeout(step.seconds):
                 response = await self._http.request(**self._sending(step))
         except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
-            return _kept_away(error, self._url)
-        return Reply(response.status_code, response.headers, response.content)
+            return _kept_away(error, self._url, self._proxy)
+        return self._answered(response, response.content)
 
 
 class _Left(dict[str, float]):
@@ -289,17 +315,18 @@ def _until(end: float, parts: Iterator[bytes]) -> Iterator[bytes]:
         yield part
 
 
-def _kept_away(error: Exception, url: str) -> ClientError:
-    """Say why there is no answer."""
-    if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        return TimedOut(f"{url} did not answer in time", code="deadline_exceeded")
+def _kept_away(error: Exception, url: str, proxy: str | None) -> ClientError:
+    """Say why there is no answer, and which proxy it would have come through."""
     if isinstance(
         error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
     ):
         return Unreachable(f"{url!r} cannot be asked: {error}", is_final=True)
-    if isinstance(error, httpx2.ConnectError):
-        return Unreachable(f"nobody answers at {url}: {error}", is_final=_is_tls(error))
-    return Unreachable(f"{url} has hung up: {error}", hung_up=True)
+    where = f"{url}, asked through the proxy {proxies.shown(proxy)}," if proxy else url
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
+        return TimedOut(f"{where} did not answer in time", code="deadline_exceeded")
+    if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        return Unreachable(f"{where} does not answer: {error}", is_final=_is_tls(error))
+    return Unreachable(f"{where} has hung up: {error}", hung_up=True)
 
 
 def _is_tls(error: BaseException | None) -> bool:

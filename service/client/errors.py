@@ -63,16 +63,27 @@ class Unreadable(ClientError):
     """The picture cannot be read where it is said to be."""
 
 
-def of(status: int, headers: Mapping[str, str], body: bytes) -> ClientError:
-    """Tell what an answer with an error's status says, also one that has no problem in it."""
+def of(
+    status: int, headers: Mapping[str, str], body: bytes, proxy: str | None = None
+) -> ClientError:
+    """Tell what an answer with an error's status says, also one that has no problem in it.
+
+    One without a problem may be of the `proxy` that it came through.
+    """
     problem = _problem(body)
     if problem is None:
-        detail, code, seconds = f"the answer is {status}, without a reason", INVALID, None
+        detail = f"the answer is {status}, without a reason{through(proxy)}"
+        code, seconds = INVALID, None
     else:
         detail, code, seconds = problem["detail"], problem["code"], _told(problem)
     if seconds is None:
         seconds = _seconds(headers.get("retry-after", ""))
     return _class(status)(detail, code=code, status=status, retry_after=seconds)
+
+
+def through(proxy: str | None) -> str:
+    """Return what a message about an answer adds of the proxy it came through."""
+    return f"; it came through the proxy {proxy}" if proxy else ""
 
 
 def described(problem: Mapping[str, Any]) -> ClientError:

@@ -1,9 +1,7 @@
 """The command that names what is on pictures: a few on the terminal, or a million in a file."""
 
-import asyncio
 import contextlib
 import dataclasses
-import importlib
 import itertools
 import json
 import time
@@ -16,27 +14,23 @@ from typing import Any, Protocol, TypeVar
 from rich.progress import Progress
 from rich.text import Text
 
-from service import console, in_order, journal, parquet, sources
+from service import console, journal, parquet, sources
 from service.classifier import Classifier
-from service.commands import cluster, offline, progress, ranking
+from service.commands import cluster, offline, progress, ranking, remote
 from service.commands.ranking import Put
-from service.errors import BulkError, DeadlineExceeded, ServiceError
+from service.errors import BulkError
+from service.folders import LeftOut
 from service.journal import CSV, JSONL, Journal, Origin, Row
-from service.pace import Pace
 from service.settings import Settings
 from service.sources import IsNew, Source
 
 T = TypeVar("T")
-
-SERVICE_PATIENCE = 600.0  # seconds that a service may refuse a picture, or not be there
 
 _FORMATS: dict[str, Callable[[Path], AbstractContextManager[Journal]]] = {
     ".parquet": parquet.opened,
     ".csv": partial(journal.opened, form=CSV),
     ".jsonl": partial(journal.opened, form=JSONL),
 }
-_EMPTY = "malformed"  # what an empty one is called
-_BAD_CODES = {_EMPTY, *(error.code for error in ranking.BAD)}
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,6 +84,7 @@ class _Job:
     settings: Settings
     given: dict[str, Any]
     before: int = 0
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
 
     @property
     def paths(self) -> list[Path]:
@@ -98,7 +93,12 @@ class _Job:
 
     def sources(self, is_new: IsNew) -> Iterator[Source]:
         """Find its pictures."""
-        return sources.pictures(self.paths, max_bytes=self.settings.max_body_bytes, is_new=is_new)
+        return sources.pictures(
+            self.paths,
+            max_bytes=self.settings.max_body_bytes,
+            is_new=is_new,
+            leave_out=self.left_out.add,
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -125,7 +125,7 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
         job = _Job(settings, given, before=len(results.done))
         done = _write(job, results)
     failures = results.failures + done.failures
-    console.say(_summary(done, job.before), stderr=True)
+    console.say(_summary(done, job), stderr=True)
     return int(failures > 0)
 
 
@@ -141,6 +141,8 @@ def _print(job: _Job) -> int:
             for cells, last in _cells(row):
                 shown.add_row(*cells, end_section=last)
         console.terminal().print(shown)
+    if job.left_out.sentence:
+        console.say(job.left_out.sentence, stderr=True)
     return int(done.failures > 0)
 
 
@@ -166,7 +168,8 @@ def _write(job: _Job, results: Journal) -> _Done:
     kept.check(wanted)
     if job.given["engine"] == "ray":
         spreading = partial(_spreading, job, Origin(**wanted), done)
-        return _work(job, cluster.files(job.paths, done), spreading, kept)
+        files = cluster.files(job.paths, done, job.left_out.add)
+        return _work(job, files, spreading, kept)
     return _work(job, job.sources(sources.once(done)), _ranking(job), kept)
 
 
@@ -180,7 +183,11 @@ def _wanted(job: _Job) -> Mapping[str, str]:
 
 def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
     """Give what classifies pictures that are found here: a service, or a model of one's own."""
-    return partial(_asking if job.given["url"] else _computing, job)
+    if not job.given["url"]:
+        return partial(_computing, job)
+    asked = {"top_k": job.given["top_k"], **_wanted(job)}
+    service = remote.Service(job.given["url"], job.given["key"], job.given["wait"], asked)
+    return partial(remote.rank, service)
 
 
 def _work(
@@ -199,7 +206,9 @@ def _work(
 
             done.seconds = work(itertools.chain([first], found), put)
     if not (done.pictures or job.before):
-        raise BulkError("there are no pictures there")
+        raise BulkError(
+            "; ".join(filter(None, ["there are no images there", job.left_out.sentence]))
+        )
     return done
 
 
@@ -219,75 +228,7 @@ def _spreading(job: _Job, origin: Origin, done: set[str], files: Iterator[str], 
     given = job.given
     task = cluster.Task(job.settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
     chosen = cluster.Cluster(given["ray_address"], given["ray_actors"])
-    return cluster.spread(task, files, put, chosen)
-
-
-def _asking(job: _Job, found: Iterator[Source], put: Put) -> float:
-    """Have a service classify, as many at a time as it takes; gives the seconds."""
-    client, given = _client(), job.given
-    pace = Pace()
-
-    def waiting(_: Exception, seconds: float) -> None:
-        nonlocal pace
-        pace = pace.refused(time.monotonic(), seconds)
-
-    async def main() -> float:
-        try:
-            asked = client.AsyncClient(
-                given["url"], key=given["key"], timeout=SERVICE_PATIENCE, waiting=waiting
-            )
-        except ValueError as error:
-            raise BulkError(f"{error}") from error
-        patient = _Patient(asked, client.ClientError, {"top_k": given["top_k"], **_wanted(job)})
-        async with asked:
-
-            async def row(source: Source) -> Row:
-                nonlocal pace
-                try:
-                    data = await asyncio.to_thread(source.read)
-                    answer = await patient.rank(data)
-                except ServiceError as error:
-                    return Row(source.name, error=str(error))
-                except client.ClientError as error:
-                    if error.code in _BAD_CODES:
-                        return Row(source.name, error=error.detail)
-                    raise BulkError(f"{source.name}: {error.detail}") from error
-                pace = pace.answered()
-                made = Origin(answer.model, answer.version, answer.views)
-                return Row(source.name, ranking.plain(answer.predictions), origin=made)
-
-            started = time.monotonic()
-            await in_order.run(found, row, put, lambda: pace.most)
-            return time.monotonic() - started
-
-    return asyncio.run(main())
-
-
-@dataclasses.dataclass(slots=True)
-class _Patient:
-    """Asks a service to let others pass, unless their leavings are too little for one picture."""
-
-    service: Any
-    error: type[Exception]
-    wanted: Mapping[str, Any]
-    bulk: bool = True
-
-    async def rank(self, data: bytes) -> Any:
-        bulk = self.bulk  # as it was asked for, whatever others find meanwhile
-        try:
-            return await self.service.classify(data, bulk=bulk, **self.wanted)
-        except self.error as error:
-            if not bulk or getattr(error, "code", None) != DeadlineExceeded.code:
-                raise
-        self.bulk = False
-        return await self.rank(data)
-
-
-def _client() -> Any:
-    try:
-        return importlib.import_module("service.client")
-    except ImportError as error:
-        raise BulkError("--url needs httpx2: pip install 'googlenet-service[client]'") from error
+    return cluster.spread(task, files, put, job.left_out.add, chosen)
 
 
 @contextlib.contextmanager
@@ -304,10 +245,12 @@ def _bar(job: _Job) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _summary(done: _Done, before: int) -> str:
+def _summary(done: _Done, job: _Job) -> str:
     rate = done.pictures / done.seconds if done.seconds else 0.0
     sentence = (
         f"{done.pictures} pictures, {done.failures} failures, {done.seconds:.1f} s,"
         f" {rate:.1f} pictures a second"
     )
-    return sentence + (f"; {before} were there before" if before else "")
+    if job.before:
+        sentence += f"; {job.before} were there before"
+    return "; ".join(filter(None, [sentence, job.left_out.sentence]))

@@ -28,13 +28,14 @@ from typing import Any
 
 import uvloop
 
-from service import app, sources
+from service import app, folders, sources
 from service.commands import ranking
 from service.commands.ranking import Put
 from service.errors import BulkError, ServiceError
+from service.folders import LeaveOut
 from service.journal import JSONL, Origin, Row
 from service.settings import Settings
-from service.sources import Source
+from service.sources import Look, Source
 
 _BLOCK = 32 * 1024  # bytes of results, before which none of an archive's would be heard of
 
@@ -79,6 +80,7 @@ class Actor:
         self._servable = app.create_servable(task.settings)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._failure = ""
+        self._left_out: list[tuple[str, str]] = []  # of archives, and not yet in the results
         try:
             self._runner.run(self._begin())
         except ServiceError as error:
@@ -93,23 +95,31 @@ class Actor:
             raise BulkError(f"the store here has {here}, not {self._task.origin}")
 
     def __call__(self, portions: Any) -> Iterator[Any]:
-        """Take a table of lists of `file` (bytes) and `name`; gives `record` or `failure` tables.
+        """Take a table of lists of `file` (bytes) and `name`; gives tables of results.
 
-        A record is a journal's.
+        Each result has a `record`, which is a journal's, a `failure`, or what was `left_out` of an
+        archive, with its `kind`.
         """
         found = self._found(portions.to_pylist())
-        while not self._failure and (records := self._ranked(islice(found, self._task.batch))):
-            yield _results(records)
+        records = [b""]
+        while records and not self._failure:
+            records = self._ranked(islice(found, self._task.batch))
+            left_out, self._left_out = self._left_out, []
+            if records or left_out:
+                yield _results(records, left_out)
         if self._failure:
-            yield _results([b""], self._failure)
+            yield _results([], failure=self._failure)
 
     def _found(self, portions: Iterable[Mapping[str, Any]]) -> Iterator[Source]:
-        is_new = sources.once({*self._task.done})
-        limit = self._task.settings.max_body_bytes
+        look = Look(
+            self._task.settings.max_body_bytes,
+            sources.once({*self._task.done}),
+            lambda name, kind: self._left_out.append((name, kind)),
+        )
         for portion in portions:
             for there, name in zip(portion["file"], portion["name"], strict=True):
                 file = os.fsdecode(there)
-                yield from sources.inside(file, name, max_bytes=limit, is_new=is_new)
+                yield from sources.inside(file, name, look)
 
     def _ranked(self, found: Iterator[Source]) -> list[bytes]:
         records: list[bytes] = []
@@ -129,14 +139,18 @@ def _here(error: ServiceError) -> str:
     return f"{socket.gethostname()}: {error}"
 
 
-def files(paths: Iterable[Path], done: Collection[str]) -> Iterator[str]:
+def files(
+    paths: Iterable[Path], done: Collection[str], leave_out: LeaveOut = folders.ignore
+) -> Iterator[str]:
     """Find the files that there are no results of yet, and archives whatever there is of them."""
-    for file in dict.fromkeys(sources.files(paths)):
+    for file in dict.fromkeys(sources.files(paths, leave_out)):
         if sources.is_archive(file) or sources.named(file) not in done:
             yield file
 
 
-def spread(task: Task, files: Iterable[str], put: Put, cluster: Cluster) -> float:
+def spread(
+    task: Task, files: Iterable[str], put: Put, leave_out: LeaveOut, cluster: Cluster
+) -> float:
     """Have a cluster classify files, and put a row for each picture; gives the seconds.
 
     Raises `BulkError` without Ray, without a cluster, without a node that can hold an actor, or
@@ -147,7 +161,10 @@ def spread(task: Task, files: Iterable[str], put: Put, cluster: Cluster) -> floa
     with _joined(ray, cluster.address):
         started = time.monotonic()
         for result in _classified(ray, task, tables, cluster.actors).iter_rows():
-            put(row(result))
+            if result["left_out"]:
+                leave_out(result["left_out"], result["kind"])
+            else:
+                put(row(result))
         return time.monotonic() - started
 
 
@@ -278,8 +295,17 @@ def _portion(files: Sequence[str]) -> Any:
     return _table(file=[there], name=[[*map(sources.named, files)]])
 
 
-def _results(records: Sequence[bytes], failure: str = "") -> Any:
-    return _table(record=records, failure=[failure] * len(records))
+def _results(
+    records: Sequence[bytes], left_out: Sequence[tuple[str, str]] = (), failure: str = ""
+) -> Any:
+    """Make a table of results, of which each has one of the three."""
+    rows = [
+        *((record, "", "", "") for record in records),
+        *((b"", name, kind, "") for name, kind in left_out),
+        *[(b"", "", "", failure)] * bool(failure),
+    ]
+    names = ("record", "left_out", "kind", "failure")
+    return _table(**dict(zip(names, zip(*rows, strict=True), strict=True)))
 
 
 def _table(**columns: Sequence[Any]) -> Any:

@@ -1,5 +1,6 @@
 """Commands about the models in the store."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def quantize_model(settings: Settings, given: dict[str, Any]) -> int:
     """Make int8 a number format of a model, if it agrees with float32 on images."""
     where = store.locate(settings.store)
     model = openvino_engine.read(where, given["name"], "float32")
-    pixels = quantization.crop(model, read(given["calibrate"]), max_pixels=settings.max_pixels)
+    files = read(given["calibrate"], partial(console.say, stderr=True))
+    pixels = quantization.crop(model, files, max_pixels=settings.max_pixels)
     trial = quantization.attempt(model, pixels, processors.available())
     found = (
         f"int8 has the first label of float32 on {trial.same} of {trial.images} images, and "

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,9 +15,12 @@ from service.classifier import Classifier
 from service.commands import progress
 from service.errors import ModelError
 from service.evaluation import Photo, Ranked, Score
+from service.folders import LeftOut
+from service.manifest import Label
 from service.settings import Precision, Settings
 
 T = TypeVar("T")
+Find = Callable[[Path, Sequence[Label]], list[Photo]]
 
 
 def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]) -> T:
@@ -32,18 +35,27 @@ def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]
         return runner.run(entered())
 
 
+def photos(folder: Path, labels: Sequence[Label]) -> list[Photo]:
+    """Find a folder's labelled photos, and print what was left out."""
+    left_out = LeftOut()
+    found = evaluation.find(folder, labels, left_out.add)
+    if left_out.sentence:
+        console.say(left_out.sentence, stderr=True)
+    return found
+
+
 def rank_whole(
-    settings: Settings, folder: Path, plan: str, title: str
+    settings: Settings, folder: Path, plan: str, title: str, find: Find = photos
 ) -> tuple[list[Photo], list[Ranked]]:
     """Rank all classes for each of a folder's labelled photos, under a bar of this title."""
 
     async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
         labels = classifier.ensemble.labels
-        photos = evaluation.find(folder, labels)
+        found = find(folder, labels)
         with progress.counting() as bar:
-            advance = functools.partial(bar.advance, bar.add_task(title, total=len(photos)))
-            return photos, await evaluation.rank_all(
-                classifier, photos, plan, advance, top_k=len(labels)
+            advance = functools.partial(bar.advance, bar.add_task(title, total=len(found)))
+            return found, await evaluation.rank_all(
+                classifier, found, plan, advance, top_k=len(labels)
             )
 
     return run(settings, rank)
@@ -56,12 +68,12 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
         return _compare(settings, folder, given["plans"][0])
 
     async def score(classifier: Classifier) -> list[Score]:
-        photos = evaluation.find(folder, classifier.ensemble.labels)
+        found = photos(folder, classifier.ensemble.labels)
         with progress.counting() as bar:
             scores = []
             for plan in given["plans"]:
-                advance = functools.partial(bar.advance, bar.add_task(plan, total=len(photos)))
-                scores.append(await evaluation.evaluate(classifier, photos, plan, advance))
+                advance = functools.partial(bar.advance, bar.add_task(plan, total=len(found)))
+                scores.append(await evaluation.evaluate(classifier, found, plan, advance))
         return scores
 
     scores = run(settings, score)
@@ -80,11 +92,11 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
 def _compare(settings: Settings, folder: Path, plan: str) -> int:
     """Print how near each number format's answers are to float32's, which come first."""
 
-    def ranked(precision: str) -> tuple[list[Photo], list[Ranked]]:
+    def ranked(precision: str, find: Find) -> tuple[list[Photo], list[Ranked]]:
         chosen = settings.model_copy(update={"precision": precision})
-        return rank_whole(chosen, folder, plan, precision)
+        return rank_whole(chosen, folder, plan, precision, find)
 
-    photos, exact = ranked("float32")
+    found, exact = ranked("float32", photos)
     shown = console.table(
         f"{settings.model}, {plan}, on {folder}",
         *("precision", "photos", "top-1", "top-5", "same first label", "furthest probability"),
@@ -94,12 +106,12 @@ def _compare(settings: Settings, folder: Path, plan: str) -> int:
         if precision == "auto":
             continue
         try:
-            answers = exact if precision == "float32" else ranked(precision)[1]
+            answers = exact if precision == "float32" else ranked(precision, evaluation.find)[1]
         except ModelError as error:  # int8 is not for every model and device
             sentences.append(f"{precision}: {error}")
             continue
-        near = evaluation.compare(photos, exact, answers)
-        rates = _rates(evaluation.score(plan, photos, answers))
+        near = evaluation.compare(found, exact, answers)
+        rates = _rates(evaluation.score(plan, found, answers))
         shown.add_row(precision, *rates, str(near.same), f"{near.furthest:.4f}")
         sentences += [f"{precision}: {sentence}" for sentence in near.different]
     console.terminal().print(shown)

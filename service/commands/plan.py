@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -19,7 +20,11 @@ from service.settings import Settings
 
 def plan(settings: Settings, given: dict[str, Any]) -> int:
     """Measure a replica here and print how many of it are needed; fails if no number will do."""
-    pictures = photos.read(given["folder"]) if given["folder"] else [photos.sample()]
+    pictures = (
+        photos.read(given["folder"], partial(console.say, stderr=True))
+        if given["folder"]
+        else [photos.sample()]
+    )
     traffic = Traffic(given["rate"], given["slo"], settings.timeout_seconds)
     console.say("measuring each stage", stderr=True)
     replica, demand = asyncio.run(_measured(settings, pictures))

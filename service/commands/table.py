@@ -51,7 +51,7 @@ def _photos(settings: Settings, names: Sequence[str], folder: Path) -> list[Phot
     first, *others = (where.labels(name) for name in names)
     if any(labels != first for labels in others):
         raise ModelError(f"{settings.model} have different labels and cannot be averaged")
-    return evaluation.find(folder, first)
+    return offline.photos(folder, first)
 
 
 def _averaged(

@@ -41,11 +41,16 @@ def _missing(settings: Settings, members: Sequence[Options], command: str) -> li
 
 
 def _tell(options: Options, outcome: Outcome) -> None:
-    best = outcome.best
+    best, found = outcome.best, outcome.calibration
+    calibrated = (
+        f"has {calibration.sentence(found)}"
+        if found
+        else f"is not calibrated: {outcome.uncalibrated}"
+    )
     console.say(
         f"{options.name} is in the store, SHA-256 {outcome.sha256}: right on "
         f"{best.held_out_top1:.1f} % of what was held out, after epoch {best.epoch}\n"
-        f"{options.name} has {calibration.sentence(outcome.calibration)}\n"
+        f"{options.name} {calibrated}\n"
         f"Tables and charts are in {outcome.folder}"
     )
 

@@ -21,7 +21,7 @@ def import_model(settings: Settings, given: dict[str, Any]) -> int:
     """Make a file the weights of a model."""
     where = store.locate(settings.store)
     file: Path = given["file"]
-    digest = weights.install(where, given["name"], file, source=file.name)
+    digest = weights.install(where, given["name"], file, source=file.name, say=console.say)
     console.say(f"{given['name']} is in {where.root}, SHA-256 {digest}")
     _convert(where, given["name"])
     return 0

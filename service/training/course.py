@@ -56,9 +56,11 @@ class Outcome:
 
     sha256: str
     best: Epoch
-    calibration: Calibration
+    calibration: Calibration | None
     folder: Path
     """Of the tables and charts."""
+    uncalibrated: str = ""
+    """Why there is no calibration."""
 
 
 def train(settings: Settings, options: Options, command: str, audience: Audience) -> Outcome | None:
@@ -267,8 +269,19 @@ def _finish(  # noqa: PLR0913, PLR0917 - all that is known at the end
     report.draw_confusion(folder / "confusion.png", found.classes, counts, options.name)
     where.describe(options.name, whole, found.classes)
     digest = weights.save(where, options.name, trainer.best, source="trained")
-    calibrated = calibration.calibrate(logits, targets, digest)
-    where.calibrate(options.name, calibrated)
+    calibrated, reason = _calibrated(logits, targets, digest)
+    if calibrated:
+        where.calibrate(options.name, calibrated)
     converter.publish(where, weights.load(where, options.name))
     _checkpoint(folder).unlink()
-    return Outcome(digest, best, calibrated, folder)
+    return Outcome(digest, best, calibrated, folder, reason)
+
+
+def _calibrated(
+    logits: calibration.Floats, targets: calibration.Classes, digest: str
+) -> tuple[Calibration | None, str]:
+    """Calibrate on what was held out, or say why not: a model can be served without."""
+    try:
+        return calibration.calibrate(logits, targets, digest), ""
+    except ModelError as error:
+        return None, str(error)

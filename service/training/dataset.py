@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service import images, processors, views
+from service import folders, images, processors, views
 from service.errors import ModelError, ServiceError
 
 Progress = Callable[[int, int], None]
@@ -93,23 +93,18 @@ def read(folder: Path, share: float, *, max_pixels: int, progress: Progress) -> 
 def _paths(folder: Path) -> Mapping[str, Sequence[Path]]:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder")
-    folders = [path for path in folder.iterdir() if path.is_dir() and _is_meant(path)]
-    if wrong := [path.name for path in folders if not path.name.isprintable()]:
+    named = [path for path in folder.iterdir() if path.is_dir() and folders.is_visible(path.name)]
+    if wrong := [path.name for path in named if not path.name.isprintable()]:
         raise ModelError(f"{wrong[0]!r} cannot be the name of a class")
-    found = {
-        path.name: sorted(file for file in path.iterdir() if file.is_file() and _is_meant(file))
-        for path in folders
-    }
+    found = {path.name: folders.files(path) for path in named}
     if len(found) < 2:  # noqa: PLR2004 - fewer cannot be told apart
         raise ModelError(f"{folder} needs a folder of pictures for each of two classes or more")
     return found
 
 
-def _is_meant(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
 def _look(picture: Picture, max_pixels: int) -> _Seen | str:
+    if not picture.path.is_file():
+        return f"{picture.path}: {folders.NO_FILE}"
     try:
         data = picture.path.read_bytes()
         upright = images.decode(data, max_pixels=max_pixels, enough=views.CROP)
