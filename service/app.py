@@ -15,6 +15,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from service import apart, catalogue, lag, processors, protocol, store, workers
 from service.api import (
     classify,
+    docs,
     explain,
     guard,
     health,
@@ -26,6 +27,7 @@ from service.api import (
 )
 from service.api.gate import Gate
 from service.api.guard import Guard
+from service.api.head import HeadAsGet
 from service.api.ports import Ports
 from service.api.requests import Requests
 from service.api.uploads import Budget
@@ -149,6 +151,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         version=metadata.version("googlenet-service"),
         summary="Name what is on a picture.",
         lifespan=lifespan,
+        openapi_url=None,  # its routes are ours: `service.api.docs`
         telemetry={
             "tracer_provider": tracer_provider,
             "auto_configure": True,
@@ -167,6 +170,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     app.include_router(inference.router(inferring, budget, tracer_provider))
     app.include_router(health.router(models, metrics.registry, is_leaving))
     app.include_router(page.router())
+    app.include_router(docs.router())
     problems.install(app, metrics)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)
@@ -184,6 +188,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         )
     if settings.probe_port:
         app.add_middleware(Ports, probe_port=settings.probe_port)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
     return app
 
