@@ -7,7 +7,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -22,6 +22,7 @@ from service.api import (
     inference,
     management,
     page,
+    parameters,
     problems,
     requests,
 )
@@ -151,6 +152,8 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         version=metadata.version("googlenet-service"),
         summary="Name what is on a picture.",
         lifespan=lifespan,
+        dependencies=[Depends(parameters.check_query)],
+        responses=problems.documented(422),
         openapi_url=None,  # its routes are ours: `service.api.docs`
         telemetry={
             "tracer_provider": tracer_provider,

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PlanName = Literal["single", "ten", "paper", "dense"]
 AUTO: Literal["auto"] = "auto"  # of a request: as many views as there is time for
-Views = PlanName | Literal["auto"]
+Views = Literal["single", "ten", "paper", "dense", "auto"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]

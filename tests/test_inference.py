@@ -183,8 +183,9 @@ def test_what_is_wrong_is_said_in_the_protocols_own_words(client: TestClient) ->
     compressed = post(client, image(RED), **{"content-encoding": "gzip"})
     assert "compressed" in sentence(compressed, 415)
     assert "Inference-Header" in sentence(post(client, image(RED), **{LENGTH: "x"}), 422)
-    assert sentence(client.get("/v2/nothing"), 404) == "Not Found"
-    assert sentence(client.put(PATH), 405) == "Method Not Allowed"
+    assert compressed.headers["accept-encoding"] == "identity"
+    assert "nothing at this path" in sentence(client.get("/v2/nothing"), 404)
+    assert sentence(client.put(PATH), 405) == "PUT is not allowed here; use POST"
     assert sentence(client.get("/v2/models/%00"), 422).startswith("name: ")
 
 

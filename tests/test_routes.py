@@ -83,9 +83,8 @@ def test_head_is_answered_as_get_is_without_its_body(template: str, client: Test
 
 def test_head_is_counted_as_head_by_its_route(client: TestClient) -> None:
     def counted() -> float:
-        line = (
-            'googlenet_requests_total{code="200",method="HEAD",priority="interactive",route="/livez"}'
-        )
+        labels = 'code="200",method="HEAD",priority="interactive",route="/livez"'
+        line = f"googlenet_requests_total{{{labels}}}"
         found = re.search(re.escape(line) + r" (\S+)", client.get("/metrics").text)
         return float(found[1]) if found else 0.0
 

@@ -7,18 +7,20 @@ from collections.abc import Collection, Sequence
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _CLASSIFY = "POST an image to /classify"
+_OR = ", or ask by the Open Inference Protocol at /v2/models/NAME/infer"
 _OTHERS = (
     (
         re.compile(r"/v1/models(/.*)?"),
-        f"this is not TensorFlow Serving's API: {_CLASSIFY}, or ask by the Open Inference Protocol "
-        "at /v2/models/NAME/infer",
+        f"this is not TensorFlow Serving's API: {_CLASSIFY}{_OR}",
     ),
     (
         re.compile(r"/(predict|predictions|invocations|infer|inference|score)(/.*)?"),
-        f"{_CLASSIFY}, or ask by the Open Inference Protocol at /v2/models/NAME/infer",
+        f"{_CLASSIFY}{_OR}",
     ),
     (
-        re.compile(r"/(ping|health|healthz|healthcheck|status|live|ready|liveness|readiness)(/.*)?"),
+        re.compile(
+            r"/(ping|health|healthz|healthcheck|status|live|ready|liveness|readiness)(/.*)?"
+        ),
         "the probes are /livez, /readyz and /startupz",
     ),
 )  # paths of other servers' APIs

@@ -144,7 +144,7 @@ def target(path: str) -> tuple[str, str] | None:
 
 def about(inferring: Inference, is_leaving: Callable[[], bool]) -> APIRouter:
     """Make the routes that tell what is served, and how it is."""
-    routes = APIRouter()
+    routes = APIRouter(responses=problems.documented(422, template=MODELS))
     catalogue = inferring.catalogue
     server = Server(
         name="googlenet-service",

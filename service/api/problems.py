@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from service import errors
-from service.api import hints
+from service.api import hints, parameters
 from service.api.requests import is_bulk, note, path, request_id
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -33,6 +33,7 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.UnsupportedType: 415,
+    errors.CompressedBody: 415,
     errors.UnreadableImage: 422,
     errors.InvalidParameter: 422,
     errors.MissingFile: 422,
@@ -48,6 +49,11 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.DeadlineExceeded: 504,
     errors.NoRoom: 507,
 }
+
+_TOLD: Mapping[type[ServiceError], Mapping[str, str]] = {
+    errors.Unauthorized: {"WWW-Authenticate": "Bearer"},
+    errors.CompressedBody: {"Accept-Encoding": "identity"},
+}  # headers that an error has besides
 
 
 class Problem(BaseModel):
@@ -127,8 +133,7 @@ def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response
     """Refuse a request with one of the service's own errors; count and note why."""
     metrics.rejected(error, bulk=is_bulk(request.scope))
     note(request.scope, {"code": error.code})
-    challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
-    return answer(of(error, request), request, challenge)
+    return answer(of(error, request), request, _TOLD.get(type(error)))
 
 
 def documented(*statuses: int, template: str = "") -> dict[int | str, dict[str, Any]]:
@@ -159,8 +164,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - the same
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        detail = f"{where}: {first['msg']}"
+        detail = parameters.sentence(first["loc"][1:], first["msg"])
         return refusal(errors.InvalidParameter(detail), request, metrics)
 
     async def on_http(request: Request, error: Exception) -> Response:
