@@ -55,11 +55,12 @@ Load = Callable[[Settings], Backend]
 # What pages of other origins may send, and may see of an answer.
 _SENT = (
     *("Authorization", "X-API-Key", "X-Request-ID", "X-Timeout-Ms", "Priority"),
+    *("traceparent", "tracestate", "baggage", "sentry-trace", "X-Requested-With"),
     protocol.HEADER_LENGTH,
 )
 _SEEN = (
     *("X-Request-ID", "Server-Timing", "Cache-Status", "Retry-After", protocol.HEADER_LENGTH),
-    *("RateLimit-Policy", "RateLimit", "WWW-Authenticate"),
+    *("RateLimit-Policy", "RateLimit", "WWW-Authenticate", "traceresponse"),
 )
 
 
@@ -186,7 +187,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
             CORSMiddleware,
             allow_origins=settings.cors_origins.split(","),
             allow_methods=("GET", "POST"),
-            allow_headers=_SENT,
+            allow_headers=(*_SENT, *filter(None, (settings.cors_headers or "").split(","))),
             expose_headers=_SEEN,
         )
     if settings.probe_port:

@@ -1,7 +1,10 @@
 """The Open Inference Protocol, whichever way it comes: a request in, an answer out."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +17,9 @@ from service.metrics import Metrics
 from service.protocol import Answered, Asked
 from service.settings import AUTO, Settings
 
+T = TypeVar("T")
+
+LARGE = 256 * 1024  # bytes of a body that is parsed in a thread, while the event loop goes on
 _OF_A_PICTURE = (TooLarge, UnreadableImage, UnsupportedType)
 
 
@@ -33,6 +39,20 @@ class Inference:
     catalogue: Catalogue
     settings: Settings
     metrics: Metrics
+    parser: ThreadPoolExecutor = field(  # of one thread: several would take turns with the loop
+        default_factory=lambda: ThreadPoolExecutor(1, "parse")
+    )
+
+    async def parse(self, nbytes: int, work: Callable[[], T]) -> T:
+        """Do what parses so many bytes: at once, or in a thread if they are many."""
+        if nbytes <= LARGE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.parser, work)
+
+    async def understand(self, nbytes: int, read: Callable[[], protocol.Request]) -> Asked:
+        """Check the request that `read` parses from so many bytes; raises what both raise."""
+        most = self.settings.max_files
+        return await self.parse(nbytes, lambda: protocol.understand(read(), most))
 
     def ensemble(self, name: str, version: str) -> Ensemble:
         """Give what a model is, of any version if that is empty; raises what `find` does."""

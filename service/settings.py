@@ -224,6 +224,13 @@ class Settings(BaseSettings):
             description="origins whose pages may call, separated by commas, or *; default: none",
         ),
     ] = None
+    cors_headers: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9-]+(,[A-Za-z0-9-]+)*$",
+            description="more request headers that those pages may send, separated by commas",
+        ),
+    ] = None
     log_level: Annotated[LogLevel, Field(description="least severe message that is logged")] = (
         "info"
     )

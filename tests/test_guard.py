@@ -322,8 +322,45 @@ def test_a_page_that_may_call_may_ask_first_and_needs_no_key_for_that(origins: s
     assert told | {"inference-header-content-length"} < {*seen}
 
 
-def with_cors(origins: str) -> Settings:
-    return GUARDED.model_copy(update={"cors_origins": origins})
+def with_cors(origins: str, **others: str) -> Settings:
+    return GUARDED.model_copy(update={"cors_origins": origins, **others})
+
+
+def preflight(client: TestClient, *headers: str) -> httpx2.Response:
+    return client.options("/classify", headers={
+        "Origin": PAGE,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": ",".join(headers),
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["traceparent", "tracestate", "baggage", "sentry-trace", "x-requested-with", "priority"],
+)
+def test_a_page_that_is_traced_may_call(header: str) -> None:
+    with service(lambda _: fake_backend(), with_cors(PAGE)) as client:
+        asked = preflight(client, "content-type", header)
+        answer = client.get("/models", headers={**named(KEY), "Origin": PAGE})
+    assert (asked.status_code, asked.text) == (200, "OK")
+    seen = answer.headers["access-control-expose-headers"].lower().split(", ")
+    assert "traceresponse" in seen
+
+
+def test_a_setting_names_the_headers_that_a_page_may_send_besides() -> None:
+    ours = "X-Datadog-Trace-Id", "X-B3-TraceId"
+    with service(lambda _: fake_backend(), with_cors(PAGE)) as client:
+        assert preflight(client, *ours).status_code == 400
+    with_ours = with_cors(PAGE, cors_headers=",".join(ours))
+    with service(lambda _: fake_backend(), with_ours) as client:
+        assert preflight(client, *ours, "traceparent").status_code == 200
+        assert preflight(client, "x-other").status_code == 400
+
+
+@pytest.mark.parametrize("wrong", ["a b", "a,", ",", "X:y", "*"])
+def test_what_is_no_header_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="cors_headers"):
+        Settings(cors_headers=wrong)
 
 
 def test_other_pages_are_told_nothing() -> None:

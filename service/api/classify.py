@@ -74,7 +74,7 @@ TopK = Annotated[int, Field(ge=1, le=1000, description="how many labels")]
 
 
 class Fields(BaseModel):
-    """Form fields that may come in place of query parameters."""
+    """Form fields that may come in place of query parameters, and go before those."""
 
     model: ModelField = None
     top_k: TopK | None = None
@@ -185,7 +185,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             share = held.enter_context(budget.share())
             started = time.monotonic()
             form = await read(request, bounds, share, Fields.model_fields)
-            fields = parameters.parse(Fields, form.fields, request)
+            fields = parameters.parse(Fields, form.fields)
             if fields.model:
                 model = fields.model
                 classifier = held.enter_context(catalogue.use(model))

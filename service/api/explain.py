@@ -66,7 +66,7 @@ class Explained(BaseModel):
 
 
 class Fields(BaseModel):
-    """Form fields that may come in place of query parameters."""
+    """Form fields that may come in place of query parameters, and go before those."""
 
     label: Annotated[
         str | None, Field(min_length=1, max_length=_LONGEST, description="as in the query")
@@ -117,7 +117,7 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Me
             share = held.enter_context(budget.share())
             started = time.monotonic()
             form = await read(request, bounds, share, Fields.model_fields)
-            fields = parameters.parse(Fields, form.fields, request)
+            fields = parameters.parse(Fields, form.fields)
             if fields.model:
                 classifier = held.enter_context(catalogue.use(fields.model))
             plan, label = fields.views or plan, fields.label or label

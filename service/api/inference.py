@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -237,8 +238,9 @@ def router(
         with budget.share() as share:
             started = time.monotonic()
             body = await whole(request, bounds, share)
-            wish = protocol.understand(protocol.parse(body, header_length), settings.max_files)
-            del body  # what is needed of it is there
+            reading = partial(protocol.parse, body, header_length)
+            wish = await inferring.understand(len(body), reading)
+            del body, reading  # what is needed of it is there
             uploaded = time.monotonic() - started
             bulk = is_bulk(priority)
             metrics.stage("upload", uploaded, bulk=bulk)

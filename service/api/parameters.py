@@ -49,14 +49,11 @@ def unknown(kind: str, name: str, known: Collection[str]) -> InvalidParameter:
     return InvalidParameter(f"there is no {kind}{given}; {instead}")
 
 
-def parse(model: type[M], fields: Mapping[str, str], request: Request) -> M:
-    """Read the form fields that are given in place of query parameters.
+def parse(model: type[M], fields: Mapping[str, str]) -> M:
+    """Read the form fields that are given in place of query parameters, and go before those.
 
     Raises `InvalidParameter`.
     """
-    for name in fields:
-        if name in request.query_params:
-            raise InvalidParameter(f"{name} is in the query and in the form; give one of them")
     try:
         return model.model_validate(dict(fields))
     except ValidationError as error:

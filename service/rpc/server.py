@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any, Self
 
@@ -120,7 +121,8 @@ class Service:
         """Give the answer, the error, or nothing after what nobody expected."""
         try:
             self._admit(call)
-            asked = self._messages.read(f"{call.method}Request", data)
+            reading = partial(self._messages.read, f"{call.method}Request", data)
+            asked = await self._inferring.parse(len(data), reading)
             answer = await self._methods[call.method](self, call, asked, len(data), context)
         except ServiceError as error:
             self._metrics.rejected(error, bulk=call.is_bulk)
@@ -192,8 +194,7 @@ class Service:
     async def _infer(self, call: _Call, asked: Any, nbytes: int, context: Context) -> Any:
         with self._budget.share() as share:
             share.add(nbytes)
-            most = self._inferring.settings.max_files
-            wish = protocol.understand(messages.request(asked), most)
+            wish = await self._inferring.understand(nbytes, partial(messages.request, asked))
             deadlines = (context.time_remaining(), wish.seconds)
             seconds = min((one for one in deadlines if one is not None), default=None)
             found = await self._inferring.infer(
