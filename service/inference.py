@@ -33,6 +33,16 @@ class Inferred:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexed:
+    """A model that is served, as Triton's index of a model repository has it."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inference:
     """Answers requests by the models of a catalogue, as /classify does."""
 
@@ -61,6 +71,19 @@ class Inference:
     def works(self, name: str, version: str) -> bool:
         """Tell whether a model can be asked; raises what `find` does."""
         return self.catalogue.find(named(name, version)).worked is None
+
+    def index(self, *, only_ready: bool) -> list[Indexed]:
+        """List the models that are served, and say of each whether it is ready."""
+        found = [
+            Indexed(
+                name,
+                served.ensemble.version,
+                "UNAVAILABLE" if served.worked else "READY",
+                served.worked or "",
+            )
+            for name, served in self.catalogue.served.items()
+        ]
+        return [one for one in found if one.state == "READY" or not only_ready]
 
     async def infer(  # noqa: PLR0913 - all that is asked
         self,

@@ -63,4 +63,5 @@ def parse(model: type[M], fields: Mapping[str, str]) -> M:
 
 def sentence(location: Sequence[int | str], message: str) -> str:
     """Say where a value is wrong, and how, as pydantic has it."""
-    return f"{'.'.join(map(str, location))}: {message}"
+    where = ".".join(map(str, location)) or "the body"
+    return f"{where}: {message}"
