@@ -26,7 +26,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GOOGLENET_", frozen=True, extra="forbid")
 
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str, Field(description="address to listen on; :: is every one, of IPv4 and of IPv6")
+    ] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
     probe_port: Annotated[
         int,
