@@ -11,7 +11,7 @@ from service.api.page import sending
 OPENAPI = "/openapi.json"
 
 _FOLDER = Path(__file__).parents[1] / "docs_page"
-_FILES = {
+FILES = {
     "/docs": ("docs.html", "text/html"),
     "/docs/swagger.js": ("swagger.js", "text/javascript"),
     "/docs/swagger-ui-bundle.js": ("swagger-ui-bundle.js", "text/javascript"),
@@ -20,13 +20,13 @@ _FILES = {
     "/docs/redoc.js": ("redoc.js", "text/javascript"),
     "/docs/redoc.standalone.js": ("redoc.standalone.js", "text/javascript"),
 }
-PATHS = frozenset({OPENAPI, *_FILES})
+PATHS = frozenset({OPENAPI, *FILES})
 
 
 def router() -> APIRouter:
     """Make the routes, which OpenAPI does not describe."""
     routes = APIRouter(include_in_schema=False)
-    for path, (name, media_type) in _FILES.items():
+    for path, (name, media_type) in FILES.items():
         send = sending((_FOLDER / name).read_bytes(), media_type, headers.DOCS_PAGE)
         routes.add_api_route(path, send, methods=["GET"], name=name)
     routes.add_api_route(OPENAPI, _openapi, methods=["GET"])
