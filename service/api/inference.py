@@ -69,7 +69,7 @@ class ModelReady(Ready):
     name: str
 
 
-class IndexRequest(BaseModel):
+class IndexRequest(protocol.Strict):
     """Which models to list; there is one repository, whose name is ignored."""
 
     ready: Annotated[bool, Field(description="only those that are ready")] = False
