@@ -213,6 +213,17 @@ def test_a_port_that_is_taken_is_told(setting: str, purpose: str) -> None:
             pass
 
 
+def test_below_a_proxys_prefix_it_says_what_the_proxy_has_to_remove() -> None:
+    with hosting(flags=["--root-path", "/vision"]) as ours:
+        base = f"http://{HOST}:{ours.port}"
+        assert httpx2.get(f"{base}/models").status_code == 200
+        left_in = assert_problem(httpx2.get(f"{base}/vision/models"), 404, "not_found")
+        assert "prefix before /models" in left_in["detail"]
+        forwarded = {"X-Forwarded-Prefix": "/other"}
+        document = httpx2.get(f"{base}/openapi.json", headers=forwarded).json()
+        assert document["servers"] == [{"url": "/vision"}]
+
+
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 
 
