@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import fake_backend
+from fastapi import HTTPException
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 from test_classify import assert_problem, service
@@ -98,6 +99,18 @@ def test_head_needs_the_key_that_get_needs() -> None:
         assert client.head("/models").status_code == 401
         assert client.head("/models", headers=named(KEY)).status_code == 200
         assert client.head("/livez").status_code == 200
+
+
+def test_an_error_of_the_framework_keeps_its_sentence() -> None:
+    app = create_app(Settings(model="fake"), load=lambda _: fake_backend())
+
+    @app.get("/teapot")
+    def teapot() -> None:
+        raise HTTPException(418, "short and stout")
+
+    with TestClient(app) as client:
+        problem = assert_problem(client.get("/teapot"), 418, "im_a_teapot")
+    assert problem["detail"] == "short and stout"
 
 
 # What to do instead.

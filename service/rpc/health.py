@@ -63,11 +63,12 @@ class Health:
     async def _watch(self, asked: _Asked, context: _Context) -> AsyncIterator[_Told]:
         told = None
         async with self._streams.one(context):
-            while not self._ended.is_set():
+            while True:
+                is_last = self._ended.is_set()
                 if (status := self._status(asked.service)) != told:
                     yield _Told(status=status)
                     told = status
+                if is_last:
+                    return
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), _LOOK)
-            if (status := self._status(asked.service)) != told:
-                yield _Told(status=status)
