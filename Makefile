@@ -8,7 +8,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-all bench digits lenet5 image lock audit sbom tools clients proto check fuzz soak install clean
+.PHONY: floors run test test-all bench digits lenet5 image lock audit sbom tools clients proto check fuzz soak install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
@@ -108,6 +108,23 @@ $(CLIENTS)/.made:
 	$(CLIENTS)/bin/pip install --disable-pip-version-check --quiet 'tritonclient[http,grpc]>=2.60' 'kserve>=0.15'
 	touch $@
 
+FLOORS := .venv-floors
+# torch is another matter: a build has to be that of the device.
+TORCHS := torch|torchvision|triton|nvidia-(cu|nc|nv)|sympy|mpmath|networkx|jinja2|markupsafe|fsspec
+
+floors: $(FLOORS)/.made ## The oldest versions that pyproject.toml allows, for their tests
+
+# What tests need besides comes from the other environment.
+$(FLOORS)/.made: pyproject.toml $(VENV)/.dev
+	mkdir -p build
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra grpc --extra client \
+		--no-header --no-annotate pyproject.toml | grep -vE '^($(TORCHS))' > build/floors.txt
+	$(BIN)/python -m venv --clear $(FLOORS)
+	$(BIN)/uv pip install --quiet --python $(FLOORS)/bin/python --no-deps --requirement build/floors.txt
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(FLOORS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
+	touch $@
+
 proto: $(VENV)/.dev ## What protoc makes of the protocol's description
 	$(BIN)/python -m grpc_tools.protoc -Iservice/rpc --descriptor_set_out=service/rpc/open_inference.binpb \
 		service/rpc/open_inference.proto
@@ -139,4 +156,4 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 clean: ## Remove what was installed and cached; weights stay
-	rm -rf $(VENV) $(CLIENTS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(FLOORS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .import_linter_cache

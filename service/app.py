@@ -7,7 +7,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -15,17 +15,20 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from service import apart, catalogue, lag, processors, protocol, store, workers
 from service.api import (
     classify,
+    docs,
     explain,
     guard,
     health,
     inference,
     management,
     page,
+    parameters,
     problems,
     requests,
 )
 from service.api.gate import Gate
 from service.api.guard import Guard
+from service.api.head import HeadAsGet
 from service.api.ports import Ports
 from service.api.requests import Requests
 from service.api.uploads import Budget
@@ -52,11 +55,12 @@ Load = Callable[[Settings], Backend]
 # What pages of other origins may send, and may see of an answer.
 _SENT = (
     *("Authorization", "X-API-Key", "X-Request-ID", "X-Timeout-Ms", "Priority"),
+    *("traceparent", "tracestate", "baggage", "sentry-trace", "X-Requested-With"),
     protocol.HEADER_LENGTH,
 )
 _SEEN = (
     *("X-Request-ID", "Server-Timing", "Cache-Status", "Retry-After", protocol.HEADER_LENGTH),
-    *("RateLimit-Policy", "RateLimit", "WWW-Authenticate"),
+    *("RateLimit-Policy", "RateLimit", "WWW-Authenticate", "traceresponse"),
 )
 
 
@@ -149,6 +153,9 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         version=metadata.version("googlenet-service"),
         summary="Name what is on a picture.",
         lifespan=lifespan,
+        dependencies=[Depends(parameters.check_query)],
+        responses=problems.documented(422),
+        openapi_url=None,  # its routes are ours: `service.api.docs`
         telemetry={
             "tracer_provider": tracer_provider,
             "auto_configure": True,
@@ -167,6 +174,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     app.include_router(inference.router(inferring, budget, tracer_provider))
     app.include_router(health.router(models, metrics.registry, is_leaving))
     app.include_router(page.router())
+    app.include_router(docs.router())
     problems.install(app, metrics)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)
@@ -179,11 +187,12 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
             CORSMiddleware,
             allow_origins=settings.cors_origins.split(","),
             allow_methods=("GET", "POST"),
-            allow_headers=_SENT,
+            allow_headers=(*_SENT, *filter(None, (settings.cors_headers or "").split(","))),
             expose_headers=_SEEN,
         )
     if settings.probe_port:
         app.add_middleware(Ports, probe_port=settings.probe_port)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
     return app
 

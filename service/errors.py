@@ -56,6 +56,10 @@ class UnsupportedType(ServiceError):
     code = "unsupported_type"
 
 
+class CompressedBody(UnsupportedType):
+    """The request's body has a Content-Encoding; the service takes none."""
+
+
 class UnreadableImage(ServiceError):
     """The picture is broken or cut short."""
 

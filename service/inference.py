@@ -1,7 +1,10 @@
 """The Open Inference Protocol, whichever way it comes: a request in, an answer out."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +17,9 @@ from service.metrics import Metrics
 from service.protocol import Answered, Asked
 from service.settings import AUTO, Settings
 
+T = TypeVar("T")
+
+LARGE = 256 * 1024  # bytes of a body that is parsed in a thread, while the event loop goes on
 _OF_A_PICTURE = (TooLarge, UnreadableImage, UnsupportedType)
 
 
@@ -27,12 +33,36 @@ class Inferred:
 
 
 @dataclass(frozen=True, slots=True)
+class Indexed:
+    """A model that is served, as Triton's index of a model repository has it."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inference:
     """Answers requests by the models of a catalogue, as /classify does."""
 
     catalogue: Catalogue
     settings: Settings
     metrics: Metrics
+    parser: ThreadPoolExecutor = field(  # of one thread: several would take turns with the loop
+        default_factory=lambda: ThreadPoolExecutor(1, "parse")
+    )
+
+    async def parse(self, nbytes: int, work: Callable[[], T]) -> T:
+        """Do what parses so many bytes: at once, or in a thread if they are many."""
+        if nbytes <= LARGE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.parser, work)
+
+    async def understand(self, nbytes: int, read: Callable[[], protocol.Request]) -> Asked:
+        """Check the request that `read` parses from so many bytes; raises what both raise."""
+        most = self.settings.max_files
+        return await self.parse(nbytes, lambda: protocol.understand(read(), most))
 
     def ensemble(self, name: str, version: str) -> Ensemble:
         """Give what a model is, of any version if that is empty; raises what `find` does."""
@@ -41,6 +71,19 @@ class Inference:
     def works(self, name: str, version: str) -> bool:
         """Tell whether a model can be asked; raises what `find` does."""
         return self.catalogue.find(named(name, version)).worked is None
+
+    def index(self, *, only_ready: bool) -> list[Indexed]:
+        """List the models that are served, and say of each whether it is ready."""
+        found = [
+            Indexed(
+                name,
+                served.ensemble.version,
+                "UNAVAILABLE" if served.worked else "READY",
+                served.worked or "",
+            )
+            for name, served in self.catalogue.served.items()
+        ]
+        return [one for one in found if one.state == "READY" or not only_ready]
 
     async def infer(  # noqa: PLR0913 - all that is asked
         self,

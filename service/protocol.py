@@ -5,8 +5,8 @@ extensions: binary tensors, and classification. Everything that a request says i
 the bytes that it has, before anything of the size that it says is made.
 """
 
-import base64
 import binascii
+import difflib
 import itertools
 import math
 import re
@@ -32,8 +32,14 @@ OUTPUT = "probabilities"
 MOST_VALUES = 1_000_000  # in JSON, where a value costs 30 times what it does in a binary tensor
 
 _BRACKETS = b",[{"  # each value of JSON, but the first, follows one of these
+_PIECE = 512 * 1024  # bytes that are gone through at once; a multiple of 4
 _LENGTH = struct.Struct("<I")  # of an element of BYTES, before it
 _MICROSECONDS = 1e-6
+_DATA_URL = "data:"
+_LONGEST_TYPE = 256  # characters of a data URL before its data
+_LINK = re.compile(r"(https?|file|blob|ftp|s3|gs):", re.IGNORECASE)
+_PARAMETERS = ("views", "timeout", "binary_data_output")  # of a request
+_MOST_NAMES = 32  # of parameters that are looked at
 _DECIMAL = re.compile(r"[0-9]{1,12}")
 
 
@@ -112,6 +118,7 @@ def understand(request: Request, most: int) -> Asked:
     if len(request.inputs) != 1:
         names = ", ".join(each.name for each in INPUTS)
         raise InvalidParameter(f"the request has {len(request.inputs)} inputs; send one of {names}")
+    _check_names(request.parameters)
     pictures = _pictures(request.inputs[0], most)
     return Asked(
         request.id,
@@ -120,6 +127,14 @@ def understand(request: Request, most: int) -> Asked:
         _seconds(request.parameters.get("timeout")),
         *_output(request),
     )
+
+
+def _check_names(parameters: Mapping[str, Any]) -> None:
+    """Refuse a name that is nearly one of ours; all others are for other servers, and ignored."""
+    for name in itertools.islice(parameters, _MOST_NAMES):
+        near = difflib.get_close_matches(name.lower()[:64], _PARAMETERS, n=1, cutoff=0.8)
+        if near and name not in _PARAMETERS:
+            raise InvalidParameter(f"there is no parameter {name!r}; did you mean {near[0]}?")
 
 
 def _views(asked: object, tensor: Tensor) -> str | None:
@@ -233,12 +248,39 @@ def _bytes(value: object) -> bytes:
         return value
     if not isinstance(value, str):
         raise InvalidParameter("in JSON the elements of image are to be base64 strings")
+    if _LINK.match(value):
+        raise InvalidParameter("an element of image is a URL; send the picture itself, in base64")
+    start = 0
+    if value[: len(_DATA_URL)].lower() == _DATA_URL:
+        start = value.find(",", 0, _LONGEST_TYPE) + 1
+        if not value[:start].lower().endswith(";base64,"):
+            raise InvalidParameter("an element of image is a data URL without base64; send base64")
+    return _base64(value[start:])
+
+
+def _base64(value: str) -> bytes:
+    """Decode base64, in lines or not."""
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return _decoded(value)
+    except ValueError:  # that of a program that breaks lines, or none
+        spaceless = "".join(value.split())
+    try:
+        return _decoded(spaceless)
+    except ValueError as error:
         raise InvalidParameter(
             "an element of image is not base64, as it has to be in JSON"
         ) from error
+
+
+def _decoded(value: str) -> bytes:
+    """Decode base64 without spaces piece by piece, between which other threads go on."""
+    whole = []
+    for start in range(0, len(value), _PIECE):
+        piece = value[start : start + _PIECE]
+        whole.append(binascii.a2b_base64(piece, strict_mode=True))
+        if start + _PIECE < len(value) and len(whole[-1]) != len(piece) // 4 * 3:
+            raise ValueError("there is something after the padding")
+    return b"".join(whole)
 
 
 def _array(
@@ -347,7 +389,8 @@ def parse(body: bytes, header_length: str | None = None) -> Request:
 
 
 def _json(text: bytes) -> Body:
-    if len(text) - len(text.translate(None, _BRACKETS)) > MOST_VALUES:
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    if sum(len(one) - len(one.translate(None, _BRACKETS)) for one in pieces) > MOST_VALUES:
         raise TooLarge(f"over {MOST_VALUES} values are too many for JSON; send a binary tensor")
     try:
         return Body.model_validate_json(text)

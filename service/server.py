@@ -52,6 +52,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen."""
         await super().startup(sockets)
+        if sockets:
+            self._log_started_message(sockets)
         if self._on_hangup:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self._probes is not None:

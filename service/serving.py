@@ -1,11 +1,12 @@
 """The command that serves: over HTTP, until it is told to stop."""
 
 import gc
+import ipaddress
 import logging
 import math
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -71,12 +72,12 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
         certificate=Certificate.read(passed) if settings.grpc_port else None,
     )
     config = configure(settings, passed, ours, metrics)
-    with listening(settings) as probes:
+    with listening(settings) as probes, every_address(settings, passed) as sockets:
         hears = ours.state.refresh, ours.state.leave
         server = Server(config, settings.drain_seconds, probes, *hears)
         gc.collect()
         gc.freeze()  # what is there stays there: looking through it again and again costs time
-        server.run()
+        server.run(sockets)
     return 1 if failures else 0
 
 
@@ -128,10 +129,34 @@ def listening(settings: Settings) -> Iterator[socket.socket | None]:
         yield listener
 
 
+@contextmanager
+def every_address(
+    settings: Settings, passed: Mapping[str, Any]
+) -> Iterator[list[socket.socket] | None]:
+    """Listen for HTTP where that is for IPv4 and IPv6; else uvicorn does. Raises `CannotListen`.
+
+    uvicorn's own socket for `::` would be for IPv6 alone, and gRPC's is for both.
+    """
+    if not _is_every(settings.host) or passed.get("fd") is not None or passed.get("uds"):
+        yield None
+        return
+    with _listener(settings.host, settings.port, "HTTP") as listener:
+        yield [listener]
+
+
+def _is_every(host: str) -> bool:
+    """Tell whether an address is `::`, and this machine has sockets for IPv4 and IPv6 at once."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return address.is_unspecified and socket.has_dualstack_ipv6()
+
+
 def _listener(host: str, port: int, purpose: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=_is_every(host))
     except OSError as error:
         where = f"port {port} of {host}"
         raise CannotListen(f"{where} is not to be had for {purpose}: {error.strerror}") from error

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PlanName = Literal["single", "ten", "paper", "dense"]
 AUTO: Literal["auto"] = "auto"  # of a request: as many views as there is time for
-Views = PlanName | Literal["auto"]
+Views = Literal["single", "ten", "paper", "dense", "auto"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
@@ -26,7 +26,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GOOGLENET_", frozen=True, extra="forbid")
 
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str, Field(description="address to listen on; :: is every one, of IPv4 and of IPv6")
+    ] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
     probe_port: Annotated[
         int,
@@ -220,6 +222,13 @@ class Settings(BaseSettings):
         Field(
             pattern=r"^(\*|https?://[^\s,/]+(,https?://[^\s,/]+)*)$",
             description="origins whose pages may call, separated by commas, or *; default: none",
+        ),
+    ] = None
+    cors_headers: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9-]+(,[A-Za-z0-9-]+)*$",
+            description="more request headers that those pages may send, separated by commas",
         ),
     ] = None
     log_level: Annotated[LogLevel, Field(description="least severe message that is logged")] = (

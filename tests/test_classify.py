@@ -391,7 +391,9 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no content type": ({"content": b"a cat"}, 415, "unsupported_type"),
     "half a PNG": ({"files": parts(encoded(Image.effect_noise((64, 64), 50))[:2000])},
                    422, "unreadable_image"),
-    "no part named file": ({"files": {"picture": plain("red")}}, 422, "missing_file"),
+    "no part named file": ({"files": {"picture": plain("red")}}, 422, "invalid_parameter"),
+    "no picture": ({"files": {"views": (None, b"ten")}}, 422, "missing_file"),
+    "a file that was not chosen": ({"files": {"file": ("", b"")}}, 422, "missing_file"),
     "unknown views": ({"params": {"views": "eleven"}, "files": parts(plain("red"))},
                       422, "invalid_parameter"),
     "no labels": ({"params": {"top_k": 0}, "files": parts(plain("red"))}, 422, "invalid_parameter"),
@@ -405,7 +407,9 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "a body over the limit, in chunks": ({"content": [b"x" * 50_001] * 2, "headers": JPEG},
                                          413, "too_large"),
     "too many pictures": ({"files": parts(*[plain("red")] * 4)}, 413, "too_large"),
-    "too many parts": ({"files": [("other", b"x")] * 20}, 413, "too_large"),
+    "too many parts": ({"files": [("file", ("", b""))] * 20}, 413, "too_large"),
+    "a compressed body": ({"content": b"x", "headers": {**JPEG, "content-encoding": "gzip"}},
+                          415, "unsupported_type"),
 }  # fmt: skip
 
 
@@ -464,7 +468,11 @@ def test_a_path_that_is_not_there_is_a_problem(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/classify", "POST"), ("DELETE", "/classify", "POST"), ("POST", "/models", "GET")],
+    [
+        ("GET", "/classify", "POST"),
+        ("DELETE", "/classify", "POST"),
+        ("POST", "/models", "GET, HEAD"),
+    ],
 )
 def test_a_method_that_a_path_does_not_know_is_a_problem(
     method: str, path: str, allowed: str, client: TestClient

@@ -120,6 +120,7 @@ VALUES = {
     "decode_threads": "2",
     "stall_seconds": "9.5", "log_level": "debug", "log_format": "text", "fetch": "False",
     "keys": "keys.toml", "key_digests": f"web:{64 * 'f'}", "cors_origins": "https://a,http://b:1",
+    "cors_headers": "X-A,x-b",
     "drain_seconds": "3.5", "grace_seconds": "4.5", "probe_port": "8001", "grpc_port": "8002",
     "header_seconds": "1.5", "max_header_bytes": "1024", "send_seconds": "2.5",
     "keep_alive_seconds": "5", "max_connections": "10",

@@ -36,8 +36,7 @@ def status(client: TestClient, query: str, milliseconds: str | None = None) -> i
         ("", None, 415),  # let in: what is wrong is the picture
         ("?views=paper", None, 415),
         ("?views=paper", "500", 504),
-        ("?views=paper&views=single", "500", 415),  # the last counts, as inside
-        ("?views=single&views=paper", "500", 504),
+        ("?views=paper&views=single", "500", 422),  # the last counts, and the route refuses both
         ("", "500", 415),
         ("", "5", 504),
     ],

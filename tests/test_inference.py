@@ -1,9 +1,11 @@
 """The Open Inference Protocol over HTTP: what is told, answered, refused and counted."""
 
+import asyncio
 import base64
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from service import inference
 from service.api.inference import INFER, INFER_VERSION, target
 from service.api.problems import is_inference
 from service.app import create_app
+from service.inference import LARGE, Inference
 
 LENGTH = "Inference-Header-Content-Length"
 PATH = "/v2/models/fake/infer"
@@ -68,6 +71,38 @@ def client(gate: Gate) -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
     with service(lambda _: fake_backend(gate)) as client:
         yield client
+
+
+# What is large.
+
+
+def parsers() -> set[int | None]:
+    """Name the threads that parse bodies, of all services in this process."""
+    return {one.ident for one in threading.enumerate() if one.name.startswith("parse_")}
+
+
+def test_a_large_body_is_parsed_in_a_thread_and_a_small_one_is_not() -> None:
+    large = RED + bytes(LARGE)
+    chosen = SETTINGS.model_copy(update={"max_body_bytes": 2_000_000})
+    with service(lambda _: fake_backend(), chosen) as client:
+        before = parsers()
+        assert len(rows(post(client, image(RED)))) == 1
+        assert parsers() == before
+        assert len(rows(post(client, image(large)))) == 1
+        assert len(parsers() - before) == 1
+        assert "base64" in sentence(client.post(PATH, content=json.dumps(image(large)).replace(
+            "=", "*")), 422)  # fmt: skip
+
+
+def test_the_event_loop_goes_on_while_a_large_body_is_parsed() -> None:
+    async def parsed(nbytes: int) -> bool:
+        went_on = threading.Event()
+        asyncio.get_running_loop().call_soon(went_on.set)
+        inferring = Inference(None, SETTINGS, None)  # type: ignore[arg-type]  # it only parses
+        return await inferring.parse(nbytes, lambda: went_on.wait(2))
+
+    assert asyncio.run(parsed(LARGE + 1)) is True
+    assert asyncio.run(parsed(LARGE)) is False
 
 
 # What is told.
@@ -183,8 +218,9 @@ def test_what_is_wrong_is_said_in_the_protocols_own_words(client: TestClient) ->
     compressed = post(client, image(RED), **{"content-encoding": "gzip"})
     assert "compressed" in sentence(compressed, 415)
     assert "Inference-Header" in sentence(post(client, image(RED), **{LENGTH: "x"}), 422)
-    assert sentence(client.get("/v2/nothing"), 404) == "Not Found"
-    assert sentence(client.put(PATH), 405) == "Method Not Allowed"
+    assert compressed.headers["accept-encoding"] == "identity"
+    assert "nothing at this path" in sentence(client.get("/v2/nothing"), 404)
+    assert sentence(client.put(PATH), 405) == "PUT is not allowed here; use POST"
     assert sentence(client.get("/v2/models/%00"), 422).startswith("name: ")
 
 

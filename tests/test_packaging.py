@@ -67,9 +67,10 @@ def test_only_the_bundled_models_weights_are_in_the_wheel(site: Path) -> None:
     }
 
 
-def test_the_page_is_in_the_wheel(site: Path) -> None:
-    page = ROOT / "service/page"
-    files = {file.name: file.read_bytes() for file in (site / "service/page").iterdir()}
+@pytest.mark.parametrize("folder", ["page", "docs_page"])
+def test_the_pages_and_their_licences_are_in_the_wheel(folder: str, site: Path) -> None:
+    page = ROOT / "service" / folder
+    files = {file.name: file.read_bytes() for file in (site / "service" / folder).iterdir()}
     assert files == {file.name: file.read_bytes() for file in page.iterdir()}
 
 

@@ -67,6 +67,61 @@ def test_encoded_pictures_come_as_base64_in_json_and_as_they_are_after_it() -> N
     assert asked({"inputs": [sized(image("a", "bc"), len(raw))]}, raw).pictures == (b"a", b"bc")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("view", "views"), ("Views", "views"), ("time_out", "timeout"), ("binary_data", None)],
+)
+def test_a_parameter_that_is_nearly_ours_is_refused(name: str, near: str | None) -> None:
+    body = {"inputs": [image("a")], "parameters": {"sequence_id": 7, "priority": 0, name: "single"}}
+    if near is None:
+        assert asked(body).views is None
+    else:
+        assert refused(body) == f"there is no parameter '{name}'; did you mean {near}?"
+
+
+def base64_of(data: bytes, form: str) -> str:
+    return form.replace("BASE64", base64.encodebytes(data).decode())
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["BASE64", "BASE64\r\n", " \tBASE64", "data:image/jpeg;base64,BASE64", "data:;base64,BASE64",
+     "DATA:image/png;name=a.png;BASE64,BASE64"],
+)  # fmt: skip
+def test_base64_is_read_in_lines_and_as_a_data_url(form: str) -> None:
+    data = bytes(range(256)) * 3
+    text = base64_of(data, form.replace(";BASE64,", ";Base64,"))
+    assert text.count("\n") >= 10
+    for one in (text, text.replace("\n", "\r\n"), text.replace("\n", "")):
+        assert asked({"inputs": [image("a", data=[one])]}).pictures == (data,)
+
+
+def test_base64_of_several_pieces_is_read() -> None:
+    data = bytes(3 * protocol._PIECE + 1)  # noqa: SLF001 - ends within the fifth
+    text = base64.b64encode(data).decode()
+    assert asked({"inputs": [image("a", data=[text])]}).pictures == (data,)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("https://example.org/a.jpg", "is a URL; send the picture itself"),
+        ("S3://bucket/a.jpg", "is a URL"),
+        ("data:image/jpeg,%FF%D8", "a data URL without base64"),
+        ("data:image/jpeg;base64", "a data URL without base64"),
+        ("data:" + "x" * 300 + ";base64,eA==", "a data URL without base64"),
+        ("data:image/jpeg;base64,***", "not base64"),
+        ("eA=", "not base64"),
+        ("eA==eA==", "not base64"),
+        ("A" * (protocol._PIECE - 4) + "eA==" + "eA==", "not base64"),  # noqa: SLF001 - at its end
+        ("=", "not base64"),
+        ("data:image/jpeg;base64,\n", "a picture is empty"),
+    ],
+)
+def test_what_is_not_base64_is_named(text: str, sentence: str) -> None:
+    assert sentence in refused({"inputs": [image("a", data=[text])]})
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_pixels_come_flat_nested_or_raw(rows: int) -> None:
     wanted = PIXELS[:rows]

@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from test_classify import SETTINGS, Gate, plain
 from test_guard import GUARDED, KEY, OTHER, table
+from test_inference import parsers
 from test_metrics import value
 
 from service.api import problems
 from service.app import create_app
 from service.bench.process import free_port
 from service.errors import CannotListen, MalformedRequest, TooLarge, WrongOption
+from service.inference import LARGE
 from service.protocol import MOST_VALUES
 from service.rpc import messages, wire
 from service.rpc.messages import Messages
@@ -115,6 +117,16 @@ def image(*pictures: bytes, **other: Any) -> dict[str, Any]:
 
 def tensor(name: str, datatype: str, *shape: int) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": shape}
+
+
+def test_a_large_message_is_parsed_in_a_thread_and_a_small_one_is_not() -> None:
+    chosen = SETTINGS.model_copy(update={"max_body_bytes": 2_000_000})
+    with hosting(fake_backend(), chosen) as made:
+        before = parsers()
+        assert made.infer(image(RED)).code == grpc.StatusCode.OK
+        assert parsers() == before
+        assert made.infer(image(RED + bytes(LARGE))).code == grpc.StatusCode.OK
+        assert len(parsers() - before) == 1
 
 
 def said(name: str, value: Any, kind: str = "string") -> dict[str, Any]:

@@ -6,24 +6,29 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx2
 import pytest
 import trustme
 import uvicorn
 from attacks import HOST, LAST_LIVEZ, PATIENCE, Reply, post, speak
-from conftest import fake_backend, wait_ready
+from conftest import fake_backend, in_thread, wait_ready
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_classify import Gate, assert_problem, plain
 from test_connections import hosting
 
 from service.app import create_app
 from service.bench.process import free_port
 from service.errors import CannotListen, WrongOption
+from service.metrics import Metrics
 from service.server import Server
-from service.serving import listening
+from service.serving import configure, every_address, listening
 from service.settings import Settings
 
 # Leaving.
@@ -208,7 +213,72 @@ def test_a_port_that_is_taken_is_told(setting: str, purpose: str) -> None:
             pass
 
 
-def test_probes_are_asked_over_ipv6_too() -> None:
-    with listening(Settings(host="::", probe_port=free_port())) as probes:
-        assert probes is not None
-        assert probes.family == socket.AF_INET6
+def test_below_a_proxys_prefix_it_says_what_the_proxy_has_to_remove() -> None:
+    with hosting(flags=["--root-path", "/vision"]) as ours:
+        base = f"http://{HOST}:{ours.port}"
+        assert httpx2.get(f"{base}/models").status_code == 200
+        left_in = assert_problem(httpx2.get(f"{base}/vision/models"), 404, "not_found")
+        assert "prefix before /models" in left_in["detail"]
+        forwarded = {"X-Forwarded-Prefix": "/other"}
+        document = httpx2.get(f"{base}/openapi.json", headers=forwarded).json()
+        assert document["servers"] == [{"url": "/vision"}]
+
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+
+
+@contextmanager
+def everywhere(caplog: pytest.LogCaptureFixture) -> Iterator[Settings]:
+    """Serve a fake model on every address, by three ports, as `serve` does."""
+    chosen = Settings(
+        model="fake", host="::", probe_port=free_port(), grpc_port=free_port(), port=0
+    )
+    metrics = Metrics()
+    app = create_app(chosen, load=lambda _: fake_backend(), metrics=metrics)
+    config = configure(chosen, {}, app, metrics)
+    with (
+        caplog.at_level("INFO"),
+        listening(chosen) as probes,
+        every_address(chosen, {}) as sockets,
+    ):
+        assert sockets is not None
+        server = Server(config, 0.0, probes)
+        with in_thread(server, sockets[0]) as port:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{chosen.probe_port}") as client:
+                wait_ready(client)
+            yield chosen.model_copy(update={"port": port})
+
+
+@needs_ipv6
+def test_every_address_is_that_of_ipv4_and_ipv6_for_each_port(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with everywhere(caplog) as chosen:
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx2.get(f"http://{host}:{chosen.port}/models").status_code == 200
+            assert httpx2.get(f"http://{host}:{chosen.probe_port}/livez").status_code == 200
+            with grpc.insecure_channel(f"{host}:{chosen.grpc_port}") as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                asked = health_pb2.HealthCheckRequest()
+                assert (
+                    stub.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+                )
+    told = f"Uvicorn running on http://[::]:{chosen.port} (Press CTRL+C to quit)"
+    assert caplog.messages.count(told) == 1
+
+
+@needs_ipv6
+def test_a_port_that_is_taken_on_ipv4_is_taken_on_every_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = Settings(host="::", port=taken.getsockname()[1])
+        with pytest.raises(CannotListen, match="for HTTP: Address"), every_address(chosen, {}):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("host", "passed"),
+    [("127.0.0.1", {}), ("::1", {}), ("localhost", {}), ("::", {"fd": 0}), ("::", {"uds": "/a"})],
+)
+def test_on_other_addresses_it_is_uvicorn_that_listens(host: str, passed: dict[str, Any]) -> None:
+    with every_address(Settings(host=host), passed) as sockets:
+        assert sockets is None

@@ -1,6 +1,8 @@
 """POST /classify."""
 
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -11,16 +13,16 @@ from starlette.responses import Response
 
 from service import answers as summed
 from service import images
-from service.api import problems
+from service.api import parameters, problems
 from service.api.headers import is_bulk
 from service.api.problems import Problem
 from service.api.requests import note
 from service.api.tracing import Stages
-from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
+from service.api.uploads import EMPTY, FIELD, RAW, Bounds, Budget, Upload, read
 from service.catalogue import Catalogue
 from service.classifier import Answer
 from service.ensemble import Ensemble
-from service.errors import ServiceError
+from service.errors import MalformedRequest, ServiceError
 from service.metrics import Metrics
 from service.settings import AUTO, MODEL, PlanName, Settings, Views
 from service.shadow import Shadow
@@ -67,6 +69,17 @@ PATH = "/classify"
 Model = Annotated[
     str | None, Query(pattern=rf"^{MODEL}$", description="which of the models that are served")
 ]
+ModelField = Annotated[str | None, Field(pattern=rf"^{MODEL}$", description="as in the query")]
+TopK = Annotated[int, Field(ge=1, le=1000, description="how many labels")]
+
+
+class Fields(BaseModel):
+    """Form fields that may come in place of query parameters, and go before those."""
+
+    model: ModelField = None
+    top_k: TopK | None = None
+    views: Views | None = None
+
 
 Milliseconds = Annotated[
     int, Header(ge=1, description="its own deadline, from its head on; at most the server's")
@@ -95,10 +108,15 @@ _TIMING = {
 }
 
 
-def body(max_files: int) -> dict[str, Any]:
+def body(max_files: int, fields: type[BaseModel]) -> dict[str, Any]:
     """Describe the request's body as OpenAPI does; FastAPI cannot, since we read it ourselves."""
     pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
-    form = {"type": "object", "required": [FIELD], "properties": {FIELD: pictures}}
+    form = {
+        "type": "object",
+        "required": [FIELD],
+        "properties": {FIELD: pictures, **_properties(fields)},
+        "additionalProperties": False,
+    }
     return {
         "requestBody": {
             "required": True,
@@ -107,6 +125,15 @@ def body(max_files: int) -> dict[str, Any]:
                 **{kind: {"schema": _BINARY} for kind in (*images.MEDIA_TYPES, RAW)},
             },
         }
+    }
+
+
+def _properties(fields: type[BaseModel]) -> dict[str, Any]:
+    """Describe form fields, which are there or not, and never null."""
+    described = fields.model_json_schema()["properties"]
+    return {
+        name: next(one for one in schema["anyOf"] if one != {"type": "null"})
+        for name, schema in described.items()
     }
 
 
@@ -131,7 +158,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
             **problems.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
         },
-        openapi_extra=body(settings.max_files),
+        openapi_extra=body(settings.max_files, Fields),
     )
     async def classify(  # noqa: PLR0913, PLR0917 - all that may be asked
         request: Request,
@@ -153,27 +180,42 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         One picture answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
-        with catalogue.use(model) as classifier, budget.share() as share:
+        with ExitStack() as held:
+            classifier = held.enter_context(catalogue.use(model))
+            share = held.enter_context(budget.share())
             started = time.monotonic()
-            uploads = await read(request, bounds, share)
+            form = await read(request, bounds, share, Fields.model_fields)
+            fields = parameters.parse(Fields, form.fields)
+            if fields.model:
+                model = fields.model
+                classifier = held.enter_context(catalogue.use(model))
             uploaded = time.monotonic() - started
             bulk = is_bulk(priority)
             metrics.stage("upload", uploaded, bulk=bulk)
             seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
+            uploads, pictures = form.uploads, [one.data for one in form.uploads if one.data]
+            chosen = fields.views or views
             plan = (
-                classifier.most_views(len(uploads), seconds, bulk=bulk) if views == AUTO else views
+                classifier.most_views(len(pictures), seconds, bulk=bulk)
+                if chosen == AUTO
+                else chosen
             )
-            answers = await classifier.classify(
-                [upload.data for upload in uploads],
-                plan=plan,
-                top_k=top_k,
-                seconds=seconds,
-                bulk=bulk,
-                gone=lambda: gone(request),
+            found = (
+                await classifier.classify(
+                    pictures,
+                    plan=plan,
+                    top_k=fields.top_k or top_k,
+                    seconds=seconds,
+                    bulk=bulk,
+                    gone=lambda: gone(request),
+                )
+                if pictures
+                else []
             )
             about = _about(classifier.ensemble, plan)
         if model in {None, catalogue.default}:
-            shadow.offer([upload.data for upload in uploads], plan, answers)
+            shadow.offer(pictures, plan, found)
+        answers = _of_each(uploads, found)
         summed.count(metrics, plan, answers, bulk=bulk)
         stages.trace(started, uploaded, answers)
         total = summed.add_up(answers)
@@ -196,6 +238,14 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         )
 
     return routes
+
+
+def _of_each(
+    uploads: Sequence[Upload], found: Iterable[Answer | ServiceError]
+) -> list[Answer | ServiceError]:
+    """Put the answers beside the errors of the pictures that are empty, in the uploads' order."""
+    coming = iter(found)
+    return [next(coming) if one.data else MalformedRequest(EMPTY) for one in uploads]
 
 
 def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:

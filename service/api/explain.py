@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service import explanation
-from service.api import problems
-from service.api.classify import Milliseconds, Model, body, gone, left
-from service.api.uploads import Bounds, Budget, read
+from service.api import parameters, problems
+from service.api.classify import Milliseconds, Model, ModelField, body, gone, left
+from service.api.uploads import EMPTY, Bounds, Budget, read
 from service.catalogue import Catalogue
 from service.classifier import Explanation
-from service.errors import ServiceError
+from service.errors import MalformedRequest, ServiceError
 from service.explanation import Activation
 from service.metrics import Metrics
 from service.settings import PlanName, Settings
@@ -26,6 +26,7 @@ PATH = "/explain"
 VIEWS: PlanName = "single"  # if a request names none
 
 _PNG = "image/png"
+_LONGEST = 200  # characters of a label
 
 
 class Region(BaseModel):
@@ -64,6 +65,16 @@ class Explained(BaseModel):
     ]
 
 
+class Fields(BaseModel):
+    """Form fields that may come in place of query parameters, and go before those."""
+
+    label: Annotated[
+        str | None, Field(min_length=1, max_length=_LONGEST, description="as in the query")
+    ] = None
+    model: ModelField = None
+    views: PlanName | None = None
+
+
 def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Metrics) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
@@ -77,7 +88,7 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Me
             200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}},
             **problems.documented(400, 404, 408, 413, 415, 422, 500, 501, 503, 504),
         },
-        openapi_extra=body(1),
+        openapi_extra=body(1, Fields),
     )
     async def explain(
         request: Request,
@@ -89,7 +100,7 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Me
             str | None,
             Query(
                 min_length=1,
-                max_length=200,
+                max_length=_LONGEST,
                 description="WordNet id, name or index of the label to be explained; without, "
                 "the most probable one",
             ),
@@ -101,9 +112,18 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Me
         Send one picture as to `/classify`. With `Accept: image/png` the answer is the picture
         with a heat map over it, else the maps themselves.
         """
-        with catalogue.use(model) as classifier, budget.share() as share:
+        with contextlib.ExitStack() as held:
+            classifier = held.enter_context(catalogue.use(model))
+            share = held.enter_context(budget.share())
             started = time.monotonic()
-            (upload,) = await read(request, bounds, share)
+            form = await read(request, bounds, share, Fields.model_fields)
+            fields = parameters.parse(Fields, form.fields)
+            if fields.model:
+                classifier = held.enter_context(catalogue.use(fields.model))
+            plan, label = fields.views or plan, fields.label or label
+            (upload,) = form.uploads
+            if not upload.data:
+                raise MalformedRequest(EMPTY)
             read_in = time.monotonic() - started
             deadline = started + read_in + left(request, min(most_ms, x_timeout_ms), read_in)
             index = classifier.ensemble.find(label) if label else None

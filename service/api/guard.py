@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api import health, page, problems
+from service.api import docs, health, page, problems
 from service.api.requests import name_route, note, path
 from service.errors import RateLimited, ServiceError, Unauthorized
 from service.keys import Keyring
@@ -17,7 +17,7 @@ from service.quotas import Quota
 
 # All else needs a key, also what is not there. The documentation tells of the software, not of
 # what it serves, and a browser sends no key for a page; ours asks for one.
-_PAGES = page.PATHS | {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+_PAGES = page.PATHS | docs.PATHS
 OPEN = health.PATHS | health.INFERENCE_PATHS | _PAGES
 
 NO_KEY = "send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"

@@ -3,24 +3,27 @@
 import re
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from importlib import metadata
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request
 from opentelemetry.trace import TracerProvider
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from service import answers, protocol
-from service.api import problems
+from service.api import parameters, problems
 from service.api.classify import Priority, gone
 from service.api.headers import is_bulk
 from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import RAW, Bounds, Budget, whole
 from service.ensemble import Ensemble
+from service.errors import InvalidParameter, MalformedRequest
 from service.inference import Inference, named
 from service.protocol import HEADER_LENGTH, Answered
 from service.settings import MODEL
@@ -29,10 +32,12 @@ MODELS = "/v2/models/{name}"
 VERSION = MODELS + "/versions/{version}"
 INFER = MODELS + "/infer"
 INFER_VERSION = VERSION + "/infer"
+INDEX = "/v2/repository/index"
 
 _VERSION = r"[A-Za-z0-9._,-]{1,256}"
 _INFER = re.compile(rf"/v2/models/(?P<name>{MODEL})(?:/versions/(?P<version>{_VERSION}))?/infer")
 _JSON = "application/json"
+_MOST_OF_INDEX = 4096  # bytes of a request for the index
 
 Name = Annotated[str, Path(pattern=rf"^{MODEL}$", description="a model that is served")]
 Version = Annotated[str, Path(pattern=rf"^{_VERSION}$", description="its version")]
@@ -62,6 +67,22 @@ class ModelReady(Ready):
     """Whether requests should be sent to a model."""
 
     name: str
+
+
+class IndexRequest(protocol.Strict):
+    """Which models to list; there is one repository, whose name is ignored."""
+
+    ready: Annotated[bool, Field(description="only those that are ready")] = False
+    repository_name: str = ""
+
+
+class IndexedModel(BaseModel):
+    """A model that is served, and whether it is ready."""
+
+    name: str
+    version: str
+    state: Annotated[str, Field(examples=["READY"], description="READY or UNAVAILABLE")]
+    reason: Annotated[str, Field(description="why it is not ready")]
 
 
 class Server(BaseModel):
@@ -118,6 +139,11 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {
     **problems.documented(404, 408, 413, 415, 422, 500, 503, 504, template=MODELS),
 }
 
+_LISTED: dict[int | str, dict[str, Any]] = {
+    400: {"model": problems.Failure},
+    **problems.documented(408, 413, 415, 422, 503, template=INDEX),
+}
+
 
 def _failing(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}, 503: {"model": model, "description": "Service Unavailable"}}
@@ -134,6 +160,22 @@ def _body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    """Describe a request's body that is JSON, if there is one."""
+    return {"requestBody": {"required": False, "content": {_JSON: {"schema": schema}}}}
+
+
+def _index_request(body: bytes) -> IndexRequest:
+    """Read what is asked of the index; no body asks for all of it."""
+    try:
+        return IndexRequest.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise MalformedRequest(f"the body: {first['msg']}") from error
+        raise InvalidParameter(parameters.sentence(first["loc"], first["msg"])) from error
+
+
 def target(path: str) -> tuple[str, str] | None:
     """Give the template of a path that asks to infer, and what the catalogue calls its model."""
     if not (found := _INFER.fullmatch(path)):
@@ -144,7 +186,7 @@ def target(path: str) -> tuple[str, str] | None:
 
 def about(inferring: Inference, is_leaving: Callable[[], bool]) -> APIRouter:
     """Make the routes that tell what is served, and how it is."""
-    routes = APIRouter()
+    routes = APIRouter(responses=problems.documented(422, template=MODELS))
     catalogue = inferring.catalogue
     server = Server(
         name="googlenet-service",
@@ -200,6 +242,7 @@ def router(
     settings, metrics = inferring.settings, inferring.metrics
     stages = Stages(tracer_provider)
     bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
+    small = replace(bounds, nbytes=_MOST_OF_INDEX)
 
     @routes.post(INFER, responses=_ANSWERED, openapi_extra=_body())
     async def infer(
@@ -228,6 +271,13 @@ def router(
         """Do the same with a version of a model."""
         return await inferred(request, (name, version), header_length, priority)
 
+    @routes.post(INDEX, responses=_LISTED, openapi_extra=_json(IndexRequest.model_json_schema()))
+    async def index(request: Request) -> list[IndexedModel]:
+        """List the models that are served, as Triton does."""
+        with budget.share() as share:
+            asked = _index_request(await whole(request, small, share))
+        return [IndexedModel(**asdict(one)) for one in inferring.index(only_ready=asked.ready)]
+
     async def inferred(
         request: Request,
         model: tuple[str, str],  # and its version
@@ -237,8 +287,9 @@ def router(
         with budget.share() as share:
             started = time.monotonic()
             body = await whole(request, bounds, share)
-            wish = protocol.understand(protocol.parse(body, header_length), settings.max_files)
-            del body  # what is needed of it is there
+            reading = partial(protocol.parse, body, header_length)
+            wish = await inferring.understand(len(body), reading)
+            del body, reading  # what is needed of it is there
             uploaded = time.monotonic() - started
             bulk = is_bulk(priority)
             metrics.stage("upload", uploaded, bulk=bulk)

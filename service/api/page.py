@@ -1,7 +1,7 @@
 """GET /: a page to try the service on; its files are read once, and it loads nothing else."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -24,15 +24,17 @@ def router() -> APIRouter:
     """Make the routes; OpenAPI is for programs, and does not tell of them."""
     routes = APIRouter(include_in_schema=False)
     for path, (name, media_type) in _FILES.items():
-        sends = _sending((_FOLDER / name).read_bytes(), media_type)
-        routes.add_api_route(path, sends, methods=["GET", "HEAD"], name=name)
+        sends = sending((_FOLDER / name).read_bytes(), media_type, headers.OWN_PAGE)
+        routes.add_api_route(path, sends, methods=["GET"], name=name)
     return routes
 
 
-def _sending(content: bytes, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+def sending(
+    content: bytes, media_type: str, policy: Mapping[str, str]
+) -> Callable[[Request], Awaitable[Response]]:
     """Make the route of a file: a browser may keep it, and asks each time whether it changed."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    about = {"ETag": tag, "Cache-Control": "no-cache", **headers.OWN_PAGE}
+    about = {"ETag": tag, "Cache-Control": "no-cache", **policy}
 
     async def send(request: Request) -> Response:
         known = request.headers.get("if-none-match", "")

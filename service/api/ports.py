@@ -6,6 +6,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api import health, problems
 from service.api.requests import path
 
+_OTHERS = "only probes and metrics are on this port; ask the service's own"
+_PROBES = "probes and metrics have a port of their own here (--probe-port)"
+
 
 class Ports:
     """Answers probes and metrics on their port, all else on the others, and 404 otherwise."""
@@ -17,7 +20,8 @@ class Ports:
         if scope["type"] == "http":
             _, port = scope.get("server") or (None, None)
             if (port == self._probe_port) != (path(scope) in health.PATHS):
-                missing = problems.problem(404, "not_found", "Not Found", Request(scope))
+                where = _OTHERS if port == self._probe_port else _PROBES
+                missing = problems.problem(404, "not_found", where, Request(scope))
                 await problems.response(missing)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -10,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service import errors
+from service.api import hints, parameters
 from service.api.requests import is_bulk, note, path, request_id
 from service.errors import ServiceError
 from service.metrics import Metrics
@@ -31,6 +33,7 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.UnsupportedType: 415,
+    errors.CompressedBody: 415,
     errors.UnreadableImage: 422,
     errors.InvalidParameter: 422,
     errors.MissingFile: 422,
@@ -46,6 +49,11 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.DeadlineExceeded: 504,
     errors.NoRoom: 507,
 }
+
+_TOLD: Mapping[type[ServiceError], Mapping[str, str]] = {
+    errors.Unauthorized: {"WWW-Authenticate": "Bearer"},
+    errors.CompressedBody: {"Accept-Encoding": "identity"},
+}  # headers that an error has besides
 
 
 class Problem(BaseModel):
@@ -125,8 +133,7 @@ def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response
     """Refuse a request with one of the service's own errors; count and note why."""
     metrics.rejected(error, bulk=is_bulk(request.scope))
     note(request.scope, {"code": error.code})
-    challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
-    return answer(of(error, request), request, challenge)
+    return answer(of(error, request), request, _TOLD.get(type(error)))
 
 
 def documented(*statuses: int, template: str = "") -> dict[int | str, dict[str, Any]]:
@@ -157,24 +164,40 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - the same
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        detail = f"{where}: {first['msg']}"
+        detail = parameters.sentence(first["loc"][1:], first["msg"])
         return refusal(errors.InvalidParameter(detail), request, metrics)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - the same
-        code = HTTPStatus(error.status_code).name.lower()
-        told = {**(error.headers or {}), **_allowed(error, request)}
-        return answer(problem(error.status_code, code, error.detail, request), request, told)
+        status, code = error.status_code, HTTPStatus(error.status_code).name.lower()
+        told, detail = dict(error.headers or {}), error.detail
+        if status == HTTPStatus.NOT_FOUND:
+            detail = hints.not_found(path(request.scope), _paths(request.app))
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = _allowed(request)
+            told["Allow"] = ", ".join(allowed)
+            detail = hints.not_allowed(request.method, path(request.scope), allowed)
+        return answer(problem(status, code, detail, request), request, told)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _allowed(error: HTTPException, request: Request) -> dict[str, str]:
-    """Name all methods of a path: the router names those of the first of its routes."""
-    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
-        return {}
-    described = request.app.openapi()["paths"].get(request.scope["route"].path, {})
-    return {"Allow": ", ".join(sorted(method.upper() for method in described))} if described else {}
+def _paths(app: FastAPI) -> list[str]:
+    """List the paths that have no name of a model in them."""
+    return [template for template in app.openapi()["paths"] if "{" not in template]
+
+
+def _allowed(request: Request) -> list[str]:
+    """List all methods of a path: the router names those of the first of its routes."""
+    asked = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
+    allowed = [
+        method
+        for method in hints.METHODS
+        if any(
+            route.matches({**asked, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
+    return sorted([*allowed, *(["HEAD"] if "GET" in allowed else [])])

@@ -1,19 +1,20 @@
 """A request's body to its pictures, in memory, bounded while it streams."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fastapi import Request
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
+from service.api import multipart, parameters
+from service.api.multipart import Part
 from service.errors import (
     CallerGone,
+    CompressedBody,
+    InvalidParameter,
     MalformedRequest,
     MissingFile,
     Overloaded,
@@ -22,13 +23,13 @@ from service.errors import (
     UnsupportedType,
 )
 
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
-
 FIELD = "file"  # the name of a form's picture parts
 RAW = "application/octet-stream"  # as good as image/* for a picture that is the body
 BUSY_RETRY = 1.0  # seconds; uploads come and go faster than anyone could predict
-_MAX_PARTS_BESIDES = 16  # form fields nobody asked for
+EMPTY = "a picture is empty; send its bytes"
+_MAX_PARTS_BESIDES = 16  # form fields, and files that were not chosen
+_MAX_FIELD = 2048  # bytes of a form field
+_CHARSET = "_charset_"  # what a form says of its encoding (RFC 7578), and is no field
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ class Upload:
 
     filename: str | None
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a request brings: pictures, and the form fields beside them."""
+
+    uploads: list[Upload]
+    fields: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -85,19 +94,25 @@ class Bounds:
     seconds: float
 
 
-async def read(request: Request, bounds: Bounds, share: Share) -> list[Upload]:
+async def read(
+    request: Request, bounds: Bounds, share: Share, fields: Collection[str] = ()
+) -> Form:
     """Read the `file` parts of a multipart body, or a raw picture as the only one.
 
-    Raises `MalformedRequest`, `MissingFile`, `TooLarge`, `UnsupportedType`, `SlowUpload`,
-    `Overloaded` or `CallerGone`.
+    `fields` are the names of the form fields that may come with them. A file that a browser's form
+    left unchosen is ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`,
+    `InvalidParameter`, `UnsupportedType`, `SlowUpload`, `Overloaded` or `CallerGone`.
     """
+    _check_coding(request)
     kind, options = parse_options_header(request.headers.get("content-type"))
     async with _arriving(bounds.seconds):
         chunks = _bounded(request, bounds.nbytes, share)
         if kind == b"multipart/form-data":
-            return await _parts(chunks, options, bounds.files)
+            collected = _Parts(bounds.files, fields)
+            found = await multipart.parts(chunks, options.get(b"boundary"), collected.check)
+            return _form(found)
         if kind.startswith(b"image/") or kind == RAW.encode():
-            return [await _raw(chunks)]
+            return Form([await _raw(chunks)], {})
     raise UnsupportedType(
         "send multipart/form-data with a `file` part, or the picture itself as image/*"
     )
@@ -106,13 +121,21 @@ async def read(request: Request, bounds: Bounds, share: Share) -> list[Upload]:
 async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
     """Read a body that is something else than pictures, as it is.
 
-    Raises `TooLarge`, `UnsupportedType` if it is compressed, `SlowUpload`, `Overloaded` or
-    `CallerGone`.
+    Raises `TooLarge`, `CompressedBody`, `SlowUpload`, `Overloaded` or `CallerGone`.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedType("the body is compressed; send it as it is")
+    _check_coding(request)
     async with _arriving(bounds.seconds):
         return b"".join([chunk async for chunk in _bounded(request, bounds.nbytes, share)])
+
+
+def _check_coding(request: Request) -> None:
+    """Raise `CompressedBody` unless the body is sent as it is."""
+    codings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
+    if {coding.strip() for coding in codings} - {"", "identity"}:
+        raise CompressedBody(
+            "the body is compressed, as its Content-Encoding says; send it without "
+            "(Accept-Encoding: identity)"
+        )
 
 
 @asynccontextmanager
@@ -147,83 +170,54 @@ async def _raw(chunks: AsyncIterator[bytes]) -> Upload:
     return Upload(None, data)
 
 
-async def _parts(
-    chunks: AsyncIterator[bytes], options: dict[bytes, bytes], files: int
-) -> list[Upload]:
-    boundary = options.get(b"boundary")
-    if not boundary:
-        raise MalformedRequest("the multipart Content-Type names no boundary")
-    form = _Form(files)
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in chunks:
-            parser.write(chunk)
-        parser.finalize()
-    except FormParserError as error:
-        raise MalformedRequest("the multipart body is broken") from error
-    if not form.closed:
-        raise MalformedRequest("the multipart body is empty or cut short")
-    if not form.uploads:
-        raise MissingFile(f"there is no part named {FIELD!r}; send the picture as one")
-    for upload in form.uploads:
-        if not upload.data:
-            raise MalformedRequest("a picture is empty; send its bytes")
-    return form.uploads
-
-
 @dataclass(slots=True)
-class _Form:
-    """Collects the parts that a multipart parser comes across."""
+class _Parts:
+    """Refuses what a form may not have, before it has all arrived."""
 
     max_files: int
-    uploads: list[Upload] = field(default_factory=list)
-    closed: bool = False
-    parts: int = 0
-    header: bytearray = field(default_factory=bytearray)
-    value: bytearray = field(default_factory=bytearray)
-    disposition: bytes = b""
-    body: bytearray | None = None  # of the part that is being read, if it is wanted
+    fields: Collection[str]
+    files: set[int] = field(default_factory=set)  # their numbers
+    seen: dict[str, int] = field(default_factory=dict)  # the numbers of the fields, by their names
 
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self.begin,
-            "on_header_field": lambda data, start, end: self.header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self.value.extend(data[start:end]),
-            "on_header_end": self.end_header,
-            "on_headers_finished": self.end_headers,
-            "on_part_data": self.extend,
-            "on_part_end": self.end,
-            "on_end": self.close,
-        }
-
-    def begin(self) -> None:
-        self.parts += 1
-        if self.parts > self.max_files + _MAX_PARTS_BESIDES:
+    def check(self, number: int, part: Part) -> None:
+        """Raise what is wrong with a part, as far as it has come."""
+        if number > self.max_files + _MAX_PARTS_BESIDES:
             raise TooLarge(f"the request has over {self.max_files} parts; send fewer")
-        self.disposition = b""
+        if _is_unused(part):
+            return
+        if part.name == FIELD:
+            self.files.add(number)
+            if len(self.files) > self.max_files:
+                raise TooLarge(f"the request has over {self.max_files} pictures; send fewer")
+        elif not part.name:
+            raise InvalidParameter(f"a part of the form has no name; call a picture {FIELD!r}")
+        elif part.name not in self.fields:
+            raise parameters.unknown("form field", part.name, {FIELD, *self.fields})
+        elif self.seen.setdefault(part.name, number) != number:
+            raise InvalidParameter(f"the form field {part.name} is given twice; give it once")
+        elif len(part.data) > _MAX_FIELD:
+            raise InvalidParameter(f"the form field {part.name} is over {_MAX_FIELD} bytes")
 
-    def end_header(self) -> None:
-        if self.header.lower() == b"content-disposition":
-            self.disposition = bytes(self.value)
-        self.header.clear()
-        self.value.clear()
 
-    def end_headers(self) -> None:
-        _, options = parse_options_header(self.disposition)
-        self.body = bytearray() if options.get(b"name") == FIELD.encode() else None
-        if self.body is not None and len(self.uploads) == self.max_files:
-            raise TooLarge(f"the request has over {self.max_files} pictures; send fewer")
+def _is_unused(part: Part) -> bool:
+    """Tell whether a part says nothing so far, as a browser's for a file that was not chosen."""
+    if part.name == _CHARSET:
+        return True
+    is_file = part.filename is not None or part.name in {None, "", FIELD}
+    return is_file and not part.filename and not part.data
 
-    def extend(self, data: bytes, start: int, end: int) -> None:
-        if self.body is not None:
-            self.body += data[start:end]
 
-    def end(self) -> None:
-        if self.body is not None:
-            _, options = parse_options_header(self.disposition)
-            name = options.get(b"filename")
-            filename = name.decode("utf-8", "replace") if name is not None else None
-            self.uploads.append(Upload(filename, bytes(self.body)))
-
-    def close(self) -> None:
-        self.closed = True
+def _form(parts: list[Part]) -> Form:
+    """Give the pictures of a form and its fields, or raise `MissingFile`."""
+    used = [part for part in parts if not _is_unused(part)]
+    uploads = [Upload(part.filename, bytes(part.data)) for part in used if part.name == FIELD]
+    if not uploads:
+        if any(part.name == FIELD for part in parts):
+            raise MissingFile(f"the form's part {FIELD!r} is empty: no picture was chosen")
+        raise MissingFile(f"there is no part named {FIELD!r}; send the picture as one")
+    fields = {
+        part.name: part.data.decode("utf-8", "replace")
+        for part in used
+        if part.name and part.name != FIELD
+    }
+    return Form(uploads, fields)

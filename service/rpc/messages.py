@@ -33,7 +33,7 @@ class Messages:
         described = descriptor_pb2.FileDescriptorSet.FromString(
             resources.files(__package__).joinpath(FILE).read_bytes()
         )
-        pool = descriptor_pool.DescriptorPool()
+        self.pool = pool = descriptor_pool.DescriptorPool()
         for file in described.file:
             pool.AddSerializedFile(file.SerializeToString())
         names = [file.name for file in described.file]

@@ -5,7 +5,8 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any, Self
 
@@ -26,14 +27,17 @@ from service.errors import (
 )
 from service.inference import Inference
 from service.keys import Keyring
-from service.rpc import messages
+from service.rpc import health, messages
+from service.rpc.health import Health
 from service.rpc.messages import Messages
+from service.rpc.reflection import Reflection
 from service.rpc.statuses import STATUS
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _CALLS = 256  # at once; each may have brought a message of the largest size
+_PING_MS = 1000  # milliseconds between two pings of a client; one that pings more often is ended
 _OPEN = frozenset({"ServerLive", "ServerReady"})  # to those without a key, as probes are
 _PRIORITY = headers.PRIORITY.encode()
 _OK = 200
@@ -77,9 +81,19 @@ class Service:
         self._catalogue, self._metrics = inferring.catalogue, inferring.metrics
         self._is_leaving = is_leaving
         self._messages = Messages()
+        protocol_name = self._messages.service.full_name
+        self._health = Health(self._is_serving, {"", protocol_name})
+        self._reflection = Reflection(self._messages.pool, {protocol_name, health.NAME})
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """Give what a server is to call."""
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """Give what a server is to call: the protocol, health checks and reflection."""
+        return [self._handler_of_protocol(), self._health.handler(), *self._reflection.handlers()]
+
+    def end_streams(self) -> None:
+        """Have streams that would go on for ever end, so that a stop need not wait for them."""
+        self._health.end()
+
+    def _handler_of_protocol(self) -> grpc.GenericRpcHandler:
         described = self._messages.service
         codes = {_OK, *problems.STATUS.values()}
         self._metrics.expect(_route("ModelInfer"), "POST", codes)
@@ -88,6 +102,9 @@ class Service:
             for method in described.methods
         }
         return grpc.method_handlers_generic_handler(described.full_name, handlers)
+
+    def _is_serving(self) -> bool:
+        return self._catalogue.is_ready and not self._is_leaving()
 
     def _handler(self, method: str) -> Any:
         async def handle(data: bytes, context: Context) -> bytes:
@@ -120,7 +137,8 @@ class Service:
         """Give the answer, the error, or nothing after what nobody expected."""
         try:
             self._admit(call)
-            asked = self._messages.read(f"{call.method}Request", data)
+            reading = partial(self._messages.read, f"{call.method}Request", data)
+            asked = await self._inferring.parse(len(data), reading)
             answer = await self._methods[call.method](self, call, asked, len(data), context)
         except ServiceError as error:
             self._metrics.rejected(error, bulk=call.is_bulk)
@@ -163,8 +181,7 @@ class Service:
         return self._messages.make("ServerLiveResponse", live=self._catalogue.worked is None)
 
     async def _ready(self, *_: Any) -> Any:
-        is_ready = self._catalogue.is_ready and not self._is_leaving()
-        return self._messages.make("ServerReadyResponse", ready=is_ready)
+        return self._messages.make("ServerReadyResponse", ready=self._is_serving())
 
     async def _model_ready(self, _: _Call, asked: Any, *__: Any) -> Any:
         is_ready = self._inferring.works(asked.name, asked.version)
@@ -189,11 +206,16 @@ class Service:
             outputs=[_described(protocol.output(len(ensemble.labels)))],
         )
 
+    async def _index(self, _: _Call, asked: Any, *__: Any) -> Any:
+        models = self._inferring.index(only_ready=asked.ready)
+        return self._messages.make(
+            "RepositoryIndexResponse", models=[asdict(model) for model in models]
+        )
+
     async def _infer(self, call: _Call, asked: Any, nbytes: int, context: Context) -> Any:
         with self._budget.share() as share:
             share.add(nbytes)
-            most = self._inferring.settings.max_files
-            wish = protocol.understand(messages.request(asked), most)
+            wish = await self._inferring.understand(nbytes, partial(messages.request, asked))
             deadlines = (context.time_remaining(), wish.seconds)
             seconds = min((one for one in deadlines if one is not None), default=None)
             found = await self._inferring.infer(
@@ -213,6 +235,7 @@ class Service:
         "ServerMetadata": _server,
         "ModelMetadata": _model,
         "ModelInfer": _infer,
+        "RepositoryIndex": _index,
     }
 
 
@@ -272,6 +295,7 @@ class Listening:
     def leave(self) -> None:
         """Take no more calls; those in flight have their time to be answered."""
         if self._server and not self._stopping:
+            self._service.end_streams()
             stop = self._server.stop(self._settings.grace_seconds)
             self._stopping.append(asyncio.get_running_loop().create_task(stop))
 
@@ -282,11 +306,14 @@ def _bound(service: Service, settings: Settings, certificate: Certificate | None
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_metadata_size", settings.max_header_bytes),
             ("grpc.max_connection_idle_ms", settings.keep_alive_seconds * 1000),
+            # Clients ping to keep a connection through a NAT; 10 s is usual, 5 minutes the default.
+            ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
         ],
         maximum_concurrent_rpcs=_CALLS,
     )
-    server.add_generic_rpc_handlers((service.handler(),))
+    server.add_generic_rpc_handlers(service.handlers())
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     where = f"{host}:{settings.grpc_port}"
     try:

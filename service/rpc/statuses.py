@@ -18,6 +18,7 @@ STATUS: Mapping[type[ServiceError], StatusCode] = {
     errors.Conflict: StatusCode.FAILED_PRECONDITION,
     errors.TooLarge: StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedType: StatusCode.INVALID_ARGUMENT,
+    errors.CompressedBody: StatusCode.INVALID_ARGUMENT,
     errors.UnreadableImage: StatusCode.INVALID_ARGUMENT,
     errors.InvalidParameter: StatusCode.INVALID_ARGUMENT,
     errors.MissingFile: StatusCode.INVALID_ARGUMENT,

@@ -1,0 +1,3 @@
+// Shows the service's own OpenAPI document with Redoc.
+
+Redoc.init("openapi.json", { disableSearch: true }, document.getElementById("redoc"));
