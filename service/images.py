@@ -78,10 +78,7 @@ def decode(
 
 def _check_whole(said: Sanitized, tail: int, load: Callable[[Sanitized], Image.Image]) -> None:
     """Refuse a JPEG without an end marker that lacks more than so many bytes before it."""
-    try:
-        one, other = (load(replace(said, data=data)) for data in jpeg.endings(said.data, tail))
-    except TooLarge as error:  # to look at it is to decode it without leaving pixels out
-        raise decoders.unreadable("JPEG") from error
+    one, other = (load(replace(said, data=data)) for data in jpeg.endings(said.data, tail))
     if ImageChops.difference(one, other).getbbox() is not None:
         raise decoders.unreadable("JPEG")
 
@@ -94,5 +91,6 @@ def is_view(picture: Picture) -> TypeGuard[npt.NDArray[np.float32]]:
 def decoded(pixels: npt.NDArray[np.uint8], *, max_pixels: int) -> Image.Image:
     """Take a picture that somebody else has decoded: (H, W, 3) RGB. Raises `TooLarge`."""
     height, width, _ = pixels.shape
-    decoders.check_size((width, height), max_pixels)
+    if width * height > max_pixels:
+        raise TooLarge(f"{width}x{height} is over {max_pixels} pixels")
     return Image.fromarray(pixels)
