@@ -2,7 +2,8 @@
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from PIL import (
     AvifImagePlugin,
@@ -24,6 +25,7 @@ from service.sanitized import Sanitized, refusal
 PASSES = 16  # a progressive photo has about 10 scans
 LARGER = 6  # times the most pixels that are decoded: what the header of a JPEG may say
 
+_PILLOWS = 178_956_970  # pixels, over which Pillow decodes no TIFF and no WebP
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,16 +81,11 @@ def load(
     With `is_lower` a PNG of 16 bits gives the lower 8 of each colour instead of the upper.
     Raises `TooLarge`, `UnreadableImage`, or `UnsupportedType` for what no decoder here reads.
     """
-    kind = said.kind
     check_size(said.buffer, max_pixels)
-    try:
-        picture = _OPEN[kind](MeteredFile(said.data, seconds))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"the picture is over {max_pixels} pixels") from error
-    except BROKEN as error:
-        raise refusal(kind, said.variant) if said.variant else unreadable(kind) from error
+    with _refusing(said, is_whole=bool(said.variant)):
+        picture = _OPEN[said.kind](MeteredFile(said.data, seconds))
     _check_work(said, picture, max_pixels)
-    try:
+    with _refusing(said, is_whole=said.kind == "JPEG" and bool(said.variant)):
         if enough is not None and said.is_scaled:
             picture.draft(None, (enough, enough))  # for JPEG only; nothing for the others
         check_size(picture.size, max_pixels)
@@ -96,10 +93,18 @@ def load(
         if is_lower:
             picture.tile = [tile._replace(args="RGB;16L") for tile in picture.tile]
         picture.load()
-    except BROKEN as error:
-        is_other = kind == "JPEG" and said.variant
-        raise refusal(kind, said.variant) if is_other else unreadable(kind) from error
     return picture
+
+
+@contextmanager
+def _refusing(said: Sanitized, *, is_whole: bool) -> Iterator[None]:
+    """Say what is wrong with a file: that it is broken, or whole and of a kind that is not read."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"the picture is over {_PILLOWS} pixels") from error
+    except BROKEN as error:
+        raise refusal(said.kind, said.variant) if is_whole else unreadable(said.kind) from error
 
 
 def upright(picture: Image.Image, said: Sanitized) -> Image.Transpose | None:

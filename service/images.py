@@ -60,18 +60,15 @@ def decode(
     making RGB. Both grow with the pixels alone, so `max_pixels` bounds them.
     """
     kind = file_kinds.sniff(data)
+    load = partial(decoders.load, max_pixels=max_pixels, seconds=seconds)
     try:
         said = sieve.sift(data, kind)
-    except BROKEN as error:
-        raise decoders.unreadable(kind) from error
-    load = partial(decoders.load, max_pixels=max_pixels, seconds=seconds)
-    if said.tail is not None:
-        _check_whole(said, said.tail, load)
-    picture = load(said, enough=enough)
-    try:
-        upright = decoders.upright(picture, said)
+        if said.tail is not None:
+            _check_whole(said, said.tail, load)
+        picture = load(said, enough=enough)
+        turn = decoders.upright(picture, said)
         flat = rgb.flatten(picture, said, lambda: load(said, is_lower=True))
-        return flat.transpose(upright) if upright is not None else flat
+        return flat.transpose(turn) if turn is not None else flat
     except BROKEN as error:
         raise decoders.unreadable(kind) from error
 

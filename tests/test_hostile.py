@@ -122,6 +122,15 @@ def test_a_bomb_costs_what_its_pixels_and_its_bytes_do(
         ("TIFF with a tile of 40000 x 40000", "TooLarge: 40000x40000 is over"),
         ("TIFF with a JPEG of 1000 scans", "TooLarge: 1000x1000 in 1006 passes"),
         ("TIFF with fractions in its EXIF", ""),
+        ("PNG with a profile of a gigabyte", ""),
+        ("PNG of 16 bits with a transparent colour", ""),
+        ("JPEG without an end", ""),
+        ("JPEG of scans without an end", ""),
+        ("JPEG of 300 megapixels", "TooLarge: 20000x15000 is over 50000000 pixels"),
+        ("TIFF of colours apart", ""),
+        ("AVIF of one colour", ""),
+        ("AVIF with fractions for an orientation", ""),
+        ("AVIF of 30 frames", ""),
     ],
 )
 def test_a_bomb_is_refused_for_what_it_is(

@@ -226,6 +226,52 @@ def test_other_colour_spaces_of_tiff_become_rgb(mode: str) -> None:
     assert np.abs(np.subtract(row(data)[0], (200, 30, 60))).max() <= 3
 
 
+# Frames that are smaller than their canvas.
+
+
+def small_gif(box: tuple[int, int, int, int], canvas: tuple[int, int] = (8, 8)) -> bytes:
+    """Write a red frame at the left and top of this box on a larger canvas."""
+    left, top, right, bottom = box
+    picture = Image.new("P", (right - left, bottom - top), 0)
+    picture.putpalette([*RED, *GREEN])
+    data = bytearray(encoded(picture, "GIF"))
+    data[6:10] = struct.pack("<HH", *canvas)
+    at = data.index(b",", 13 + (6 << (data[10] & 7)))
+    data[at + 1 : at + 5] = struct.pack("<HH", left, top)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 4, 4), (2, 1, 5, 8), (7, 7, 8, 8), (0, 0, 8, 8)])
+def test_what_a_gif_does_not_draw_is_white(box: tuple[int, int, int, int]) -> None:
+    expected = Image.new("RGB", (8, 8), WHITE)
+    expected.paste(RED, box)
+    assert difference(decode(small_gif(box), max_pixels=LIMIT), expected) == 0
+
+
+def test_the_canvas_of_a_gif_grows_with_a_frame_that_is_larger() -> None:
+    picture = decode(small_gif((2, 0, 6, 4), canvas=(4, 4)), max_pixels=LIMIT)
+    expected = Image.new("RGB", (6, 4), WHITE)
+    expected.paste(RED, (2, 0, 6, 4))
+    assert difference(picture, expected) == 0
+
+
+def test_what_an_animated_webp_does_not_draw_is_white() -> None:
+    """Without a channel of alpha: Pillow shows black there."""
+    frame = encoded(Image.new("RGB", (4, 4), RED), "WEBP", lossless=True)[12:]
+
+    def riff(name: bytes, content: bytes) -> bytes:
+        return name + struct.pack("<I", len(content)) + content
+
+    def size(*values: int) -> bytes:
+        return b"".join(value.to_bytes(3, "little") for value in values)
+
+    body = riff(b"VP8X", b"\x02\0\0\0" + size(7, 7)) + riff(b"ANIM", bytes(6))
+    body += riff(b"ANMF", size(1, 1, 3, 3, 100) + b"\0" + frame)
+    expected = Image.new("RGB", (8, 8), WHITE)
+    expected.paste(RED, (2, 2, 6, 6))
+    assert difference(decode(riff(b"RIFF", b"WEBP" + body), max_pixels=LIMIT), expected) == 0
+
+
 # 16 and 32 bits.
 
 DEEP = np.array([0, 1000, 32768, 65535], np.uint16)
@@ -584,6 +630,13 @@ def test_a_header_over_the_limit_is_too_large(
         warnings.simplefilter(action)
         with pytest.raises(TooLarge, match=f"over {LIMIT} pixels"):
             decode(claiming(kind, *size), max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_pillow_finds_too_large_is_so(kind: str) -> None:
+    with pytest.raises(TooLarge, match="the picture is over 178956970 pixels"):
+        decode(claiming(kind, *BEYOND_PILLOWS_LIMIT), max_pixels=10**9)
 
 
 def test_a_header_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
