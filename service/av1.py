@@ -3,30 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from service.bits import Bits
+
 _SEQUENCE, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of units
 _MOST_UNITS = 65_536
 _SELECT = 2  # a tool of the sequence that each frame chooses
 _KEY, _SWITCH = 0, 3  # types of frames
-
-
-class _Bits:
-    """The bits of a header, from the first; behind the last they are 0."""
-
-    def __init__(self, data: bytes) -> None:
-        self._value = int.from_bytes(data, "big")
-        self._left = 8 * len(data)
-
-    def read(self, count: int = 1) -> int:
-        self._left -= count
-        shifted = self._value >> self._left if self._left >= 0 else self._value << -self._left
-        return shifted & ((1 << count) - 1)
-
-    def skip_number(self) -> None:
-        """Read over a number of variable length."""
-        zeros = 0
-        while zeros < 32 and not self.read():  # noqa: PLR2004 - as many as there may be
-            zeros += 1
-        self.read(zeros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +31,9 @@ def frames(data: bytes) -> Iterator[tuple[int, int]]:
     sequence = None
     for kind, content in _units(data):
         if kind == _SEQUENCE:
-            sequence = _sequence(_Bits(content))
+            sequence = _sequence(Bits(content))
         elif kind in {_FRAME_HEADER, _FRAME} and sequence is not None:
-            if _says_its_size(_Bits(content), sequence):
+            if _says_its_size(Bits(content), sequence):
                 yield sequence.most_width, sequence.most_height
             else:
                 yield sequence.width, sequence.height
@@ -79,7 +61,7 @@ def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
     raise ValueError("too many units")
 
 
-def _sequence(bits: _Bits) -> _Sequence:
+def _sequence(bits: Bits) -> _Sequence:
     bits.read(4)  # profile, still picture
     is_still = bool(bits.read())
     timing = 0
@@ -101,7 +83,7 @@ def _sequence(bits: _Bits) -> _Sequence:
     return _Sequence(width, height, *most, is_still, timing, number_bits, *tools)
 
 
-def _operating_points(bits: _Bits) -> int:
+def _operating_points(bits: Bits) -> int:
     """Read over them; give how many bits of timing a frame's header has."""
     delay_bits = timing = 0
     has_model = False
@@ -109,7 +91,7 @@ def _operating_points(bits: _Bits) -> int:
         bits.read(64)
         is_equal = bits.read()
         if is_equal:
-            bits.skip_number()
+            bits.read_number()
         has_model = bool(bits.read())
         if has_model:
             delay_bits = bits.read(5) + 1
@@ -128,7 +110,7 @@ def _operating_points(bits: _Bits) -> int:
     return timing
 
 
-def _tools(bits: _Bits) -> tuple[int, int]:
+def _tools(bits: Bits) -> tuple[int, int]:
     """Read over the tools up to those that a frame's header says before its size."""
     bits.read(4)
     if bits.read():  # frames have an order
@@ -140,7 +122,7 @@ def _tools(bits: _Bits) -> tuple[int, int]:
     return screen, motion
 
 
-def _says_its_size(bits: _Bits, sequence: _Sequence) -> bool:
+def _says_its_size(bits: Bits, sequence: _Sequence) -> bool:
     """Tell whether a frame says a size of its own, instead of taking the sequence's."""
     if sequence.is_still or bits.read():  # it shows one that is there
         return False

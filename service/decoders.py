@@ -38,6 +38,17 @@ _UPRIGHT = {
 }
 _XMP = ("xmp", "XML:com.adobe.xmp")  # where Pillow would look for an orientation as well
 
+
+def _heif(file: MeteredFile) -> ImageFile.ImageFile:
+    """Open a HEIC, with the extra that reads it."""
+    from pillow_heif import HeifImageFile, options  # noqa: PLC0415 - it may not be installed
+
+    options.DECODE_THREADS = 1  # as of AVIF
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    opened: ImageFile.ImageFile = HeifImageFile(file)
+    return opened
+
+
 # Not `Image.open`: it has a bound on the pixels of its own, for all of the process.
 _OPEN: Mapping[str, Callable[[MeteredFile], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -47,6 +58,7 @@ _OPEN: Mapping[str, Callable[[MeteredFile], ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
+    "HEIF": _heif,
 }
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # Pillow takes no argument for it; pictures have threads
 
@@ -145,5 +157,5 @@ def _check_work(said: Sanitized, picture: Image.Image, max_pixels: int) -> None:
 
 def _forget_metadata(picture: Image.Image) -> None:
     """Leave out an EXIF of a WebP that is too long: Pillow would read all before that tag."""
-    if len(picture.info.get("exif", b"")) > png.MOST_METADATA:
+    if len(picture.info.get("exif") or b"") > png.MOST_METADATA:
         picture.info["exif"] = b""

@@ -79,8 +79,11 @@ _MARKUP = re.compile(
 _MARKED = 2048  # bytes, within which markup says what it is
 
 
-def sniff(data: bytes) -> str:
-    """Name Pillow's format of a picture; raises `UnsupportedType` that names any other kind."""
+def sniff(data: bytes, *, heic: bool = False) -> str:
+    """Name Pillow's format of a picture; raises `UnsupportedType` that names any other kind.
+
+    HEIC is one if `heic` says so.
+    """
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return kind
@@ -88,6 +91,8 @@ def sniff(data: bytes) -> str:
         return "WEBP"
     if data[4:8] == b"ftyp" and not _brands(data).isdisjoint(_AVIF):
         return "AVIF"
+    if heic and data[4:8] == b"ftyp" and not _brands(data).isdisjoint(_HEIC):
+        return "HEIF"
     name, advice = _other(data)
     raise UnsupportedType(f"this is {name}; {advice}" if name else advice)
 

@@ -38,17 +38,24 @@ class Bounds:
 
     max_pixels: int
     seconds: float = math.inf
+    heic: bool = False
 
 
 def decode(
-    data: bytes, *, max_pixels: int, seconds: float = math.inf, enough: int | None = None
+    data: bytes,
+    *,
+    max_pixels: int,
+    seconds: float = math.inf,
+    enough: int | None = None,
+    heic: bool = False,
 ) -> Image.Image:
     """Decode the first frame, turn it upright and make it RGB (transparent over white).
 
     A JPEG whose short side is at least twice, 4 or 8 times the pixels that are `enough` comes
     out at that fraction of its size: the decoder then computes fewer pixels.
 
-    The format is told by the bytes, never by a name or a header. Raises `UnsupportedType`,
+    The format is told by the bytes, never by a name or a header. HEIC is read if `heic` says so,
+    which needs the extra of that name. Raises `UnsupportedType`,
     `TooLarge` or `UnreadableImage`.
 
     What is bounded: the picture's size, before any pixel is decoded, where of a JPEG those
@@ -56,10 +63,10 @@ def decode(
     decoder goes over the pixels (`PASSES` times `max_pixels` in all); how often it reads the
     file; the memory, about 24 bytes of each of `max_pixels`; and the time of this thread, looked
     at whenever Pillow reads, which for JPEG, PNG, GIF and raw TIFF is every 64 KiB or less. What
-    is not: the time of one call to libwebp, libtiff or libavif, which decode in one go, and of
-    making RGB. Both grow with the pixels alone, so `max_pixels` bounds them.
+    is not: the time of one call to libwebp, libtiff, libavif or libheif, which decode in one go,
+    and of making RGB. Both grow with the pixels alone, so `max_pixels` bounds them.
     """
-    kind = file_kinds.sniff(data)
+    kind = file_kinds.sniff(data, heic=heic)
     load = partial(decoders.load, max_pixels=max_pixels, seconds=seconds)
     try:
         said = sieve.sift(data, kind)

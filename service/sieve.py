@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from service import avif, jpeg, png, tiff
+from service import avif, heif, jpeg, png, tiff
 from service.sanitized import Sanitized
 
 _MOST_BLOCKS = 262_144  # of a GIF before its first frame
@@ -100,4 +100,5 @@ _OF: Mapping[str, Callable[[bytes], Sanitized]] = {
     "BMP": _bmp,
     "TIFF": tiff.sanitize,
     "AVIF": avif.sanitize,
+    "HEIF": heif.sanitize,
 }
