@@ -7,7 +7,8 @@ from functools import lru_cache
 from PIL import Image, ImageCms
 
 MOST = 4 << 20  # bytes of a profile; those of printing presses have up to 3 MB
-_KEPT = 4  # transforms; to make one takes 3 ms, or 25 ms of CMYK
+_SMALL = 65_536  # bytes; of cameras and screens
+_KEPT, _KEPT_LARGE = 64, 2  # transforms; to make one takes 3 to 6 ms, or 25 ms of CMYK
 _HEAD = 128  # bytes before the table of tags
 _MOST_TAGS = 100
 _ALIKE = 2  # of 255: what a profile may change that is as good as sRGB
@@ -28,13 +29,13 @@ def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     mode = _MODES.get(profile[16:20])
     is_meant = picture.mode == mode or (mode == "RGB" and picture.mode in _TO_RGB)
     if is_meant and mode is not None and len(profile) <= MOST:
-        transform = _transform(profile, mode)
+        make = _small_transform if len(profile) <= _SMALL else _large_transform
+        transform = make(profile, mode)
         if transform is not None:
             return transform.apply(picture if picture.mode == mode else picture.convert(mode))
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
-@lru_cache(maxsize=_KEPT)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Make what turns this profile's colours into sRGB; nothing where that changes nothing."""
     try:
@@ -49,6 +50,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return transform if mode == "CMYK" or _changes(transform, mode) else None
     except _BROKEN:
         return None
+
+
+_small_transform = lru_cache(_KEPT)(_transform)
+_large_transform = lru_cache(_KEPT_LARGE)(_transform)
 
 
 def _changes(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:

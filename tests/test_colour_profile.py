@@ -220,6 +220,12 @@ def test_a_profile_of_a_png_that_cannot_be_inflated_is_ignored(content: bytes) -
     assert (pixels(given) == pixels(data)).all()
 
 
+def test_a_large_profile_is_as_good_as_a_small_one() -> None:
+    large = profile("Generic RGB", {b"note": bytes(100_000)})
+    data = encoded(colours(), "PNG", icc_profile=large)
+    assert np.abs(pixels(data) - browser(np.asarray(colours()), "Generic RGB")).max() <= 2
+
+
 def test_tags_that_are_not_used_are_left_out() -> None:
     """A chain of elements may take any time to compute; its tag would come before all others."""
     known = profile("Generic RGB")
