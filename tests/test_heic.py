@@ -116,6 +116,11 @@ def test_without_the_extra_it_cannot_be_on(monkeypatch: pytest.MonkeyPatch) -> N
         create_servable(Settings(heic=True))
 
 
+def test_with_the_extra_it_can_be_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heif, "find_spec", lambda _: object())
+    assert create_servable(Settings(heic=True)) is not None
+
+
 # Streams and boxes made by hand.
 
 
