@@ -25,7 +25,7 @@ Command = Callable[[Settings, dict[str, Any]], int]
 
 _OFFLINE = (
     *("model", "device", "precision", "store", "max_batch", "cores"),
-    *("max_pixels", "decode_threads"),
+    *("max_pixels", "decode_threads", "heic"),
 )
 
 _BENCH = (

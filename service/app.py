@@ -12,7 +12,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from service import apart, catalogue, lag, processors, protocol, store, workers
+from service import apart, catalogue, heif, lag, processors, protocol, store, workers
 from service.api import (
     classify,
     docs,
@@ -71,8 +71,10 @@ def create_servable(
     report: Report = lambda _: None,
 ) -> Servable:
     """Put together what serves a model; what its batcher reports goes nowhere by default."""
+    if settings.heic:
+        heif.require()
     limits = Limits(
-        picture=Bounds(settings.max_pixels, settings.decode_seconds),
+        picture=Bounds(settings.max_pixels, settings.decode_seconds, settings.heic),
         max_queue_bytes=settings.max_queue_bytes,
         cache_bytes=settings.cache_bytes,
         bulk_share=settings.bulk_share,

@@ -44,7 +44,11 @@ def _upright(picture: Picture, plans: Sequence[Plan], bounds: Bounds) -> Image.I
         return images.decoded(picture.astype(np.uint8, copy=False), max_pixels=bounds.max_pixels)
     enough = max(plan.enough for plan in plans)
     return images.decode(
-        picture, max_pixels=bounds.max_pixels, seconds=bounds.seconds, enough=enough
+        picture,
+        max_pixels=bounds.max_pixels,
+        seconds=bounds.seconds,
+        enough=enough,
+        heic=bounds.heic,
     )
 
 

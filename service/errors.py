@@ -51,7 +51,7 @@ class HeadTooLarge(ServiceError):
 
 
 class UnsupportedType(ServiceError):
-    """The bytes are no JPEG, PNG, WebP, GIF, BMP or TIFF, whatever the name says."""
+    """The bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, or one of a kind not read."""
 
     code = "unsupported_type"
 

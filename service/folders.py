@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from service.errors import UnsupportedType
-from service.images import sniff
+from service.file_kinds import sniff
 
 HEAD = 256  # bytes, of which the first show the format
 
 _PROMISING = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp"),
-    *(".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif"),
 }
 # Their first bytes are TIFF's, but the first image in them is a thumbnail.
 _RAW = {".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".k25", ".kdc", ".nef", ".nrw"} | {
@@ -122,7 +122,7 @@ def _suffix(name: str) -> str:
 
 def _shows_image(head: bytes) -> bool:
     try:
-        found = sniff(head)
+        found = sniff(head, heic=True)  # which is refused, with what to do, where it is not read
     except UnsupportedType:
         return False
     # A text may begin with BMP's two letters, but has no zeros in it.

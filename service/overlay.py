@@ -24,7 +24,11 @@ def paint(picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
     What takes from it is left as it is. Raises what `images.decode` does.
     """
     upright = images.decode(
-        picture, max_pixels=bounds.max_pixels, seconds=bounds.seconds, enough=MOST
+        picture,
+        max_pixels=bounds.max_pixels,
+        seconds=bounds.seconds,
+        enough=MOST,
+        heic=bounds.heic,
     )
     upright.thumbnail((MOST, MOST))
     shares = heat.clip(0) / max(float(heat.max()), 1e-9)

@@ -130,8 +130,16 @@ class Settings(BaseSettings):
     ] = 20 * MEBIBYTE
     max_pixels: Annotated[
         int,
-        Field(ge=1, le=178_000_000, description="largest picture, width x height; over it a 413"),
+        Field(
+            ge=1,
+            le=178_000_000,
+            description="most pixels of a picture that are decoded; over it a 413",
+        ),
     ] = 50_000_000
+    heic: Annotated[
+        bool,
+        Field(description="read HEIC, the pictures of iPhones; needs the extra of that name"),
+    ] = False
     decode_seconds: Annotated[
         float,
         Field(gt=0, le=600, description="longest a core may decode one picture; over it a 413"),

@@ -129,6 +129,58 @@ def with_zip() -> bytes:
     return archive.getvalue()
 
 
+def deep_png() -> bytes:
+    """Make a PNG of 16 bits a colour, one of which is transparent."""
+    data = io.BytesIO()
+    rows = zlib.compress(bytes(1 + 6 * 2000) * 2000)
+    data.write(b"\x89PNG\r\n\x1a\n")
+    data.write(chunk(b"IHDR", struct.pack(">IIBBBBB", 2000, 2000, 16, 2, 0, 0, 0)))
+    data.write(chunk(b"tRNS", bytes(6)) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return data.getvalue()
+
+
+def planar_tiff() -> bytes:
+    """Make a TIFF whose colours lie apart, without compression."""
+    plane = 2 * 500 * 500
+    start = 8 + 2 + 12 * 11 + 4
+    shorts, longs = struct.pack("<3H", 16, 16, 16), struct.pack("<3I", *[plane] * 3)
+    starts = struct.pack("<3I", *(start + 30 + plane * at for at in range(3)))
+    tags = {
+        256: 500,
+        257: 500,
+        258: (3, 3, 0),
+        262: 2,
+        277: 3,
+        278: 500,
+        284: 2,
+        273: (4, 3, 6),
+        279: (4, 3, 18),
+        339: 1,
+    }
+    return tiff(tags, shorts + starts + longs + bytes(3 * plane))
+
+
+def large_avif_frames() -> bytes:
+    """Make an AVIF of 4000 x 4000 that says it is of 10 x 10."""
+    data = bytearray(encoded(Image.new("RGB", (4000, 4000)), "AVIF", speed=10))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 10, 10)
+    return bytes(data)
+
+
+def fractions_in_avif() -> bytes:
+    """Give an AVIF an EXIF block whose orientation is very many fractions."""
+    orientation, other = (struct.pack("<HH", tag, 5) for tag in (ORIENTATION, ORIENTATION - 1))
+    exif = b"Exif\0\0" + rationals(SOME // 8).replace(orientation, other, 1)
+    data = encoded(Image.new("RGB", (64, 64)), "AVIF", exif=exif)
+    return data.replace(other, orientation, 1)
+
+
+def without_end(kind: Mapping[str, bool]) -> bytes:
+    """Make a JPEG without its end marker."""
+    return encoded(Image.new("RGB", (2000, 2000)), "JPEG", **kind)[:-2]
+
+
 def wide_web_canvas() -> bytes:
     """Claim in a few bytes a WebP of 16 million pixels squared."""
     body = b"WEBPVP8X" + struct.pack("<II", 10, 0) + b"\xff\xff\xff" * 2
@@ -207,6 +259,20 @@ BOMBS: Mapping[str, Callable[[], bytes]] = {
     "TIFF of one colour": lambda: encoded(
         Image.new("L", (4000, 4000)), "TIFF", compression="tiff_adobe_deflate"
     ),
+    "PNG with a profile of a gigabyte": lambda: many_chunks(
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 30), 1)), 1
+    ),
+    "PNG of 16 bits with a transparent colour": deep_png,
+    "JPEG without an end": lambda: without_end({}),
+    "JPEG of scans without an end": lambda: without_end({"progressive": True}),
+    "JPEG of 300 megapixels": lambda: claiming(
+        encoded(Image.new("RGB", (64, 64)), "JPEG"), 20_000, 15_000
+    ),
+    "TIFF of colours apart": planar_tiff,
+    "AVIF of one colour": lambda: encoded(Image.new("RGB", (4000, 4000)), "AVIF", speed=10),
+    "AVIF of larger frames than it says": large_avif_frames,
+    "AVIF with fractions for an orientation": fractions_in_avif,
+    "AVIF of 30 frames": lambda: frames("AVIF", 30),
     "TIFF of floats": lambda: encoded(
         Image.fromarray(np.zeros((2000, 2000), np.float32)), "TIFF", compression="tiff_lzw"
     ),

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 ORIENTATION = 0x0112
 ODD = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -40,10 +40,10 @@ def good() -> tuple[bytes, ...]:
     picture = Image.fromarray(noise)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    turned = {kind: {"exif": exif} for kind in ("JPEG", "PNG", "WEBP", "TIFF")}
+    turned = {kind: {"exif": exif} for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")}
     grey = picture.convert("L")
     return (
-        *(encoded(picture, kind, **turned.get(kind, {})) for kind in KINDS),
+        *(encoded(picture, kind, **turned.get(kind, {})) for kind in KINDS if kind != "AVIF"),
         encoded(picture, "JPEG", progressive=True, comment=b"a comment", dpi=(72, 72)),
         encoded(picture.convert("CMYK"), "JPEG"),
         encoded(picture, "MPO", save_all=True, append_images=[picture.rotate(180)]),
@@ -68,6 +68,9 @@ def good() -> tuple[bytes, ...]:
         encoded(picture.convert("YCbCr"), "TIFF"),
         encoded(picture.quantize(8), "TIFF"),
         tiff({322: 16, 323: 16, 324: 200, 325: 256, 256: 16, 257: 16}, bytes(512)),
+        encoded(picture, "AVIF", **turned["AVIF"]),
+        encoded(picture.convert("RGBA"), "AVIF", icc_profile=bytes(128)),
+        encoded(picture, "AVIF", save_all=True, append_images=[picture.rotate(180)]),
     )
 
 

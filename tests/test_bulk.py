@@ -432,7 +432,7 @@ def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
 # What is no image.
 
 
-HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+JPEG_XL = b"\xff\x0a" + bytes(100)
 
 
 @pytest.fixture
@@ -447,8 +447,8 @@ def phone(tmp_path: Path) -> Path:
         "below/d.tmp": "red",
     }.items():
         (root / name).write_bytes(plain(colour))
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "below/IMG_3"):
-        (root / name).write_bytes(HEIC)
+    for name in ("IMG_1.JXL", "IMG_2.jxl", "below/IMG_3"):
+        (root / name).write_bytes(JPEG_XL)
     (root / "notes.txt").write_text("BMW and other cars, in a text that begins as a BMP does")
     return root
 
@@ -458,7 +458,7 @@ FOUND = ["a.jfif", "b", "c.mpo", "below/d.tmp"]
 
 def left_out(root: Path) -> str:
     return (
-        f"left out, as no images of a format that is read: 2 .heic ({root}/IMG_1.HEIC),"
+        f"left out, as no images of a format that is read: 2 .jxl ({root}/IMG_1.JXL),"
         f" 1 .txt ({root}/notes.txt), 1 without a suffix ({root}/below/IMG_3)"
     )
 

@@ -401,7 +401,10 @@ def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
     first = good["predictions"][0]
     assert (first["label"], first["wnid"], first["index"]) == ("beagle", "n02088364", 162)
     assert 0.5 < first["probability"] < 1
-    assert bad == {"file": str(text), "error": "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"}
+    assert bad == {
+        "file": str(text),
+        "error": "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture",
+    }
 
 
 @pytest.mark.slow
@@ -468,7 +471,7 @@ def test_the_accuracy_is_given_as_json(photos: Path, real: list[str], capsys: Ca
     assert main(["evaluate", str(photos), *real, "--plans", "single", "--json"]) == 0
     printed = capsys.readouterr()
     [score] = json.loads(printed.out)
-    sentence = "n01491361_no_picture.JPEG: not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
+    sentence = "n01491361_no_picture.JPEG: not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"
     assert score["views"] == "single"
     assert score["photos"] == 7
     assert 3 <= score["top1"] <= score["top5"] <= 6

@@ -375,7 +375,7 @@ def test_the_command_draws_a_sheet(digit: Path, tmp_path: Path, capsys: Captured
         ("absent.png", "sheet.png", "cannot read {0}/absent.png: No such file or directory"),
         (".", "sheet.png", "cannot read {0}: Is a directory"),
         ("broken.png", "sheet.png", "the PNG picture is broken or cut short; send it whole"),
-        ("text.png", "sheet.png", "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"),
+        ("text.png", "sheet.png", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"),
         ("3.png", "sheet.jpg", "{0}/sheet.jpg: name a file that ends with .png"),
         ("3.png", "no/sheet.png", "cannot write {0}/no/sheet.png: No such file or directory"),
     ],

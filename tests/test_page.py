@@ -450,7 +450,7 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_pictures_name(
 def test_what_a_browser_cannot_show_is_answered_all_the_same(visit: Open, port: int) -> None:
     ours = visit(port)
     ours.pick(("red.tiff", encoded(Image.new("RGB", (8, 8), "red"), "TIFF")), ("a.heic", b"heic"))
-    ours.answered("red", "Not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.")
+    ours.answered("red", "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture.")
     expect(ours(".no-preview >> visible=true")).to_have_count(2)
 
 

@@ -43,7 +43,7 @@ async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Repl
     backend = await asyncio.to_thread(apart.load, settings)
     try:
         decoders = processors.decoding(settings.decode_threads)
-        bounds = Bounds(settings.max_pixels)
+        bounds = Bounds(settings.max_pixels, heic=settings.heic)
         subject = Subject(backend, pictures, settings.views, bounds, decoders)
         return await stages.measure(subject, http), subject.demand
     finally:
