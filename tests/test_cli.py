@@ -117,7 +117,7 @@ VALUES = {
     "timeout_seconds": "1.5", "max_batch": "3", "cores": "2",
     "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
     "decode_seconds": "5.5", "upload_seconds": "2.5", "max_queue_bytes": "8192",
-    "decode_threads": "2",
+    "decode_threads": "2", "heic": "True",
     "stall_seconds": "9.5", "log_level": "debug", "log_format": "text", "fetch": "False",
     "keys": "keys.toml", "key_digests": f"web:{64 * 'f'}", "cors_origins": "https://a,http://b:1",
     "cors_headers": "X-A,x-b",

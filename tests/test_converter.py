@@ -277,7 +277,9 @@ def test_a_connection_would_be_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_neither_converting_nor_serving_connects_anywhere(tmp_path: Path, shared: Path) -> None:
+def test_neither_converting_nor_quantizing_nor_serving_connects_anywhere(
+    tmp_path: Path, shared: Path
+) -> None:
     environment, log = watched(tmp_path)
     store = small.stored(tmp_path, "lenet5")
     chosen = (f"--store={store.root}", "--model=small", "--device=cpu", "--cores=1")
@@ -289,4 +291,7 @@ def test_neither_converting_nor_serving_connects_anywhere(tmp_path: Path, shared
         done = python(environment, "-m", "service", *command)
         assert done.returncode == 0, done.stderr
     assert '"label"' in done.stdout
+    folder = ("--calibrate", str(ROOT / "model_store/digits/held_out"))
+    done = python(environment, "-m", "service", "models", "quantize", "small", *folder, chosen[0])
+    assert "int8 has the first label of float32 on" in done.stdout + done.stderr
     assert not log.exists()

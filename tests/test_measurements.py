@@ -102,6 +102,15 @@ def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_file_of_another_identity_under_this_name_is_none(cache: Path) -> None:
+    Measurements(IDENTITY).write("bfloat16", LINES)
+    file = kept(cache)
+    text = file.read_text()
+    file.write_text(text.replace('"threads": "2"', '"threads": "3"'))
+    assert file.read_text() != text
+    assert Measurements(IDENTITY).read([*LINES]) is None
+
+
 # An engine.
 
 
