@@ -12,7 +12,6 @@ from pathlib import Path
 from benchmarks.peers import deployments, environments, processes
 from benchmarks.peers.deployments import Ask, Deployment
 from benchmarks.peers.environments import Unavailable
-from service import interpreter
 from service.bench import load
 from service.bench.client import Client, Target
 from service.bench.load import OK
@@ -92,9 +91,7 @@ def _measure(
     given = {key: text.format(port=port) for key, text in deployment.environment.items()}
     environments.make_place()
     log = environments.PLACE / f"{name}-{engine}.log"
-    # Our engine has the memory that it has at home.
-    memory = interpreter.computing() if engine == "ours" else {}
-    environment = {**given, **memory, "ENGINE": engine}
+    environment = {**given, "ENGINE": engine}
     with processes.running(command, environment, log, environments.ROOT) as process:
         try:
             visit = _Visit(deployment, Target("127.0.0.1", port), pictures, process)
