@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from service import weights
 from service.converted import Converted
 from service.engine import converter, engine, openvino_graph
-from service.engine.openvino_api import openvino
+from service.engine.openvino_api import core
 from service.engine.torch_network import Normalise
 from service.errors import ModelError, NotConverted
 from service.images import decode
@@ -45,7 +45,7 @@ def photos(shared: Path) -> list[Image.Image]:
 def computed(made: Converted, x: Tensor) -> Outputs:
     """Compute a converted model's results in float32."""
     graph = openvino_graph.read(made)
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [*compiled(x.numpy()).values()]
 
 

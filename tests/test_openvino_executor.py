@@ -379,3 +379,24 @@ def test_bfloat16_where_there_are_no_instructions_for_it_is_refused(real_store: 
     assert done.returncode == 1
     assert done.stderr.startswith("this CPU does not compute bvlc_googlenet in bfloat16: ")
     assert done.stderr.count("\n") == 1
+
+
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from service.engine import engine
+from service.settings import Settings
+for _ in range(2):
+    engine.load(Settings(model="digits", device="cpu", precision="float32", cores=1, max_batch=1))
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_engines_have_gone() -> None:
+    """OpenVINO changes the stack that signals are handled on, and may leave one that is gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n")

@@ -13,7 +13,7 @@ from torch import nn
 from service import converted, weights
 from service.converted import Converted, Description, Network
 from service.engine import openvino_graph
-from service.engine.openvino_api import openvino, opset1, opset13
+from service.engine.openvino_api import core, openvino, opset1, opset13
 from service.errors import NotConverted
 from service.networks import ending
 from service.networks.googlenet import LocalResponseNorm
@@ -150,7 +150,7 @@ def _check(model: Model, graph: Any, sides: Sequence[int]) -> None:
     """Raise `NotConverted` unless the graph computes what the network does."""
     exact = model.network()
     floats = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(graph, "CPU", floats)
+    compiled = core().compile_model(graph, "CPU", floats)
     for x in _probes(model, sides):
         with torch.inference_mode():
             wanted = exact(x).softmax(1)

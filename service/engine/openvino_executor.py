@@ -19,7 +19,7 @@ from service.engine import openvino_graph
 from service.engine.batch_assembly import Rows, assemble, sums
 from service.engine.class_activation import Classifier
 from service.engine.executor import Executor
-from service.engine.openvino_api import openvino
+from service.engine.openvino_api import core
 from service.ensemble import Result
 from service.errors import ModelError, OutOfMemory
 from service.manifest import Label, Manifest
@@ -115,7 +115,7 @@ def executor(models: Sequence[Compiled]) -> Executor:
 
 def has_bfloat16() -> bool:
     """Tell whether this CPU has instructions for bfloat16."""
-    capabilities: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities: list[str] = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capabilities
 
 
@@ -141,7 +141,7 @@ def _compile(graph: Any, hint: str, threads: int) -> Any:
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
-    return openvino.Core().compile_model(graph, "CPU", config).create_infer_request()
+    return core().compile_model(graph, "CPU", config).create_infer_request()
 
 
 def _infer(request: Any, rows: Rows) -> list[npt.NDArray[np.float32]]:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from service.converted import Converted, Description
-from service.engine.openvino_api import openvino, opset13, preprocess
+from service.engine.openvino_api import core, openvino, opset13, preprocess
 from service.manifest import Preprocessing
 
 
 def read(model: Converted) -> Any:
     """Read a model's graph; see `service.converted.Converted` for what it takes and gives."""
-    return openvino.Core().read_model(model.graph, model.constants)
+    return core().read_model(model.graph, model.constants)
 
 
 def serialized(graph: Any, description: Description) -> Converted:
