@@ -396,7 +396,7 @@ signal.raise_signal(signal.SIGTERM)
 
 def test_a_signal_is_handled_after_engines_have_gone() -> None:
     """OpenVINO changes the stack that signals are handled on, and may leave one that is gone."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - ourselves
         [sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "handled\n")
