@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"googlenet-service: {_NEEDS_TORCH}", file=sys.stderr)
         return WrongOption.exit_status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -13,7 +13,9 @@ process, however that ends: its connections break.
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
+import signal
 import socket
 import struct
 import subprocess
@@ -107,12 +109,14 @@ class Token:
         self._forget.append(self.number)
 
 
-def load(settings: Settings) -> "Worker":
+def load(settings: Settings, cancelled: Future[None]) -> "Worker":
     """Start a worker and wait until it has loaded: blocking, seconds long.
 
-    Raises what `service.engine.load` does, or `InferenceFailed` if the worker ends before.
+    Raises what `service.engine.engine.load` does, or `InferenceFailed` if the worker ends before
+    that, as it does when `cancelled` is done.
     """
     process = _Process(settings)
+    cancelled.add_done_callback(lambda _: process.kill())
     try:
         return Worker(process, process.loaded.result(), settings.decode_threads)
     except BaseException:
@@ -125,10 +129,11 @@ class _Process:
 
     def __init__(self, settings: Settings) -> None:
         self.loaded: Future[Loaded] = Future()
-        # `calls` brings it connections; over `news` it tells what happens.
-        self._calls, calls = socket.socketpair()
-        ours, news = socket.socketpair()
-        with calls, news:
+        self.ended: Future[None] = Future()
+        with contextlib.ExitStack() as opened:
+            # `calls` brings it connections; over `news` it tells what happens.
+            self._calls, calls = map(opened.enter_context, socket.socketpair())
+            ours, news = map(opened.enter_context, socket.socketpair())
             inherited = [calls.fileno(), news.fileno()]
             command = interpreter.command("service.worker", *map(str, inherited))
             self._process = subprocess.Popen(  # noqa: S603 - ourselves
@@ -137,6 +142,9 @@ class _Process:
                 pass_fds=inherited,
                 process_group=0,  # a terminal's Ctrl-C is for this process; that one goes with it
             )
+            calls.close()
+            news.close()
+            opened.pop_all()
         self._news = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it has ended; the thread that listens will notice
             self._news.send((settings, logging.getLogger().getEffectiveLevel()))
@@ -163,13 +171,19 @@ class _Process:
         ours.settimeout(0)
         return ours
 
+    def kill(self) -> None:
+        """End it at once, and what it has started, unless it has ended."""
+        self._ending = True
+        if self.alive:
+            os.killpg(self.pid, signal.SIGKILL)
+
     def close(self) -> None:
         self._ending = True
         self._calls.close()
         try:
             self._process.wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             self._process.wait()
 
     def _listen(self) -> None:
@@ -182,6 +196,8 @@ class _Process:
         finally:  # also when what logs fails: somebody waits
             if not self.loaded.done():
                 self.loaded.set_exception(InferenceFailed(_GONE))
+            if self.ended.set_running_or_notify_cancel():
+                self.ended.set_result(None)
 
     def _received(self) -> Iterator[logging.LogRecord | Loaded | Exception]:
         with contextlib.suppress(EOFError, OSError):
@@ -227,6 +243,13 @@ class Worker:
     def alive(self) -> bool:
         """Does it run."""
         return self._process.alive
+
+    async def ended(self) -> None:
+        """Wait until it has ended, for whatever reason; for one caller.
+
+        Who is cancelled is told nothing later: its event loop may be closed by then.
+        """
+        await asyncio.wrap_future(self._process.ended)
 
     @property
     def stalled(self) -> float:

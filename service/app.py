@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from importlib import metadata
@@ -31,7 +32,7 @@ from service.api.guard import Guard
 from service.api.head import HeadAsGet
 from service.api.ports import Ports
 from service.api.requests import Requests
-from service.api.uploads import Budget
+from service.api.uploads import COPIES, Budget
 from service.catalogue import Catalogue, Shelf
 from service.certificate import Certificate
 from service.classifier import Limits
@@ -44,13 +45,16 @@ from service.metrics import Metrics
 from service.servable import Servable
 from service.settings import Settings
 from service.shadow import Shadow
-from service.work import Report
+from service.work import BatchReport, DropReport, Report, RestartReport
 
 if TYPE_CHECKING:
     from service.rpc.server import Listening
 
-Load = Callable[[Settings], Backend]
-"""Reads the models and puts them on the device: blocking, seconds long."""
+Load = Callable[[Settings, Future[None]], Backend]
+"""Reads the models and puts them on the device: blocking, seconds long.
+
+Ends soon, with an error, when the future is done: nothing waits for the models any more.
+"""
 
 # What pages of other origins may send, and may see of an answer.
 _SENT = (
@@ -69,8 +73,12 @@ def create_servable(
     *,
     load: Load = apart.load,
     report: Report = lambda _: None,
+    gave_up: Callable[[], None] = lambda: None,
 ) -> Servable:
-    """Put together what serves a model; what its batcher reports goes nowhere by default."""
+    """Put together what serves a model; what its batcher reports goes nowhere by default.
+
+    `gave_up` is called when its worker has ended too often to be started again.
+    """
     if settings.heic:
         heif.require()
     limits = Limits(
@@ -81,16 +89,27 @@ def create_servable(
         decoders=processors.decoding(settings.decode_threads),
         stall_seconds=settings.stall_seconds,
     )
-    return Servable(partial(load, settings), limits, report)
+    return Servable(partial(load, settings), limits, report, gave_up)
 
 
-def create_catalogue(settings: Settings, load: Load, metrics: Metrics) -> Catalogue:
-    """Put together what serves models side by side."""
+def create_catalogue(
+    settings: Settings,
+    load: Load,
+    metrics: Metrics,
+    gave_up: Callable[[str], None] = lambda _: None,
+) -> Catalogue:
+    """Put together what serves models side by side; see `create_app`."""
     where = store.locate(settings.store)
 
     def make(name: str) -> Servable:
         chosen = settings.model_copy(update={"model": name})
-        return create_servable(chosen, load=load, report=partial(metrics.work, name))
+
+        def report(found: BatchReport | DropReport | RestartReport) -> None:
+            metrics.work(name, found)
+            if isinstance(found, RestartReport):
+                changed(models.served)
+
+        return create_servable(chosen, load=load, report=report, gave_up=partial(gave_up, name))
 
     def stamp(name: str) -> object:
         stamps = [where.stamp(member) for member in name.split(",")]
@@ -101,7 +120,8 @@ def create_catalogue(settings: Settings, load: Load, metrics: Metrics) -> Catalo
 
     shelf = Shelf(make, stamp, lambda one: workers.resident(one.backend.pid), changed)
     bounds = catalogue.Bounds(settings.max_models, settings.max_model_bytes)
-    return Catalogue(settings.served, shelf, bounds, watch_seconds=settings.watch_seconds)
+    models = Catalogue(settings.served, shelf, bounds, watch_seconds=settings.watch_seconds)
+    return models
 
 
 def create_app(  # noqa: PLR0913 - all but settings have their defaults
@@ -112,16 +132,18 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     tracer_provider: TracerProvider | None = None,
     metrics: Metrics | None = None,
     certificate: Certificate | None = None,
+    gave_up: Callable[[str], None] = lambda _: None,
 ) -> FastAPI:
     """Put the service together; `load` is the one place where a test puts something else.
 
     `is_leaving` tells whether the process has been told to stop. Spans go to `tracer_provider`,
     or to where OpenTelemetry's variables in the environment say, or nowhere. `metrics` may have
     been made before, by whoever counts what happens before a request is one. `certificate` is what
-    gRPC is encrypted with.
+    gRPC is encrypted with. `gave_up` is called with the name of a model whose worker has ended too
+    often to be started again.
     """
     metrics = metrics or Metrics()
-    models = create_catalogue(settings, load, metrics)
+    models = create_catalogue(settings, load, metrics, gave_up)
     shadow = Shadow(
         models,
         lambda found: metrics.shadow(found.outcome, found.distance),
@@ -129,7 +151,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         share=settings.shadow_share,
         seconds=settings.timeout_seconds,
     )
-    budget = Budget(settings.max_upload_bytes)
+    budget = Budget(settings.max_upload_bytes, COPIES)
     inferring = Inference(models, settings, metrics)
     for template in (classify.PATH, inference.INFER):
         metrics.expect(template, "POST", {200, *problems.STATUS.values()})
@@ -167,8 +189,9 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
             "exclude": lambda scope: requests.path(scope) in health.PATHS | health.INFERENCE_PATHS,
         },
     )
-    app.state.refresh = models.refresh  # for whoever hears a SIGHUP
-    app.state.leave = listening.leave if listening else None  # or stops the server
+    app.state.refresh = models.refresh  # on SIGHUP
+    app.state.leave = listening.leave if listening else lambda: None  # before the server stops
+    app.state.serves = lambda: bool(models.served)
     app.include_router(classify.router(models, shadow, settings, budget, metrics, tracer_provider))
     app.include_router(explain.router(models, settings, budget, metrics))
     app.include_router(management.router(models, shadow, settings))

@@ -142,6 +142,8 @@ class Batcher(Generic[P, R]):
         Leaving releases the seats.
         """
         admission = self.check(demands, deadline - time.monotonic(), lead=lead, bulk=bulk)
+        if not bulk:
+            self._room = self._room.asked(admission.alone, time.monotonic())
         long = not bulk and self._room.needs(admission.alone, time.monotonic())
         firm = not (bulk or self._is_shared(time.monotonic()))
         seats = [
@@ -169,10 +171,6 @@ class Batcher(Generic[P, R]):
                 f"this takes about {admission.promised:.2f} s {where}, more than the "
                 f"{seconds:.2f} s it has; ask for fewer views or pictures, or for more time"
             )
-        if bulk:
-            self._bulk_asked = now
-        else:
-            self._room = self._room.asked(admission.alone, now)
         if not admission.admitted:
             invitation = self._invitations[bulk].another(admission, now, load.doubt)
             self._invitations = {**self._invitations, bulk: invitation}
@@ -182,8 +180,7 @@ class Batcher(Generic[P, R]):
                 retry_after=invitation.at - now,
             )
         nbytes = sum(demand.nbytes for demand in demands)
-        most = self._most_bytes(bulk=bulk)
-        used = self._nbytes[True] if bulk else self._nbytes.total()
+        most, used = self._most_bytes(bulk=bulk), self._used_bytes(bulk=bulk)
         if nbytes > most:
             raise TooLarge(
                 f"the views asked for take {nbytes} bytes, and the limit is {most}; "
@@ -207,11 +204,15 @@ class Batcher(Generic[P, R]):
         that would be filled.
         """
         load, admission = self._admission(demands, math.inf, lead, time.monotonic(), bulk=bulk)
-        nbytes = self._nbytes[bulk] + sum(demand.nbytes for demand in demands)
+        nbytes = self._used_bytes(bulk=bulk) + sum(demand.nbytes for demand in demands)
         return load.doubt * admission.promised, nbytes / self._most_bytes(bulk=bulk)
 
     def _most_bytes(self, *, bulk: bool) -> int:
         return self._max_bytes // 2 if bulk else self._max_bytes  # half is left to the others
+
+    def _used_bytes(self, *, bulk: bool) -> int:
+        """Give what counts against that: bulk's own, or all."""
+        return self._nbytes[True] if bulk else self._nbytes.total()
 
     def _admission(
         self, demands: Sequence[Demand], seconds: float, lead: float, now: float, *, bulk: bool
@@ -238,6 +239,8 @@ class Batcher(Generic[P, R]):
             raise InferenceFailed(STOPPING)
         seat.payload = payload
         seat.submitted = time.monotonic()
+        if seat.waiting.bulk:
+            self._bulk_asked = seat.submitted
         seat.future = asyncio.get_running_loop().create_future()
         insort(self._queue, seat, key=_order)
         self._changed.set()

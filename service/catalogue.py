@@ -15,13 +15,10 @@ from typing import Any, Self
 
 from service.classifier import Classifier
 from service.errors import CannotServe, Conflict, NoRoom, NotReady, ServiceError, UnknownModel
-from service.servable import LOADING_RETRY, Servable
+from service.servable import FAILED, LOADING, LOADING_RETRY, Servable
 from service.work import Backlog
 
 logger = logging.getLogger(__name__)
-
-_LOADING = "the model is being loaded, warmed and timed"
-_FAILED = "the model could not be loaded; the log says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Catalogue:
         self._candidate: str | None = None
         self._former: set[str] = set()  # candidates that did not work when another was tried
         self._slots: dict[str, _Slot] = {}
-        self._wrong: dict[str, str] = dict.fromkeys(names, _LOADING)  # with what is not there
+        self._wrong: dict[str, str] = dict.fromkeys(names, LOADING)  # with what is not there
         self._loading: _Loading | None = None
         self._refused: dict[str, object] = {}  # stamps of files that could not be served
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,14 +174,16 @@ class Catalogue:
     @property
     def loaded(self) -> str | None:
         """Why not all models that were asked for are there, or nothing if they are."""
-        return next(iter(self._missing), None)
+        excused = self._excused
+        absent = (one.loaded for name, one in self.served.items() if name not in excused)
+        return next(filter(None, (*self._missing, *absent)), None)
 
     @property
     def worked(self) -> str | None:
         """Why a model's work is at a standstill, or nothing if all go on; not of one excused."""
         excused = self._excused
         standstills = (one.worked for name, one in self.served.items() if name not in excused)
-        failed = _FAILED if _FAILED in self._missing else None
+        failed = FAILED if FAILED in self._missing else None
         return failed or next(filter(None, standstills), None)
 
     @property
@@ -215,7 +214,7 @@ class Catalogue:
         Does nothing if it is served so, and works. Raises `UnknownModel`, `Conflict` while
         another one is being loaded, `NoRoom`, or `CannotServe` with what is wrong with it.
         """
-        stamp = self._shelf.stamp(name)
+        stamp = await self._stamp(name)
         if stamp is None:
             raise UnknownModel(f"there is no model {name!r} in the store")
         await self._bring(name, stamp)
@@ -254,9 +253,12 @@ class Catalogue:
     async def _start(self) -> None:
         for name in [*self._wrong]:
             try:
-                await self._begin_load(name, self._shelf.stamp(name))
+                stamp = await self._stamp(name)
+                await self._no_load()
+                if name in self._wrong:  # nobody has loaded it meanwhile
+                    await self._begin_load(name, stamp)
             except ServiceError as error:
-                self._wrong[name] = _FAILED
+                self._wrong[name] = FAILED
                 if not isinstance(error, CannotServe):  # of which the log says more already
                     logger.error("%s cannot be served: %s", name, error)  # noqa: TRY400 - says it all
 
@@ -295,6 +297,14 @@ class Catalogue:
             logger.info("%s was loaded anew; the one before ends what it has begun", name)
             self._begin(_retire(old))
 
+    async def _no_load(self) -> None:
+        """Wait until no model is being loaded."""
+        while self._loading:
+            await asyncio.wait([self._loading.task])
+
+    async def _stamp(self, name: str) -> object:
+        return await asyncio.to_thread(self._shelf.stamp, name)  # which reads files
+
     def _check_memory(self, name: str, fresh: Sequence[Servable]) -> None:
         """Raise `NoRoom` if what will be served has more memory than it may."""
         most = self._bounds.nbytes
@@ -313,14 +323,15 @@ class Catalogue:
 
     async def _refresh(self) -> None:
         for name in [*self._slots]:
-            while self._loading:
-                await asyncio.wait([self._loading.task])
+            await self._no_load()
             if name in self._slots:  # nobody has let it go meanwhile
                 await self._renew(name)
 
     async def _renew(self, name: str) -> None:
         """Load a model anew if its files are others now, and not ones that were refused."""
-        stamp = self._shelf.stamp(name)
+        stamp = await self._stamp(name)
+        if name not in self._slots:
+            return
         if stamp in (None, self._slots[name].stamp, self._refused.get(name)):
             return
         try:
@@ -339,7 +350,7 @@ async def _ready(fresh: Servable) -> None:
     except ServiceError as error:
         raise CannotServe(str(error)) from error
     except Exception as error:  # a model may fail to load in any way, and has been logged
-        raise CannotServe(_FAILED) from error
+        raise CannotServe(FAILED) from error
 
 
 async def _retire(old: _Slot) -> None:

@@ -165,9 +165,8 @@ class Backend(Protocol):
         """The number of the process that it is in."""
         ...
 
-    @property
-    def alive(self) -> bool:
-        """Can it go on."""
+    async def ended(self) -> None:
+        """Wait until it can not go on."""
         ...
 
     @property

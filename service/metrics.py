@@ -29,7 +29,7 @@ from service.costs import Key
 from service.ensemble import Backend
 from service.errors import ServiceError
 from service.gpus import GPUCollector
-from service.work import Backlog, BatchReport, DropReport
+from service.work import Backlog, BatchReport, DropReport, RestartReport
 from service.workers import WorkerCollector
 
 LATENCY = (
@@ -220,6 +220,12 @@ class Metrics:
             ["model"],
             registry=registry,
         )
+        self._restarts = Counter(
+            "googlenet_worker_restarts",
+            "Times that a model's worker had ended by itself and was started again.",
+            ["model"],
+            registry=registry,
+        )
         Gauge(
             "googlenet_build_info",
             "1, with the versions that run.",
@@ -309,8 +315,11 @@ class Metrics:
         """Count a request by its key's name and one of `CALLS`."""
         self._key_requests.labels(name, outcome).inc()
 
-    def work(self, model: str, report: BatchReport | DropReport) -> None:
-        """Turn what a model's batcher reports into series."""
+    def work(self, model: str, report: BatchReport | DropReport | RestartReport) -> None:
+        """Turn what a model's batcher and worker report into series."""
+        if isinstance(report, RestartReport):
+            self._restarts.labels(model).inc(not report.serves)
+            return
         if isinstance(report, DropReport):
             self._dropped.labels(report.why, report.where).inc()
             return
@@ -336,6 +345,7 @@ class Metrics:
             if self._served.get(name) is not backend:
                 self._forget(name)
         for name, (backend, seconds) in served.items():
+            self._restarts.labels(name)  # from 0
             if before.get(name) is not backend:
                 self._tell(name, backend, seconds)
         self._workers.pids = {name: backend.pid for name, backend in self._served.items()}

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,12 +12,19 @@ from typing import Self
 from service.batcher import Batcher
 from service.classifier import Classifier, Limits
 from service.ensemble import Backend, Ensemble, Payload, Result
-from service.errors import NotReady, ServiceError
-from service.work import Backlog, Report
+from service.errors import InferenceFailed, NotReady, ServiceError
+from service.restarts import Restarts
+from service.work import Backlog, Report, RestartReport
 
 logger = logging.getLogger(__name__)
 
 LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
+LOADING = "the model is being loaded, warmed and timed"
+RESTARTING = "the process that classifies has ended; it is being started again"
+FAILED = "the model could not be loaded; the log says why"
+
+_ENDED = "the process that classifies ended too often"
+_NO_RESTARTS = Restarts()
 _FAILURES = 3  # batches in a row, after which the device is not expected to recover
 
 
@@ -29,89 +36,134 @@ class _Serving:
 
 
 class Servable:
-    """Serves an ensemble while it is entered; loads it first, and has no classifier meanwhile."""
+    """Serves an ensemble while it is entered; loads it first, and has no classifier meanwhile.
 
-    def __init__(self, load: Callable[[], Backend], limits: Limits, report: Report) -> None:
+    A backend that ends by itself is loaded again after a while; `gave_up` is called when it has
+    ended too often for that.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Future[None]], Backend],
+        limits: Limits,
+        report: Report,
+        gave_up: Callable[[], None] = lambda: None,
+        restarts: Restarts = _NO_RESTARTS,
+    ) -> None:
         self._load = load
         self._limits = limits
         self._report = report
+        self._gave_up = gave_up
+        self._restarts = restarts
         self._serving: _Serving | None = None
         self._failure: Exception | None = None
+        self._absent: str | None = LOADING  # why nothing is served now
         self._load_seconds = 0.0
-        self._life = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._loading = asyncio.create_task(self._start())
+        self._loaded = asyncio.Event()
+        self._living = asyncio.create_task(self._live())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._loading.cancel()
+        self._living.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._loading
-        await self._life.aclose()
+            await self._living
 
-    async def _start(self) -> None:
+    async def _live(self) -> None:
+        """Load and serve, again and again, until there is no use in it or it is cancelled."""
+        restarts = self._restarts
+        while True:
+            try:
+                async with self._served() as backend:
+                    if self._loaded.is_set():
+                        self._report(RestartReport(serves=True))
+                    self._loaded.set()
+                    await backend.ended()
+            except ServiceError as error:
+                logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
+                self._failure = error
+            except Exception as error:  # a model may fail to load in any way; the probes tell
+                logger.exception("the model could not be loaded")
+                self._failure = error
+            if not self._loaded.is_set():
+                self._absent = FAILED
+                self._loaded.set()
+                return
+            restarts = restarts.ended(time.monotonic())
+            if restarts.are_too_many:
+                logger.error("the worker ended %d times in a minute; giving up", len(restarts.ends))
+                self._failure = self._failure or InferenceFailed(_ENDED)
+                self._absent = FAILED
+                self._gave_up()
+                return
+            logger.error("the worker ended; it is started again in %g s", restarts.delay)
+            self._failure = None
+            self._report(RestartReport(serves=False))
+            await asyncio.sleep(restarts.delay)
+
+    @contextlib.asynccontextmanager
+    async def _served(self) -> AsyncIterator[Backend]:
+        """Load a backend and serve by it."""
         started = time.monotonic()
+        backend = await self._backend()
+        async with contextlib.AsyncExitStack() as life:
+            # It may take its time, or hang: others are served meanwhile.
+            life.push_async_callback(asyncio.to_thread, backend.close)
+            ensemble = backend.ensemble
+            batcher = Batcher(
+                backend.lanes,
+                ensemble.costs,
+                max_bytes=self._limits.max_queue_bytes,
+                report=self._report,
+                bulk_share=self._limits.bulk_share,
+            )
+            await life.enter_async_context(batcher)
+            self._load_seconds = time.monotonic() - started
+            self._serving = _Serving(backend, batcher, Classifier(backend, batcher, self._limits))
+            self._absent = None
+            _announce(ensemble, self._load_seconds)
+            try:
+                yield backend
+            finally:
+                self._absent = RESTARTING
+
+    async def _backend(self) -> Backend:
+        """Load in a thread, which is told when nothing waits for it any more."""
+        cancelled: Future[None] = Future()
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
-        loading = thread.submit(self._load)
+        loading = thread.submit(self._load, cancelled)
         thread.shutdown(wait=False)
         try:
-            backend = await asyncio.wrap_future(loading)
+            return await asyncio.wrap_future(loading)
         except asyncio.CancelledError:
             loading.add_done_callback(_close)
+            cancelled.set_result(None)
             raise
-        except ServiceError as error:
-            logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
-            self._failure = error
-            return
-        except Exception as error:  # a model may fail to load in any way; the probes tell
-            logger.exception("the model could not be loaded")
-            self._failure = error
-            return
-        self._load_seconds = time.monotonic() - started
-        # It may take its time, or hang: others are served meanwhile.
-        self._life.push_async_callback(asyncio.to_thread, backend.close)
-        ensemble = backend.ensemble
-        batcher = Batcher(
-            backend.lanes,
-            ensemble.costs,
-            max_bytes=self._limits.max_queue_bytes,
-            report=self._report,
-            bulk_share=self._limits.bulk_share,
-        )
-        await self._life.enter_async_context(batcher)
-        self._serving = _Serving(backend, batcher, Classifier(backend, batcher, self._limits))
-        logger.info(
-            "serving %s on %s in %s, ready after %.1f s",
-            ensemble.name,
-            ensemble.device,
-            ensemble.precision,
-            self._load_seconds,
-        )
-        if ensemble.notice:
-            logger.warning("%s: %s", ensemble.name, ensemble.notice)
 
     async def ready(self) -> Classifier:
         """Wait until the model is loaded; raises what made that fail."""
-        await self._loading
+        await self._loaded.wait()
         if self._failure:
             raise self._failure
         return self.classifier
 
     @property
     def classifier(self) -> Classifier:
-        """Who answers requests; raises `NotReady` while there is nobody."""
-        return self._ready().classifier
+        """What answers requests; raises `NotReady` while nothing does."""
+        if self._absent:
+            raise NotReady(self._absent, retry_after=LOADING_RETRY)
+        return self._known().classifier
 
     @property
     def ensemble(self) -> Ensemble:
-        """What is served; raises `NotReady` while there is nothing."""
-        return self._ready().backend.ensemble
+        """What is, or was last, served; raises `NotReady` before the first load has ended."""
+        return self._known().backend.ensemble
 
     @property
     def backend(self) -> Backend:
-        """Who does its work; raises `NotReady` while there is nobody."""
-        return self._ready().backend
+        """What does, or did last, its work; raises `NotReady` before the first load has ended."""
+        return self._known().backend
 
     @property
     def load_seconds(self) -> float:
@@ -120,7 +172,7 @@ class Servable:
 
     def backlog(self) -> Backlog:
         """Sum up what has been accepted and is not done."""
-        if self._serving is None:
+        if self._serving is None or self._absent:
             return Backlog()
         backlog, backend = self._serving.batcher.backlog(), self._serving.backend
         return replace(
@@ -136,23 +188,18 @@ class Servable:
 
     @property
     def loaded(self) -> str | None:
-        """Why the model is not there yet, or nothing if it is."""
-        if self._serving:
-            return None
-        if self._failure:
-            return "the model could not be loaded; the log says why"
-        return "the model is being loaded, warmed and timed"
+        """Why the model is not there, or nothing if it is."""
+        return self._absent
 
     @property
     def worked(self) -> str | None:
         """Why the device's work is at a standstill, or nothing if it goes on."""
         if self._failure:
-            return self.loaded
-        return next(self._standstills(self._serving), None) if self._serving else None
+            return self._absent
+        serves = self._serving if not self._absent else None
+        return next(self._standstills(serves), None) if serves else None
 
     def _standstills(self, serving: _Serving) -> Iterator[str]:
-        if not serving.backend.alive:
-            yield "the process that classifies has ended"
         if not serving.batcher.alive:
             yield "the batcher's loop has ended"
         if serving.batcher.failures >= _FAILURES:
@@ -160,10 +207,22 @@ class Servable:
         if self.backlog().stalled > self._limits.stall_seconds:
             yield f"the device has not answered for {self.backlog().stalled:.0f} s"
 
-    def _ready(self) -> _Serving:
+    def _known(self) -> _Serving:
         if self._serving is None:
-            raise NotReady(str(self.loaded), retry_after=LOADING_RETRY)
+            raise NotReady(self._absent or LOADING, retry_after=LOADING_RETRY)
         return self._serving
+
+
+def _announce(ensemble: Ensemble, seconds: float) -> None:
+    logger.info(
+        "serving %s on %s in %s, ready after %.1f s",
+        ensemble.name,
+        ensemble.device,
+        ensemble.precision,
+        seconds,
+    )
+    if ensemble.notice:
+        logger.warning("%s: %s", ensemble.name, ensemble.notice)
 
 
 def _close(loading: Future[Backend]) -> None:

@@ -7,25 +7,36 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import uvicorn
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 logger = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What the application does when the process is told something, and what it tells."""
+
+    refresh: Callable[[], None] | None = None  # on SIGHUP
+    leave: Callable[[], None] = _nothing  # before the server lets no more requests in
+    serves: Callable[[], bool] = lambda: True  # can it answer requests yet
 
 
 class Server(uvicorn.Server):
     """Serves until it is told to stop, and lets requests in for `drain_seconds` after that.
 
-    Whoever sends them needs that long to learn that they should go elsewhere. What is in flight
-    then has uvicorn's `timeout_graceful_shutdown` to be answered.
+    Clients need that long to learn that they should go elsewhere; none do before the application
+    serves. What is in flight then has uvicorn's `timeout_graceful_shutdown` to be answered.
 
-    It listens to `probes` besides, without encryption. On SIGHUP it does what `on_hangup` says,
-    and what `on_shutdown` says when it lets no more requests in.
+    It listens to `probes` besides, without encryption.
     """
 
     def __init__(
@@ -33,13 +44,11 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         drain_seconds: float,
         probes: socket.socket | None = None,
-        on_hangup: "Callable[[], None] | None" = None,
-        on_shutdown: "Callable[[], None] | None" = None,
+        application: Application = Application(),
     ) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
-        self._on_hangup = on_hangup
-        self._on_shutdown = on_shutdown
+        self._application = application
         self._probes = probes
         self._ends_at = math.inf
         self._has_said_so = False
@@ -54,8 +63,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if sockets:
             self._log_started_message(sockets)
-        if self._on_hangup:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if self._application.refresh:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._application.refresh)
         if self._probes is not None:
             listener = await asyncio.get_running_loop().create_server(
                 self._connection, sock=self._probes
@@ -66,8 +76,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let no more requests in, and wait for those in flight."""
-        if self._on_shutdown:
-            self._on_shutdown()
+        self._application.leave()
         await super().shutdown(sockets)
 
     def _connection(self) -> asyncio.Protocol:
@@ -81,6 +90,7 @@ class Server(uvicorn.Server):
         if self.is_leaving:
             # As a shell tells of a signal's victim. The worker goes with it.
             os._exit(128 + sig)  # pragma: no cover - it ends what measures, too
+        self._drain_seconds = self._drain_seconds if self._application.serves() else 0.0
         self._ends_at = time.monotonic() + self._drain_seconds
 
     async def on_tick(self, counter: int) -> bool:

@@ -7,6 +7,7 @@ import math
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,9 +26,9 @@ from service.connection import (
     most_connections,
 )
 from service.ensemble import Backend
-from service.errors import CannotListen, Unreachable, WrongOption
+from service.errors import CannotListen, InferenceFailed, Unreachable, WrongOption
 from service.metrics import Metrics
-from service.server import Server
+from service.server import Application, Server
 from service.settings import Settings
 from service.store import Store
 
@@ -42,7 +43,7 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     passed = flags.parse(given["uvicorn"])
     logs.configure(settings)
     where = store.locate(settings.store)
-    if settings.fetch and (status := _fetch_missing(where, settings.models)):
+    if settings.fetch and (status := _fetch_first(where, settings.models)):
         if settings.strict or status != Unreachable.exit_status:
             return status
         logger.warning("%s cannot be fetched; the bundled model is served", settings.model)
@@ -50,18 +51,23 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     awaited = {*settings.served} - ({settings.shadow} - {settings.model})
     failures: list[Exception] = []
 
-    def load(chosen: Settings) -> Backend:
+    def load(chosen: Settings, cancelled: Future[None]) -> Backend:
         try:
             if settings.fetch:  # one that is served beside it, or was asked for since
-                _fetch_missing(where, chosen.models)
-            backend = apart.load(chosen)
+                _fetch_missing(where, chosen.models, cancelled)
+            backend = apart.load(chosen, cancelled)
         except Exception as error:
-            if chosen.model in awaited:
+            if chosen.model in awaited and not cancelled.done():
                 failures.append(error)
                 server.should_exit = True  # without what it is to serve it has nothing to stay for
             raise
         awaited.discard(chosen.model)
         return backend
+
+    def gave_up(name: str) -> None:
+        if name != settings.shadow:
+            failures.append(InferenceFailed(f"the worker of {name} ends again and again"))
+            server.should_exit = True  # whatever restarts this process may do better
 
     metrics = Metrics()
     ours = app.create_app(
@@ -70,11 +76,13 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
         is_leaving=lambda: server.is_leaving,
         metrics=metrics,
         certificate=Certificate.read(passed) if settings.grpc_port else None,
+        gave_up=gave_up,
     )
     config = configure(settings, passed, ours, metrics)
     with listening(settings) as probes, every_address(settings, passed) as sockets:
-        hears = ours.state.refresh, ours.state.leave
-        server = Server(config, settings.drain_seconds, probes, *hears)
+        state = ours.state
+        application = Application(state.refresh, state.leave, state.serves)
+        server = Server(config, settings.drain_seconds, probes, application)
         gc.collect()
         gc.freeze()  # what is there stays there: looking through it again and again costs time
         server.run(sockets)
@@ -162,16 +170,31 @@ def _listener(host: str, port: int, purpose: str) -> socket.socket:
         raise CannotListen(f"{where} is not to be had for {purpose}: {error.strerror}") from error
 
 
-def _fetch_missing(where: Store, names: Iterable[str]) -> int:
+def _fetch_first(where: Store, names: Iterable[str]) -> int:
+    """Do as `_fetch_missing` before anything is served; a signal ends the process in order."""
+    try:
+        return _fetch_missing(where, names, Future())
+    except (KeyboardInterrupt, SystemExit):
+        logger.info("stopped while a model was fetched; the next start goes on with it")
+        raise SystemExit(0) from None
+
+
+def _fetch_missing(where: Store, names: Iterable[str], cancelled: Future[None]) -> int:
     """Fetch the weights that are not there; gives the exit status of the first that failed."""
-    statuses = (_fetch(where, name) for name in names if not where.has(name))
+    statuses = (_fetch(where, name, cancelled) for name in names if not where.has(name))
     return next(filter(None, statuses), 0)
 
 
-def _fetch(where: Store, name: str) -> int:
+def _fetch(where: Store, name: str, cancelled: Future[None]) -> int:
     """Fetch a model's weights in a process of its own: reading them takes what serving does not.
 
-    Gives its exit status.
+    Gives its exit status. It ends when `cancelled` is done; another one goes on from there.
     """
     command = interpreter.command("service", "models", "fetch", name, f"--store={where.root}")
-    return subprocess.run(command, env=interpreter.environment(), check=False).returncode  # noqa: S603 - ourselves
+    with subprocess.Popen(command, env=interpreter.environment()) as fetching:  # noqa: S603 - ourselves
+        cancelled.add_done_callback(lambda _: fetching.kill())
+        try:
+            return fetching.wait()
+        except BaseException:  # a signal
+            fetching.kill()
+            raise

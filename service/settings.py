@@ -150,7 +150,10 @@ class Settings(BaseSettings):
     ] = 16
     max_upload_bytes: Annotated[
         int,
-        Field(ge=1024, description="memory for all uploads in flight; over it is a 503"),
+        Field(
+            ge=1024,
+            description="memory for all uploads in flight, with their copies; over it is a 503",
+        ),
     ] = 256 * MEBIBYTE
     upload_seconds: Annotated[
         float,

@@ -101,6 +101,13 @@ class DropReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartReport:
+    """A worker that ended by itself: it is being started again, or serves again."""
+
+    serves: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """How much accepted work there is, and how long the device has been at its present batch."""
 
@@ -111,4 +118,4 @@ class Backlog:
     stalled: float = 0.0  # seconds that the oldest call to the device has had no answer
 
 
-Report = Callable[[BatchReport | DropReport], None]
+Report = Callable[[BatchReport | DropReport | RestartReport], None]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -273,12 +273,20 @@ class FakeBackend:
     ensemble: Ensemble
     lanes: Sequence[Lane[Cuts, Result]]
     pid: int = field(default_factory=os.getpid)
-    alive: bool = True
     stalled: float = 0.0
     closed: threading.Event = field(default_factory=threading.Event)
+    end: Future[None] = field(default_factory=Future)
     decoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     decoders: Decoders = field(default_factory=lambda: Decoders(1))
     undecoded: int = 0
+
+    async def ended(self) -> None:
+        """Wait for what a test says of it, by `die`."""
+        await asyncio.wrap_future(self.end)
+
+    def die(self) -> None:
+        """Be a worker that has ended by itself."""
+        self.end.set_result(None)
 
     async def prepare(
         self, picture: Picture, views: str, bounds: Bounds, target: int = 0

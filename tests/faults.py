@@ -54,10 +54,9 @@ class Faulty:
         """The other's."""
         return self.backend.pid
 
-    @property
-    def alive(self) -> bool:
-        """The other's."""
-        return self.backend.alive
+    async def ended(self) -> None:
+        """Wait for the other's end."""
+        await self.backend.ended()
 
     @property
     def stalled(self) -> float:

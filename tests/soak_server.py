@@ -6,6 +6,7 @@ Says at its end, on standard output, which faults there were.
 import argparse
 import json
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 from faults import Faulty, Rates
@@ -44,8 +45,8 @@ def main() -> None:
     logs.configure(settings)
     told: list[Faulty] = []
 
-    def load(chosen: Settings) -> Faulty:
-        told.append(Faulty(apart.load(chosen), RATES, given.seed))
+    def load(chosen: Settings, cancelled: Future[None]) -> Faulty:
+        told.append(Faulty(apart.load(chosen, cancelled), RATES, given.seed))
         return told[0]
 
     metrics = Metrics()

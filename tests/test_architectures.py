@@ -382,7 +382,7 @@ def served(root: Path, name: str) -> Iterator[tuple[TestClient, Model]]:
                       max_batch=1, cores=1)  # fmt: skip
     loaded = engine.load(chosen)
     backend = FakeBackend(loaded.ensemble, [Lane(threaded(loaded.lanes[0].run), 0)])
-    with service(lambda _: backend) as client:
+    with service(lambda *_: backend) as client:
         yield client, weights.load(store, "small")
 
 
@@ -450,7 +450,7 @@ def test_a_network_of_one_size_is_not_asked_for_larger_views(tmp_path: Path) -> 
     backend = fake_backend()
     members = (replace(backend.ensemble.members[0], sides=one.sides),)
     backend.ensemble = replace(backend.ensemble, members=members)
-    with service(lambda _: backend) as client:
+    with service(lambda *_: backend) as client:
         assert answered(client, "ten")
         for path in ("/classify", "/explain"):
             refused = client.post(f"{path}?views=dense", content=picture(), headers=KIND)

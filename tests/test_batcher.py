@@ -1187,3 +1187,17 @@ def test_everybody_gets_his_own_answer_or_his_own_error(lanes: int, events: list
         story.everybody_got_his_own()
 
     play(scene)
+
+
+def test_a_check_of_long_work_leaves_no_room_for_it() -> None:
+    """A request's head may ask for anything: what counts is what is reserved."""
+
+    async def scene() -> None:
+        async with batcher_of(Device()) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                before = batcher.check([Demand(A, 1, 1)], MINUTE).retry_after
+                batcher.check([Demand(A, 16 * 10, 1)], 100 * MINUTE)
+                assert batcher.check([Demand(A, 1, 1)], MINUTE).retry_after == before
+            assert batcher._room.seconds == pytest.approx(1.1)  # noqa: SLF001 - of the one reserved
+
+    play(scene)

@@ -231,7 +231,7 @@ def url() -> Iterator[str]:
         return mean_colour(batch)
 
     run_slowly: Forward = slow
-    with live(lambda _: fake_backend(run_slowly, seconds_per_row=0.05 / 16)) as url:
+    with live(lambda *_: fake_backend(run_slowly, seconds_per_row=0.05 / 16)) as url:
         yield url
 
 

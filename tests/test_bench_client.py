@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def live(load: Load = lambda _: fake_backend()) -> Iterator[str]:
+def live(load: Load = lambda *_: fake_backend()) -> Iterator[str]:
     """Serve the real application over real sockets, in a thread; gives its address."""
     config = uvicorn.Config(create_app(Settings(), load=load), log_config=None)
     server = uvicorn.Server(config)

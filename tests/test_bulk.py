@@ -73,7 +73,7 @@ def faked(run: Run) -> Callable[[Settings], Servable]:
         limits = Limits(
             picture=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60
         )
-        return Servable(lambda: named(fake_backend(run), settings), limits, lambda _: None)
+        return Servable(lambda _: named(fake_backend(run), settings), limits, lambda _: None)
 
     return create
 
@@ -989,7 +989,7 @@ def test_as_many_are_in_flight_as_fill_the_batches_and_the_memory(
 ) -> None:
     async def main() -> int:
         limits = Limits(picture=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
-        async with Servable(fake_backend, limits, lambda _: None) as servable:
+        async with Servable(lambda *_: fake_backend(), limits, lambda _: None) as servable:
             return (await servable.ready()).room(views, decoding)
 
     assert asyncio.run(main()) == room
@@ -1196,7 +1196,7 @@ def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(
 ) -> None:
     def create(settings: Settings) -> Servable:
         limits = Limits(Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60)
-        return Servable(fake_backend, limits, lambda _: None)
+        return Servable(lambda *_: fake_backend(), limits, lambda _: None)
 
     monkeypatch.setattr(app, "create_servable", create)
     out = tmp_path / "out.csv"

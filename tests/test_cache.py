@@ -81,7 +81,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def client(gate: Gate) -> Iterator[TestClient]:
-    with service(lambda _: fake_backend(gate), SETTINGS) as client:
+    with service(lambda *_: fake_backend(gate), SETTINGS) as client:
         yield client
 
 
@@ -168,7 +168,7 @@ def test_the_open_inference_protocol_is_answered_so_too(client: TestClient) -> N
 
 
 def test_an_explanation_takes_the_ranking_that_is_kept() -> None:
-    with service(lambda _: fake_backend(colour_or_map, explains=True), SETTINGS) as client:
+    with service(lambda *_: fake_backend(colour_or_map, explains=True), SETTINGS) as client:
         client.post("/classify", files=parts(RED))
         before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
         assert client.post("/explain", files=parts(RED)).json()["label"] == "red"
@@ -179,7 +179,7 @@ def test_an_explanation_takes_the_ranking_that_is_kept() -> None:
 
 def test_without_a_cache_nothing_is_said_of_one() -> None:
     with service(
-        lambda _: fake_backend(), SETTINGS.model_copy(update={"cache_bytes": 0})
+        lambda *_: fake_backend(), SETTINGS.model_copy(update={"cache_bytes": 0})
     ) as client:
         for _ in range(2):
             assert "cache-status" not in client.post("/classify", files=parts(RED)).headers

@@ -71,7 +71,7 @@ class World:
         )
         fresh.replace(manifest)
 
-    def load(self, settings: Settings) -> FakeBackend:
+    def load(self, settings: Settings, _: object = None) -> FakeBackend:
         """Load as the real one does: by the files as they are."""
         name = settings.model
         if door := self.door.get(name):
@@ -194,8 +194,8 @@ def test_one_that_cannot_be_loaded_at_the_start_fails_the_probes(world: World) -
 
 def test_one_that_stands_still_fails_the_probes(world: World) -> None:
     with serving(world, beside="b") as client:
-        world.made["b"][0].alive = False
-        assert client.get("/livez").text == "the process that classifies has ended\n"
+        world.made["b"][0].stalled = 99.0
+        assert client.get("/livez").text == "the device has not answered for 99 s\n"
 
 
 def test_what_waits_is_summed_up(world: World) -> None:
@@ -275,7 +275,7 @@ def test_a_model_whose_files_are_the_same_is_not_loaded_anew_unless_it_stands_st
     with serving(world) as client:
         assert client.put("/models/a").status_code == 200
         assert len(world.made["a"]) == 1
-        world.made["a"][0].alive = False
+        world.made["a"][0].stalled = 99.0
         assert client.put("/models/a").status_code == 200
         assert len(world.made["a"]) == 2
         assert client.get("/livez").status_code == 200
@@ -592,8 +592,8 @@ def test_a_candidate_is_asked_for_its_share_and_compared(world: World) -> None:
 
 def test_a_candidate_that_stands_still_fails_no_probe_and_is_told_of(world: World) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
-        world.made["b"][0].alive = False
-        why = "the process that classifies has ended"
+        world.made["b"][0].stalled = 99.0
+        why = "the device has not answered for 99 s"
         told = f"[i]notice b, a shadow candidate, does not work: {why}\nok\n"
         for probe in ("/livez", "/readyz"):
             assert client.get(probe).text == "ok\n"
@@ -607,16 +607,16 @@ def test_a_candidate_that_is_replaced_while_it_stands_still_fails_no_probe_eithe
 ) -> None:
     """Until it is loaded anew, from when on it is a model as any other."""
     with serving(world, shadow="b", shadow_share=1.0) as client:
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.put("/models/c?shadow=1").status_code == 200
         assert client.get("/livez").status_code == 200
-        why = "the process that classifies has ended"
+        why = "the device has not answered for 99 s"
         told = f"[i]notice b, a shadow candidate, does not work: {why}\nok\n"
         assert client.get("/readyz?verbose").text.endswith(told)
-        world.made["c"][0].alive = False
+        world.made["c"][0].stalled = 99.0
         assert client.get("/livez").status_code == 200  # both are excused
         assert client.put("/models/b").status_code == 200
-        world.made["b"][1].alive = False
+        world.made["b"][1].stalled = 99.0
         assert client.get("/livez").text == f"{why}\n"
 
 
@@ -624,13 +624,13 @@ def test_a_candidate_that_works_again_by_itself_is_excused_until_it_is_asked_for
     world: World,
 ) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.put("/models/c?shadow=1").status_code == 200
-        world.made["b"][0].alive = True
+        world.made["b"][0].stalled = 0.0
         assert "b, a shadow candidate" not in client.get("/livez?verbose").text
         assert client.put("/models/b").status_code == 200
         assert len(world.made["b"]) == 1
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.get("/livez").status_code == 503
 
 
@@ -647,14 +647,14 @@ def test_a_candidate_that_cannot_be_loaded_at_the_start_fails_no_probe(world: Wo
 def test_a_candidate_that_works_when_it_is_replaced_is_one_as_any_other(world: World) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
         assert client.put("/models/c?shadow=1").status_code == 200
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.get("/livez").status_code == 503
 
 
 def test_a_default_that_was_to_be_its_own_candidate_is_not_excused_for_it(world: World) -> None:
     with serving(world) as client:
         assert client.put("/models/a?shadow=1").status_code == 200
-        world.made["a"][0].alive = False
+        world.made["a"][0].stalled = 99.0
         assert client.put("/models/c?shadow=1").status_code == 200
         assert client.put("/models/c?default=true").status_code == 200
         assert client.get("/livez").status_code == 503
@@ -662,18 +662,18 @@ def test_a_default_that_was_to_be_its_own_candidate_is_not_excused_for_it(world:
 
 def test_who_was_a_candidate_speaks_for_itself_again(world: World) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.get("/livez").status_code == 200
-        world.made["b"][0].alive = True
+        world.made["b"][0].stalled = 0.0
         assert client.put("/models/b?shadow=0").status_code == 200
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.get("/livez").status_code == 503
 
 
 def test_a_default_is_never_excused(world: World) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
         assert client.put("/models/b?default=true").status_code == 200
-        world.made["b"][0].alive = False
+        world.made["b"][0].stalled = 99.0
         assert client.get("/livez").status_code == 503
 
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -31,9 +32,10 @@ from service.errors import (
     UnsupportedType,
 )
 from service.images import Bounds
-from service.servable import LOADING_RETRY, Servable
+from service.restarts import MOST, Restarts
+from service.servable import LOADING_RETRY, RESTARTING, Servable
 from service.views import Resize
-from service.work import Backlog, Batch, BatchReport, DropReport
+from service.work import Backlog, Batch, BatchReport, DropReport, RestartReport
 
 LIMITS = Limits(picture=Bounds(100_000), max_queue_bytes=10**9, stall_seconds=60)
 PATIENCE = 30.0  # seconds, for what happens at once
@@ -78,7 +80,7 @@ class Device:
 
 
 def servable(
-    load: Callable[[], Backend] = fake_backend,
+    load: Callable[[object], Backend] = lambda *_: fake_backend(),
     *,
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
@@ -98,7 +100,7 @@ async def serving(
     if backend is None:
         backend = fake_backend(device.run if device else mean_colour)
     try:
-        async with servable(lambda: backend, limits=limits, report=report) as entered:
+        async with servable(lambda _: backend, limits=limits, report=report) as entered:
             await entered.ready()
             yield entered
     finally:
@@ -140,7 +142,7 @@ def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
     async def main() -> None:
         loaded = threading.Event()
 
-        def load() -> Backend:
+        def load(_: object) -> Backend:
             assert loaded.wait(PATIENCE)
             return fake_backend()
 
@@ -163,7 +165,7 @@ def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
 
 
 def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
-    def load() -> Backend:
+    def load(_: object) -> Backend:
         message = "the weights are damaged"
         raise ModelError(message)
 
@@ -181,7 +183,7 @@ def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
 
 
 def test_a_load_that_fails_by_a_bug_is_no_service_either(caplog: pytest.LogCaptureFixture) -> None:
-    def broken() -> Backend:
+    def broken(_: object) -> Backend:
         raise RuntimeError("out of memory")
 
     async def scene() -> None:
@@ -203,8 +205,9 @@ class Loading:
     begun: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self) -> Backend:
+    def __call__(self, cancelled: Future[None]) -> Backend:
         """Load, when it may."""
+        self.cancelled = cancelled
         self.begun.set()
         assert self.go.wait(PATIENCE)
         if self.error:
@@ -218,6 +221,7 @@ class Loading:
                 assert await asyncio.to_thread(self.begun.wait, PATIENCE)
         assert served.loaded is not None
         assert not self.backend.closed.is_set()
+        assert self.cancelled.done()
 
 
 def test_leaving_while_the_model_loads_does_not_wait_for_it() -> None:
@@ -471,7 +475,7 @@ def test_while_the_model_loads_any_picture_would_be_refused() -> None:
     async def main() -> None:
         loaded = threading.Event()
 
-        def load() -> Backend:
+        def load(_: object) -> Backend:
             assert loaded.wait(PATIENCE)
             return fake_backend()
 
@@ -674,11 +678,13 @@ def test_leaving_while_a_picture_is_decoded_answers_and_does_not_hang() -> None:
     asyncio.run(main())
 
 
-def test_after_leaving_the_work_is_at_a_standstill() -> None:
+def test_after_leaving_nothing_is_served() -> None:
     async def main() -> None:
         async with serving() as served:
             assert served.worked is None
-        assert served.worked == "the batcher's loop has ended"
+        assert served.loaded is not None
+        with pytest.raises(NotReady):
+            _ = served.classifier
 
     asyncio.run(main())
 
@@ -766,13 +772,81 @@ def test_a_device_that_fails_again_and_again_is_a_standstill_until_it_does_not()
     asyncio.run(main())
 
 
-def test_a_backend_that_has_ended_is_a_standstill() -> None:
+AT_ONCE = Restarts(first_delay=0.0)
+
+
+def loads_again(
+    reports: list[object], gave_up: Callable[[], None] = lambda: None
+) -> tuple[Servable, list[FakeBackend]]:
+    """A servable whose worker is replaced at once when it ends; and all its workers so far."""
+    made: list[FakeBackend] = []
+
+    def load(_: object) -> FakeBackend:
+        made.append(fake_backend())
+        return made[-1]
+
+    return Servable(load, LIMITS, reports.append, gave_up, AT_ONCE), made
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
+
+
+def test_a_worker_that_ended_is_replaced() -> None:
     async def main() -> None:
-        backend = fake_backend()
-        async with serving(backend) as served:
-            backend.alive = False
-            assert served.worked == "the process that classifies has ended"
-            assert served.loaded is None
+        reports: list[object] = []
+        servable, made = loads_again(reports)
+        async with servable as served:
+            await served.ready()
+            for count in (1, 2):
+                made[-1].die()
+                await until(lambda: served.loaded is not None)
+                assert served.loaded == RESTARTING
+                assert served.worked is None  # so that nothing ends this process meanwhile
+                with pytest.raises(NotReady):
+                    _ = served.classifier
+                await until(lambda: served.loaded is None)
+                assert len(made) == 1 + count
+                assert made[count - 1].closed.is_set()
+                assert best(await ask(served, RED)) == ["red"]
+        assert [one.serves for one in reports if isinstance(one, RestartReport)] == [
+            False, True, False, True,
+        ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_whoever_waits_for_a_worker_that_ends_has_an_error() -> None:
+    async def main() -> None:
+        device = Device(blocked=True)
+        backend = fake_backend(device.run)
+        async with servable(lambda _: backend) as served:
+            await served.ready()
+            asked = asyncio.create_task(ask(served, RED))
+            await device.is_busy()
+            backend.die()
+            (answer,) = await asked
+            device.go.set()
+        assert isinstance(answer, InferenceFailed)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_ends_again_and_again_is_given_up() -> None:
+    async def main() -> None:
+        gave_up = asyncio.Event()
+        servable, made = loads_again([], gave_up.set)
+        async with servable as served:
+            await served.ready()
+            for count in range(1, MOST + 1):
+                await until(lambda count=count: len(made) == count and served.loaded is None)
+                made[-1].die()
+            async with asyncio.timeout(10):
+                await gave_up.wait()
+            assert len(made) == MOST
+            assert served.worked == "the model could not be loaded; the log says why"
 
     asyncio.run(main())
 

@@ -114,7 +114,7 @@ def gate() -> Gate:
 @pytest.fixture(scope="module")
 def client(gate: Gate) -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         yield client
 
 
@@ -271,7 +271,7 @@ def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None
 
 
 def test_the_members_of_an_ensemble_are_told_and_averaged() -> None:
-    with service(lambda _: fake_backend(members=2)) as client:
+    with service(lambda *_: fake_backend(members=2)) as client:
         (model,) = client.get("/models").json()["models"]
         assert [one["name"] for one in model["members"]] == ["fake0", "fake1"]
         response = client.post("/classify", files=parts(plain("lime")))
@@ -513,7 +513,7 @@ def test_the_schema_tells_how_many_pictures_there_may_be(client: TestClient) -> 
 def test_while_the_model_loads_requests_are_refused() -> None:
     loaded = threading.Event()
 
-    def load(_: Settings) -> Backend:
+    def load(*_: object) -> Backend:
         assert loaded.wait(20)
         return fake_backend()
 
@@ -534,7 +534,7 @@ def test_while_the_model_loads_requests_are_refused() -> None:
 
 
 def test_when_the_model_cannot_be_loaded_the_reason_is_told() -> None:
-    def load(_: Settings) -> Backend:
+    def load(*_: object) -> Backend:
         raise RuntimeError("a secret")
 
     with TestClient(create_app(SETTINGS, load=load)) as client:
@@ -549,7 +549,7 @@ def test_more_work_than_can_be_done_in_time_is_refused_with_the_time_to_wait() -
     gate = Gate()
     patient = Settings(model="fake", timeout_seconds=8)
     slow = fake_backend(gate, seconds_per_row=0.5, sizes=[1])
-    with service(lambda _: slow, patient) as client:
+    with service(lambda *_: slow, patient) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             accepted = threads.submit(client.post, "/classify", files=parts(plain("lime")))
             assert gate.entered.wait(10)
@@ -563,7 +563,7 @@ def test_more_work_than_can_be_done_in_time_is_refused_with_the_time_to_wait() -
 
 
 def test_more_work_than_could_ever_be_done_in_time_is_a_504() -> None:
-    with service(lambda _: fake_backend(seconds_per_row=2)) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=2)) as client:
         response = client.post("/classify", files=parts(plain("red")))
     problem = assert_problem(response, 504, "deadline_exceeded")
     assert "retry_after_ms" not in problem
@@ -573,7 +573,7 @@ def test_more_work_than_could_ever_be_done_in_time_is_a_504() -> None:
 def test_more_pictures_than_the_queue_has_room_for_are_refused() -> None:
     small = Settings(model="fake", max_queue_bytes=300_000)
     gate = Gate()
-    with service(lambda _: fake_backend(gate), small) as client:
+    with service(lambda *_: fake_backend(gate), small) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             accepted = threads.submit(client.post, "/classify", files=parts(plain("lime")))
             assert gate.entered.wait(10)
@@ -591,7 +591,7 @@ def test_when_the_device_fails_its_callers_are_told_and_the_next_are_served() ->
             raise failure
         return mean_colour(batch)
 
-    with service(lambda _: fake_backend(run)) as client:
+    with service(lambda *_: fake_backend(run)) as client:
         failed = client.post("/classify", files=parts(plain("red")))
         assert_problem(failed, 500, "inference_failed")
         assert "secret" not in failed.text
@@ -602,7 +602,7 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
         return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
-    with service(lambda _: fake_backend(run), raise_server_exceptions=False) as client:
+    with service(lambda *_: fake_backend(run), raise_server_exceptions=False) as client:
         response = client.post("/classify", files=parts(plain("red")))
     assert_problem(response, 500, "internal")
     assert response.json()["detail"] == "an internal error; it was logged"
@@ -614,7 +614,7 @@ def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
 )
 def test_auto_takes_as_many_views_as_there_is_ample_time_for(milliseconds: int, views: str) -> None:
     """A row is said to take 10 ms."""
-    with service(lambda _: fake_backend(seconds_per_row=0.01)) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=0.01)) as client:
         deadline = {"X-Timeout-Ms": str(milliseconds)}
         answer = client.post("/classify?views=auto", files=parts(plain("red")), headers=deadline)
         assert answer.json()["views"] == views
@@ -629,7 +629,7 @@ def gauge(client: TestClient, name: str) -> float:
 def test_auto_takes_fewer_views_as_the_load_grows() -> None:
     gate = Gate()
     with (
-        service(lambda _: fake_backend(gate, seconds_per_row=0.01)) as client,
+        service(lambda *_: fake_backend(gate, seconds_per_row=0.01)) as client,
         ThreadPoolExecutor(30) as threads,
     ):
         with gate.shut():

@@ -87,7 +87,7 @@ def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
     """Serve the real application with a fake model in a thread; gives its address."""
     settings = Settings(model="fake", views="single", **chosen)
     backend = backend or fake_backend(colour_or_map, explains=True)
-    app = create_app(settings, load=lambda _: backend)
+    app = create_app(settings, load=lambda *_: backend)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     with (
         socket.create_server((HOST, 0), backlog=1000) as listener,

@@ -83,7 +83,7 @@ def hosting(
     passed = parse(flags)
     app = create_app(
         settings,
-        load=lambda _: backend or fake_backend(),
+        load=lambda *_: backend or fake_backend(),
         metrics=metrics,
         certificate=Certificate.read(passed) if settings.grpc_port else None,
     )

@@ -60,7 +60,7 @@ class Renewed:
 
 
 def service(settings: Settings = SETTINGS) -> FastAPI:
-    return create_app(settings, load=lambda _: fake_backend(colour_or_map, explains=True))
+    return create_app(settings, load=lambda *_: fake_backend(colour_or_map, explains=True))
 
 
 # Too many pictures are too much, 413, who has no key is told so before anything else, 401, or who

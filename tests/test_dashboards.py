@@ -85,6 +85,7 @@ EMPTY = {
     "GooglenetNotReady": "the service is ready",
     "GooglenetWorkerStalled": "no batch takes 15 s",
     "GooglenetBatchesFail": "no batch fails",
+    "GooglenetWorkerRestarts": "the worker does not end",
     "GooglenetRestartLoop": "the service is started once",
     "GooglenetTargetDown": "the service answers",
     "GooglenetAbsent": "the service is there",

@@ -45,7 +45,7 @@ def test_the_reference_has_no_other_page() -> None:
 
 def test_the_reference_has_every_metric_that_a_service_tells() -> None:
     keyed = Settings(model="fake", key_digests=f"web:{hashlib.sha256(b'key').hexdigest()}")
-    with service(lambda _: fake_backend(), keyed) as client:
+    with service(lambda *_: fake_backend(), keyed) as client:
         client.post("/classify", files=parts(plain("red")), headers={"X-API-Key": "key"})
         families = [*text_string_to_metric_families(client.get("/metrics").text)]
     told = {

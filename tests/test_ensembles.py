@@ -225,7 +225,7 @@ def of_names(settings: Settings) -> Servable:
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
         return [found @ MIXED[names[batch.key.member]] for found in mean_colour(batch)]
 
-    def load() -> Backend:
+    def load(_: object) -> Backend:
         return fake_backend(run, members=len(names))
 
     limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)

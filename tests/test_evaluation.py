@@ -128,7 +128,7 @@ def test_what_is_not_a_folder_is_an_error(tmp_path: Path, name: str) -> None:
 
 def serving() -> Servable:
     limits = Limits(picture=Bounds(1000), max_queue_bytes=10**9, stall_seconds=60)
-    return Servable(fake_backend, limits, lambda _: None)
+    return Servable(lambda *_: fake_backend(), limits, lambda _: None)
 
 
 def ranked(paths: Sequence[Path], top_k: int = 3) -> list[list[str] | ServiceError]:

@@ -146,14 +146,14 @@ def test_as_a_picture_it_is_drawn_over_the_photo(real_client: TestClient, beagle
 
 
 def test_a_model_without_maps_says_so() -> None:
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         assert client.get("/models").json()["models"][0]["explains"] is False
         refused = client.post("/explain", files=parts(plain("red")))
         assert_problem(refused, 501, "not_explainable")
 
 
 def test_an_average_of_several_models_has_no_map() -> None:
-    with service(lambda _: fake_backend(members=2, explains=True)) as client:
+    with service(lambda *_: fake_backend(members=2, explains=True)) as client:
         refused = client.post("/explain", files=parts(plain("red")))
         assert_problem(refused, 501, "not_explainable")
 
@@ -193,7 +193,7 @@ def lane() -> Lane:
 @pytest.fixture
 def client(lane: Lane) -> Iterator[TestClient]:
     """A client of a service on a fake model that explains."""
-    with service(lambda _: fake_backend(lane, explains=True)) as client:
+    with service(lambda *_: fake_backend(lane, explains=True)) as client:
         yield client
 
 
@@ -232,7 +232,7 @@ def test_whoever_asks_why_waits_for_it_whatever_he_says(client: TestClient) -> N
 def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane) -> None:
     """Classifying 144 views is quick enough, and mapping them one by one is not."""
 
-    def load(_: object) -> FakeBackend:
+    def load(*_: object) -> FakeBackend:
         backend = fake_backend(lane, explains=True, seconds_per_row=1e-4)
         costs = backend.ensemble.costs
         slow = {key: Buckets({1: 0.1}) for key in costs.curves if key.maps}
@@ -250,7 +250,7 @@ def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane
 def test_a_drawing_that_takes_too_long_is_given_up(lane: Lane) -> None:
     backend = fake_backend(lane, explains=True)
     decoders = Door(backend)
-    with service(lambda _: backend) as client:
+    with service(lambda *_: backend) as client:
         assert client.post("/explain", content=plain("red"), headers=DRAWN).status_code == 200
         decoders.shut = True
         late = client.post(

@@ -17,7 +17,7 @@ BODY = {"content": b"no picture", "headers": {"content-type": "image/png"}}
 def client() -> Iterator[TestClient]:
     """A service whose rows cost 10 ms, so that 144 of them take more than a second."""
     settings = Settings(views="single", timeout_seconds=20)
-    app = create_app(settings, load=lambda _: fake_backend(seconds_per_row=0.01))
+    app = create_app(settings, load=lambda *_: fake_backend(seconds_per_row=0.01))
     with TestClient(app) as made:
         wait_ready(made)
         yield made
@@ -73,7 +73,7 @@ def test_what_is_no_views_or_no_time_is_the_routes_to_explain(
 
 def test_nobody_has_more_time_than_the_service_gives() -> None:
     settings = Settings(views="paper", timeout_seconds=0.5)
-    app = create_app(settings, load=lambda _: fake_backend(seconds_per_row=0.01))
+    app = create_app(settings, load=lambda *_: fake_backend(seconds_per_row=0.01))
     with TestClient(app) as impatient:
         wait_ready(impatient)
         assert status(impatient, "", "20000") == 504
@@ -83,7 +83,7 @@ def test_nobody_has_more_time_than_the_service_gives() -> None:
 def test_a_refusal_is_counted_under_its_route_and_reason() -> None:
     loading = threading.Event()
 
-    def load(_: Settings) -> FakeBackend:
+    def load(*_: object) -> FakeBackend:
         loading.wait()
         return fake_backend()
 

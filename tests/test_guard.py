@@ -65,7 +65,7 @@ GUARDED = Settings(
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """A ready service on a fake model, for two keys without limits."""
-    with service(lambda _: fake_backend(), GUARDED) as client:
+    with service(lambda *_: fake_backend(), GUARDED) as client:
         yield client
 
 
@@ -160,7 +160,7 @@ def test_a_refusal_waits_for_nothing_of_the_body(client: TestClient) -> None:
 def test_the_key_comes_before_all_other_questions() -> None:
     loading = threading.Event()
 
-    def load(_: Settings) -> FakeBackend:
+    def load(*_: object) -> FakeBackend:
         loading.wait()
         return fake_backend()
 
@@ -171,7 +171,7 @@ def test_the_key_comes_before_all_other_questions() -> None:
 
 
 def test_without_keys_anybody_may_call() -> None:
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         answer = client.post("/classify", files=RED, headers=named("whatever"))
         assert answer.status_code == 200
         assert "ratelimit" not in answer.headers
@@ -189,7 +189,7 @@ def test_calls_are_counted_and_logged_by_the_name_of_their_key(
     file = tmp_path / "keys.toml"
     file.write_text(table("web", KEY, "2/day") + table("batch", OTHER), "utf-8")
     name = "googlenet_key_requests_total"
-    with service(lambda _: fake_backend(), Settings(model="fake", keys=file)) as client:
+    with service(lambda *_: fake_backend(), Settings(model="fake", keys=file)) as client:
         before = counts(client, name)
         with caplog.at_level(logging.INFO):
             for _ in range(3):
@@ -238,7 +238,7 @@ def limited(tmp_path: Path) -> Iterator[TestClient]:
     """A service where one key may call twice a second and three times a day, the other freely."""
     file = tmp_path / "keys.toml"
     file.write_text(table("web", KEY, "2/second", "3/day") + table("batch", OTHER), "utf-8")
-    with service(lambda _: fake_backend(), Settings(model="fake", keys=file)) as client:
+    with service(lambda *_: fake_backend(), Settings(model="fake", keys=file)) as client:
         yield client
 
 
@@ -302,7 +302,7 @@ PAGE, ELSE = "https://app.example", "https://evil.example"
 
 @pytest.mark.parametrize("origins", [PAGE, f"http://localhost:3000,{PAGE}", "*"])
 def test_a_page_that_may_call_may_ask_first_and_needs_no_key_for_that(origins: str) -> None:
-    with service(lambda _: fake_backend(), with_cors(origins)) as client:
+    with service(lambda *_: fake_backend(), with_cors(origins)) as client:
         asked = client.options("/classify", headers={
             "Origin": PAGE,
             "Access-Control-Request-Method": "POST",
@@ -339,7 +339,7 @@ def preflight(client: TestClient, *headers: str) -> httpx2.Response:
     ["traceparent", "tracestate", "baggage", "sentry-trace", "x-requested-with", "priority"],
 )
 def test_a_page_that_is_traced_may_call(header: str) -> None:
-    with service(lambda _: fake_backend(), with_cors(PAGE)) as client:
+    with service(lambda *_: fake_backend(), with_cors(PAGE)) as client:
         asked = preflight(client, "content-type", header)
         answer = client.get("/models", headers={**named(KEY), "Origin": PAGE})
     assert (asked.status_code, asked.text) == (200, "OK")
@@ -349,10 +349,10 @@ def test_a_page_that_is_traced_may_call(header: str) -> None:
 
 def test_a_setting_names_the_headers_that_a_page_may_send_besides() -> None:
     ours = "X-Datadog-Trace-Id", "X-B3-TraceId"
-    with service(lambda _: fake_backend(), with_cors(PAGE)) as client:
+    with service(lambda *_: fake_backend(), with_cors(PAGE)) as client:
         assert preflight(client, *ours).status_code == 400
     with_ours = with_cors(PAGE, cors_headers=",".join(ours))
-    with service(lambda _: fake_backend(), with_ours) as client:
+    with service(lambda *_: fake_backend(), with_ours) as client:
         assert preflight(client, *ours, "traceparent").status_code == 200
         assert preflight(client, "x-other").status_code == 400
 
@@ -364,7 +364,7 @@ def test_what_is_no_header_is_refused(wrong: str) -> None:
 
 
 def test_other_pages_are_told_nothing() -> None:
-    with service(lambda _: fake_backend(), with_cors(PAGE)) as client:
+    with service(lambda *_: fake_backend(), with_cors(PAGE)) as client:
         asked = client.options(
             "/classify", headers={"Origin": ELSE, "Access-Control-Request-Method": "POST"}
         )
@@ -424,7 +424,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, httpx2.Respo
 
     loading = threading.Event()
 
-    def load(_: Settings) -> FakeBackend:
+    def load(*_: object) -> FakeBackend:
         loading.wait()
         return fake_backend()
 
@@ -447,7 +447,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, httpx2.Respo
         keep(client.get("/classify"))
     gate = Gate()
     with (
-        service(lambda _: fake_backend(gate, seconds_per_row=0.5, sizes=[1]), settings,
+        service(lambda *_: fake_backend(gate, seconds_per_row=0.5, sizes=[1]), settings,
                 headers=page) as client,
         ThreadPoolExecutor() as threads, gate.shut(),
     ):  # fmt: skip
@@ -456,7 +456,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, httpx2.Respo
         keep(client.post("/classify", files=RED))
     assert running.result().status_code == 200
     for run in (failing, bug):
-        with service(lambda _, run=run: fake_backend(run), settings, headers=page,
+        with service(lambda *_, run=run: fake_backend(run), settings, headers=page,
                      raise_server_exceptions=False) as client:  # fmt: skip
             keep(client.post("/classify", files=RED))
     return found
@@ -583,7 +583,7 @@ def test_no_key_is_ever_logged(
     bodies = []
     with (
         caplog.at_level(logging.DEBUG),
-        service(lambda _: fake_backend(bug), settings, raise_server_exceptions=False) as client,
+        service(lambda *_: fake_backend(bug), settings, raise_server_exceptions=False) as client,
     ):
         file.write_text(f'[web]\nsha256 = "{OTHER}"\n', "utf-8")
         deadline = time.monotonic() + 10

@@ -30,14 +30,14 @@ def probe(client: TestClient, path: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         yield client
 
 
 def test_while_the_model_loads_the_process_lives_and_is_not_ready() -> None:
     loaded = threading.Event()
 
-    def load(_: Settings) -> Backend:
+    def load(*_: object) -> Backend:
         assert loaded.wait(20)
         return fake_backend()
 
@@ -67,7 +67,7 @@ def test_every_check_is_listed_on_demand(query: str, client: TestClient) -> None
 
 
 def test_when_the_model_cannot_be_loaded_every_probe_fails_without_a_secret() -> None:
-    def load(_: Settings) -> Backend:
+    def load(*_: object) -> Backend:
         raise RuntimeError("a secret")
 
     reason = "the model could not be loaded; the log says why"
@@ -84,7 +84,7 @@ def test_when_the_model_cannot_be_loaded_every_probe_fails_without_a_secret() ->
 def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
     gate = Gate()
     impatient = Settings(model="fake", stall_seconds=0.05)
-    with service(lambda _: fake_backend(gate), impatient) as client:
+    with service(lambda *_: fake_backend(gate), impatient) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
 
 def test_a_batch_that_is_only_slow_fails_no_probe() -> None:
     gate = Gate()
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -112,7 +112,7 @@ def test_a_clock_that_jumps_while_a_request_is_in_flight_changes_nothing(
     seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, clock = Gate(), time.time
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -136,7 +136,7 @@ def test_a_device_that_fails_again_and_again_is_answered_counted_and_fails_the_p
             return mean_colour(batch)
 
     device = Device()
-    with service(lambda _: fake_backend(device)) as client:
+    with service(lambda *_: fake_backend(device)) as client:
         for number in range(3):
             assert probe(client, "/livez") == (200, "ok\n"), number
             failed = client.post("/classify", files=parts(plain("red")))
@@ -156,7 +156,7 @@ def test_a_batcher_that_is_dead_fails_the_probes() -> None:
     def run(_: Batch[Cuts]) -> list[Probabilities]:
         raise Death
 
-    with service(lambda _: fake_backend(run)) as client:
+    with service(lambda *_: fake_backend(run)) as client:
         lost = client.post("/classify", files=parts(plain("red")), headers={"x-timeout-ms": "200"})
         assert_problem(lost, 504, "deadline_exceeded")
         reason = "the batcher's loop has ended\n"

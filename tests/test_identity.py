@@ -109,7 +109,7 @@ async def counted(app: FastAPI) -> Counter[str]:
 @pytest.mark.slow
 def test_ten_thousand_at_once_get_their_own_answers_or_none() -> None:
     async def main(faulty: Faulty) -> tuple[list[tuple[Known, Call]], Counter[str]]:
-        app = create_app(SETTINGS, load=lambda _: faulty)
+        app = create_app(SETTINGS, load=lambda *_: faulty)
         async with app.router.lifespan_context(app):
             await ready(app)
             pictures = await learn(app)

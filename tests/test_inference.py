@@ -69,7 +69,7 @@ def gate() -> Gate:
 @pytest.fixture(scope="module")
 def client(gate: Gate) -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         yield client
 
 
@@ -84,7 +84,7 @@ def parsers() -> set[int | None]:
 def test_a_large_body_is_parsed_in_a_thread_and_a_small_one_is_not() -> None:
     large = RED + bytes(LARGE)
     chosen = SETTINGS.model_copy(update={"max_body_bytes": 2_000_000})
-    with service(lambda _: fake_backend(), chosen) as client:
+    with service(lambda *_: fake_backend(), chosen) as client:
         before = parsers()
         assert len(rows(post(client, image(RED)))) == 1
         assert parsers() == before
@@ -142,7 +142,7 @@ def test_a_version_may_be_named_twice() -> None:
 def test_a_server_is_ready_until_it_leaves_or_its_model_is_at_a_standstill() -> None:
     backend, leaving = fake_backend(), False
     with TestClient(
-        create_app(SETTINGS, load=lambda _: backend, is_leaving=lambda: leaving)
+        create_app(SETTINGS, load=lambda *_: backend, is_leaving=lambda: leaving)
     ) as client:
         wait_ready(client)
 
@@ -154,7 +154,7 @@ def test_a_server_is_ready_until_it_leaves_or_its_model_is_at_a_standstill() -> 
         assert said() == [(200, True)] * 3
         leaving = True
         assert said() == [(200, True), (503, False), (200, True)]
-        backend.alive = False
+        backend.stalled = 99.0
         assert said() == [(503, False)] * 3
 
 
@@ -248,7 +248,7 @@ def test_a_deadline_is_in_microseconds_and_of_the_callers_own(
 def test_who_cannot_be_answered_is_refused_before_the_body_is_looked_at() -> None:
     """Rows cost 3 s each, one alone can be done in time, and two cannot."""
     slow = SETTINGS.model_copy(update={"timeout_seconds": 2.0})
-    with service(lambda _: fake_backend(seconds_per_row=3.0), slow) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=3.0), slow) as client:
         for path, template in ((PATH, INFER), ("/v2/models/fake/versions/1/infer", INFER_VERSION)):
             sentence(client.post(path, content=b"no JSON"), 504)
             assert (
@@ -260,7 +260,7 @@ def test_who_cannot_be_answered_is_refused_before_the_body_is_looked_at() -> Non
 def test_a_tensors_memory_is_what_it_takes_four_bytes_a_value() -> None:
     small = SETTINGS.model_copy(update={"max_queue_bytes": 200_000, "max_body_bytes": 1_000_000})
     tensor = {"name": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224]}
-    with service(lambda _: fake_backend(), small) as client:
+    with service(lambda *_: fake_backend(), small) as client:
         assert rows(post(client, image(RED, views="single"))) == [[1, 0, 0]]
         refused = post(client, {"inputs": [tensor | {"data": [0] * 150_528}]})
         assert "602112 bytes, and the limit is 200000" in sentence(refused, 413)
@@ -270,7 +270,7 @@ def test_overload_is_a_503_that_says_when_to_come_again(gate: Gate) -> None:
     """A row costs a second, so that one is done in time and two are not."""
     settings = SETTINGS.model_copy(update={"timeout_seconds": 1.5})
     with (
-        service(lambda _: fake_backend(gate, seconds_per_row=1.0), settings) as client,
+        service(lambda *_: fake_backend(gate, seconds_per_row=1.0), settings) as client,
         ThreadPoolExecutor(1) as thread,
     ):
         with gate.shut():
@@ -302,7 +302,7 @@ def test_the_door_knows_which_model_is_asked(path: str, found: Sequence[str] | N
 
 
 def test_a_key_is_needed_except_by_who_asks_how_the_server_is() -> None:
-    with service(lambda _: fake_backend(), GUARDED) as client:
+    with service(lambda *_: fake_backend(), GUARDED) as client:
         for path in ("/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
         for answer in (client.get("/v2"), client.get("/v2/models/fake"), post(client, image(RED))):
@@ -330,5 +330,5 @@ def test_a_notice_comes_with_every_answer() -> None:
     backend = fake_backend()
     members = tuple(replace(one, notice="only fake") for one in backend.ensemble.members)
     backend.ensemble = replace(backend.ensemble, members=members)
-    with service(lambda _: backend) as client:
+    with service(lambda *_: backend) as client:
         assert post(client, image(RED)).json()["parameters"]["notice"] == "only fake"

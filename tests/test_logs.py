@@ -18,7 +18,7 @@ from service.settings import Settings
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     """A client of a ready service on a fake model."""
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         yield client
 
 

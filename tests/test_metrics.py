@@ -49,7 +49,7 @@ STAGES = ("upload", "decode", "queue", "inference")
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     """A client of a ready service of its own, on a fake model."""
-    with service(lambda _: fake_backend(), SETTINGS) as client:
+    with service(lambda *_: fake_backend(), SETTINGS) as client:
         yield client
 
 
@@ -127,7 +127,7 @@ def test_every_name_has_the_prefix_and_help(client: TestClient) -> None:
 
 
 def test_two_apps_count_apart(client: TestClient) -> None:
-    with service(lambda _: fake_backend()) as other:
+    with service(lambda *_: fake_backend()) as other:
         other.post("/classify", files=parts(plain("red")))
         assert value(other, "googlenet_images_total", "ok", "ten") == 1
         assert value(client, "googlenet_images_total", "ok", "ten") == 0
@@ -261,7 +261,7 @@ def test_the_stages_of_what_was_answered_are_timed(client: TestClient) -> None:
 
 
 def test_batches_their_rows_and_their_padding_are_counted() -> None:
-    with service(lambda _: fake_backend(sizes=[4])) as client:
+    with service(lambda *_: fake_backend(sizes=[4])) as client:
         client.post("/classify", files=parts(plain("red")))  # ten views: 4, 4 and 2
         client.post("/classify?views=dense", files=parts(plain("red")))  # 2
         assert nonzero(client, "googlenet_batches_total") == {("full",): 2, ("drained",): 2}
@@ -282,7 +282,7 @@ def test_batches_that_fail_are_counted() -> None:
             raise failure
         return mean_colour(batch)
 
-    with service(lambda _: fake_backend(run)) as client:
+    with service(lambda *_: fake_backend(run)) as client:
         for _ in range(2):
             client.post("/classify?views=single", files=parts(plain("red")))
         assert value(client, "googlenet_batch_failures_total") == 1
@@ -303,7 +303,7 @@ def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
     def gauged(client: TestClient) -> list[float]:
         return [value(client, f"googlenet_{name}") for name in gauges]
 
-    with service(lambda _: fake_backend(gate, sizes=[1])) as client:
+    with service(lambda *_: fake_backend(gate, sizes=[1])) as client:
         assert gauged(client) == [0, 0, 0, 1]  # in flight: the scrape
         with ThreadPoolExecutor() as threads, gate.shut():
             answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
@@ -319,7 +319,7 @@ def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
 
 def test_jobs_that_were_too_late_are_counted() -> None:
     gate = Gate()
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             sent = {"files": parts(plain("red")), "headers": {"x-timeout-ms": "500"}}
             running = threads.submit(client.post, "/classify?views=single", **sent)
@@ -342,7 +342,7 @@ def test_a_caller_that_hangs_up_while_its_picture_waits_costs_no_batch() -> None
         yield {"type": "http.disconnect"}
 
     headers = {"content-type": "image/png"}
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             first = threads.submit(client.post, "/classify?views=single", files=parts(plain("red")))
             assert gate.entered.wait(10)
@@ -368,7 +368,7 @@ def test_a_caller_that_hangs_up_while_its_batch_runs_is_counted_too() -> None:
         await asyncio.to_thread(gate.entered.wait, 10)
         yield {"type": "http.disconnect"}
 
-    with service(lambda _: fake_backend(gate)) as client, gate.shut():
+    with service(lambda *_: fake_backend(gate)) as client, gate.shut():
         asgi(client, hanging_up().__anext__, {"content-type": "image/png"})
         assert nonzero(client, "googlenet_cancelled_total") == {("batch", "cancelled"): 1}
 
@@ -377,7 +377,7 @@ def test_a_bug_is_counted_as_a_500() -> None:
     def run(batch: Batch[Cuts]) -> list[Probabilities]:
         return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
-    with service(lambda _: fake_backend(run), raise_server_exceptions=False) as client:
+    with service(lambda *_: fake_backend(run), raise_server_exceptions=False) as client:
         client.post("/classify", files=parts(plain("red")))
         assert (
             value(client, "googlenet_requests_total", "500", "POST", "interactive", "/classify")
@@ -389,7 +389,7 @@ def test_a_bug_is_counted_as_a_500() -> None:
 def test_readiness_and_the_models_are_told_once_they_are_there() -> None:
     loaded = threading.Event()
 
-    def load(_: Settings) -> Backend:
+    def load(*_: object) -> Backend:
         assert loaded.wait(20)
         return fake_backend(members=2)
 
@@ -424,7 +424,7 @@ def test_both_processes_are_measured_each_by_its_own_name() -> None:
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     backend.pid = other.pid
 
-    def load(_: Settings) -> Backend:
+    def load(*_: object) -> Backend:
         assert loaded.wait(20)
         return backend
 
@@ -445,7 +445,7 @@ def test_both_processes_are_measured_each_by_its_own_name() -> None:
 
 def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -> None:
     gate = Gate()
-    with service(lambda _: fake_backend(gate)) as client:
+    with service(lambda *_: fake_backend(gate)) as client:
         name = "googlenet_worker_last_heartbeat_timestamp_seconds"
         assert time.time() - value(client, name) < 1
         with ThreadPoolExecutor() as threads, gate.shut():
@@ -458,7 +458,7 @@ def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -
 
 def test_the_most_rows_a_second_are_told_and_follow_what_batches_take() -> None:
     name = "googlenet_capacity_rows_per_second"
-    with service(lambda _: fake_backend(seconds_per_row=1e-6, sizes=[1], lanes=2)) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=1e-6, sizes=[1], lanes=2)) as client:
         assert counts(client, name) == {
             ("fake0", "fake", side): pytest.approx(2e6) for side in ("224", "288")
         }
@@ -472,7 +472,7 @@ def test_threads_are_counted_while_there_is_a_process_that_has_them() -> None:
     name, backend = "googlenet_process_threads", fake_backend()
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     backend.pid = other.pid
-    with other, service(lambda _: backend, SETTINGS) as client:
+    with other, service(lambda *_: backend, SETTINGS) as client:
         assert value(client, name, "worker") == 1
         before = value(client, name, "http")
         with ThreadPoolExecutor(20) as threads:
@@ -521,7 +521,7 @@ def test_without_a_gpu_nothing_is_told_of_any(client: TestClient) -> None:
 
 
 def test_what_is_no_request_is_not_counted() -> None:
-    with TestClient(create_app(SETTINGS, load=lambda _: fake_backend())) as client:
+    with TestClient(create_app(SETTINGS, load=lambda *_: fake_backend())) as client:
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/classify"):
             pass
         assert nonzero(client, "googlenet_requests_total") == {}

@@ -35,7 +35,7 @@ def run(batch: Batch[Cuts]) -> list[Probabilities]:
 
 @asynccontextmanager
 async def serving(backend: FakeBackend) -> AsyncIterator[FastAPI]:
-    app = create_app(Settings(timeout_seconds=SECONDS), load=lambda _: backend)
+    app = create_app(Settings(timeout_seconds=SECONDS), load=lambda *_: backend)
     async with app.router.lifespan_context(app):
         await ready(app)
         yield app

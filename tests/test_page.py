@@ -40,7 +40,7 @@ PATIENCE = 20_000  # ms, for what happens at once
 def client() -> Iterator[TestClient]:
     """A ready service on a fake model that asks for a key."""
     guarded = Settings(model="fake", key_digests=digests(web=KEY))
-    with service(lambda _: fake_backend(), guarded, root_path="/vision") as client:
+    with service(lambda *_: fake_backend(), guarded, root_path="/vision") as client:
         yield client
 
 
@@ -194,7 +194,7 @@ def port(gate: Gate) -> Iterator[int]:
     (member,) = backend.ensemble.members
     members = (changed(member, notice="It knows <b>three</b> colours."),)
     backend.ensemble = changed(backend.ensemble, members=members)
-    with hosting(backend, max_upload_bytes=20_000) as ours:
+    with hosting(backend, max_upload_bytes=40_000) as ours:
         yield ours.port
 
 
@@ -519,7 +519,7 @@ def test_who_is_refused_is_told_when_to_come_again(visit: Open, port: int, gate:
         ours.pick(noise("second.png"))
         second = ours.cards.first
         expect(second.locator(".state")).to_have_text(
-            "Uploads in flight fill their 20000 bytes of memory. Come again in 1 s."
+            "Uploads in flight fill their 40000 bytes of memory. Come again in 1 s."
         )
         again = second.locator(".again")
         expect(again).to_have_text("Try again in 1 s")

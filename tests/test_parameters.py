@@ -22,7 +22,7 @@ RED = plain("red")
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """A ready service on a fake model that can be explained."""
-    with service(lambda _: fake_backend(colour_or_map, explains=True)) as client:
+    with service(lambda *_: fake_backend(colour_or_map, explains=True)) as client:
         yield client
 
 
@@ -85,7 +85,7 @@ def test_a_page_is_sent_whatever_is_in_its_query(client: TestClient) -> None:
 
 
 def test_every_operation_tells_that_it_refuses_parameters() -> None:
-    app = create_app(Settings(model="fake"), load=lambda _: fake_backend())
+    app = create_app(Settings(model="fake"), load=lambda *_: fake_backend())
     for template, methods in app.openapi()["paths"].items():
         kind = "application/json" if template.startswith("/v2") else "application/problem+json"
         for described in methods.values():

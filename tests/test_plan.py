@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,7 +209,7 @@ def others(ours: Sequence[int]) -> float:
 @asynccontextmanager
 async def here(settings: Settings, worker: Worker) -> AsyncIterator[Client]:
     """Serve with a worker in this process and this event loop."""
-    config = uvicorn.Config(create_app(settings, load=lambda _: worker), log_config=None)
+    config = uvicorn.Config(create_app(settings, load=lambda *_: worker), log_config=None)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
         serving = asyncio.create_task(server.serve([listener]))
@@ -268,7 +269,7 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
 def test_the_prediction_holds_on_this_machine() -> None:
     """On the bundled model, with one core that computes, half of its time."""
     settings = Settings(model="digits", device="cpu", precision="float32", cores=1, max_batch=4)
-    worker = apart.load(settings)
+    worker = apart.load(settings, Future())
     try:
         subject = Subject(worker, [photos.sample()], "single", ANY_SIZE, processors.available())
         compared = uvloop.run(compare(settings, subject, worker, 0.5))

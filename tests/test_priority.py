@@ -303,7 +303,7 @@ def test_bulk_leaves_half_of_the_memory_to_others() -> None:
                 batcher.check([Demand(A, 1, 60)], 1000)
                 with pytest.raises(Overloaded, match="fill their 100 bytes"):
                     batcher.check([Demand(A, 1, 61)], 1000)
-                assert batcher.outlook([Demand(A, 1, 20)])[1] == 0.2  # what others have is theirs
+                assert batcher.outlook([Demand(A, 1, 20)])[1] == 0.6  # bulk's bytes are filled, too
                 assert batcher.outlook([Demand(A, 1, 5)], bulk=True)[1] == 0.9
 
     play(scene)
@@ -320,7 +320,12 @@ def test_bulk_that_has_no_chance_lowers_nobodys_promise() -> None:
                         batcher.check([Demand(A, 8, 1)], seconds, bulk=True)
                 assert batcher.outlook([Demand(A, 8, 1)])[0] == before
                 batcher.check([Demand(A, 1, 1)], 1000, bulk=True)
-                assert batcher.outlook([Demand(A, 8, 1)])[0] > before
+                assert batcher.outlook([Demand(A, 8, 1)])[0] == before  # nothing has come of it
+                with batcher.reserve([Demand(A, 1, 1)], deadline, bulk=True) as [seat]:
+                    queued = asyncio.create_task(batcher.submit(seat, "bulk"))
+                    await settle()
+                    assert batcher.outlook([Demand(A, 8, 1)])[0] > before
+                    queued.cancel()
 
     play(scene)
 
@@ -382,7 +387,7 @@ def test_the_header_makes_a_request_bulk(path: str) -> None:
         data = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [9, 0, 0]}
         asked = {"json": {"inputs": [data]}}
     slow = fake_backend(seconds_per_row=2.0)
-    with service(lambda _: slow, settings) as client:
+    with service(lambda *_: slow, settings) as client:
         refused = client.post(path, headers=BACKGROUND, **asked)
         assert refused.status_code == 504
         assert "as bulk, beside others" in refused.text
@@ -390,7 +395,7 @@ def test_the_header_makes_a_request_bulk(path: str) -> None:
 
 
 def test_a_bulk_request_is_answered_as_any_other() -> None:
-    with service(lambda _: fake_backend(), SETTINGS) as client:
+    with service(lambda *_: fake_backend(), SETTINGS) as client:
         answer = client.post("/classify", files=parts(plain("red")), headers=BACKGROUND)
         assert answer.json()["predictions"][0]["label"] == "red"
         chosen = client.post("/classify?views=auto", files=parts(plain("red")), headers=BACKGROUND)

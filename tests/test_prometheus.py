@@ -80,7 +80,7 @@ def samples(family: Metric) -> set[str]:
 @cache
 def exported() -> frozenset[str]:
     """Give the names of all that a ready service exports."""
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         return frozenset(name for family in families(client) for name in samples(family))
 
 

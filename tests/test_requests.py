@@ -27,7 +27,7 @@ PATIENCE = 20.0  # seconds, for what happens at once
 @contextmanager
 def listening() -> Iterator[int]:
     """Serve a fake model on a port of this machine, as `serve` does."""
-    app = create_app(SETTINGS, load=lambda _: fake_backend())
+    app = create_app(SETTINGS, load=lambda *_: fake_backend())
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
     )
@@ -147,7 +147,7 @@ def test_a_body_that_may_be_long_ends_the_connection(declared: str) -> None:
         return {"type": "http.request", "body": b"x", "more_body": next(coming)}
 
     headers = {"content-length": declared, "content-type": "text/plain"}
-    with service(lambda _: fake_backend(), SETTINGS) as client:
+    with service(lambda *_: fake_backend(), SETTINGS) as client:
         start, *_ = asgi(client, receive, headers)
     assert start["status"] == 415
     assert dict(start["headers"])[b"connection"] == b"close"
@@ -175,7 +175,7 @@ def test_when_there_is_no_time_for_it_a_body_is_not_waited_for() -> None:
     gate = Gate()
     patient = Settings(model="fake", timeout_seconds=8)
     slow = fake_backend(gate, seconds_per_row=0.5, sizes=[1])
-    with service(lambda _: slow, patient) as client:
+    with service(lambda *_: slow, patient) as client:
         start = busy(client, gate)
     assert start["status"] == 503
     assert int(dict(start["headers"])[b"retry-after"]) >= 1
@@ -184,18 +184,18 @@ def test_when_there_is_no_time_for_it_a_body_is_not_waited_for() -> None:
 def test_when_there_is_no_memory_for_it_a_body_is_not_waited_for() -> None:
     gate = Gate()
     small = Settings(model="fake", max_queue_bytes=300_000)
-    with service(lambda _: fake_backend(gate), small) as client:
+    with service(lambda *_: fake_backend(gate), small) as client:
         assert busy(client, gate)["status"] == 503
 
 
 def test_a_deadline_that_no_picture_could_meet_is_told_without_waiting_for_the_body() -> None:
-    with service(lambda _: fake_backend(seconds_per_row=2)) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=2)) as client:
         start, *_ = asgi(client, never, {"content-type": "image/png"})
     assert start["status"] == 504
 
 
 def test_each_request_is_checked_for_the_time_it_has_and_the_views_it_wants() -> None:
-    with service(lambda _: fake_backend(seconds_per_row=0.1)) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=0.1)) as client:
         answers = [
             client.post("/classify", params={"views": views}, files=parts(plain("red")),
                         headers={"x-timeout-ms": "500"})

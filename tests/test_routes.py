@@ -21,13 +21,13 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """A ready service on a fake model."""
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         yield client
 
 
 def templates() -> dict[str, set[str]]:
     """Give the methods of each path that the application has a route for."""
-    app = create_app(Settings(model="fake"), load=lambda _: fake_backend())
+    app = create_app(Settings(model="fake"), load=lambda *_: fake_backend())
     found: dict[str, set[str]] = {}
     for included in app.router.routes:
         for route in getattr(included, "original_router", app.router).routes:
@@ -47,7 +47,9 @@ def filled(template: str) -> str:
 
 
 def test_the_walk_below_is_of_every_path() -> None:
-    described = create_app(Settings(model="fake"), load=lambda _: fake_backend()).openapi()["paths"]
+    described = create_app(Settings(model="fake"), load=lambda *_: fake_backend()).openapi()[
+        "paths"
+    ]
     assert described.keys() | page.PATHS | docs.PATHS == TEMPLATES.keys()
 
 
@@ -95,14 +97,14 @@ def test_head_is_counted_as_head_by_its_route(client: TestClient) -> None:
 
 
 def test_head_needs_the_key_that_get_needs() -> None:
-    with service(lambda _: fake_backend(), GUARDED) as client:
+    with service(lambda *_: fake_backend(), GUARDED) as client:
         assert client.head("/models").status_code == 401
         assert client.head("/models", headers=named(KEY)).status_code == 200
         assert client.head("/livez").status_code == 200
 
 
 def test_an_error_of_the_framework_keeps_its_sentence() -> None:
-    app = create_app(Settings(model="fake"), load=lambda _: fake_backend())
+    app = create_app(Settings(model="fake"), load=lambda *_: fake_backend())
 
     @app.get("/teapot")
     def teapot() -> None:

@@ -88,7 +88,7 @@ class Hosted:
 def hosting(backend: FakeBackend, chosen: Settings = SETTINGS, **options: Any) -> Iterator[Hosted]:
     port = free_port()
     chosen = chosen.model_copy(update={"grpc_port": port})
-    app = create_app(chosen, load=lambda _: backend, **options)
+    app = create_app(chosen, load=lambda *_: backend, **options)
     with TestClient(app) as http, grpc.insecure_channel(f"{chosen.host}:{port}") as channel:
         wait_ready(http)
         yield Hosted(port, channel, http)
@@ -286,10 +286,10 @@ def test_overload_says_when_to_come_again(gate: Gate) -> None:
 
 
 def test_messages_share_the_memory_for_uploads() -> None:
-    small = SETTINGS.model_copy(update={"max_upload_bytes": 1024})
+    small = SETTINGS.model_copy(update={"max_upload_bytes": 4096})
     with hosting(fake_backend(), small) as hosted:
         noise = np.random.default_rng(0).bytes(2000)
-        assert "over 1024 bytes" in refused(
+        assert "over 4096 bytes" in refused(
             hosted.infer(image(noise)), grpc.StatusCode.INVALID_ARGUMENT
         )
 
@@ -391,7 +391,7 @@ def test_a_port_that_is_taken_is_said_to_be(host: str) -> None:
         port = taken.getsockname()[1]
         app = create_app(
             SETTINGS.model_copy(update={"host": host, "grpc_port": port}),
-            load=lambda _: fake_backend(),
+            load=lambda *_: fake_backend(),
         )
         told = f"port {port} of {host} is not to be had for gRPC"
         with pytest.raises(CannotListen, match=told), TestClient(app):
@@ -402,7 +402,7 @@ def test_two_servers_do_not_share_a_port() -> None:
     with hosting(fake_backend()) as hosted:
         again = create_app(
             SETTINGS.model_copy(update={"grpc_port": hosted.port}),
-            load=lambda _: fake_backend(),
+            load=lambda *_: fake_backend(),
         )
         with pytest.raises(CannotListen), TestClient(again):
             pass

@@ -51,10 +51,10 @@ def test_health_is_that_of_the_probe() -> None:
     backend = fake_backend()
     with hosting(backend, is_leaving=leaving.is_set) as made:
         assert [check(made), check(made, SERVICE)] == [SERVING, SERVING]
-        backend.alive = False
+        backend.stalled = 99.0
         assert made.http.get("/readyz").status_code == 503
         assert check(made) == NOT_SERVING
-        backend.alive = True
+        backend.stalled = 0.0
         assert check(made) == SERVING
         leaving.set()
         assert check(made, SERVICE) == NOT_SERVING
@@ -85,9 +85,9 @@ def test_a_client_that_watches_is_told_of_each_change_and_of_the_end() -> None:
             outer = Hosted(made.port, channel, made.http)
             coming = watch(outer)
             assert next(coming).status == SERVING
-            backend.alive = False
+            backend.stalled = 99.0
             assert next(coming).status == NOT_SERVING
-            backend.alive = True
+            backend.stalled = 0.0
             assert next(coming).status == SERVING
             unknown = watch(outer, "other.Service")
             assert next(unknown).status == UNKNOWN
@@ -186,7 +186,7 @@ def test_the_index_says_which_models_are_ready() -> None:
     with hosting(backend) as made:
         (model,) = made.call("RepositoryIndex").message.models
         assert (model.name, model.version, model.state, model.reason) == ("fake", "1", "READY", "")
-        backend.alive = False
+        backend.stalled = 99.0
         (model,) = made.call("RepositoryIndex", repository_name="any").message.models
         assert model.state == "UNAVAILABLE"
         assert model.reason

@@ -27,7 +27,7 @@ from service.app import create_app
 from service.bench.process import free_port
 from service.errors import CannotListen, WrongOption
 from service.metrics import Metrics
-from service.server import Server
+from service.server import Application, Server
 from service.serving import configure, every_address, listening
 from service.settings import Settings
 
@@ -40,11 +40,13 @@ def test_it_lets_requests_in_until_the_time_is_over(
 ) -> None:
     app = create_app(
         Settings(model="fake"),
-        load=lambda _: fake_backend(),
+        load=lambda *_: fake_backend(),
         is_leaving=lambda: server.is_leaving,
     )
     config = uvicorn.Config(app, log_config=None, access_log=False)
-    server = Server(config, drain, on_shutdown=lambda: shut.append(time.monotonic()))
+    server = Server(
+        config, drain, application=Application(leave=lambda: shut.append(time.monotonic()))
+    )
     shut: list[float] = []
     with closing(socket.create_server(("127.0.0.1", 0))) as listener, caplog.at_level("INFO"):
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -234,7 +236,7 @@ def everywhere(caplog: pytest.LogCaptureFixture) -> Iterator[Settings]:
         model="fake", host="::", probe_port=free_port(), grpc_port=free_port(), port=0
     )
     metrics = Metrics()
-    app = create_app(chosen, load=lambda _: fake_backend(), metrics=metrics)
+    app = create_app(chosen, load=lambda *_: fake_backend(), metrics=metrics)
     config = configure(chosen, {}, app, metrics)
     with (
         caplog.at_level("INFO"),

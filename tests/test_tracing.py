@@ -33,7 +33,7 @@ def client(spans: InMemorySpanExporter) -> Iterator[TestClient]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     settings = Settings(model="fake")
-    app = create_app(settings, load=lambda _: fake_backend(), tracer_provider=provider)
+    app = create_app(settings, load=lambda *_: fake_backend(), tracer_provider=provider)
     with TestClient(app) as client:
         wait_ready(client)
         yield client
@@ -119,7 +119,7 @@ def test_what_is_not_sampled_has_no_spans_of_stages(spans: InMemorySpanExporter)
     provider = TracerProvider(sampler=ALWAYS_OFF)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     app = create_app(
-        Settings(model="fake"), load=lambda _: fake_backend(), tracer_provider=provider
+        Settings(model="fake"), load=lambda *_: fake_backend(), tracer_provider=provider
     )
     with TestClient(app) as client:
         wait_ready(client)
@@ -128,6 +128,6 @@ def test_what_is_not_sampled_has_no_spans_of_stages(spans: InMemorySpanExporter)
 
 
 def test_without_a_place_for_spans_nothing_is_said_of_traces() -> None:
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
         assert "traceresponse" not in answer.headers

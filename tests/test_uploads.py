@@ -451,7 +451,7 @@ def asgi(client: TestClient, receive: Receive, headers: dict[str, str]) -> list[
 
 def test_a_slow_upload_is_answered_with_408_and_the_end_of_the_connection() -> None:
     impatient = Settings(model="fake", upload_seconds=0.02)
-    with service(lambda _: fake_backend(), impatient) as client:
+    with service(lambda *_: fake_backend(), impatient) as client:
         start, *bodies = asgi(client, never, {"content-type": FORM, "transfer-encoding": "chunked"})
     headers = dict(start["headers"])
     assert start["status"] == 408
@@ -468,7 +468,7 @@ def test_what_still_comes_after_a_refusal_is_read_and_forgotten() -> None:
         return {"type": "http.request", "body": bytes(1000), "more_body": more}
 
     small = Settings(model="fake", max_body_bytes=1024)
-    with service(lambda _: fake_backend(), small) as client:
+    with service(lambda *_: fake_backend(), small) as client:
         start, *_ = asgi(client, receive, {**JPEG, "transfer-encoding": "chunked"})
     assert start["status"] == 413
     # Closing on a caller that still sends would reset the connection and lose the answer.
@@ -476,7 +476,7 @@ def test_what_still_comes_after_a_refusal_is_read_and_forgotten() -> None:
 
 
 def test_a_caller_that_hangs_up_while_sending_is_counted_as_499() -> None:
-    with service(lambda _: fake_backend()) as client:
+    with service(lambda *_: fake_backend()) as client:
         start, *_ = asgi(client, hang_up, {"content-type": FORM})
         assert f"{answered(499)} 1.0" in client.get("/metrics").text
     assert start["status"] == 499
@@ -484,9 +484,9 @@ def test_a_caller_that_hangs_up_while_sending_is_counted_as_499() -> None:
 
 def test_uploads_in_flight_share_memory_and_give_it_back() -> None:
     gate = Gate()
-    small = Settings(model="fake", max_upload_bytes=4000)
+    small = Settings(model="fake", max_upload_bytes=8000)
     picture = plain("red", 20, 20) + bytes(3000)
-    with service(lambda _: fake_backend(gate), small) as client:
+    with service(lambda *_: fake_backend(gate), small) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             accepted = threads.submit(client.post, "/classify", files=parts(picture))
             assert gate.entered.wait(10)

@@ -25,6 +25,7 @@ from service.errors import (
 
 FIELD = "file"  # the name of a form's picture parts
 RAW = "application/octet-stream"  # as good as image/* for a picture that is the body
+COPIES = 2  # of a body in memory, as measured
 BUSY_RETRY = 1.0  # seconds; uploads come and go faster than anyone could predict
 EMPTY = "a picture is empty; send its bytes"
 _MAX_PARTS_BESIDES = 16  # form fields, and files that were not chosen
@@ -50,10 +51,20 @@ class Form:
 
 @dataclass(slots=True)
 class Budget:
-    """Memory that all uploads in flight share."""
+    """Memory that all uploads in flight share.
+
+    A byte of a body counts `copies` times: it is copied while the body is put together, and to the
+    process that decodes it.
+    """
 
     limit: int
+    copies: int = 1
     used: int = 0
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest body that there is memory for."""
+        return self.limit // self.copies
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
@@ -62,7 +73,7 @@ class Budget:
         try:
             yield share
         finally:
-            self.used -= share.used
+            share.release()
 
 
 @dataclass(slots=True)
@@ -74,15 +85,23 @@ class Share:
 
     def add(self, nbytes: int) -> None:
         """Use more; raises `Overloaded` when there is no more, `TooLarge` when there never is."""
-        if self.used + nbytes > self.budget.limit:
-            raise TooLarge(f"the body is over {self.budget.limit} bytes, the memory for uploads")
-        if self.budget.used + nbytes > self.budget.limit:
-            raise Overloaded(
-                f"uploads in flight fill their {self.budget.limit} bytes of memory",
-                retry_after=BUSY_RETRY,
+        copied = self.budget.copies * nbytes
+        limit = self.budget.limit
+        if self.used + copied > limit:
+            raise TooLarge(
+                f"the body and its copies are over {limit} bytes, the memory for uploads"
             )
-        self.budget.used += nbytes
-        self.used += nbytes
+        if self.budget.used + copied > limit:
+            raise Overloaded(
+                f"uploads in flight fill their {limit} bytes of memory", retry_after=BUSY_RETRY
+            )
+        self.budget.used += copied
+        self.used += copied
+
+    def release(self) -> None:
+        """Use nothing any more."""
+        self.budget.used -= self.used
+        self.used = 0
 
 
 @dataclass(frozen=True, slots=True)

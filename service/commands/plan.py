@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,7 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
 
 async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Replica, Demand]:
     http = await stages.http(pictures[0])
-    backend = await asyncio.to_thread(apart.load, settings)
+    backend = await asyncio.to_thread(apart.load, settings, Future())
     try:
         decoders = processors.decoding(settings.decode_threads)
         bounds = Bounds(settings.max_pixels, heic=settings.heic)

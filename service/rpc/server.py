@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -30,13 +30,14 @@ from service.keys import Keyring
 from service.rpc import health, messages
 from service.rpc.health import Health
 from service.rpc.messages import Messages
+from service.rpc.receiving import Receiving
 from service.rpc.reflection import Reflection
 from service.rpc.statuses import STATUS
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_CALLS = 256  # at once; each may have brought a message of the largest size
+_CALLS = 256  # at once; few of them at a time are received
 _PING_MS = 1000  # milliseconds between two pings of a client; one that pings more often is ended
 _OPEN = frozenset({"ServerLive", "ServerReady"})  # to those without a key, as probes are
 _PRIORITY = headers.PRIORITY.encode()
@@ -77,9 +78,10 @@ class Service:
         keyring: Keyring | None,
         is_leaving: Callable[[], bool],
     ) -> None:
-        self._inferring, self._budget, self._keyring = inferring, budget, keyring
+        self._inferring, self._keyring = inferring, keyring
         self._catalogue, self._metrics = inferring.catalogue, inferring.metrics
         self._is_leaving = is_leaving
+        self._receiving = Receiving(budget, inferring.settings)
         self._messages = Messages()
         protocol_name = self._messages.service.full_name
         self._health = Health(self._is_serving, {"", protocol_name})
@@ -98,7 +100,8 @@ class Service:
         codes = {_OK, *problems.STATUS.values()}
         self._metrics.expect(_route("ModelInfer"), "POST", codes)
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            method.name: grpc.unary_unary_rpc_method_handler(self._handler(method.name))
+            # To a client it is unary; here its message is received when there is memory for it.
+            method.name: grpc.stream_unary_rpc_method_handler(self._handler(method.name))
             for method in described.methods
         }
         return grpc.method_handlers_generic_handler(described.full_name, handlers)
@@ -107,17 +110,19 @@ class Service:
         return self._catalogue.is_ready and not self._is_leaving()
 
     def _handler(self, method: str) -> Any:
-        async def handle(data: bytes, context: Context) -> bytes:
-            return await self._handled(method, data, context)
+        async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
+            return await self._handled(method, messages, context)
 
         return handle
 
-    async def _handled(self, method: str, data: bytes, context: Context) -> bytes:
+    async def _handled(
+        self, method: str, messages: AsyncIterator[bytes], context: Context
+    ) -> bytes:
         call = _Call(method, _headers(context))
         call.notes["id"] = requests.named(call.headers.get(b"x-request-id", b"").decode("latin-1"))
         self._metrics.in_flight(1)
         try:
-            found = await self._answer(call, data, context)
+            found = await self._answer(call, messages, context)
         except asyncio.CancelledError:
             call.status = problems.STATUS[CallerGone]
             raise
@@ -132,14 +137,15 @@ class Service:
         return found
 
     async def _answer(
-        self, call: _Call, data: bytes, context: Context
+        self, call: _Call, messages: AsyncIterator[bytes], context: Context
     ) -> bytes | ServiceError | None:
         """Give the answer, the error, or nothing after what nobody expected."""
         try:
             self._admit(call)
-            reading = partial(self._messages.read, f"{call.method}Request", data)
-            asked = await self._inferring.parse(len(data), reading)
-            answer = await self._methods[call.method](self, call, asked, len(data), context)
+            async with self._receiving.message(messages) as data:
+                reading = partial(self._messages.read, f"{call.method}Request", data)
+                asked = await self._inferring.parse(len(data), reading)
+                answer = await self._methods[call.method](self, call, asked, len(data), context)
         except ServiceError as error:
             self._metrics.rejected(error, bulk=call.is_bulk)
             call.notes["code"], call.status = error.code, problems.STATUS[type(error)]
@@ -213,18 +219,16 @@ class Service:
         )
 
     async def _infer(self, call: _Call, asked: Any, nbytes: int, context: Context) -> Any:
-        with self._budget.share() as share:
-            share.add(nbytes)
-            wish = await self._inferring.understand(nbytes, partial(messages.request, asked))
-            deadlines = (context.time_remaining(), wish.seconds)
-            seconds = min((one for one in deadlines if one is not None), default=None)
-            found = await self._inferring.infer(
-                asked.model_name,
-                asked.model_version,
-                wish,
-                seconds=seconds,
-                bulk=call.is_bulk,
-            )
+        wish = await self._inferring.understand(nbytes, partial(messages.request, asked))
+        deadlines = (context.time_remaining(), wish.seconds)
+        seconds = min((one for one in deadlines if one is not None), default=None)
+        found = await self._inferring.infer(
+            asked.model_name,
+            asked.model_version,
+            wish,
+            seconds=seconds,
+            bulk=call.is_bulk,
+        )
         call.notes |= answers.add_up(found.answers).notes(found.plan, 0.0)
         return self._messages.answer(found.answered, is_raw=bool(asked.raw_input_contents))
 

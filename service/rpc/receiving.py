@@ -1,0 +1,46 @@
+"""Messages of gRPC, received only when there is memory for them.
+
+How large a message is shows when it is there, so the largest is reserved of the memory for uploads
+until then. Half of that memory at most is reserved so; the rest is left to HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.api.uploads import Budget
+from service.errors import MalformedRequest, SlowUpload
+from service.settings import Settings
+
+_COPIES = 2  # of a message besides those of a body: as it came, and as it was parsed
+
+
+class Receiving:
+    """Receives few messages at a time; calls wait for their turn."""
+
+    def __init__(self, budget: Budget, settings: Settings) -> None:
+        self._budget = budget
+        self._largest = min(settings.max_body_bytes, budget.largest)
+        self._seconds = settings.upload_seconds
+        self._turns = asyncio.Semaphore(max(1, budget.largest // 2 // self._largest))
+
+    @asynccontextmanager
+    async def message(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Give a call's one message, whose memory is its share of the budget until it is left.
+
+        Raises `Overloaded`, `TooLarge`, `SlowUpload` when it takes too long, or `MalformedRequest`.
+        """
+        with self._budget.share() as share:
+            try:
+                async with asyncio.timeout(self._seconds), self._turns:
+                    share.add(self._largest)
+                    data = await anext(aiter(messages))
+            except TimeoutError:
+                raise SlowUpload(
+                    f"the message was not there after {self._seconds:g} s; send it again"
+                ) from None
+            except StopAsyncIteration:
+                raise MalformedRequest("the call has no message") from None
+            share.release()
+            share.add(_COPIES * len(data))
+            yield data
