@@ -443,7 +443,7 @@ def test_missing_weights_are_told_in_three_lines(shared: Path, tmp_path: Path) -
 @IF_X86
 @pytest.mark.parametrize(
     ("precision", "status", "said"),
-    [("auto", 0, '"label": "3"'), ("bfloat16", 1, "this device does not compute in bfloat16")],
+    [("auto", 0, '"label": "3"'), ("bfloat16", 1, "this CPU does not compute digits in bfloat16")],
 )
 def test_a_cpu_without_instructions_for_half_precision_serves_in_float32(
     precision: str, status: int, said: str
