@@ -42,7 +42,7 @@ class Call:
             "method": "POST" if self.body else "GET",
             "path": path,
             "raw_path": path.encode(),
-            "query_string": f"views={self.views}&top_k=10".encode(),
+            "query_string": f"views={self.views}&top_k=10".encode() if self.body else b"",
             "headers": [
                 (b"content-type", b"image/png"),
                 (b"content-length", b"%d" % len(self.body)),
