@@ -131,6 +131,7 @@ class Threads:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
+        self.ended: Future[None] = Future()
         self._answers = worker.Answers(cast("Engine", engine))
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -152,9 +153,9 @@ class Threads:
         """Break what is still connected, and see the threads end."""
         for one in self._sockets:
             one.close()
-        self.ended()
+        self.join()
 
-    def ended(self) -> None:
+    def join(self) -> None:
         """Wait until every thread has ended, which it does when nobody can call it."""
         for thread in self._threads:
             thread.join(PATIENCE)

@@ -40,7 +40,7 @@ RATES = Rates(
     broken_decoder=0.02,
     slow_decoder=0.02,
 )
-SETTINGS = Settings(timeout_seconds=600, max_queue_bytes=4 * 1024**3)
+SETTINGS = Settings(timeout_seconds=600, max_queue_bytes=4 * 1024**3, max_upload_bytes=2 * 1024**3)
 
 
 class ColourEngine:
