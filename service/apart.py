@@ -247,7 +247,7 @@ class Worker:
     async def ended(self) -> None:
         """Wait until it has ended, for whatever reason; for one caller.
 
-        Who is cancelled is told nothing later: its event loop may be closed by then.
+        A caller that is cancelled leaves no callback: its event loop may be closed by then.
         """
         await asyncio.wrap_future(self._process.ended)
 

@@ -255,7 +255,7 @@ class Catalogue:
             try:
                 stamp = await self._stamp(name)
                 await self._no_load()
-                if name in self._wrong:  # nobody has loaded it meanwhile
+                if name in self._wrong:  # no request has loaded it since
                     await self._begin_load(name, stamp)
             except ServiceError as error:
                 self._wrong[name] = FAILED

@@ -20,7 +20,7 @@ SILENCE = 1.0  # seconds without a first answer before a message says so
 
 _BAD_CODES = {"malformed", *(error.code for error in ranking.BAD)}  # the first: it is empty
 
-# Codes of the client's errors, of which a user is told; `overloaded` only slows requests down.
+# Codes of the client's errors, which are shown to the user; `overloaded` only slows requests down.
 _OUTAGES = {"unreachable", "invalid_answer", NotReady.code, RateLimited.code}
 
 

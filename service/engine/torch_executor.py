@@ -1,6 +1,5 @@
 """PyTorch on GPUs, or on the CPU: the reference that OpenVINO is compared with."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -18,8 +17,6 @@ from service.ensemble import Result
 from service.errors import ModelError
 from service.weights import Model
 from service.work import Batch
-
-logger = logging.getLogger(__name__)
 
 _LANES = 2  # of a GPU, so that one batch is copied while the other is computed
 
