@@ -593,7 +593,7 @@ def test_closing_ends_every_connection_and_one_that_is_in_use_when_its_call_ends
             for call in (both.prepare(), both.run(token)):
                 with pytest.raises(InferenceFailed, match=GONE):
                     await call
-            await asyncio.to_thread(both.process.ended)
+            await asyncio.to_thread(both.process.join)
 
     play(scene)
 

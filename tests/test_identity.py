@@ -122,14 +122,19 @@ def test_ten_thousand_at_once_get_their_own_answers_or_none() -> None:
     with engine_apart() as faulty:
         asked, counts = asyncio.run(main(faulty))
     statuses = Counter(call.status for _, call in asked)
-    assert {*statuses} == {200, 499, 500}, statuses
+    # On a slow machine some are refused: they would not be done by their deadlines.
+    assert {*statuses} - {503} == {200, 499, 500}, statuses
     assert statuses[200] > CALLERS / 2
 
     for known, call in asked:
         if call.status == 200:
             assert distance(scores(call.answer), known.scores) < SAME
         else:
-            assert json.loads(call.answer)["code"] in {"inference_failed", "caller_gone"}
+            assert json.loads(call.answer)["code"] in {
+                "inference_failed",
+                "caller_gone",
+                "overloaded",
+            }
     # What was received is what was answered, failed and left: nobody is lost.
     assert {code: counts[answered(code)] for code in statuses} == statuses
     assert counts["googlenet_requests_in_flight"] == 0

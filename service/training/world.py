@@ -54,5 +54,8 @@ def joined(choice: str) -> Iterator[World]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
+        # A process that ends while Gloo's threads still hold tensors of its last exchange is
+        # aborted. What a barrier leaves with them is no Python object.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
