@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.classifier import Answer, Timing
+from service.answer_types import Answer, Timing
 from service.errors import ServiceError
 from service.metrics import Metrics
 

@@ -17,24 +17,23 @@ import os
 import pickle
 import signal
 import socket
-import struct
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from service import interpreter, processors
 from service.admission import Decoders
-from service.ensemble import Ensemble, Result
+from service.ensemble import Result
 from service.errors import InferenceFailed
 from service.explanation import Grid
 from service.images import Bounds, Picture
+from service.messages import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
 from service.settings import Settings
 from service.work import Batch, Lane, Slice
 
@@ -42,58 +41,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LENGTH = struct.Struct("!I")  # of what follows it on a connection
 
 _GONE = "the process that classifies has ended"
 _BROKEN = "what was to do this there has ended; try again"
 _CLOSE_SECONDS = 5.0
 _CHUNK = 65536  # bytes read at once
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What the worker says when it is ready; `lanes` are the devices of its executors."""
-
-    ensemble: Ensemble
-    lanes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Asks to decode a picture; answered by a number for what came of it."""
-
-    picture: Picture
-    views: str
-    bounds: Bounds
-    target: int = 0  # the class that maps are of
-
-
-@dataclass(frozen=True, slots=True)
-class Paint:
-    """Asks to draw a heat map over a picture; answered by a PNG file."""
-
-    picture: bytes
-    heat: Grid
-    bounds: Bounds
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Asks a lane to run a batch, whose payloads are such numbers."""
-
-    lane: int
-    batch: Batch[int]
-
-
-Wish = Prepare | Paint | Run
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What goes over a connection: a wish, and the numbers that nobody holds any more."""
-
-    wish: Wish
-    forget: tuple[int, ...]
 
 
 class Token:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from importlib import metadata
@@ -13,7 +12,7 @@ from opentelemetry.trace import TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
-from service import apart, catalogue, heif, lag, processors, protocol, store, workers
+from service import apart, catalogue, lag, protocol, store, workers
 from service.api import (
     classify,
     docs,
@@ -35,26 +34,18 @@ from service.api.requests import Requests
 from service.api.uploads import COPIES, Budget
 from service.catalogue import Catalogue, Shelf
 from service.certificate import Certificate
-from service.classifier import Limits
-from service.ensemble import Backend
 from service.errors import WrongOption
-from service.images import Bounds
 from service.inference import Inference
 from service.keys import Keyring
 from service.metrics import Metrics
 from service.servable import Servable
 from service.settings import Settings
 from service.shadow import Shadow
-from service.work import BatchReport, DropReport, Report, RestartReport
+from service.work import BatchReport, DropReport, RestartReport
 
 if TYPE_CHECKING:
     from service.rpc.server import Listening
-
-Load = Callable[[Settings, Future[None]], Backend]
-"""Reads the models and puts them on the device: blocking, seconds long.
-
-Ends soon, with an error, when the future is done: nothing waits for the models any more.
-"""
+from service.factory import Load, create_servable
 
 # What pages of other origins may send, and may see of an answer.
 _SENT = (
@@ -66,30 +57,6 @@ _SEEN = (
     *("X-Request-ID", "Server-Timing", "Cache-Status", "Retry-After", protocol.HEADER_LENGTH),
     *("RateLimit-Policy", "RateLimit", "WWW-Authenticate", "traceresponse"),
 )
-
-
-def create_servable(
-    settings: Settings,
-    *,
-    load: Load = apart.load,
-    report: Report = lambda _: None,
-    gave_up: Callable[[], None] = lambda: None,
-) -> Servable:
-    """Put together what serves a model; what its batcher reports goes nowhere by default.
-
-    `gave_up` is called when its worker has ended too often to be started again.
-    """
-    if settings.heic:
-        heif.require()
-    limits = Limits(
-        picture=Bounds(settings.max_pixels, settings.decode_seconds, settings.heic),
-        max_queue_bytes=settings.max_queue_bytes,
-        cache_bytes=settings.cache_bytes,
-        bulk_share=settings.bulk_share,
-        decoders=processors.decoding(settings.decode_threads),
-        stall_seconds=settings.stall_seconds,
-    )
-    return Servable(partial(load, settings), limits, report, gave_up)
 
 
 def create_catalogue(

@@ -8,19 +8,21 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from service import cache
+from service.answer_types import Answer, Explanation, Limits, Timing
+from service.backend import Backend, Payload
 from service.batcher import Batcher, Seat
 from service.cache import Cache
-from service.ensemble import Backend, Ensemble, Payload, Prediction, Probabilities, Result, mean
+from service.ensemble import Ensemble, Probabilities, Result, mean
 from service.errors import CallerGone, DeadlineExceeded, NotExplainable, ServiceError
 from service.explanation import Activation, Grid
 from service.images import Bounds, Picture, is_view
 from service.rounds import Rounds
-from service.settings import BULK_SHARE, PlanName
+from service.settings import PlanName
 from service.views import Plan
 from service.work import Demand, Outcome
 
@@ -31,52 +33,6 @@ _MOST_FIRST: tuple[PlanName, ...] = ("paper", "ten")
 _FEWEST: PlanName = "single"
 _AMPLE = 0.25  # of the time that a request has, and of the memory of all
 _LONG = 256 * 1024  # bytes, which take a third of a millisecond to read
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The classifier's bounds; see `service.settings` for each."""
-
-    picture: Bounds
-    max_queue_bytes: int
-    stall_seconds: float
-    cache_bytes: int = 0
-    bulk_share: float = BULK_SHARE
-    decoders: int = 1  # threads
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where a picture's time went, in seconds."""
-
-    started: float  # by time.monotonic()
-    decode: float
-    queue: float
-    inference: float
-
-    @property
-    def stages(self) -> dict[str, float]:
-        """The seconds of each stage by its name, in their order."""
-        return {"decode": self.decode, "queue": self.queue, "inference": self.inference}
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A picture's ranking, most probable first."""
-
-    predictions: tuple[Prediction, ...]
-    timing: Timing
-    batch_rows: int  # rows, anybody's, in the largest of its last batches
-    probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
-    cached: bool = False  # it was kept from before
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What each place of a picture's views adds to a label."""
-
-    prediction: Prediction
-    activations: tuple[Activation, ...]  # one a view
 
 
 @dataclass(frozen=True, slots=True)

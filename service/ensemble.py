@@ -7,7 +7,6 @@ Probabilities, not logits, are averaged: over a picture's views, then over the m
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +14,15 @@ import numpy.typing as npt
 from service import views
 from service.costs import Costs, Key
 from service.errors import InvalidParameter, UnknownLabel
-from service.explanation import Activation, Grid
-from service.images import Bounds, Picture
+from service.explanation import Activation
 from service.manifest import Label
 from service.views import Plan, Resize
-from service.work import Demand, Lane
+from service.work import Demand
 
 Probabilities = npt.NDArray[np.float64]  # (classes,)
 
 Result = Probabilities | Activation
 """What comes of a slice; the second if its key wants maps."""
-
-Payload = Any
-"""What a picture brings for one member; known to the backend only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,56 +140,6 @@ def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> P
     ]
     average: Probabilities = reduce(np.add, by_member) / len(by_member)
     return average
-
-
-class Backend(Protocol):
-    """Who does an ensemble's work: decodes its pictures and computes its batches."""
-
-    @property
-    def ensemble(self) -> Ensemble:
-        """Whose work it is."""
-        ...
-
-    @property
-    def lanes(self) -> Sequence[Lane[Payload, Result]]:
-        """Who computes; each gives the sum of a slice's rows, or the map of the only one."""
-        ...
-
-    @property
-    def pid(self) -> int:
-        """The number of the process that it is in."""
-        ...
-
-    async def ended(self) -> None:
-        """Wait until it can not go on."""
-        ...
-
-    @property
-    def stalled(self) -> float:
-        """For how many seconds it has left somebody without an answer."""
-        ...
-
-    async def prepare(
-        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
-    ) -> Sequence[Payload]:
-        """Decode a picture for the views so named; gives a payload for each member.
-
-        Where maps are wanted they are of the class `target`. Raises what `service.images.decode`
-        does, or `InferenceFailed`.
-        """
-        ...
-
-    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
-        """Draw a heat map over a picture, as `service.overlay` does; raises the same."""
-        ...
-
-    def lead(self, pictures: int) -> float:
-        """Predict for how many seconds the last of so many more pictures would wait for that."""
-        ...
-
-    def close(self) -> None:
-        """Stop; nobody calls it any more."""
-        ...
 
 
 def _most(values: Probabilities, count: int) -> Sequence[int]:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service import folders
-from service.classifier import Answer, Classifier
+from service.answer_types import Answer
+from service.classifier import Classifier
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError
 from service.folders import LeaveOut

@@ -41,14 +41,6 @@ class GPUCollector(Collector):
         return [used, total, busy]
 
 
-def count() -> int:
-    """Count the GPUs that the driver tells of; 0 where there is none."""
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetCount())  # pragma: no cover - needs a GPU
-    return 0
-
-
 def _found() -> list[Any]:  # pragma: no cover - needs a GPU
     count = pynvml.nvmlDeviceGetCount()
     return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from service import answers, protocol
+from service.answer_types import Answer
 from service.catalogue import Catalogue
-from service.classifier import Answer
 from service.ensemble import Ensemble
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.metrics import Metrics

@@ -25,8 +25,8 @@ from prometheus_client import (
 )
 
 from service import views
+from service.backend import Backend
 from service.costs import Key
-from service.ensemble import Backend
 from service.errors import ServiceError
 from service.gpus import GPUCollector
 from service.work import Backlog, BatchReport, DropReport, RestartReport

@@ -9,9 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
 
+from service.answer_types import Limits
+from service.backend import Backend, Payload
 from service.batcher import Batcher
-from service.classifier import Classifier, Limits
-from service.ensemble import Backend, Ensemble, Payload, Result
+from service.classifier import Classifier
+from service.ensemble import Ensemble, Result
 from service.errors import InferenceFailed, NotReady, ServiceError
 from service.restarts import Restarts
 from service.work import Backlog, Report, RestartReport

@@ -16,16 +16,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from service import apart, app, flags, interpreter, logs, store
+from service.backend import Backend
 from service.certificate import Certificate
-from service.connection import (
-    Bounds,
-    Connection,
-    Connections,
-    Ports,
-    file_limit,
-    most_connections,
-)
-from service.ensemble import Backend
+from service.connection import Connection
+from service.connection_limits import Bounds, Connections, Ports, file_limit, most_connections
 from service.errors import CannotListen, InferenceFailed, Unreachable, WrongOption
 from service.metrics import Metrics
 from service.server import Application, Server

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from service.answer_types import Answer
 from service.catalogue import Catalogue
-from service.classifier import Answer
 from service.ensemble import Prediction
 from service.errors import ServiceError
 

@@ -17,11 +17,11 @@ from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
 from service import overlay
-from service.apart import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
 from service.cuts import Cuts
 from service.engine import engine
 from service.engine.engine import Engine
 from service.errors import ServiceError
+from service.messages import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
 from service.work import Batch, Slice
 
 logger = logging.getLogger("service.worker")  # a program's own name is another

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from service.ensemble import Backend, Ensemble, Payload, Probabilities
+from service.backend import Backend, Payload
+from service.ensemble import Ensemble, Probabilities
 from service.errors import InferenceFailed, OutOfMemory
 from service.explanation import Grid
 from service.images import Bounds, Picture

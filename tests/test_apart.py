@@ -33,7 +33,7 @@ from test_bench import children
 from test_classify import assert_problem, parts
 
 from service import apart, processors, worker
-from service.apart import _CLOSE_SECONDS, LENGTH, Loaded, Token, Worker, _Process
+from service.apart import _CLOSE_SECONDS, Token, Worker, _Process
 from service.app import create_app
 from service.costs import Key
 from service.engine import engine
@@ -47,6 +47,7 @@ from service.errors import (
     UnsupportedType,
 )
 from service.images import Bounds
+from service.messages import LENGTH, Loaded
 from service.settings import Settings
 from service.store import Store
 from service.views import CROP

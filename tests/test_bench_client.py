@@ -14,9 +14,10 @@ import uvicorn
 from conftest import fake_backend, in_thread, wait_ready
 from test_classify import plain
 
-from service.app import Load, create_app
+from service.app import create_app
 from service.bench.client import Client, Reply, Target
 from service.errors import BenchError
+from service.factory import Load
 from service.settings import Settings
 
 T = TypeVar("T")

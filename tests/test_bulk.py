@@ -34,9 +34,9 @@ from conftest import ROOT, FakeBackend, Served, fake_backend, mean_colour
 from test_classify import plain
 from test_client import HOST, live, misbehaving, silent
 
-from service import app, in_order, journal, parquet, sources, store
-from service.__main__ import _parser, main
-from service.classifier import Limits
+from service import factory, in_order, journal, parquet, parser, sources, store
+from service.__main__ import main
+from service.answer_types import Limits
 from service.client import Client, Ranking, Unavailable, Unreachable
 from service.commands import remote
 from service.cuts import Cuts
@@ -89,7 +89,7 @@ def named(backend: FakeBackend, settings: Settings) -> FakeBackend:
 @pytest.fixture
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that knows three colours."""
-    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
     def fails(_: Batch[Cuts]) -> list[Probabilities]:
         raise InferenceFailed("no device")
 
-    monkeypatch.setattr(app, "create_servable", faked(fails))
+    monkeypatch.setattr(factory, "create_servable", faked(fails))
     out = tmp_path / "out.csv"
     assert "the device failed" in refused(["classify", str(folder), "--out", str(out)], capsys)
     assert not out.exists()
@@ -1052,7 +1052,7 @@ def test_an_address_where_nothing_listens_is_told_at_once_and_given_up_soon(
 ) -> None:
     out, url = tmp_path / "out.csv", nowhere()
     command = ["classify", str(folder), "--url", url, "--out", str(out)]
-    assert _parser().parse_args(command).wait == 10
+    assert parser.build().parse_args(command).wait == 10
     assert main([*command, "--wait", "0.4"]) == 1
     first, last = capsys.readouterr().err.splitlines()
     reason = f"{url} does not answer: "
@@ -1083,16 +1083,17 @@ def test_what_is_no_address_is_not_waited_for(folder: Path, capsys: Captured) ->
     assert "gave up" not in told
 
 
-def test_each_outage_of_a_service_is_told_once(capsys: Captured) -> None:
+def test_each_outage_of_a_service_is_told_once() -> None:
     gone, busy = Unreachable("it does not answer"), Unavailable("busy", code="overloaded")
     loading = Unavailable("the model is loading", code="not_ready")
-    outage = remote._Outage(10)  # noqa: SLF001 - to need no service that comes and goes
+    printed: list[str] = []
+    outage = remote._Outage(10, printed.append)  # noqa: SLF001 - needs no service this way
     for error in (busy, gone, loading, gone):
         outage.retried(error)
     outage.over()
     for error in (busy, loading, gone):
         outage.retried(error)
-    assert capsys.readouterr().err.splitlines() == [
+    assert printed == [
         "it does not answer; retrying for up to 10 s",
         "the model is loading; retrying for up to 600 s",
     ]
@@ -1198,7 +1199,7 @@ def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(
         limits = Limits(Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60)
         return Servable(lambda *_: fake_backend(), limits, lambda _: None)
 
-    monkeypatch.setattr(app, "create_servable", create)
+    monkeypatch.setattr(factory, "create_servable", create)
     out = tmp_path / "out.csv"
     told = refused(
         ["classify", str(folder / "a.png"), "--model", "digits", "--out", str(out)], capsys

@@ -16,9 +16,10 @@ from PIL import Image
 
 from service import views
 from service.admission import Decoders
-from service.classifier import Answer, Limits
+from service.answer_types import Answer, Limits
+from service.backend import Backend
 from service.cuts import Cuts, prepare
-from service.ensemble import Backend, Probabilities
+from service.ensemble import Probabilities
 from service.errors import (
     CallerGone,
     DeadlineExceeded,

@@ -20,9 +20,11 @@ from PIL import Image, ImageCms
 from starlette.testclient import TestClient
 
 from service.api.problems import STATUS
-from service.app import Load, create_app
+from service.app import create_app
+from service.backend import Backend
 from service.cuts import Cuts
-from service.ensemble import Backend, Probabilities
+from service.ensemble import Probabilities
+from service.factory import Load
 from service.settings import Settings
 from service.store import Store
 from service.work import Batch

@@ -25,15 +25,16 @@ from conftest import IF_X86, ROOT, fake_backend, mean_colour, on_an_old_cpu, wai
 from test_bench import FULL, OTHERS
 from test_classify import plain
 
-from service import app, keys, store
+from service import factory, keys, store
 from service.__main__ import main
+from service.answer_types import Limits
+from service.backend import Backend
 from service.bench import measure
 from service.bench.figures import Report
 from service.bench.measure import Options, Say
 from service.bench.process import free_port
-from service.classifier import Limits
 from service.cuts import Cuts
-from service.ensemble import Backend, Probabilities
+from service.ensemble import Probabilities
 from service.errors import ModelError
 from service.images import Bounds
 from service.servable import Servable
@@ -540,7 +541,7 @@ def coloured(tmp_path: Path) -> Path:
 def test_number_formats_are_compared_with_float32(
     coloured: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "create_servable", of_colours)
+    monkeypatch.setattr(factory, "create_servable", of_colours)
     assert main(["evaluate", str(coloured), "--compare", "--plans", "single,ten"]) == 0
     printed = capsys.readouterr().out
     rows = {

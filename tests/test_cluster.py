@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT, mean_colour
 from test_bulk import BROKEN, Captured, faked, folder, names, refused
 
-from service import app, journal
+from service import factory, journal
 from service.__main__ import main
 from service.commands import cluster
 from service.commands.cluster import Actor, Share, Task
@@ -83,7 +83,7 @@ def results(actor: Actor, *paths: Path) -> list[list[Row]]:
 def test_an_actor_does_files_and_archives_by_the_batch(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
     packed = tmp_path / "packed.tar"
     with tarfile.open(packed, "w") as archive:
         for name in ("a.png", "a.png", "b/broken.png", "z.png"):
@@ -107,7 +107,7 @@ def test_an_actor_does_files_and_archives_by_the_batch(
 def test_what_an_actor_leaves_out_of_an_archive_is_in_its_results(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
     packed, texts = tmp_path / "packed.tar", tmp_path / "texts.tar"
     for path, several in {packed: ("a.png", "readme.txt"), texts: ("readme.txt",)}.items():
         with tarfile.open(path, "w") as archive:
@@ -129,7 +129,7 @@ def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
     def fails(_: Batch[Cuts]) -> list[Probabilities]:
         raise InferenceFailed("no device")
 
-    monkeypatch.setattr(app, "create_servable", faked(fails))
+    monkeypatch.setattr(factory, "create_servable", faked(fails))
     host = socket.gethostname()
     broken, whole = folder / "b/broken.png", folder / "a.png"
     with acting([folder]) as actor:
@@ -149,7 +149,7 @@ def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
 def test_an_actor_whose_store_has_another_model_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
     other = Origin("googlenet", "2", "single")
     told = f"^{socket.gethostname()}: the store here has {ORIGIN}, not {other}$"
     with acting([folder], origin=other) as actor, pytest.raises(BulkError, match=told):

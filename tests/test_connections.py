@@ -27,7 +27,8 @@ from test_classify import Gate, assert_describes, plain
 
 from service.app import create_app
 from service.certificate import Certificate
-from service.connection import MAX_HEADERS, most_connections
+from service.connection import MAX_HEADERS
+from service.connection_limits import most_connections
 from service.flags import parse
 from service.metrics import Metrics
 from service.server import Server

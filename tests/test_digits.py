@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from conftest import ROOT
 
-from service import app, calibration, evaluation, store
+from service import calibration, evaluation, factory, store
 from service.classifier import Classifier
 from service.errors import ModelError
 from service.evaluation import Score
@@ -37,7 +37,7 @@ def scores(
 
     async def run() -> list[Score]:
         settings = Settings(model=model, store=root, device="cpu", precision="float32", cores=1)
-        async with app.create_servable(settings) as servable:
+        async with factory.create_servable(settings) as servable:
             classifier = await servable.ready()
             return [await score(classifier, plan) for plan in plans]
 
@@ -59,7 +59,7 @@ def test_98_of_100_digits_that_no_training_has_seen_are_told(digits: Path) -> No
 def test_they_are_told_without_a_temperature_for_none_would_help(digits: Path) -> None:
     async def likely() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         settings = Settings(model="digits", device="cpu", precision="float32", cores=1)
-        async with app.create_servable(settings) as servable:
+        async with factory.create_servable(settings) as servable:
             classifier = await servable.ready()
             photos = evaluation.find(digits / "test", classifier.ensemble.labels)
             ranked = await evaluation.rank_all(

@@ -13,12 +13,13 @@ from conftest import AS_IT_IS, ROOT, fake_backend, mean_colour
 from PIL import Image
 from pydantic import ValidationError
 
-from service import app, averages, bootstrap, weights
+from service import averages, bootstrap, factory, weights
 from service.__main__ import main
+from service.answer_types import Limits
 from service.averages import Averaged
-from service.classifier import Limits
+from service.backend import Backend
 from service.cuts import Cuts
-from service.ensemble import Backend, Probabilities
+from service.ensemble import Probabilities
 from service.images import Bounds
 from service.manifest import Manifest
 from service.servable import Servable
@@ -235,7 +236,7 @@ def of_names(settings: Settings) -> Servable:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with both models and one of other labels, and photos of mixed colours."""
-    monkeypatch.setattr(app, "create_servable", of_names)
+    monkeypatch.setattr(factory, "create_servable", of_names)
     monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path / "store"))
     for name, labels in {"left": LABELS, "right": LABELS, "other": ("a", "b", "c")}.items():
         (tmp_path / "store" / name).mkdir(parents=True)

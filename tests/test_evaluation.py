@@ -10,7 +10,7 @@ from conftest import fake_backend
 from PIL import Image
 
 from service import evaluation
-from service.classifier import Limits
+from service.answer_types import Limits
 from service.commands import offline
 from service.ensemble import Prediction
 from service.errors import ModelError, ServiceError, UnreadableImage, UnsupportedType

@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 from test_classify import Gate, assert_problem, parts, plain, service, top
 
 from service.app import create_app
+from service.backend import Backend
 from service.cuts import Cuts
-from service.ensemble import Backend, Probabilities
+from service.ensemble import Probabilities
 from service.settings import Settings
 from service.work import Batch
 

@@ -12,9 +12,9 @@ from mutations import mutated
 from PIL import Image
 
 from service import heif, hevc
-from service.app import create_servable
 from service.bits import Bits
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType, WrongOption
+from service.factory import create_servable
 from service.images import decode
 from service.settings import Settings
 

@@ -17,13 +17,14 @@ from faults import Faulty, Rates
 from known import SAME, Known, apart, colours, distance, scores
 from test_apart import Threads
 
-from service.apart import Loaded, Worker
+from service.apart import Worker
 from service.app import create_app
 from service.cuts import Cuts, prepare
 from service.engine.engine import Engine
 from service.engine.executor import Executor
 from service.ensemble import Probabilities
 from service.images import Bounds
+from service.messages import Loaded
 from service.settings import Settings
 from service.work import Batch
 

@@ -27,8 +27,9 @@ from test_uploads import asgi
 from service import lag, views
 from service.api.problems import STATUS
 from service.app import create_app
+from service.backend import Backend
 from service.cuts import Cuts
-from service.ensemble import Backend, Probabilities
+from service.ensemble import Probabilities
 from service.settings import Settings
 from service.work import Batch
 

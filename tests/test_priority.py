@@ -21,8 +21,8 @@ from test_policy import COSTS, FAR, A, Arrival, B, Simulation, job
 from test_rpc import hosting, image
 
 from service.admission import Load, admit
+from service.answer_types import Limits
 from service.api.headers import is_bulk
-from service.classifier import Limits
 from service.client import Client
 from service.costs import Buckets, Costs
 from service.errors import DeadlineExceeded, Overloaded, TooLarge

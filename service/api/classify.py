@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from service import answers as summed
 from service import images
+from service.answer_types import Answer
 from service.api import parameters, problems
 from service.api.headers import is_bulk
 from service.api.problems import Problem
@@ -20,7 +21,6 @@ from service.api.requests import note
 from service.api.tracing import Stages
 from service.api.uploads import EMPTY, FIELD, RAW, Bounds, Budget, Upload, read
 from service.catalogue import Catalogue
-from service.classifier import Answer
 from service.ensemble import Ensemble
 from service.errors import MalformedRequest, ServiceError
 from service.metrics import Metrics

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service import explanation
+from service.answer_types import Explanation
 from service.api import parameters, problems
 from service.api.classify import Milliseconds, Model, ModelField, body, gone, left
 from service.api.uploads import EMPTY, Bounds, Budget, read
 from service.catalogue import Catalogue
-from service.classifier import Explanation
 from service.errors import MalformedRequest, ServiceError
 from service.explanation import Activation
 from service.metrics import Metrics

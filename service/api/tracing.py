@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from opentelemetry import trace
 from opentelemetry.trace import TracerProvider
 
-from service.classifier import Answer
+from service.answer_types import Answer
 from service.errors import ServiceError
 
 

@@ -13,10 +13,10 @@ from statistics import mean, median
 from typing import TypeVar
 
 from service import store
+from service.backend import Backend, Payload
 from service.bench import load, scrape
 from service.bench.process import serving
 from service.costs import Key
-from service.ensemble import Backend, Payload
 from service.images import Bounds
 from service.replica import Demand, Replica, Seconds
 from service.work import Batch, Slice

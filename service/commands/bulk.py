@@ -186,7 +186,8 @@ def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
     if not job.given["url"]:
         return partial(_computing, job)
     asked = {"top_k": job.given["top_k"], **_wanted(job)}
-    service = remote.Service(job.given["url"], job.given["key"], job.given["wait"], asked)
+    say = partial(console.say, stderr=True)
+    service = remote.Service(job.given["url"], job.given["key"], job.given["wait"], say, asked)
     return partial(remote.rank, service)
 
 

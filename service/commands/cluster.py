@@ -28,7 +28,7 @@ from typing import Any
 
 import uvloop
 
-from service import app, folders, sources
+from service import factory, folders, sources
 from service.commands import ranking
 from service.commands.ranking import Put
 from service.errors import BulkError, ServiceError
@@ -77,7 +77,7 @@ class Actor:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._servable = app.create_servable(task.settings)
+        self._servable = factory.create_servable(task.settings)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._failure = ""
         self._left_out: list[tuple[str, str]] = []  # of archives, and not yet in the results

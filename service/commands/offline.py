@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import uvloop
 
-from service import app, console, evaluation
+from service import console, evaluation, factory
 from service.classifier import Classifier
 from service.commands import progress
 from service.errors import ModelError
@@ -27,7 +27,7 @@ def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]
     """Do work with a classifier of one's own, without a server."""
 
     async def entered() -> T:
-        async with app.create_servable(settings) as servable:
+        async with factory.create_servable(settings) as servable:
             return await work(await servable.ready())
 
     # The loop that serves, too: less work for what goes to the worker and back.

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from service import in_order, processors, store
-from service.classifier import Answer, Classifier
+from service.answer_types import Answer
+from service.classifier import Classifier
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.evaluation import PATIENCE
 from service.journal import Origin, Row

@@ -3,11 +3,11 @@
 import asyncio
 import importlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service import console, in_order
+from service import in_order
 from service.commands import ranking
 from service.commands.ranking import Put
 from service.errors import BulkError, DeadlineExceeded, NotReady, RateLimited, ServiceError
@@ -31,6 +31,7 @@ class Service:
     url: str
     key: str | None
     wait: float  # seconds for its first answer
+    say: Callable[[str], None]  # prints a sentence
     asked: Mapping[str, Any]  # with each image
 
 
@@ -54,6 +55,7 @@ class _Outage:
     """Prints one message for each time in which a service does not answer."""
 
     seconds: float  # that requests are retried for
+    print: Callable[[str], None]
     said: bool = False
 
     def retried(self, error: Any) -> None:
@@ -64,7 +66,7 @@ class _Outage:
     def say(self, sentence: str) -> None:
         """Print a message, unless there was one of this outage."""
         if not self.said:
-            console.say(sentence, stderr=True)
+            self.print(sentence)
         self.said = True
 
     def over(self) -> None:
@@ -83,7 +85,7 @@ class _Remote:
     is_bulk: bool = True  # others may pass, unless too little time is left for one image then
 
     def __post_init__(self) -> None:
-        self.outage = _Outage(self.service.wait)
+        self.outage = _Outage(self.service.wait, self.service.say)
 
     async def rank(self, found: Iterator[Source], put: Put) -> float:
         async with self._connected() as asked:

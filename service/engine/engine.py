@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
 
-from service import cuts, gpus, images, store
+from service import cuts, images, store
 from service.cuts import Cuts
-from service.engine import openvino_engine
+from service.engine import gpu_info, openvino_engine
 from service.engine.executor import Executor, Model, Placed
 from service.ensemble import Ensemble, Member
 from service.errors import ModelError, NotConverted
@@ -86,7 +86,7 @@ def _by_torch(device: str) -> bool:
     """Tell whether PyTorch computes on a device: on GPUs; `auto` means those that it can use."""
     if device != "auto":
         return device != "cpu"
-    if not (gpus.count() and _has_torch()):
+    if not (gpu_info.count() and _has_torch()):
         return False
     from service.engine import torch_engine  # noqa: PLC0415 - as above
 
