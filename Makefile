@@ -126,8 +126,8 @@ $(FLOORS)/.made: pyproject.toml $(VENV)/.dev
 	touch $@
 
 proto: $(VENV)/.dev ## What protoc makes of the protocol's description
-	$(BIN)/python -m grpc_tools.protoc -Iservice/rpc --descriptor_set_out=service/rpc/open_inference.binpb \
-		service/rpc/open_inference.proto
+	$(BIN)/python -m grpc_tools.protoc -Iservice/api/grpc --descriptor_set_out=service/api/grpc/open_inference.binpb \
+		service/api/grpc/open_inference.proto
 
 SECONDS ?= 60
 

@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service import console
 from service.bench.limit import Limit
+from service.cli import console
 from service.settings import Settings
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}

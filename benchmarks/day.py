@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.picture import View, draw
 from benchmarks.prometheus import Prometheus, watching
-from service import interpreter
+from service import python_process
 from service.bench import load
 from service.bench.client import Client, Target
 from service.bench.process import free_port
@@ -62,11 +62,11 @@ class Service:
     async def supervise(self) -> None:
         """Keep it running until this is cancelled."""
         port = str(self._client.target.port)
-        command = interpreter.command("service", "serve", "--port", port, *OPTIONS)
+        command = python_process.command("service", "serve", "--port", port, *OPTIONS)
         while True:
             await self.wanted.wait()
             self.process = await asyncio.create_subprocess_exec(
-                *command, stderr=asyncio.subprocess.DEVNULL, env=interpreter.environment()
+                *command, stderr=asyncio.subprocess.DEVNULL, env=python_process.environment()
             )
             probing = asyncio.create_task(self._probe(self.process))
             try:

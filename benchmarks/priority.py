@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from service import console
 from service.bench import load, photos
 from service.bench.client import Client
 from service.bench.process import serving
+from service.cli import console
 
 KIND = {"Content-Type": "image/jpeg"}
 BESIDE = {"alone": None, "beside bulk": {"Priority": "u=7"}, "beside others": {}}

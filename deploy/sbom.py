@@ -22,9 +22,9 @@ from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from pins import OURS, graph
 
-from service import store as stores
-from service.manifest import Source
-from service.store import BUNDLED, Store
+from service.models import store as stores
+from service.models.manifest import Source
+from service.models.store import BUNDLED, Store
 
 ALGORITHMS = {"sha256": HashAlgorithm.SHA_256, "sha1": HashAlgorithm.SHA_1}
 

@@ -14,10 +14,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 
-from service.api import problems
+from service.api import problem_details
+from service.api.grpc import status_codes
 from service.errors import ServiceError, Unavailable
-from service.metrics import Metrics
-from service.rpc import statuses
+from service.serving.metrics.metrics import Metrics
 from service.settings import MEBIBYTE, Settings
 
 HERE = Path(__file__).parent
@@ -143,14 +143,14 @@ def name(family: Metric) -> str:
 def errors() -> str:
     """Give the page of the errors."""
     refused = [
-        (f"{status}", code(error.code), statuses.STATUS[error].name, when(error))
-        for error, status in sorted(problems.STATUS.items(), key=lambda one: one[1])
+        (f"{status}", code(error.code), status_codes.STATUS[error].name, when(error))
+        for error, status in sorted(problem_details.STATUS.items(), key=lambda one: one[1])
         if "code" in vars(error)  # else it is its parent, told apart by the service alone
     ]
     ended = [
         (code(error.__name__), f"{error.exit_status}", when(error))
         for error in below(ServiceError)
-        if error not in problems.STATUS and error is not Unavailable
+        if error not in problem_details.STATUS and error is not Unavailable
     ]
     return f"""\
 # Errors

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service import parser
+from service.cli import parser
 from service.errors import ServiceError, WrongOption
 from service.settings import Settings
 

@@ -1,7 +1,7 @@
 """What can go wrong, in words for the person who has to act on it.
 
 Every error is one sentence, and has a `code`, a word for machines. None of them knows an HTTP
-status: `service.api.problems` maps each class to one, once.
+status: `service.api.problem_details` maps each class to one, once.
 """
 
 from typing import ClassVar

@@ -4,11 +4,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service import views
-from service.costs import Key
-from service.cuts import Cuts
-from service.views import Resize
-from service.work import Batch, Slice
+from service.engine.prepared_image import Cuts
+from service.imaging import crops
+from service.imaging.crops import Resize
+from service.scheduling.cost_model import Key
+from service.scheduling.types import Batch, Slice
 
 WARP, SHORT = Resize("warp", 256), Resize("short", 256)
 
@@ -21,13 +21,13 @@ def noise(seed: int, width: int = 300, height: int = 260) -> Image.Image:
 
 def cuts(image: Image.Image, name: str, resize: Resize = WARP) -> Cuts:
     """What an image brings for the views so named."""
-    plan = views.plan(name, resize)
-    return Cuts(plan, views.canvases(image, plan))
+    plan = crops.plan(name, resize)
+    return Cuts(plan, crops.canvases(image, plan))
 
 
 def plain(pixels: npt.NDArray[np.uint8 | np.float32]) -> Cuts:
     """What a view brings that is given as it is, (224, 224, 3)."""
-    return Cuts(views.plan("single", WARP), (pixels,))
+    return Cuts(crops.plan("single", WARP), (pixels,))
 
 
 def whole(payload: Cuts) -> Slice[Cuts]:

@@ -25,21 +25,20 @@ import torch
 import uvicorn
 from starlette.testclient import TestClient
 
-from service import weights
-from service.admission import Decoders
-from service.app import create_app
-from service.costs import Buckets, Costs, Key
-from service.cuts import Cuts, given, prepare, unscaled
-from service.engine import converter
-from service.ensemble import Ensemble, Member, Probabilities, Result
-from service.explanation import Activation, Grid
-from service.images import Bounds, Picture, is_view
-from service.manifest import Label, Preprocessing
-from service.overlay import paint
+from service.engine import converter, weights
+from service.engine.prepared_image import Cuts, given, prepare, unscaled
+from service.imaging.activation_map import Activation, Grid
+from service.imaging.crops import CROP, DENSE, Box, Resize
+from service.imaging.heatmap import paint
+from service.imaging.image_decoder import Bounds, Picture, is_view
+from service.models.ensemble import Ensemble, Member, Probabilities, Result
+from service.models.manifest import Label, Preprocessing
+from service.models.store import Store
+from service.scheduling.admission import Decoders
+from service.scheduling.cost_model import Buckets, Costs, Key
+from service.scheduling.types import Batch, Lane, P, R
+from service.server.app import create_app
 from service.settings import Settings
-from service.store import Store
-from service.views import CROP, DENSE, Box, Resize
-from service.work import Batch, Lane, P, R
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("TESTS_SHARED", ROOT.parent / "shared"))

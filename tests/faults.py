@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from service.backend import Backend, Payload
-from service.ensemble import Ensemble, Probabilities
 from service.errors import InferenceFailed, OutOfMemory
-from service.explanation import Grid
-from service.images import Bounds, Picture
-from service.work import Batch, Lane
+from service.imaging.activation_map import Grid
+from service.imaging.image_decoder import Bounds, Picture
+from service.models.ensemble import Ensemble, Probabilities
+from service.scheduling.types import Batch, Lane
+from service.serving.backend import Backend, Payload
 
 Run = Callable[[Batch[Payload]], Awaitable[Sequence[Probabilities]]]
 

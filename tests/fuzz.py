@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["PIL", "service"]):
     from PIL import Image
 
     from service.errors import ServiceError
-    from service.images import decode
+    from service.imaging.image_decoder import decode
 
     Image.preinit()
 

@@ -11,12 +11,11 @@ from test_networks import lively
 from test_networks import noise as tensor
 from torch import Tensor, nn
 
-from service import networks, weights
-from service.engine import converter, openvino_executor
-from service.manifest import Calibration, Label, Manifest, Preprocessing
-from service.store import Store
-from service.views import CROP
-from service.weights import Model
+from service.engine import converter, networks, openvino_executor, weights
+from service.engine.weights import Model
+from service.imaging.crops import CROP
+from service.models.manifest import Calibration, Label, Manifest, Preprocessing
+from service.models.store import Store
 
 CLASSES = ("blue", "green", "red")
 PREPROCESSING = Preprocessing(

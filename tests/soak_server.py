@@ -11,10 +11,11 @@ from pathlib import Path
 
 from faults import Faulty, Rates
 
-from service import apart, app, logs, serving
-from service.metrics import Metrics
-from service.server import Server
+from service.server import app, log_config, serve
+from service.server.uvicorn_server import Server
+from service.serving.metrics.metrics import Metrics
 from service.settings import Settings
+from service.worker import client
 
 RATES = Rates(
     failing=0.003,
@@ -42,18 +43,18 @@ def main() -> None:
         send_seconds=2,
         log_level="error",
     )
-    logs.configure(settings)
+    log_config.configure(settings)
     told: list[Faulty] = []
 
     def load(chosen: Settings, cancelled: Future[None]) -> Faulty:
-        told.append(Faulty(apart.load(chosen, cancelled), RATES, given.seed))
+        told.append(Faulty(client.load(chosen, cancelled), RATES, given.seed))
         return told[0]
 
     metrics = Metrics()
     ours = app.create_app(
         settings, load=load, is_leaving=lambda: server.is_leaving, metrics=metrics
     )
-    server = Server(serving.configure(settings, {}, ours, metrics), 0.0, None)
+    server = Server(serve.configure(settings, {}, ours, metrics), 0.0, None)
     config = server.config
     listener = config.bind_socket()
     print(listener.getsockname()[1], flush=True)

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service import images, store, views
-from service.manifest import Label
+from service.imaging import crops, image_decoder
+from service.models import store
+from service.models.manifest import Label
 
 IS_OURS = os.environ.get("ENGINE", "ours") == "ours"
 MAX_BATCH = 16
@@ -39,17 +40,17 @@ class Decoder:
 
     def __init__(self) -> None:
         preprocessing = store.locate(None).manifest(_MODEL).preprocessing
-        self._plan = views.plan("single", preprocessing.resized)
+        self._plan = crops.plan("single", preprocessing.resized)
         self._mean = np.array(preprocessing.mean, np.float32)  # BGR
         self._threads = ThreadPoolExecutor(CORES)
 
     def decode(self, data: bytes) -> Pixels:
         """Decode and resize an image."""
         if IS_OURS:
-            image = images.decode(data, max_pixels=_MAX_PIXELS, enough=self._plan.enough)
-            return views.canvases(image, self._plan)[0]
+            image = image_decoder.decode(data, max_pixels=_MAX_PIXELS, enough=self._plan.enough)
+            return crops.canvases(image, self._plan)[0]
         image = Image.open(io.BytesIO(data)).convert("RGB")
-        pixels = views.canvases(image, self._plan)[0]
+        pixels = crops.canvases(image, self._plan)[0]
         return (pixels[..., ::-1] - self._mean).transpose(2, 0, 1)
 
     def decode_all(self, datas: Sequence[bytes]) -> list[Pixels]:
@@ -88,7 +89,7 @@ def _ours(where: store.Store) -> Any:
     model = openvino_engine.read(where, _MODEL, "bfloat16")
     compiled = Compiled(model, "bfloat16", choice("THREADS", ours=CORES, eager=CORES))
     for size in (1, MAX_BATCH):
-        compiled.probabilities(np.zeros((size, views.CROP, views.CROP, 3), np.uint8))
+        compiled.probabilities(np.zeros((size, crops.CROP, crops.CROP, 3), np.uint8))
     return compiled.probabilities
 
 
@@ -96,7 +97,7 @@ def _eager(where: store.Store) -> Any:
     """Build the network as PyTorch runs it without more ado."""
     import torch  # noqa: PLC0415 - only for this engine
 
-    from service import weights  # noqa: PLC0415 - the same
+    from service.engine import weights  # noqa: PLC0415 - the same
 
     network = weights.load(where, _MODEL).network()
 

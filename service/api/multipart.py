@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 
-from service.api import disposition
+from service.api import content_disposition
 from service.errors import MalformedRequest
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class _Collector:
         self.value.clear()
 
     def end_headers(self) -> None:
-        named = disposition.parse(self.disposition)
+        named = content_disposition.parse(self.disposition)
         self.disposition = b""
         self.parts.append(Part(named.name, named.filename))
         self.check(len(self.parts), self.parts[-1])

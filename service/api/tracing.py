@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from opentelemetry import trace
 from opentelemetry.trace import TracerProvider
 
-from service.answer_types import Answer
 from service.errors import ServiceError
+from service.serving.types import Answer
 
 
 class Stages:

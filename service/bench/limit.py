@@ -15,17 +15,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, Self
 
-from service import processors
+from service import cpu_info
 from service.bench.photos import read
-from service.costs import Key
-from service.cuts import Cuts
 from service.engine import engine, profiling
 from service.engine.engine import Engine
 from service.engine.executor import Executor
-from service.images import Bounds
+from service.engine.prepared_image import Cuts
+from service.imaging.crops import CROP
+from service.imaging.image_decoder import Bounds
+from service.scheduling.cost_model import Key
+from service.scheduling.types import Batch, Slice
 from service.settings import Settings
-from service.views import CROP
-from service.work import Batch, Slice
 
 _LONE = 40  # pictures, one after the other
 
@@ -126,7 +126,7 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
         return together * (len(ends) - 1) / (ends[-1] - ends[0])
 
     with (
-        ThreadPoolExecutor(processors.available()) as decoders,
+        ThreadPoolExecutor(cpu_info.available()) as decoders,
         ThreadPoolExecutor(len(workers)) as computing,
     ):
         take = _ahead(decoders, prepare, 2 * len(workers)) if where == "beside" else prepare

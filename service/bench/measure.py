@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from service import processors
+from service import cpu_info
 from service.bench import load, photos, scrape
 from service.bench.client import Client, Target
 from service.bench.figures import (
@@ -146,7 +146,7 @@ class _Measurement:
         return {
             **known,
             "python": platform.python_version(),
-            "machine": f"{processors.available()} x {_processor(Path('/proc/cpuinfo'))}",
+            "machine": f"{cpu_info.available()} x {_processor(Path('/proc/cpuinfo'))}",
         }
 
     async def _run(self, body: str, connections: int) -> Run:

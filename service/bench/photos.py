@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from service import folders
 from service.errors import BenchError
+from service.imaging import image_folder
 
 
 def read(folder: Path, say: Callable[[str], object] = lambda _: None) -> list[bytes]:
@@ -18,8 +18,8 @@ def read(folder: Path, say: Callable[[str], object] = lambda _: None) -> list[by
     """
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
-    left_out = folders.LeftOut()
-    paths = folders.images(folders.files(folder), left_out.add)
+    left_out = image_folder.LeftOut()
+    paths = image_folder.images(image_folder.files(folder), left_out.add)
     if not paths:
         none = f"{folder} has no images"
         raise BenchError("; ".join(filter(None, [none, left_out.sentence])))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from service import interpreter
+from service import python_process
 from service.bench.client import Client, Target
 from service.bench.load import OK
 from service.errors import BenchError
@@ -36,9 +36,9 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
     """
     port = free_port()
     where = ("--host", "127.0.0.1", "--port", str(port), *_NO_OTHERS)
-    command = interpreter.command("service", "serve", *arguments, *where)
+    command = python_process.command("service", "serve", *arguments, *where)
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=interpreter.environment())  # noqa: ASYNC220, S603 - ourselves, and at once
+    process = subprocess.Popen(command, env=python_process.environment())  # noqa: ASYNC220, S603 - ourselves, and at once
     client = Client(Target("127.0.0.1", port))
     try:
         while (await client.ask(client.target.get("/readyz"))).status != OK:

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.bench.client import Client
 from service.bench.load import OK
 from service.errors import BenchError
-from service.metrics import INTERACTIVE, STAGES
+from service.serving.metrics.metrics import INTERACTIVE, STAGES
 
 Series = Mapping[str, float]
 

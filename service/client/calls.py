@@ -11,14 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
 from service.client import errors, results, retries
-from service.client.errors import (
-    ClientError,
-    Failed,
-    Rejected,
-    TimedOut,
-    Unauthorized,
-    Unreachable,
-)
+from service.client.errors import ClientError, Failed, Rejected, TimedOut, Unauthorized, Unreachable
 from service.client.reading import Picture
 from service.client.results import Explanation, Models, Ranking
 

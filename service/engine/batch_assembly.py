@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from service.cuts import Cuts
-from service.ensemble import Probabilities
-from service.work import Batch, Slice
+from service.engine.prepared_image import Cuts
+from service.models.ensemble import Probabilities
+from service.scheduling.types import Batch, Slice
 
 Rows = npt.NDArray[np.uint8 | np.float32]  # (rows, side, side, 3) RGB, in pixel units
 

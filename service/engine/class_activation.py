@@ -1,13 +1,13 @@
-"""Class activation maps from a network's last feature map; see `service.explanation`."""
+"""Class activation maps from a network's last feature map; see `service.imaging.activation_map`."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from service.cuts import Cuts
-from service.explanation import Activation
-from service.work import Slice
+from service.engine.prepared_image import Cuts
+from service.imaging.activation_map import Activation
+from service.scheduling.types import Slice
 
 Float32 = npt.NDArray[np.float32]
 

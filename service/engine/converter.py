@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import converted, weights
-from service.converted import Converted, Description, Network
-from service.engine import openvino_graph
+from service.engine import openvino_graph, weights
+from service.engine.networks import ending
+from service.engine.networks.googlenet import LocalResponseNorm
 from service.engine.openvino_api import core, openvino, opset1, opset13
+from service.engine.weights import Model
 from service.errors import NotConverted
-from service.networks import ending
-from service.networks.googlenet import LocalResponseNorm
-from service.store import Store
-from service.weights import Model
+from service.models import converted_model
+from service.models.converted_model import Converted, Description, Network
+from service.models.store import Store
 
 # How far a probability may be from PyTorch's, both in float32. GoogLeNet's is within 1e-5; in
 # networks of 150 layers rounding errors grow to some 1e-4, and a wrong graph is off by far more.
@@ -35,7 +35,7 @@ def convert(store: Store, name: str) -> bool:
     """
     with store.locked(name):
         try:
-            converted.read(store, name, store.verify(name))
+            converted_model.read(store, name, store.verify(name))
         except NotConverted:
             publish(store, weights.load(store, name))
             return True
@@ -44,7 +44,7 @@ def convert(store: Store, name: str) -> bool:
 
 def publish(store: Store, model: Model) -> None:
     """Convert a model and store the result; the caller has locked it."""
-    converted.publish(store, model.name, make(model))
+    converted_model.publish(store, model.name, make(model))
 
 
 def make(model: Model) -> Converted:
@@ -84,7 +84,7 @@ def _made(model: Model, sides: tuple[int, ...]) -> Converted:
     _check(model, graph, sides)
     description = Description(
         weights=model.sha256,
-        converter=converted.converter(),
+        converter=converted_model.converter(),
         network=Network(sides=sides, last=last, window=window),
     )
     return openvino_graph.serialized(graph, description)

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from service.networks.tracing import folded, relu_after
+from service.engine.networks.tracing import folded, relu_after
 
 
 class ConvReLU(nn.Module):

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
 
-from service import cuts, images, store
-from service.cuts import Cuts
-from service.engine import gpu_info, openvino_engine
+from service.engine import gpu_info, openvino_engine, prepared_image
 from service.engine.executor import Executor, Model, Placed
-from service.ensemble import Ensemble, Member
+from service.engine.prepared_image import Cuts
 from service.errors import ModelError, NotConverted
-from service.images import Bounds, Picture
-from service.manifest import Preprocessing
+from service.imaging import image_decoder
+from service.imaging.image_decoder import Bounds, Picture
+from service.models import store
+from service.models.ensemble import Ensemble, Member
+from service.models.manifest import Preprocessing
+from service.models.store import Store
 from service.settings import Settings
-from service.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,13 @@ class Engine:
     def prepare(self, picture: Picture, views: str, bounds: Bounds, target: int = 0) -> list[Cuts]:
         """Decode an image for the views so named; gives what each member takes.
 
-        Raises what `service.images.decode` does, or `InvalidParameter` for a tensor that is to
-        have other views than the one that it is.
+        Raises what `service.imaging.image_decoder.decode` does, or `InvalidParameter` for a tensor
+        that is to have other views than the one that it is.
         """
         plans = self.ensemble.plans(views)
-        if images.is_view(picture):
-            return cuts.given(cuts.unscaled(picture, self.preprocessing), plans)
-        return cuts.prepare(picture, plans, bounds, target)
+        if image_decoder.is_view(picture):
+            return prepared_image.given(prepared_image.unscaled(picture, self.preprocessing), plans)
+        return prepared_image.prepare(picture, plans, bounds, target)
 
 
 def load(settings: Settings) -> Engine:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.costs import Costs
-from service.cuts import Cuts
-from service.ensemble import Result
-from service.manifest import Label, Manifest
-from service.work import Batch
+from service.engine.prepared_image import Cuts
+from service.models.ensemble import Result
+from service.models.manifest import Label, Manifest
+from service.scheduling.cost_model import Costs
+from service.scheduling.types import Batch
 
 
 class Model(Protocol):
@@ -49,7 +49,7 @@ class Model(Protocol):
 class Executor:
     """A way to run batches on a device, for one caller at a time.
 
-    See `service.work.Lane` and `service.ensemble.Result`. Raises `OutOfMemory`.
+    See `service.scheduling.types.Lane` and `service.models.ensemble.Result`. Raises `OutOfMemory`.
     """
 
     run: Callable[[Batch[Cuts]], Sequence[Result]]

@@ -14,8 +14,8 @@ from pathlib import Path
 import platformdirs
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 
-from service import processors
-from service.costs import Key, Line
+from service import cpu_info
+from service.scheduling.cost_model import Key, Line
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Measurements:
     """The file for one identity: whatever the figures depend on, by name."""
 
     def __init__(self, identity: Mapping[str, object]) -> None:
-        whole = {**identity, "cpu": processors.model_name(), "isa": os.environ.get(_ISA, "")}
+        whole = {**identity, "cpu": cpu_info.model_name(), "isa": os.environ.get(_ISA, "")}
         self._identity = {name: str(value) for name, value in whole.items()}
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
         self._path = _folder() / f"{digest[:32]}.json"

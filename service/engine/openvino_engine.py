@@ -8,9 +8,7 @@ from importlib import metadata, util
 
 from safetensors import numpy as safetensors
 
-from service import converted, interpreter, processors
-from service.converted import Converted
-from service.costs import Costs
+from service import cpu_info, python_process
 from service.engine import openvino_executor, profiling
 from service.engine.class_activation import Classifier
 from service.engine.executor import Placed
@@ -18,8 +16,11 @@ from service.engine.measurements import Measurements
 from service.engine.openvino_executor import Compiled, Model
 from service.engine.precision import agree, probe
 from service.errors import ModelError, NotConverted
+from service.models import converted_model
+from service.models.converted_model import Converted
+from service.models.store import INT8, Store
+from service.scheduling.cost_model import Costs
 from service.settings import Settings
-from service.store import INT8, Store
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def read(store: Store, name: str, number_format: str) -> Model:
 
 def _read_floats(store: Store, name: str, digest: str) -> Converted:
     try:
-        return converted.read(store, name, digest)
+        return converted_model.read(store, name, digest)
     except NotConverted as error:
         if util.find_spec("torch") is None:
             raise NotConverted(
@@ -54,14 +55,14 @@ def _read_floats(store: Store, name: str, digest: str) -> Converted:
             ) from error
         logger.info("converting %s: %s", name, error)
         _convert(store, name)
-    return converted.read(store, name, digest)
+    return converted_model.read(store, name, digest)
 
 
 def _convert(store: Store, name: str) -> None:
     """Convert a model in a process of its own: PyTorch is large, and nothing here needs it."""
-    command = interpreter.command("service", "models", "convert", name, f"--store={store.root}")
+    command = python_process.command("service", "models", "convert", name, f"--store={store.root}")
     done = subprocess.run(  # noqa: S603 - ourselves
-        command, env=interpreter.environment(), check=False, capture_output=True, text=True
+        command, env=python_process.environment(), check=False, capture_output=True, text=True
     )
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2]
@@ -70,7 +71,7 @@ def _convert(store: Store, name: str) -> None:
 
 def _read_int8(store: Store, name: str, digest: str) -> Converted:
     try:
-        return converted.read(store, name, digest, INT8)
+        return converted_model.read(store, name, digest, INT8)
     except NotConverted as error:
         raise ModelError(
             f"int8 needs a model that was quantized for it ({error}): "
@@ -85,7 +86,7 @@ def load(where: Store, settings: Settings) -> Placed:
     for a number format that the CPU does not compute in.
     """
     models = [read(where, name, settings.precision) for name in settings.models]
-    threads = settings.cores or processors.available()
+    threads = settings.cores or cpu_info.available()
     return place(models, settings, threads)
 
 

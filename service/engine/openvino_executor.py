@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.converted import Converted
-from service.cuts import Cuts
 from service.engine import openvino_graph
 from service.engine.batch_assembly import Rows, assemble, sums
 from service.engine.class_activation import Classifier
 from service.engine.executor import Executor
 from service.engine.openvino_api import core
-from service.ensemble import Result
+from service.engine.prepared_image import Cuts
 from service.errors import ModelError, OutOfMemory
-from service.manifest import Label, Manifest
-from service.work import Batch
+from service.models.converted_model import Converted
+from service.models.ensemble import Result
+from service.models.manifest import Label, Manifest
+from service.scheduling.types import Batch
 
 T = TypeVar("T")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from service.converted import Converted, Description
 from service.engine.openvino_api import core, openvino, opset13, preprocess
-from service.manifest import Preprocessing
+from service.models.converted_model import Converted, Description
+from service.models.manifest import Preprocessing
 
 
 def read(model: Converted) -> Any:
-    """Read a model's graph; see `service.converted.Converted` for what it takes and gives."""
+    """Read a model's graph; see `Converted` for what it takes and gives."""
     return core().read_model(model.graph, model.constants)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.views import CROP
+from service.imaging.crops import CROP
 
 logger = logging.getLogger(__name__)
 

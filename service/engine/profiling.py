@@ -9,12 +9,12 @@ from functools import partial
 
 import numpy as np
 
-from service.costs import Buckets, Key, Line
-from service.cuts import Cuts
 from service.engine.executor import Executor, Model
+from service.engine.prepared_image import Cuts
 from service.errors import OutOfMemory
-from service.views import CROP, Canvas, Plan, Resize, View
-from service.work import Batch, Slice
+from service.imaging.crops import CROP, Canvas, Plan, Resize, View
+from service.scheduling.cost_model import Buckets, Key, Line
+from service.scheduling.types import Batch, Slice
 
 logger = logging.getLogger(__name__)
 

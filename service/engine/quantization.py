@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from service import converted, images, views
-from service.converted import Converted
 from service.engine import openvino_graph
 from service.engine.openvino_executor import Compiled, Model
 from service.errors import ModelError, WrongOption
-from service.manifest import Preprocessing
-from service.store import INT8, Store
+from service.imaging import crops, image_decoder
+from service.models import converted_model
+from service.models.converted_model import Converted
+from service.models.manifest import Preprocessing
+from service.models.store import INT8, Store
 
 ENOUGH = 0.97  # of the images must have the same first label as in float32
 
@@ -54,13 +55,13 @@ def crop(model: Model, files: Sequence[bytes], *, max_pixels: int) -> Pixels:
     """
     if len(files) < _LEAST:
         raise ModelError("calibration takes two images or more, of what the model will see")
-    plan = views.plan("single", model.manifest.preprocessing.resized)
-    crops = []
+    plan = crops.plan("single", model.manifest.preprocessing.resized)
+    pixels = []
     for file in files:
-        upright = images.decode(file, max_pixels=max_pixels, enough=plan.enough)
-        (canvas,) = views.canvases(upright, plan)
-        crops.append(canvas)
-    return np.stack(crops)
+        upright = image_decoder.decode(file, max_pixels=max_pixels, enough=plan.enough)
+        (canvas,) = crops.canvases(upright, plan)
+        pixels.append(canvas)
+    return np.stack(pixels)
 
 
 def attempt(model: Model, pixels: Pixels, threads: int) -> Trial:
@@ -78,7 +79,7 @@ def publish(store: Store, model: Model, pixels: Pixels) -> None:
     """Quantize a model by all the images and store it beside its weights."""
     quantized = quantize(model, pixels)
     with store.locked(model.name):
-        converted.publish(store, model.name, quantized, INT8)
+        converted_model.publish(store, model.name, quantized, INT8)
 
 
 def quantize(model: Model, pixels: Pixels) -> Converted:

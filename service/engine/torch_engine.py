@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from service import weights
-from service.costs import Costs
-from service.engine import profiling, torch_device, torch_executor
+from service.engine import profiling, torch_device, torch_executor, weights
 from service.engine.executor import Placed
+from service.engine.weights import Model
+from service.models.store import Store
+from service.scheduling.cost_model import Costs
 from service.settings import Settings
-from service.store import Store
-from service.weights import Model
 
 
 def gpus() -> int:

@@ -7,16 +7,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from service.cuts import Cuts
 from service.engine import batch_assembly, torch_device
 from service.engine.executor import Executor
 from service.engine.precision import Probabilities as Found
 from service.engine.precision import agree, probe
+from service.engine.prepared_image import Cuts
 from service.engine.torch_network import Features, Probabilities
-from service.ensemble import Result
+from service.engine.weights import Model
 from service.errors import ModelError
-from service.weights import Model
-from service.work import Batch
+from service.models.ensemble import Result
+from service.scheduling.types import Batch
 
 _LANES = 2  # of a GPU, so that one batch is copied while the other is computed
 

@@ -5,12 +5,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from service import weights
-from service.engine import torch_device
+from service.engine import torch_device, weights
 from service.engine.class_activation import Classifier
-from service.manifest import Preprocessing
-from service.networks import ending
-from service.weights import Model
+from service.engine.networks import ending
+from service.engine.weights import Model
+from service.models.manifest import Preprocessing
 
 
 class Normalise(nn.Module):

@@ -12,7 +12,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from service.views import CROP, Pixels
+from service.imaging.crops import CROP, Pixels
 
 ASPECTS = (3 / 4, 4 / 3)
 

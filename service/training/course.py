@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from service import calibration, networks, store, weights
-from service.engine import converter
+from service.engine import converter, networks, weights
 from service.engine.torch_network import Normalise
+from service.engine.weights import Model
 from service.errors import ModelError, WrongOption
-from service.manifest import Accuracy, Calibration, Manifest, Preprocessing, Training
+from service.models import calibration, store
+from service.models.manifest import Accuracy, Calibration, Manifest, Preprocessing, Training
+from service.models.store import Store
 from service.settings import Settings
-from service.store import Store
 from service.training import dataset, learner, report, world
 from service.training.dataset import Dataset, Statistics
 from service.training.learner import Learner, Recipe
@@ -24,7 +25,6 @@ from service.training.options import ARCHITECTURE, WIDTH, Options
 from service.training.pictures import Pictures
 from service.training.trainer import Epoch, Trainer
 from service.training.world import World
-from service.weights import Model
 
 SIDE = 256  # pixels that a picture's short side is resized to, where no other model says so
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service import folders, images, processors, views
+from service import cpu_info
 from service.errors import ModelError, ServiceError
+from service.imaging import crops, image_decoder, image_folder
 
 Progress = Callable[[int, int], None]
 """Told how many pictures are done, and of how many."""
@@ -73,7 +74,7 @@ def read(folder: Path, share: float, *, max_pixels: int, progress: Progress) -> 
         return _look(picture, max_pixels)
 
     looks = []
-    with ThreadPoolExecutor(processors.available()) as pool:
+    with ThreadPoolExecutor(cpu_info.available()) as pool:
         for done, found in enumerate(pool.map(look, files), start=1):
             looks.append(found)
             progress(done, len(files))
@@ -93,10 +94,12 @@ def read(folder: Path, share: float, *, max_pixels: int, progress: Progress) -> 
 def _paths(folder: Path) -> Mapping[str, Sequence[Path]]:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder")
-    named = [path for path in folder.iterdir() if path.is_dir() and folders.is_visible(path.name)]
+    named = [
+        path for path in folder.iterdir() if path.is_dir() and image_folder.is_visible(path.name)
+    ]
     if wrong := [path.name for path in named if not path.name.isprintable()]:
         raise ModelError(f"{wrong[0]!r} cannot be the name of a class")
-    found = {path.name: folders.files(path) for path in named}
+    found = {path.name: image_folder.files(path) for path in named}
     if len(found) < 2:  # noqa: PLR2004 - fewer cannot be told apart
         raise ModelError(f"{folder} needs a folder of pictures for each of two classes or more")
     return found
@@ -104,10 +107,10 @@ def _paths(folder: Path) -> Mapping[str, Sequence[Path]]:
 
 def _look(picture: Picture, max_pixels: int) -> _Seen | str:
     if not picture.path.is_file():
-        return f"{picture.path}: {folders.NO_FILE}"
+        return f"{picture.path}: {image_folder.NO_FILE}"
     try:
         data = picture.path.read_bytes()
-        upright = images.decode(data, max_pixels=max_pixels, enough=views.CROP)
+        upright = image_decoder.decode(data, max_pixels=max_pixels, enough=crops.CROP)
     except (ServiceError, OSError) as error:
         return f"{picture.path}: {error}"
     pixels = np.asarray(upright, dtype=np.float64).reshape(-1, 3)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from service import networks, processors
+from service import cpu_info
+from service.engine import networks
 from service.engine.torch_device import PRECISIONS
 from service.errors import ModelError
 from service.training.loader import Batch
@@ -53,7 +54,7 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
         return PRECISIONS[precision]
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if processors.multiply_bfloat16() else torch.float32
+    return torch.bfloat16 if cpu_info.multiply_bfloat16() else torch.float32
 
 
 def initialise(network: nn.Module, dropout: float = 1.0) -> None:

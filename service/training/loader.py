@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.views import Pixels
+from service.imaging.crops import Pixels
 
 T = TypeVar("T")
 

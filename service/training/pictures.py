@@ -6,14 +6,16 @@ from random import Random
 
 import numpy as np
 
-from service import cuts, images, processors, views
-from service.images import Bounds
+from service import cpu_info
+from service.engine import prepared_image
+from service.imaging import crops, image_decoder
+from service.imaging.crops import Pixels, Resize
+from service.imaging.image_decoder import Bounds
 from service.training import augmentation, loader
 from service.training.dataset import Dataset, Picture
 from service.training.loader import Batch
 from service.training.options import Options
 from service.training.world import World
-from service.views import Pixels, Resize
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Pictures:
     @property
     def workers(self) -> int:
         """How many threads read."""
-        return self.options.workers or processors.available()
+        return self.options.workers or cpu_info.available()
 
     def learnt(self, epoch: int, start: int, world: World) -> Iterator[Batch]:
         """Give this process's part of each batch of an epoch from step `start`."""
@@ -53,7 +55,7 @@ class Pictures:
     def _patch(self, place: int, epoch: int) -> tuple[Pixels, int]:
         picture = self.dataset.learnt[place]
         chance = Random(f"{self.options.seed} {epoch} {place}")
-        upright = images.decode(picture.path.read_bytes(), max_pixels=self.max_pixels)
+        upright = image_decoder.decode(picture.path.read_bytes(), max_pixels=self.max_pixels)
         options = self.options
         patch = augmentation.augment(
             upright,
@@ -65,6 +67,6 @@ class Pictures:
         return patch, picture.index
 
     def _served(self, picture: Picture) -> tuple[Pixels, int]:
-        plan = views.plan("single", self.resize)
-        (cut,) = cuts.prepare(picture.path.read_bytes(), [plan], Bounds(self.max_pixels))
+        plan = crops.plan("single", self.resize)
+        (cut,) = prepared_image.prepare(picture.path.read_bytes(), [plan], Bounds(self.max_pixels))
         return cut.canvases[0].astype(np.uint8, copy=False), picture.index

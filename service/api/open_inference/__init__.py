@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: its messages, and its routes over HTTP."""

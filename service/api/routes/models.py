@@ -1,0 +1,150 @@
+"""The models that are served: told to anybody, changed by those who may."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from service.api import problem_details
+from service.api.middleware.auth import is_manager
+from service.errors import Forbidden
+from service.imaging import crops
+from service.serving.registry import Catalogue
+from service.serving.served_model import Servable
+from service.serving.shadow import Shadow
+from service.settings import AUTO, MODEL, PlanName, Settings
+
+PATH = "/models/{name}"
+
+Name = Annotated[
+    str, Path(pattern=rf"^{MODEL}$", description="a model in the store, or several to be averaged")
+]
+
+_FORBIDDEN = "this needs an API key whose entry in the file of keys says `manages = true`"
+
+
+class Member(BaseModel):
+    """One of the networks whose probabilities a model averages; most have one."""
+
+    name: str
+    version: str
+    architecture: str
+    sha256: Annotated[str, Field(description="of the weights file in the store")]
+
+
+class Served(BaseModel):
+    """A model that is served."""
+
+    name: Annotated[str, Field(description="what `model` has to be to ask it")]
+    version: str
+    notice: Annotated[str | None, Field(description="what has to be known of it")]
+    device: str
+    precision: str
+    classes: int
+    views: Annotated[list[str], Field(description="what `views` may be")]
+    default_views: PlanName
+    explains: Annotated[bool, Field(description="has it class activation maps, for `/explain`")]
+    members: list[Member]
+
+
+class Candidate(BaseModel):
+    """A model that is asked beside the default, its answers only compared in the metrics."""
+
+    model: str
+    share: Annotated[float, Field(description="of the default's requests")]
+
+
+class Models(BaseModel):
+    """All that is served, side by side."""
+
+    default: Annotated[str, Field(description="the model that is asked when none is named")]
+    shadow: Candidate | None
+    models: list[Served]
+
+
+def router(catalogue: Catalogue, shadow: Shadow, settings: Settings) -> APIRouter:
+    """Make the routes."""
+    routes = APIRouter()
+
+    @routes.get("/models", responses=problem_details.documented(503))
+    async def models() -> Models:
+        """Tell what is served."""
+        catalogue.find()  # while there is nothing, that is refused
+        chosen = shadow.share
+        return Models(
+            default=catalogue.default,
+            shadow=Candidate(model=chosen[0], share=chosen[1]) if chosen else None,
+            models=[_served(*one, settings) for one in catalogue.served.items()],
+        )
+
+    @routes.put(PATH, responses=problem_details.documented(403, 404, 409, 422, 507))
+    async def load(
+        request: Request,
+        name: Name,
+        *,
+        default: Annotated[
+            bool, Query(description="ask it from now on when no model is named")
+        ] = False,
+        share: Annotated[
+            float | None,
+            Query(
+                alias="shadow",
+                ge=0,
+                le=1,
+                description="the share of the default's requests that it is asked for, too, only "
+                "to compare their answers; 0 ends that",
+            ),
+        ] = None,
+    ) -> Served:
+        """Serve a model as it is in the store now; answers when it does.
+
+        The one that is served by this name, if any, goes on until then, and ends what it has
+        begun. Nothing happens if its files are the same.
+        """
+        _check(request)
+        await catalogue.load(name)
+        if default:
+            catalogue.prefer(name)
+        if share is not None:
+            shadow.follow(name, share)
+        return _served(name, catalogue.find(name), settings)
+
+    @routes.delete(PATH, responses=problem_details.documented(403, 404, 409, 422), status_code=204)
+    async def unload(request: Request, name: Name) -> Response:
+        """Serve a model no more; what it has accepted is done."""
+        _check(request)
+        catalogue.unload(name)
+        return Response(status_code=204)
+
+    return routes
+
+
+def _check(request: Request) -> None:
+    """Raise `Forbidden` unless the request's key may change what is served."""
+    if not is_manager(request.scope):
+        raise Forbidden(_FORBIDDEN)
+
+
+def _served(name: str, servable: Servable, settings: Settings) -> Served:
+    ensemble = servable.ensemble
+    return Served(
+        name=name,
+        version=ensemble.version,
+        notice=ensemble.notice,
+        device=ensemble.device,
+        precision=ensemble.precision,
+        classes=len(ensemble.labels),
+        views=[*crops.NAMES, AUTO],
+        default_views=settings.views,
+        explains=ensemble.explains,
+        members=[
+            Member(
+                name=member.name,
+                version=member.version,
+                architecture=member.architecture,
+                sha256=member.sha256,
+            )
+            for member in ensemble.members
+        ],
+    )

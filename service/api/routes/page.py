@@ -1,0 +1,46 @@
+"""GET /: a page to try the service on; its files are read once, and it loads nothing else."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.middleware import security_headers
+
+_FOLDER = Path(__file__).parents[1] / "static/playground"
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/card.js": ("card.js", "text/javascript"),
+    "/service.js": ("service.js", "text/javascript"),
+}
+PATHS = frozenset(_FILES)
+
+
+def router() -> APIRouter:
+    """Make the routes; OpenAPI is for programs, and does not tell of them."""
+    routes = APIRouter(include_in_schema=False)
+    for path, (name, media_type) in _FILES.items():
+        sends = sending((_FOLDER / name).read_bytes(), media_type, security_headers.OWN_PAGE)
+        routes.add_api_route(path, sends, methods=["GET"], name=name)
+    return routes
+
+
+def sending(
+    content: bytes, media_type: str, policy: Mapping[str, str]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Make the route of a file: a browser may keep it, and asks each time whether it changed."""
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    about = {"ETag": tag, "Cache-Control": "no-cache", **policy}
+
+    async def send(request: Request) -> Response:
+        known = request.headers.get("if-none-match", "")
+        # A proxy that compresses makes a tag a weak one.
+        if tag in {one.strip().removeprefix("W/") for one in known.split(",")}:
+            return Response(status_code=304, headers=about)
+        return Response(content, media_type=media_type, headers=about)
+
+    return send

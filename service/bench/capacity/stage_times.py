@@ -1,0 +1,171 @@
+"""How long each stage of a replica takes here: alone, and beside the others at work.
+
+The backend is asked as the service asks it, in turns, so that whatever else the machine does
+meets all of them; a figure is the median of its turns.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import TypeVar
+
+from service.bench import load, scrape
+from service.bench.capacity.replica_model import Demand, Replica, Seconds
+from service.bench.process import serving
+from service.imaging.image_decoder import Bounds
+from service.models import store
+from service.scheduling.cost_model import Key
+from service.scheduling.types import Batch, Slice
+from service.serving.backend import Backend, Payload
+
+T = TypeVar("T")
+
+_TURNS = 3
+_PAUSE = 0.02  # seconds; about what lies between the requests of a replica that is half idle
+_PICTURES = 4  # that are decoded one after the other, in a turn
+_REQUESTS = 300  # by which HTTP is measured: a process's time is counted in hundredths of a second
+_WARM_UP = 30  # requests
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: an idle backend, the pictures it gets, and what is made of them."""
+
+    backend: Backend
+    pictures: Sequence[bytes]
+    views: str
+    bounds: Bounds
+    decoders: int  # threads
+
+    @property
+    def demand(self) -> Demand:
+        """The rows that a picture brings, by key."""
+        ensemble = self.backend.ensemble
+        return {one.key: one.rows for one in ensemble.demands(ensemble.plans(self.views))}
+
+    async def prepare(self, picture: bytes) -> Sequence[Payload]:
+        """Have a picture decoded."""
+        return await self.backend.prepare(picture, self.views, self.bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What everything took once; batches by key and size."""
+
+    decode: Seconds
+    batches: Mapping[tuple[Key, int], Seconds]
+    slowed: float
+
+
+async def measure(subject: Subject, http: float, turns: int = _TURNS) -> Replica:
+    """Measure a replica, all but the seconds that a request takes of `http`."""
+    stages = _Stages(subject, await subject.prepare(subject.pictures[0]))
+    found = [await stages.turn() for _ in range(turns)]
+    first = found[0]
+    batches = {bucket: _median(turn.batches[bucket] for turn in found) for bucket in first.batches}
+    decode = _median(turn.decode for turn in found)
+    return Replica(
+        lanes=tuple(lane.device for lane in subject.backend.lanes),
+        costs=subject.backend.ensemble.costs,
+        batches=_by_key(batches),
+        slowed=median(turn.slowed for turn in found),
+        decode=decode,
+        decoders=subject.decoders,
+        http=Seconds(http, http * decode.beside / decode.alone),  # as much longer as decoding
+    )
+
+
+class _Stages:
+    """The stages of a backend, and how to time them."""
+
+    def __init__(self, subject: Subject, payloads: Sequence[Payload]) -> None:
+        lanes = subject.backend.lanes
+        by_device = {lane.device: lane for lane in lanes}
+        curves = subject.backend.ensemble.costs.curves
+        self._subject = subject
+        self._pictures = itertools.cycle(subject.pictures)
+        self._beside = [*by_device.values()]  # one of each device
+        self._batches = [
+            Batch(key, size, (Slice(payloads[key.member], 0, 1),) * size, "full")
+            for key in subject.demand
+            for size in curves[key].sizes
+        ]
+
+    async def turn(self) -> _Turn:
+        decode = mean([await _rested(self._decode()) for _ in range(_PICTURES)])
+        batches = {(batch.key, batch.size): await self._seconds(batch) for batch in self._batches}
+        contended, decode_beside = await self._contended()
+        slower = contended / sum(seconds.beside for seconds in batches.values()) - 1
+        return _Turn(
+            Seconds(decode, decode_beside),
+            batches,
+            max(0.0, slower) / self._subject.decoders,
+        )
+
+    async def _seconds(self, batch: Batch[Payload]) -> Seconds:
+        alone = await _rested(self._beside[0].run(batch))
+        return Seconds(alone, await _timed(self._everywhere(batch)))
+
+    async def _everywhere(self, batch: Batch[Payload]) -> None:
+        await asyncio.gather(*(lane.run(batch) for lane in self._beside))
+
+    async def _contended(self) -> tuple[float, float]:
+        """Run every batch while all threads decode; gives the seconds of all and of a picture."""
+        ended = asyncio.Event()
+        decoding = [
+            asyncio.create_task(self._decode_until(ended)) for _ in range(self._subject.decoders)
+        ]
+        seconds = [await _timed(self._everywhere(batch)) for batch in self._batches]
+        ended.set()
+        spent = await asyncio.gather(*decoding)
+        return sum(seconds), mean(itertools.chain(*spent))
+
+    async def _decode(self) -> None:
+        await self._subject.prepare(next(self._pictures))
+
+    async def _decode_until(self, ended: asyncio.Event) -> list[float]:
+        spent = []
+        while not ended.is_set():
+            spent.append(await _timed(self._decode()))
+        return spent
+
+
+async def _rested(work: Awaitable[object]) -> float:
+    """Time something as it is after a pause: caches are cold, and processors have slept."""
+    await asyncio.sleep(_PAUSE)
+    return await _timed(work)
+
+
+async def _timed(work: Awaitable[object]) -> float:
+    started = time.perf_counter()
+    await work
+    return time.perf_counter() - started
+
+
+def _median(values: Iterable[Seconds]) -> Seconds:
+    alone, beside = zip(*((one.alone, one.beside) for one in values), strict=True)
+    return Seconds(median(alone), median(beside))
+
+
+def _by_key(found: Mapping[tuple[Key, int], T]) -> dict[Key, dict[int, T]]:
+    keys = dict.fromkeys(key for key, _ in found)
+    return {key: {size: found[k, size] for k, size in found if k == key} for key in keys}
+
+
+async def http(picture: bytes) -> float:
+    """Measure the seconds that a request takes of HTTP's process, whatever the model.
+
+    Those of its processor: requests come one by one, and a model as small as can be answers.
+    """
+    small = ("--max-batch=1", "--cores=1", "--precision=float32", "--views=single")
+    quiet = "--log-level=error"
+    async with serving([f"--model={store.BUNDLED}", *small, quiet]) as started:
+        client = started.client
+        asks = [client.target.post_form("/classify", picture, {})]
+        await load.so_many(client, asks, _WARM_UP, connections=1)
+        before = scrape.processor(await scrape.scrape(client))
+        await load.so_many(client, asks, _REQUESTS, connections=1)
+        return (scrape.processor(await scrape.scrape(client)) - before) / _REQUESTS

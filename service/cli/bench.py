@@ -1,0 +1,36 @@
+"""The command that measures a service."""
+
+import asyncio
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from service.bench import measure
+from service.bench.report import tables
+from service.cli import console
+from service.settings import Settings
+
+
+def bench(settings: Settings, given: dict[str, Any]) -> int:
+    """Measure a service, another's if there is a `url`, and print the figures."""
+    options = measure.Options(
+        seconds=given["seconds"],
+        rounds=given["rounds"],
+        requests=given["requests"],
+        slo=given["slo"] / 1000,
+        deadline=given["deadline"] / 1000,
+    )
+    folder: Path = given["folder"]
+    say = functools.partial(console.say, stderr=True)
+    report = asyncio.run(
+        measure.other(given["url"], folder, options, say)
+        if given["url"]
+        else measure.ours(settings, folder, options, say)
+    )
+    if given["json"]:
+        console.say(json.dumps(dataclasses.asdict(report), indent=2))
+    else:
+        console.terminal().print(tables(report))
+    return 0

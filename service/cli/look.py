@@ -1,0 +1,57 @@
+"""The command that looks at what a model's feature maps have seen of a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from service.cli import console, progress
+from service.engine import weights
+from service.engine.torch_network import Normalise
+from service.engine.weights import Model
+from service.errors import BulkError
+from service.imaging import crops, image_decoder
+from service.imaging.crops import Pixels
+from service.models import store
+from service.offline.visualize import contact_sheet, deconvnet
+from service.offline.visualize.deconvnet import Stage
+from service.settings import Settings
+
+
+def look(settings: Settings, given: dict[str, Any]) -> int:
+    """Draw a sheet of a model's strongest feature maps, and of what in a picture they are of."""
+    photo, out = Path(given["photo"]), Path(given["out"])
+    if out.suffix.lower() != ".png":
+        raise BulkError(f"{out}: name a file that ends with .png")
+    try:
+        data = photo.read_bytes()
+    except OSError as error:
+        raise BulkError(f"cannot read {photo}: {error.strerror}") from error
+    model = weights.load(store.locate(settings.store), settings.model)
+    preprocessing = model.manifest.preprocessing
+    plan = crops.plan("single", preprocessing.resized)
+    picture = image_decoder.decode(data, max_pixels=settings.max_pixels, enough=plan.enough)
+    (view,) = crops.canvases(picture, plan)
+    found, best = _looked(model, view)
+    drawn = contact_sheet.draw(
+        view, found, f"{photo.name}    {model.name}: {best}", is_bgr=preprocessing.channels == "BGR"
+    )
+    try:
+        drawn.save(out)
+    except OSError as error:
+        raise BulkError(f"cannot write {out}: {error.strerror}") from error
+    console.say(f"{out} shows {len(found)} stages of {model.name}")
+    return 0
+
+
+def _looked(model: Model, view: Pixels) -> tuple[list[Stage], str]:
+    """Give the stages of a view, and its most probable label in a few words."""
+    network = model.network()
+    x = Normalise(model.manifest.preprocessing, torch.float32)(torch.from_numpy(view)[None])
+    with torch.inference_mode():
+        likely, place = (network(x)[0] / model.temperature).softmax(0).max(0)
+    with progress.counting() as bar:
+        found = list(
+            bar.track(deconvnet.look(network, x, contact_sheet.MAPS), description="stages")
+        )
+    return found, f"{model.labels[int(place)].name}, {100 * float(likely):.1f} %"

@@ -1,0 +1,85 @@
+"""The command that trains a model, or several for an ensemble."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.progress import Progress
+
+from service.cli import console, progress
+from service.models import calibration
+from service.settings import Settings
+from service.training import course
+from service.training.course import Audience, Outcome
+from service.training.dataset import Dataset
+from service.training.options import Options
+from service.training.trainer import Epoch
+
+
+def train(settings: Settings, given: dict[str, Any]) -> int:
+    """Train a model, or the members of an ensemble, on a folder of pictures for each class."""
+    command = given.pop("command")
+    several: Sequence[Options] = Options(**given).each()
+    if len(several) > 1:
+        several = _missing(settings, several, command)
+    with progress.counting() as bar:
+        outcomes = course.train_each(settings, several, command, _audience(bar))
+        for options, outcome in zip(several, outcomes, strict=True):
+            if outcome:
+                _tell(options, outcome)
+    return 0
+
+
+def _missing(settings: Settings, members: Sequence[Options], command: str) -> list[Options]:
+    """Leave out the members that this command has trained already, and say so."""
+    missing = []
+    for options in members:
+        if course.is_done(settings, options, command):
+            console.say(f"{options.name} is in the store already", stderr=True)
+        else:
+            missing.append(options)
+    return missing
+
+
+def _tell(options: Options, outcome: Outcome) -> None:
+    best, found = outcome.best, outcome.calibration
+    calibrated = (
+        f"has {calibration.sentence(found)}"
+        if found
+        else f"is not calibrated: {outcome.uncalibrated}"
+    )
+    console.say(
+        f"{options.name} is in the store, SHA-256 {outcome.sha256}: right on "
+        f"{best.held_out_top1:.1f} % of what was held out, after epoch {best.epoch}\n"
+        f"{options.name} {calibrated}\n"
+        f"Tables and charts are in {outcome.folder}"
+    )
+
+
+def _audience(bar: Progress) -> Audience:
+    """Show how a training goes: a bar for what is being done, a line for what came of it."""
+    task = bar.add_task("pictures", total=None)
+
+    def looked(done: int, of: int) -> None:
+        bar.update(task, description="pictures", completed=done, total=of)
+
+    def found(pictures: Dataset) -> None:
+        for sentence in pictures.left_out:
+            console.say(sentence, stderr=True)
+        console.say(
+            f"{len(pictures.classes)} classes, {len(pictures.learnt)} pictures to learn from, "
+            f"{len(pictures.held_out)} held out",
+            stderr=True,
+        )
+
+    def stepped(epoch: int, step: int, of: int) -> None:
+        bar.update(task, description=f"epoch {epoch}", completed=step, total=of)
+
+    def ended(epoch: Epoch) -> None:
+        console.say(
+            f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, held out {epoch.held_out_loss:.3f}, "
+            f"right {epoch.held_out_top1:.1f} %, {epoch.seconds:.0f} s, of which "
+            f"{epoch.waited:.1f} s waiting for pictures",
+            stderr=True,
+        )
+
+    return Audience(looked, found, stepped, ended)

@@ -1,0 +1,1 @@
+"""Bytes to a safe RGB image to crops; no PyTorch."""

@@ -1,0 +1,1 @@
+"""The model store: manifests, weights files and their downloads; no PyTorch."""

@@ -1,0 +1,1 @@
+"""What is done without serving: bulk classification, evaluation, pictures of a network."""

@@ -1,0 +1,270 @@
+"""Pictures, one after the other: from files, from folders, and from archives as they are read."""
+
+import io
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Self
+
+from service.errors import BulkError, ServiceError, TooLarge, UnreadableImage
+from service.imaging import image_folder
+from service.imaging.image_folder import HEAD, LeaveOut
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+_PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may want any amount of memory
+_MOST_ABOUT = 1 << 20  # bytes that a tar may have to say about one member
+_ABOUT = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+
+# What the libraries raise for what is broken.
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
+    *(RuntimeError, NotImplementedError, ValueError, UnicodeError),
+)
+
+IsNew = Callable[[str], bool]
+"""Is asked, once, for each name whether it is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture by its name; `read` gives its bytes, or raises what is wrong with it: blocking."""
+
+    name: str
+    read: Callable[[], bytes]
+    held: int = 0  # bytes that are in memory already
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How pictures are looked for."""
+
+    max_bytes: int
+    is_new: IsNew
+    leave_out: LeaveOut = image_folder.ignore
+
+
+def check(paths: Iterable[Path]) -> None:
+    """Raise a sentence if something is not there."""
+    for path in paths:
+        if not path.exists():
+            raise BulkError(f"there is no file {path}")
+
+
+def pictures(
+    paths: Sequence[Path],
+    *,
+    max_bytes: int,
+    is_new: IsNew,
+    leave_out: LeaveOut = image_folder.ignore,
+) -> Iterator[Source]:
+    """Find pictures in their order, reading no more than is asked for: blocking.
+
+    A file that is named is a picture or an archive; in a folder, and below it, and in an archive
+    `folders.is_image` decides, and the rest is left out. What has over `max_bytes` is refused when
+    it is read. An archive that breaks off is the last of its pictures, and says so when it is read.
+    """
+    look = Look(max_bytes, is_new, leave_out)
+    for file in files(paths, leave_out):
+        yield from inside(file, named(file), look)
+
+
+def files(paths: Iterable[Path], leave_out: LeaveOut = image_folder.ignore) -> Iterator[str]:
+    """Find the files that are pictures or archives of them, in their order."""
+    for path in paths:
+        if path.is_dir():
+            yield from image_folder.below(path, leave_out)
+        else:
+            yield str(path)
+
+
+def inside(file: str, name: str, look: Look) -> Iterator[Source]:
+    """Find the pictures of one file, as `pictures` does; their names begin with, or are, `name`."""
+    if is_archive(file):
+        yield from _in_archive(Path(file), name, look)
+    elif look.is_new(name):
+        yield Source(name, partial(_read_file, file, look.max_bytes))
+
+
+def is_archive(file: str) -> bool:
+    """Tell by its name whether a file has pictures in it, and is none."""
+    return file.lower().endswith(ARCHIVES)
+
+
+def named(file: str) -> str:
+    """Give the name that a file has in results: any text can have it."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
+def once(done: set[str]) -> IsNew:
+    """Say of each name once that it is to be done; what comes again by its name is not."""
+
+    def is_new(name: str) -> bool:
+        if name in done:
+            return False
+        done.add(name)
+        return True
+
+    return is_new
+
+
+def count(paths: Sequence[Path]) -> int | None:
+    """Count them, or say nothing where that would be to read an archive through."""
+    total = 0
+    for path in paths:
+        if path.is_dir():
+            total += sum(1 for _ in image_folder.below(path))
+        elif is_archive(path.name):
+            return None
+        else:
+            total += 1
+    return total
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or not all(map(image_folder.is_visible, parts))
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    try:
+        # A pipe could keep whoever opens it waiting.
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableImage("it is no regular file")
+            return _bounded(file, max_bytes)
+    except OSError as error:
+        raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _bounded(file: IO[bytes], max_bytes: int) -> bytes:
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _over(max_bytes)
+    return data
+
+
+def _over(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the picture has over {max_bytes} bytes")
+
+
+def _in_archive(path: Path, name: str, look: Look) -> Iterator[Source]:
+    members = _in_zip if path.name.lower().endswith(".zip") else _in_tar
+    found = 0
+    try:
+        for source in members(path, name, look):
+            yield source
+            found += 1
+    except _BROKEN as error:
+        if look.is_new(name):
+            sentence = f"the archive is broken or cut short, {found} pictures after its beginning"
+            yield _bad(name, UnreadableImage(sentence), error)
+
+
+def _in_zip(path: Path, file: str, look: Look) -> Iterator[Source]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = f"{file}/{named(member.filename)}"
+            if member.is_dir() or _is_hidden(member.filename):
+                continue
+            if not image_folder.is_image(member.filename, partial(_zipped_head, archive, member)):
+                look.leave_out(name, image_folder.kind(name))
+            elif look.is_new(name):
+                yield _zipped(archive, member, name, look.max_bytes)
+
+
+def _zipped_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.compress_type not in _PACKED:
+        return b""
+    try:
+        with archive.open(member) as file:
+            return file.read(HEAD)
+    except _BROKEN:
+        return b""
+
+
+def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_bytes: int) -> Source:
+    if member.file_size > max_bytes:
+        return _bad(name, _over(max_bytes))
+    if member.compress_type not in _PACKED:
+        return _bad(name, UnreadableImage("it is packed in a way that is not read here"))
+    try:
+        with archive.open(member) as file:  # which unpacks no more than the size that it states
+            data = _bounded(file, max_bytes)
+    except _BROKEN as error:
+        return _bad(name, UnreadableImage("it is encrypted or broken in its archive"), error)
+    return _held(name, data)
+
+
+def _in_tar(path: Path, file: str, look: Look) -> Iterator[Source]:
+    with path.open("rb") as whole, _streamed(whole) as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # else a million of them would stay
+            name = f"{file}/{named(member.name)}"
+            if member.isdir() or _is_hidden(member.name):
+                continue
+            if member.isfile():
+                yield from _packed(archive, member, name, look)
+            else:
+                look.leave_out(name, "link or special file")
+
+
+def _streamed(file: io.BufferedReader) -> Any:
+    """Open a tar as a stream: nothing is sought, so that one of any size, or a pipe, is read once.
+
+    Whether it is compressed is not left to its name: some programs change one without the other.
+    """
+    kind = "r|gz" if file.peek(2)[:2] == b"\x1f\x8b" else "r|"
+    return tarfile.open(fileobj=file, mode=kind, tarinfo=_Member)  # type: ignore[call-overload]  # it is one of the modes
+
+
+def _packed(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, look: Look
+) -> Iterator[Source]:
+    file = archive.extractfile(member)
+    assert file is not None  # noqa: S101 - it is a regular file; tells mypy
+    head = b""
+
+    def read_head() -> bytes:
+        nonlocal head
+        head = file.read(HEAD)
+        return head
+
+    if not image_folder.is_image(member.name, read_head):
+        look.leave_out(name, image_folder.kind(name))
+    elif look.is_new(name):
+        large = member.size > look.max_bytes
+        yield _bad(name, _over(look.max_bytes)) if large else _held(name, head + file.read())
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose description is of a size that can be held in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]  # None is its default
+        if member.type in _ABOUT and member.size > _MOST_ABOUT:
+            raise tarfile.ReadError(f"a description of {member.size} bytes")
+        return member
+
+
+def _held(name: str, data: bytes) -> Source:
+    return Source(name, io.BytesIO(data).getvalue, len(data))
+
+
+def _bad(name: str, error: ServiceError, cause: Exception | None = None) -> Source:
+    def read() -> bytes:
+        raise error from cause
+
+    return Source(name, read)

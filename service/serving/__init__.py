@@ -1,0 +1,1 @@
+"""Models side by side, and one request to one prediction."""

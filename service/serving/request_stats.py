@@ -1,0 +1,72 @@
+"""What the answers of a request add up to: counts, the stages' times, a line of the log."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.errors import ServiceError
+from service.serving.metrics.metrics import Metrics
+from service.serving.types import Answer, Timing
+
+_NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
+
+
+def count(
+    metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, bulk: bool
+) -> None:
+    """Count each picture by what came of it, and where its time went."""
+    for answer in answers:
+        if isinstance(answer, ServiceError):
+            metrics.image(plan, answer)
+        else:
+            metrics.image(plan)
+            if answer.cached:
+                metrics.cache_hit()
+                continue
+            for stage, seconds in answer.timing.stages.items():
+                metrics.stage(stage, seconds, bulk=bulk)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A request's pictures: how many, and what the slowest of them met in each stage."""
+
+    pictures: int
+    stages: Mapping[str, float]  # seconds of each stage, of the picture for which it took longest
+    rows: int  # the most that shared a batch with one of the pictures
+    cached: int  # pictures whose answer was kept
+
+    def notes(self, plan: str, uploaded: float) -> dict[str, Any]:
+        """Say in a log's words what was done; `uploaded` is the seconds of the upload."""
+        return {
+            "views": plan,
+            "pictures": self.pictures,
+            "upload": round(uploaded, 6),
+            **{stage: round(seconds, 6) for stage, seconds in self.stages.items()},
+            "batch_rows": self.rows,
+            **({"cached": self.cached} if self.cached else {}),
+        }
+
+    def headers(self, *, caches: bool) -> dict[str, str]:
+        """Tell of it in an answer's headers; whether it was kept (RFC 9211), if any are."""
+        kept = "hit" if self.cached == self.pictures else "fwd=miss"
+        status = {"Cache-Status": f"googlenet-service; {kept}"} if caches else {}
+        return {"Server-Timing": self._server_timing, **status}
+
+    @property
+    def _server_timing(self) -> str:
+        """The stages' milliseconds, and the rows of the batch."""
+        durations = [f"{stage};dur={1000 * took:.2f}" for stage, took in self.stages.items()]
+        return ", ".join([*durations, f'batch;desc="{self.rows} row{"s" * (self.rows != 1)}"'])
+
+
+def add_up(answers: Sequence[Answer | ServiceError]) -> Total:
+    """Add up a request's answers."""
+    answered = [answer for answer in answers if isinstance(answer, Answer)]
+    stages = [timing.stages for timing in (_NOTHING, *(one.timing for one in answered))]
+    return Total(
+        len(answers),
+        {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages},
+        max((one.batch_rows for one in answered), default=0),
+        sum(one.cached for one in answered),
+    )

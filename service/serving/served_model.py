@@ -1,0 +1,233 @@
+"""A model from its load, in the background, to its end; and how its work goes meanwhile."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Self
+
+from service.errors import InferenceFailed, NotReady, ServiceError
+from service.models.ensemble import Ensemble, Result
+from service.scheduling.batcher import Batcher
+from service.scheduling.types import Backlog, Report, RestartReport
+from service.serving.backend import Backend, Payload
+from service.serving.classifier import Classifier
+from service.serving.restart_policy import Restarts
+from service.serving.types import Limits
+
+logger = logging.getLogger(__name__)
+
+LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
+LOADING = "the model is being loaded, warmed and timed"
+RESTARTING = "the process that classifies has ended; it is being started again"
+FAILED = "the model could not be loaded; the log says why"
+
+_ENDED = "the process that classifies ended too often"
+_NO_RESTARTS = Restarts()
+_FAILURES = 3  # batches in a row, after which the device is not expected to recover
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    backend: Backend
+    batcher: Batcher[Payload, Result]
+    classifier: Classifier
+
+
+class Servable:
+    """Serves an ensemble while it is entered; loads it first, and has no classifier meanwhile.
+
+    A backend that ends by itself is loaded again after a while; `gave_up` is called when it has
+    ended too often for that.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Future[None]], Backend],
+        limits: Limits,
+        report: Report,
+        gave_up: Callable[[], None] = lambda: None,
+        restarts: Restarts = _NO_RESTARTS,
+    ) -> None:
+        self._load = load
+        self._limits = limits
+        self._report = report
+        self._gave_up = gave_up
+        self._restarts = restarts
+        self._serving: _Serving | None = None
+        self._failure: Exception | None = None
+        self._absent: str | None = LOADING  # why nothing is served now
+        self._load_seconds = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._loaded = asyncio.Event()
+        self._living = asyncio.create_task(self._live())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._living.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._living
+
+    async def _live(self) -> None:
+        """Load and serve, again and again, until there is no use in it or it is cancelled."""
+        restarts = self._restarts
+        while True:
+            try:
+                async with self._served() as backend:
+                    if self._loaded.is_set():
+                        self._report(RestartReport(serves=True))
+                    self._loaded.set()
+                    await backend.ended()
+            except ServiceError as error:
+                logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
+                self._failure = error
+            except Exception as error:  # a model may fail to load in any way; the probes tell
+                logger.exception("the model could not be loaded")
+                self._failure = error
+            if not self._loaded.is_set():
+                self._absent = FAILED
+                self._loaded.set()
+                return
+            restarts = restarts.ended(time.monotonic())
+            if restarts.are_too_many:
+                logger.error("the worker ended %d times in a minute; giving up", len(restarts.ends))
+                self._failure = self._failure or InferenceFailed(_ENDED)
+                self._absent = FAILED
+                self._gave_up()
+                return
+            logger.error("the worker ended; it is started again in %g s", restarts.delay)
+            self._failure = None
+            self._report(RestartReport(serves=False))
+            await asyncio.sleep(restarts.delay)
+
+    @contextlib.asynccontextmanager
+    async def _served(self) -> AsyncIterator[Backend]:
+        """Load a backend and serve by it."""
+        started = time.monotonic()
+        backend = await self._backend()
+        async with contextlib.AsyncExitStack() as life:
+            # It may take its time, or hang: others are served meanwhile.
+            life.push_async_callback(asyncio.to_thread, backend.close)
+            ensemble = backend.ensemble
+            batcher = Batcher(
+                backend.lanes,
+                ensemble.costs,
+                max_bytes=self._limits.max_queue_bytes,
+                report=self._report,
+                bulk_share=self._limits.bulk_share,
+            )
+            await life.enter_async_context(batcher)
+            self._load_seconds = time.monotonic() - started
+            self._serving = _Serving(backend, batcher, Classifier(backend, batcher, self._limits))
+            self._absent = None
+            _announce(ensemble, self._load_seconds)
+            try:
+                yield backend
+            finally:
+                self._absent = RESTARTING
+
+    async def _backend(self) -> Backend:
+        """Load in a thread, which is told when nothing waits for it any more."""
+        cancelled: Future[None] = Future()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+        loading = thread.submit(self._load, cancelled)
+        thread.shutdown(wait=False)
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_close)
+            cancelled.set_result(None)
+            raise
+
+    async def ready(self) -> Classifier:
+        """Wait until the model is loaded; raises what made that fail."""
+        await self._loaded.wait()
+        if self._failure:
+            raise self._failure
+        return self.classifier
+
+    @property
+    def classifier(self) -> Classifier:
+        """What answers requests; raises `NotReady` while nothing does."""
+        if self._absent:
+            raise NotReady(self._absent, retry_after=LOADING_RETRY)
+        return self._known().classifier
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """What is, or was last, served; raises `NotReady` before the first load has ended."""
+        return self._known().backend.ensemble
+
+    @property
+    def backend(self) -> Backend:
+        """What does, or did last, its work; raises `NotReady` before the first load has ended."""
+        return self._known().backend
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to load what is served."""
+        return self._load_seconds
+
+    def backlog(self) -> Backlog:
+        """Sum up what has been accepted and is not done."""
+        if self._serving is None or self._absent:
+            return Backlog()
+        backlog, backend = self._serving.batcher.backlog(), self._serving.backend
+        return replace(
+            backlog,
+            seconds=backlog.seconds + backend.lead(0),
+            stalled=max(backlog.stalled, backend.stalled),
+        )
+
+    @property
+    def cached(self) -> int:
+        """How many bytes of answers are kept."""
+        return self._serving.classifier.cached if self._serving else 0
+
+    @property
+    def loaded(self) -> str | None:
+        """Why the model is not there, or nothing if it is."""
+        return self._absent
+
+    @property
+    def worked(self) -> str | None:
+        """Why the device's work is at a standstill, or nothing if it goes on."""
+        if self._failure:
+            return self._absent
+        serves = self._serving if not self._absent else None
+        return next(self._standstills(serves), None) if serves else None
+
+    def _standstills(self, serving: _Serving) -> Iterator[str]:
+        if not serving.batcher.alive:
+            yield "the batcher's loop has ended"
+        if serving.batcher.failures >= _FAILURES:
+            yield f"the device failed on the last {serving.batcher.failures} batches"
+        if self.backlog().stalled > self._limits.stall_seconds:
+            yield f"the device has not answered for {self.backlog().stalled:.0f} s"
+
+    def _known(self) -> _Serving:
+        if self._serving is None:
+            raise NotReady(self._absent or LOADING, retry_after=LOADING_RETRY)
+        return self._serving
+
+
+def _announce(ensemble: Ensemble, seconds: float) -> None:
+    logger.info(
+        "serving %s on %s in %s, ready after %.1f s",
+        ensemble.name,
+        ensemble.device,
+        ensemble.precision,
+        seconds,
+    )
+    if ensemble.notice:
+        logger.warning("%s: %s", ensemble.name, ensemble.notice)
+
+
+def _close(loading: Future[Backend]) -> None:
+    """Close what was loaded after everybody had left."""
+    if not loading.cancelled() and not loading.exception():
+        loading.result().close()

@@ -1,0 +1,54 @@
+"""What a classifier takes and gives: limits, answers, and where their time went."""
+
+from dataclasses import dataclass, field
+
+from service.imaging.activation_map import Activation
+from service.imaging.image_decoder import Bounds
+from service.models.ensemble import Prediction, Probabilities
+from service.settings import BULK_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The classifier's bounds; see `service.settings` for each."""
+
+    picture: Bounds
+    max_queue_bytes: int
+    stall_seconds: float
+    cache_bytes: int = 0
+    bulk_share: float = BULK_SHARE
+    decoders: int = 1  # threads
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a picture's time went, in seconds."""
+
+    started: float  # by time.monotonic()
+    decode: float
+    queue: float
+    inference: float
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """The seconds of each stage by its name, in their order."""
+        return {"decode": self.decode, "queue": self.queue, "inference": self.inference}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A picture's ranking, most probable first."""
+
+    predictions: tuple[Prediction, ...]
+    timing: Timing
+    batch_rows: int  # rows, anybody's, in the largest of its last batches
+    probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
+    cached: bool = False  # it was kept from before
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What each place of a picture's views adds to a label."""
+
+    prediction: Prediction
+    activations: tuple[Activation, ...]  # one a view

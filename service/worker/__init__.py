@@ -1,0 +1,1 @@
+"""The process that decodes and computes, seen from both ends."""

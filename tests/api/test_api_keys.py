@@ -1,0 +1,339 @@
+"""API keys: how they are written down, found, replaced while the service runs, and limited."""
+
+import hashlib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.__main__ import main
+from service.api.auth import api_keys, rate_limits
+from service.api.auth.api_keys import Caller, Keyring
+from service.api.auth.rate_limits import Left, Limit, Quota
+from service.errors import KeysError
+
+WEB, BATCH = b"key of web", b"key of batch"
+LIMITS = (Limit(20, "second"), Limit(100_000, "day"))
+
+
+def sha256(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
+
+
+def table(name: str, key: bytes, *limits: str) -> str:
+    return f'[{name}]\nsha256 = "{sha256(key)}"\nlimits = {[*limits]}\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with two keys."""
+    path = tmp_path / "keys.toml"
+    path.write_text(table("web", WEB, "20/second", "100000/day") + table("batch", BATCH), "utf-8")
+    return path
+
+
+# What is written down.
+
+
+def test_a_file_tells_names_digests_and_limits(file: Path) -> None:
+    assert api_keys.read(file) == (
+        Caller("web", hashlib.sha256(WEB).digest(), LIMITS),
+        Caller("batch", hashlib.sha256(BATCH).digest()),
+    )
+
+
+def test_a_setting_tells_names_and_digests() -> None:
+    text = f"web:{sha256(WEB)},batch:{sha256(BATCH).upper()}"
+    assert api_keys.parse(text) == (
+        Caller("web", hashlib.sha256(WEB).digest()),
+        Caller("batch", hashlib.sha256(BATCH).digest()),
+    )
+
+
+DIGEST = sha256(WEB)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("# nothing\n", "{} has no key in it"),
+        ("[web\n", "{} is not TOML: .*at line 1, column 5.*"),
+        ("\xff", "{} is not TOML: .*"),
+        ("[web]\n[web]\n", "{} is not TOML: .*at line 2.*"),
+        ("\n\n[web]\n", "{}: line 3: web.sha256: Field required"),
+        (f'[a]\nsha256="{DIGEST}"\n["web"]\nsha256 = "sesame"\n', "{}: line 3: web.sha256: .*"),
+        (f'[a]\nsha256="{DIGEST}"\nsesame="b"\n[b]', "{}: line 1: a.sesame: Extra inputs .*"),
+        ('web = "sesame"\n', "{}: line 1: web: Input should be .*"),
+        (f'web.sha256 = "{DIGEST}"\nweb.limits = ["1/week"]', "{}: line 1: web.limits.0: .*"),
+        (f'[web-1]\nsha256 = "{DIGEST}"\n[web]\n', "{}: line 3: web.sha256: Field required"),
+        ('["a b"]\n', r"{}: line 1: a b.\[key\]: .*"),
+        ('"w\\u0065b" = 1\n', "{}: line 1: web: .*"),
+        (f'[web]\nsha256 = "{DIGEST}"\nlimits = ["0/day"]', "{}: line 1: web.limits.0: .*"),
+        (table("a", WEB) + table("b", WEB), "{}: a and b are the same key"),
+        (table("a", WEB, "1/day", "2/day"), "{}: a has two limits for the same time"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_in_a_sentence_with_its_line(
+    text: str, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(KeysError) as refused:
+        api_keys.read(path)
+    assert re.fullmatch(sentence.format(re.escape(str(path))), str(refused.value))
+
+
+def test_a_file_that_is_not_there_is_told() -> None:
+    with pytest.raises(KeysError, match=r"^cannot read the keys nowhere: No such file"):
+        api_keys.read(Path("nowhere"))
+
+
+def test_a_name_is_given_once_in_all(file: Path) -> None:
+    with pytest.raises(KeysError, match="two keys named web"):
+        Keyring(file, f"web:{sha256(b'other')}", print)
+    with pytest.raises(KeysError, match="two keys named a"):
+        api_keys.parse(f"a:{sha256(WEB)},a:{sha256(BATCH)}")
+
+
+def test_a_key_in_the_place_of_its_digest_is_not_repeated(tmp_path: Path) -> None:
+    path, key = tmp_path / "keys.toml", api_keys.new()
+    for wrong in (f'[web]\nsha256 = "{key}"', f'web = "{key}"', f"[web]\nsha256 = {key}"):
+        path.write_text(wrong, "utf-8")
+        with pytest.raises(KeysError) as refused:
+            api_keys.read(path)
+        assert key not in str(refused.value)
+
+
+# Making and finding.
+
+
+def test_a_new_key_has_256_random_bits() -> None:
+    made = {api_keys.new() for _ in range(100)}
+    assert len(made) == 100
+    assert all(re.fullmatch(r"gnet_[A-Za-z0-9_-]{43}", key) for key in made)
+
+
+def names(ring: Keyring) -> list[str | None]:
+    found = (ring.find(key) for key in (WEB, BATCH))
+    return [one[0].name if one else None for one in found]
+
+
+def test_a_key_is_found_by_all_of_it(file: Path) -> None:
+    ring = Keyring(file, f"more:{sha256(b'more')}", lambda _: None)
+    assert names(ring) == ["web", "batch"]
+    assert ring.find(b"more") is not None
+    for other in (b"", WEB[:-1], WEB + b" ", WEB.upper(), sha256(WEB).encode()):
+        assert ring.find(other) is None
+
+
+def test_the_command_makes_what_the_file_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "new", "web", "--limits", "20/second,100000/day"]) == 0
+    key, entry = capsys.readouterr()
+    assert main(["keys", "new", "batch"]) == 0
+    file = tmp_path / "keys.toml"
+    file.write_text(entry + capsys.readouterr().err, "utf-8")
+    web, batch = api_keys.read(file)
+    assert (web.name, web.digest, web.limits) == (
+        "web",
+        api_keys.digest(key.strip().encode()),
+        LIMITS,
+    )
+    assert (batch.name, batch.limits) == ("batch", ())
+    assert key.strip() not in file.read_text("utf-8")
+
+    assert main(["keys", "check", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"web\s.*20/second, 100000/day", shown)
+    assert re.search(r"batch\s", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (["new", "a b"], 2, "'a b' is not of letters, digits, _ and -"),
+        (["new", "a", "--limits", "1/second,2/week"], 2, "'2/week' is not like 20/second or"),
+        (["check", "nowhere"], 1, "googlenet-service: cannot read the keys nowhere: No such file"),
+    ],
+)
+def test_a_wrong_call_is_told(
+    arguments: list[str], status: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        ended = main(["keys", *arguments])
+    except SystemExit as stop:
+        ended = int(stop.code or 0)
+    assert ended == status
+    assert sentence in capsys.readouterr().err
+
+
+# Replacing, while the service runs.
+
+
+def replace(file: Path, text: str) -> None:
+    """Put another file in its place, as a careful writer does."""
+    other = file.with_suffix(".new")
+    other.write_text(text, "utf-8")
+    other.replace(file)
+
+
+def rewrite(file: Path, text: str) -> None:
+    file.write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize("write", [replace, rewrite])
+def test_another_file_is_heeded_within_a_second(
+    write: Callable[[Path, str], None], file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[list[str]] = []
+    ring = Keyring(file, None, lambda names: told.append([*names]))
+    ring.refresh(100.0)
+    write(file, table("batch", BATCH) + table("new", b"a third"))
+    ring.refresh(100.9)
+    assert names(ring) == ["web", "batch"]
+    with caplog.at_level(logging.INFO):
+        ring.refresh(101.0)
+        ring.refresh(102.0)
+    assert names(ring) == [None, "batch"]
+    assert told == [["web", "batch"], ["batch", "new"]]
+    assert caplog.messages == ["the keys were read anew; there are 2"]
+
+
+def test_a_secret_of_kubernetes_is_heeded(tmp_path: Path) -> None:
+    """The file is a link to one below `..data`, a link that is swapped for one to new files."""
+    for version, key in (("1", WEB), ("2", BATCH)):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "keys.toml").write_text(table("a", key), "utf-8")
+        os.utime(tmp_path / version / "keys.toml", (0, 0))
+    (tmp_path / "..data").symlink_to("1")
+    file = tmp_path / "keys.toml"
+    file.symlink_to("..data/keys.toml")
+    ring = Keyring(file, None, lambda _: None)
+    assert names(ring) == ["a", None]
+    (tmp_path / "..tmp").symlink_to("2")
+    (tmp_path / "..tmp").replace(tmp_path / "..data")
+    ring.refresh(1.0)
+    assert names(ring) == [None, "a"]
+
+
+def test_a_broken_file_changes_nothing_and_is_told_once(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Keyring(file, None, lambda _: None)
+    caplog.set_level(logging.INFO)
+    for started, text in ((10, "[web"), (20, "[web"), (30, file.read_text("utf-8"))):
+        replace(file, text)
+        for now in (started, started + 1, started + 2):
+            ring.refresh(now)
+            assert names(ring) == ["web", "batch"]
+    first, second, third = caplog.records
+    assert (third.levelno, third.message) == (20, "the keys were read anew; there are 2")
+    for broken in (first, second):
+        assert broken.levelno == logging.ERROR
+        assert broken.message.startswith(f"{file} is not TOML: ")
+        assert broken.message.endswith("; the keys stay as they were")
+        assert broken.exc_info is None
+
+
+def test_a_file_that_vanishes_changes_nothing_and_is_told_once(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Keyring(file, None, lambda _: None)
+    text = file.read_text("utf-8")
+    file.unlink()
+    for now in (1.0, 2.0, 3.0):
+        ring.refresh(now)
+    assert names(ring) == ["web", "batch"]
+    assert len(caplog.records) == 1
+    file.write_text(text + table("more", b"more"), "utf-8")
+    ring.refresh(4.0)
+    assert ring.find(b"more") is not None
+
+
+def test_who_stays_goes_on_counting(file: Path) -> None:
+    file.write_text(table("web", WEB, "2/day") + table("batch", BATCH, "2/day"), "utf-8")
+    ring = Keyring(file, None, lambda _: None)
+    for key in (WEB, BATCH):
+        assert (found := ring.find(key)) is not None
+        assert found[1].take(0.0) == 0.0
+    replace(file, table("web", b"rotated", "2/day") + table("batch", BATCH, "3/day"))
+    ring.refresh(1.0)
+    web, batch = ring.find(b"rotated"), ring.find(BATCH)
+    assert web is not None
+    assert [web[1].take(2.0) > 0, web[1].take(3.0) > 0] == [False, True]
+    assert batch is not None
+    assert [batch[1].take(2.0) > 0 for _ in range(4)] == [False, False, False, True]
+
+
+def test_keys_without_a_file_never_change() -> None:
+    ring = Keyring(None, f"web:{sha256(WEB)}", lambda _: None)
+    ring.refresh(1.0)
+    assert names(ring) == ["web", None]
+
+
+# Limits.
+
+
+def test_a_window_begins_with_its_first_request_and_ends_for_all_of_them() -> None:
+    quota = Quota([Limit(2, "second")])
+    assert [quota.take(now) for now in (5.0, 5.5)] == [0, 0]
+    assert quota.take(5.75) == 0.25
+    assert quota.left(5.75) == [Left(Limit(2, "second"), 0, 0.25)]
+    assert quota.take(6.0) == 0
+    assert quota.left(6.0) == [Left(Limit(2, "second"), 1, 1.0)]
+
+
+def test_a_refusal_counts_in_no_window() -> None:
+    quota = Quota([Limit(1, "second"), Limit(3, "minute")])
+    assert [quota.take(now) for now in (0.0, 0.5, 0.5, 1.0, 2.0)] == [0, 0.5, 0.5, 0, 0]
+    assert quota.take(3.0) == 57.0
+    assert [left.requests for left in quota.left(3.0)] == [1, 0]
+
+
+def test_who_has_no_limits_is_never_refused() -> None:
+    quota = Quota([])
+    assert [quota.take(0.0) for _ in range(1000)] == [0.0] * 1000
+    assert quota.left(0.0) == []
+
+
+@given(
+    limits=st.lists(
+        st.builds(Limit, st.integers(1, 4), st.sampled_from(["second", "minute", "hour", "day"])),
+        min_size=1, max_size=3, unique_by=lambda limit: limit.window,
+    ),
+    pauses=st.lists(st.floats(0, 4000), max_size=30),
+    start=st.floats(0, 1e9),
+)  # fmt: skip
+def test_who_waits_as_long_as_told_is_let_in_and_nobody_gets_more(
+    limits: list[Limit], pauses: list[float], start: float
+) -> None:
+    quota, now, admitted = Quota(limits), start, [-math.inf]
+    for pause in pauses:
+        now += pause
+        if wait := quota.take(now):
+            assert quota.take(now + wait / 2) > 0  # and it need not have waited less
+            now = math.nextafter(now + wait, math.inf)  # a float's width later
+            assert quota.take(now) == 0
+        admitted.append(now)
+        for left in quota.left(now):
+            assert 0 <= left.requests < left.limit.requests
+            assert 0 < left.seconds <= left.limit.seconds
+    for limit in limits:  # a window and the next one may meet: twice the limit, never more
+        for first in admitted:
+            within = [at for at in admitted if first <= at < first + limit.seconds]
+            assert len(within) <= 2 * limit.requests
+
+
+@pytest.mark.parametrize("text", ["20/second", "1/minute", "999999999/hour", "100000/day"])
+def test_a_limit_is_understood(text: str) -> None:
+    assert re.fullmatch(rate_limits.PATTERN, text)
+    limit = rate_limits.parse(text)
+    assert f"{limit.requests}/{limit.window}" == text
+    assert limit.seconds in {1, 60, 3600, 86400}

@@ -1,0 +1,452 @@
+"""The Open Inference Protocol: what requests come down to, what is refused, what is answered."""
+
+import base64
+import json
+import struct
+import tracemalloc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.api.open_inference import codec
+from service.api.open_inference.codec import Answered, Asked
+from service.errors import InvalidParameter, MalformedRequest, TooLarge
+
+MOST = 4
+PIXELS = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
+ROW = np.random.default_rng(0).normal(0, 80, (1, 3, 224, 224)).astype(np.float32)
+
+
+def image(*pictures: str, **other: Any) -> dict[str, Any]:
+    data = [base64.b64encode(one.encode()).decode() for one in pictures]
+    described = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
+    return described | other
+
+
+def pixels(**other: Any) -> dict[str, Any]:
+    described = {"name": "pixels", "datatype": "UINT8", "shape": [*PIXELS.shape]}
+    return described | {"data": PIXELS.tolist()} | other
+
+
+def raw_elements(*elements: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(one)) + one for one in elements)
+
+
+def asked(body: object, raw: bytes | None = None, most: int = MOST) -> Asked:
+    head = json.dumps(body).encode()
+    length = None if raw is None else str(len(head))
+    return codec.understand(codec.parse(head + (raw or b""), length), most)
+
+
+def refused(body: object, raw: bytes | None = None) -> str:
+    with pytest.raises((InvalidParameter, MalformedRequest, TooLarge)) as caught:
+        asked(body, raw)
+    return str(caught.value)
+
+
+def sized(described: dict[str, Any], size: Any) -> dict[str, Any]:
+    """The same input, with its values after the JSON."""
+    without = {key: value for key, value in described.items() if key != "data"}
+    return without | {"parameters": {"binary_data_size": size}}
+
+
+# Inputs.
+
+
+def test_encoded_pictures_come_as_base64_in_json_and_as_they_are_after_it() -> None:
+    for shape in ([2], [2, 1]):
+        assert asked({"inputs": [image("a", "bc", shape=shape)]}).pictures == (b"a", b"bc")
+    nested = image("a", "bc", shape=[2, 1])
+    nested["data"] = [[one] for one in nested["data"]]
+    assert asked({"inputs": [nested]}).pictures == (b"a", b"bc")
+    raw = raw_elements(b"a", b"bc")
+    assert asked({"inputs": [sized(image("a", "bc"), len(raw))]}, raw).pictures == (b"a", b"bc")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("view", "views"), ("Views", "views"), ("time_out", "timeout"), ("binary_data", None)],
+)
+def test_a_parameter_that_is_nearly_ours_is_refused(name: str, near: str | None) -> None:
+    body = {"inputs": [image("a")], "parameters": {"sequence_id": 7, "priority": 0, name: "single"}}
+    if near is None:
+        assert asked(body).views is None
+    else:
+        assert refused(body) == f"there is no parameter '{name}'; did you mean {near}?"
+
+
+def base64_of(data: bytes, form: str) -> str:
+    return form.replace("BASE64", base64.encodebytes(data).decode())
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["BASE64", "BASE64\r\n", " \tBASE64", "data:image/jpeg;base64,BASE64", "data:;base64,BASE64",
+     "DATA:image/png;name=a.png;BASE64,BASE64"],
+)  # fmt: skip
+def test_base64_is_read_in_lines_and_as_a_data_url(form: str) -> None:
+    data = bytes(range(256)) * 3
+    text = base64_of(data, form.replace(";BASE64,", ";Base64,"))
+    assert text.count("\n") >= 10
+    for one in (text, text.replace("\n", "\r\n"), text.replace("\n", "")):
+        assert asked({"inputs": [image("a", data=[one])]}).pictures == (data,)
+
+
+def test_base64_of_several_pieces_is_read() -> None:
+    data = bytes(3 * codec._PIECE + 1)  # noqa: SLF001 - ends within the fifth
+    text = base64.b64encode(data).decode()
+    assert asked({"inputs": [image("a", data=[text])]}).pictures == (data,)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("https://example.org/a.jpg", "is a URL; send the picture itself"),
+        ("S3://bucket/a.jpg", "is a URL"),
+        ("data:image/jpeg,%FF%D8", "a data URL without base64"),
+        ("data:image/jpeg;base64", "a data URL without base64"),
+        ("data:" + "x" * 300 + ";base64,eA==", "a data URL without base64"),
+        ("data:image/jpeg;base64,***", "not base64"),
+        ("eA=", "not base64"),
+        ("eA==eA==", "not base64"),
+        ("A" * (codec._PIECE - 4) + "eA==" + "eA==", "not base64"),  # noqa: SLF001 - at its end
+        ("=", "not base64"),
+        ("data:image/jpeg;base64,\n", "a picture is empty"),
+    ],
+)
+def test_what_is_not_base64_is_named(text: str, sentence: str) -> None:
+    assert sentence in refused({"inputs": [image("a", data=[text])]})
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_pixels_come_flat_nested_or_raw(rows: int) -> None:
+    wanted = PIXELS[:rows]
+    one = pixels(shape=[*wanted.shape])
+    nested, flat = one | {"data": wanted.tolist()}, one | {"data": wanted.ravel().tolist()}
+    for body, raw in ((nested, None), (flat, None), (sized(one, wanted.nbytes), wanted.tobytes())):
+        found = asked({"inputs": [body]}, raw).pictures
+        assert [part.dtype for part in found if isinstance(part, np.ndarray)] == [np.uint8] * rows
+        assert np.array_equal(np.stack([*map(np.asarray, found)]), wanted)
+
+
+def test_one_picture_of_pixels_needs_no_row_of_its_own() -> None:
+    (found,) = asked({"inputs": [pixels(shape=[3, 5, 3], data=PIXELS[0].tolist())]}).pictures
+    assert np.array_equal(np.asarray(found), PIXELS[0])
+
+
+def test_a_tensor_comes_flat_or_raw_and_is_one_view() -> None:
+    described = {"name": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224]}
+    whole = ROW.astype(int)
+    for body, raw, wanted in (
+        (described | {"data": ROW.astype(float).ravel().tolist()}, None, ROW),
+        (described | {"data": whole.ravel().tolist()}, None, whole),
+        (sized(described, ROW.nbytes), ROW.tobytes(), ROW),
+    ):
+        found = asked({"inputs": [body]}, raw)
+        assert found.views == "single"
+        assert isinstance(found.pictures[0], np.ndarray)
+        assert found.pictures[0].dtype == np.float32
+        assert np.array_equal(found.pictures[0], wanted[0])
+    ten = {"inputs": [sized(described, ROW.nbytes)], "parameters": {"views": "ten"}}
+    assert "one view" in refused(ten, ROW.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ([image("a"), image("a")], "2 inputs; send one of image, pixels, tensor"),
+        ([image("a", name="other")], "no such input; there are image, pixels, tensor"),
+        ([image("a", datatype="FP32")], "image is to be BYTES"),
+        ([pixels(datatype="INT8")], "pixels is to be UINT8"),
+        ([image("a", shape=[])], "the shape of image"),
+        ([image("a", shape=[0])], "the shape of image"),
+        ([image("a", shape=[1, 2])], "the shape of image"),
+        ([image("a", shape=[-1])], "inputs.0.shape.0"),
+        ([image("a", shape=[True])], "inputs.0.shape.0"),
+        ([image("a", shape=[2**40])], "inputs.0.shape.0"),
+        ([pixels(shape=[2, 3, 5, 4])], "the shape of pixels is to be [-1, -1, -1, 3]"),
+        ([pixels(shape=[2, 3, 0, 3])], "the shape of pixels"),
+        ([pixels(shape=[2, 3])], "the shape of pixels"),
+        ([pixels(name="tensor", datatype="FP32")], "of tensor is to be [-1, 3, 224, 224]"),
+        ([image(*"abcde")], "5 pictures and may have 4"),
+        ([pixels(shape=[5, 3, 5, 3])], "5 pictures and may have 4"),
+        ([image("a", shape=[2])], "image has 1 elements and its shape says 2"),
+        ([image("a", data=["***"])], "not base64"),
+        ([image("a", data=["é"])], "not base64"),
+        ([image("a", data=["abc"])], "not base64"),
+        ([image("a", data=[1])], "base64 strings"),
+        ([image("a", data=[None])], "base64 strings"),
+        ([image("")], "a picture is empty"),
+        ([pixels(shape=[2, 3, 4, 3])], "says 72 values and there are 90"),
+        ([pixels(shape=[1, 2**30, 2**30, 3])], "and there are 90"),
+        ([pixels(data=[1.5] * 90)], "numbers of the tensor's type"),
+        ([pixels(data=[True] * 90)], "numbers of the tensor's type"),
+        ([pixels(data=["1"] * 90)], "numbers of the tensor's type"),
+        ([pixels(data=[256] * 90)], "numbers of the tensor's type"),
+        ([pixels(data=[-1] * 90)], "numbers of the tensor's type"),
+        ([pixels(data=[10**30] * 90)], "numbers of the tensor's type"),
+        ([pixels(data=[[1], 2])], "neither flat nor evenly nested"),
+        ([pixels(data=None)], "neither data nor a binary_data_size"),
+        ([pixels(parameters={"binary_data_size": 0})], "both data and a binary_data_size"),
+        ([], "inputs"),
+        ("image", "inputs"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_with_a_sentence(inputs: object, sentence: str) -> None:
+    assert sentence in refused({"inputs": inputs})
+
+
+@pytest.mark.parametrize(
+    ("described", "raw", "sentence"),
+    [
+        (sized(pixels(), 90), b"x" * 91, "1 bytes after the JSON belong to no input"),
+        (sized(pixels(), 91), b"x" * 90, "binary_data_size is not the size"),
+        (sized(pixels(), -1), b"", "binary_data_size is not the size"),
+        (sized(pixels(), "90"), b"x" * 90, "binary_data_size is not the size"),
+        (sized(pixels(), None), b"x", "neither data nor a binary_data_size"),
+        (sized(pixels(), 91), b"x" * 91, "the shape says 90 bytes and there are 91"),
+        (sized(pixels(), 89), b"x" * 89, "the shape says 90 bytes and there are 89"),
+        (sized(image("a"), 3), b"\1\0\0", "do not go together"),
+        (sized(image("a"), 6), b"\3\0\0\0ab", "do not go together"),
+        (sized(image("a"), 10), b"\1\0\0\0a" * 2, "do not go together"),
+        (sized(image("a", "b"), 5), b"\1\0\0\0a", "1 elements and its shape says 2"),
+        (sized(image("a"), 4), b"\0\0\0\0", "a picture is empty"),
+        (sized(image("a"), 8), b"\xff\xff\xff\xffabcd", "do not go together"),
+    ],
+)
+def test_bytes_that_do_not_go_with_what_is_said_are_refused(
+    described: dict[str, Any], raw: bytes, sentence: str
+) -> None:
+    assert sentence in refused({"inputs": [described]}, raw)
+
+
+def test_a_shape_is_checked_against_the_bytes_before_anything_is_made() -> None:
+    """A few bytes that say they are a terabyte cost what a few bytes do."""
+    huge = sized(pixels(shape=[4, 2**20, 2**18, 3]), 4)
+    tracemalloc.start()
+    try:
+        assert "and there are 4" in refused({"inputs": [huge]}, b"1234")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("item", ["0,", "[],", "{},", "[[[]]],"])
+def test_json_of_too_many_values_is_refused_before_it_is_read(item: str) -> None:
+    body = b'{"inputs":[' + item.encode() * codec.MOST_VALUES + b"0]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match="send a binary tensor"):
+            codec.parse(body)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", ["", "-1", "x", "1e3", "²", "9" * 13])
+def test_the_length_of_the_header_is_a_number(length: str) -> None:
+    with pytest.raises(MalformedRequest, match="Inference-Header-Content-Length is to be"):
+        codec.parse(b"{}", length)
+
+
+def test_the_header_is_no_longer_than_the_body() -> None:
+    with pytest.raises(MalformedRequest, match="is over the 2 bytes of the body"):
+        codec.parse(b"{}", "3")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"inputs": NaN}', b"[" * 500, b'"\\ud800"'])
+def test_what_is_no_json_is_malformed(body: bytes) -> None:
+    with pytest.raises((MalformedRequest, InvalidParameter)) as caught:
+        codec.parse(body)
+    assert str(caught.value).startswith(("the body: ", "inputs: "))
+
+
+# Parameters and outputs.
+
+
+def of(parameters: object = None, outputs: object = None) -> Asked:
+    body: dict[str, object] = {"inputs": [image("a")]}
+    body |= {"parameters": parameters} if parameters is not None else {}
+    return asked(body | ({"outputs": outputs} if outputs is not None else {}))
+
+
+def wants(**parameters: object) -> list[dict[str, object]]:
+    return [{"name": "probabilities", "parameters": parameters}]
+
+
+def test_what_is_not_said_is_left_to_the_server() -> None:
+    assert of() == Asked("", (b"a",), None, None, labels=0, is_binary=False)
+    assert of({"priority": 3, "sequence_id": "s"}) == of()  # of extensions that are not known here
+    assert of({"timeout": 0}).seconds is None
+
+
+def test_a_request_says_its_views_time_and_name() -> None:
+    found = of({"views": "dense", "timeout": 1_500_000})
+    assert (found.views, found.seconds) == ("dense", 1.5)
+    assert asked({"id": "7", "inputs": [image("a")]}).id == "7"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "labels", "is_binary"),
+    [
+        ({}, 0, False),
+        ({"classification": 5}, 5, False),
+        ({"binary_data": True}, 0, True),
+        ({"classification": 2, "binary_data": True}, 2, True),
+    ],
+)
+def test_an_output_is_probabilities_or_labels_in_json_or_binary(
+    parameters: dict[str, object], labels: int, *, is_binary: bool
+) -> None:
+    found = of(outputs=wants(**parameters))
+    assert (found.labels, found.is_binary) == (labels, is_binary)
+
+
+def test_what_an_output_says_goes_before_what_the_request_says() -> None:
+    assert of({"binary_data_output": True}).is_binary
+    assert of({"binary_data_output": True}, wants()).is_binary
+    assert not of({"binary_data_output": True}, wants(binary_data=False)).is_binary
+
+
+@pytest.mark.parametrize(
+    ("parameters", "outputs", "sentence"),
+    [
+        ({"views": "all"}, None, "views is to be one of single, ten, paper, dense"),
+        ({"views": 1}, None, "views is to be one of"),
+        ({"views": []}, None, "views is to be one of"),
+        ({"timeout": -1}, None, "whole number of microseconds"),
+        ({"timeout": "1"}, None, "whole number of microseconds"),
+        ({"timeout": True}, None, "whole number of microseconds"),
+        ({"binary_data_output": 1}, None, "binary_data_output is to be true or false"),
+        (None, wants(binary_data="yes"), "binary_data is to be true or false"),
+        (None, wants(classification=-1), "classification is to be"),
+        (None, wants(classification=True), "classification is to be"),
+        (None, [{"name": "logits"}], "one output, probabilities"),
+        (None, [*wants(), *wants()], "one output, probabilities"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(
+    parameters: object, outputs: object, sentence: str
+) -> None:
+    with pytest.raises(InvalidParameter, match=sentence):
+        of(parameters, outputs)
+
+
+# Anything.
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+inputs = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["image", "pixels", "tensor"]) | st.text(max_size=3),
+        "datatype": st.sampled_from(["BYTES", "UINT8", "FP32"]) | st.text(max_size=3),
+        "shape": st.lists(st.integers(-1, 4) | st.sampled_from([3, 224]), max_size=5) | anything,
+    },
+    optional={
+        "data": st.lists(anything, max_size=6) | anything,
+        "parameters": st.dictionaries(
+            st.sampled_from(["binary_data_size", "other"]), st.integers(-1, 40) | anything
+        ),
+    },
+)
+bodies = st.fixed_dictionaries(
+    {"inputs": st.lists(inputs, max_size=2) | anything},
+    optional={
+        "id": st.text(max_size=3) | anything,
+        "parameters": st.dictionaries(st.sampled_from(["views", "timeout"]), anything) | anything,
+        "outputs": st.lists(anything, max_size=2) | anything,
+    },
+)  # fmt: skip
+
+
+def sentence(body: bytes, length: str | None) -> str:
+    try:
+        codec.understand(codec.parse(body, length), MOST)
+    except (InvalidParameter, MalformedRequest, TooLarge) as error:
+        return str(error)
+    return "understood"
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(body=st.binary(max_size=60), length=st.none() | st.text(max_size=3))
+def test_any_bytes_are_understood_or_refused_with_a_sentence(
+    body: bytes, length: str | None
+) -> None:
+    assert sentence(body, length)
+
+
+@pytest.mark.slow
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(body=bodies, raw=st.none() | st.binary(max_size=40), off=st.integers(-1, 1))
+def test_anything_that_looks_like_a_request_is_too(
+    body: dict[str, Any], raw: bytes | None, off: int
+) -> None:
+    head = json.dumps(body).encode()
+    length = None if raw is None else str(len(head) + off)
+    assert sentence(head + (raw or b""), length)
+
+
+# Answers.
+
+
+def test_what_comes_by_grpc_has_bytes_as_they_are() -> None:
+    request = codec.Request("", {}, [codec.Tensor("image", "BYTES", [1], [b"a"])], [])
+    assert codec.understand(request, MOST).pictures == (b"a",)
+
+
+def answered(values: Any) -> Answered:
+    return Answered("7", "fake", "1", {"views": "ten"}, values)
+
+
+PROBABILITIES = np.float32([[0.25, 0.75], [0.5, 0.5]])
+LABELS = [["0.75000000:1:a:b"], ["0.50000000:0:é"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "datatype", "shape", "data"),
+    [
+        (PROBABILITIES, "FP32", [2, 2], [0.25, 0.75, 0.5, 0.5]),
+        (LABELS, "BYTES", [2, 1], [one for row in LABELS for one in row]),
+    ],
+)
+def test_an_answer_has_its_values_in_json(
+    values: Any, datatype: str, shape: Sequence[int], data: Sequence[Any]
+) -> None:
+    described, raw = codec.body(answered(values), is_binary=False)
+    assert raw == b""
+    output = {"name": "probabilities", "datatype": datatype, "shape": shape, "data": data}
+    assert described == {
+        "model_name": "fake", "model_version": "1", "id": "7",
+        "parameters": {"views": "ten"}, "outputs": [output],
+    }  # fmt: skip
+
+
+def test_an_answer_has_its_values_after_the_json_where_that_is_wanted() -> None:
+    described, raw = codec.body(answered(PROBABILITIES), is_binary=True)
+    assert described["outputs"][0]["parameters"] == {"binary_data_size": 16}
+    assert "data" not in described["outputs"][0]
+    assert np.array_equal(np.frombuffer(raw, "<f4").reshape(2, 2), PROBABILITIES)
+    described, raw = codec.body(answered(LABELS), is_binary=True)
+    assert raw == raw_elements(b"0.75000000:1:a:b", "0.50000000:0:é".encode())
+    assert described["outputs"][0]["parameters"] == {"binary_data_size": len(raw)}
+
+
+def test_an_output_has_a_row_for_each_picture_and_a_column_for_each_class() -> None:
+    assert codec.output(1000) == codec.Described("probabilities", "FP32", (-1, 1000))
+
+
+def test_an_answer_has_no_id_where_the_request_had_none() -> None:
+    nameless = Answered("", "fake", "1", {}, PROBABILITIES)
+    assert "id" not in codec.body(nameless, is_binary=False)[0]
+
+
+def test_a_label_is_said_with_its_probability_first_and_never_with_an_exponent() -> None:
+    assert codec.told("beagle", 162, 0.81) == "0.81000000:162:beagle"
+    assert codec.told("a:b", 1, 1e-7) == "0.00000010:1:a:b"

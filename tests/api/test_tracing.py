@@ -1,0 +1,133 @@
+"""Traces: who called goes on in our spans, each stage has one, and metrics point to them."""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from conftest import fake_backend, wait_ready
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from starlette.testclient import TestClient
+from test_classify import parts, plain, service
+
+from service.server.app import create_app
+from service.settings import Settings
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+CALLER = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+STAGES = ["upload", "decode", "queue", "inference"]
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    """Where spans go."""
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def client(spans: InMemorySpanExporter) -> Iterator[TestClient]:
+    """A client of a ready service on a fake model, traced."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    settings = Settings(model="fake")
+    app = create_app(settings, load=lambda *_: fake_backend(), tracer_provider=provider)
+    with TestClient(app) as client:
+        wait_ready(client)
+        yield client
+
+
+def named(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in spans.get_finished_spans()}
+
+
+def context(span: ReadableSpan) -> tuple[str, str]:
+    """Give a span's trace and its own number."""
+    assert span.context is not None
+    return f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"
+
+
+def test_the_callers_trace_goes_on_in_the_request_and_each_stage(
+    client: TestClient, spans: InMemorySpanExporter
+) -> None:
+    answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
+    made = named(spans)
+    request = made.pop("POST /classify")
+    trace, number = context(request)
+    assert (trace, f"{request.parent.span_id:016x}" if request.parent else "") == (TRACE, PARENT)
+    assert answer.headers["traceresponse"] == f"00-{TRACE}-{number}-01"
+    assert [*made] == STAGES
+    for span in made.values():
+        assert span.parent is not None
+        assert (context(span)[0], f"{span.parent.span_id:016x}") == (trace, number)
+
+
+def test_stages_follow_each_other_within_the_request(
+    client: TestClient, spans: InMemorySpanExporter
+) -> None:
+    client.post("/classify", files=parts(plain("red")), headers=CALLER)
+    made = named(spans)
+    times = [made["POST /classify"].start_time or 0]
+    for stage in STAGES:
+        times += [made[stage].start_time or 0, made[stage].end_time or 0]
+    times.append(made["POST /classify"].end_time or 0)
+    # Each begins where the one before ended, to the clocks' millisecond.
+    assert all(before <= after + 1_000_000 for before, after in pairwise(times))
+    assert times[0] > 0
+
+
+def test_every_picture_has_its_stages_and_a_bad_one_none(
+    client: TestClient, spans: InMemorySpanExporter
+) -> None:
+    files = [*parts(plain("red")), ("file", ("bad.jpg", b"bad")), *parts(plain("blue"))]
+    client.post("/classify", files=files, headers=CALLER)
+    decoded = [span for span in spans.get_finished_spans() if span.name == "decode"]
+    assert [(span.attributes or {})["picture"] for span in decoded] == [0, 2]
+    assert all((span.attributes or {})["batch_rows"] for span in decoded)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/metrics"])
+def test_what_machines_ask_all_the_time_is_not_traced(
+    path: str, client: TestClient, spans: InMemorySpanExporter
+) -> None:
+    answer = client.get(path, headers=CALLER)
+    assert "traceresponse" not in answer.headers
+    assert spans.get_finished_spans() == ()
+
+
+def test_metrics_point_to_a_trace_in_openmetrics(client: TestClient) -> None:
+    client.post("/classify", files=parts(plain("red")), headers=CALLER)
+    plain_text = client.get("/metrics").text
+    openmetrics = client.get("/metrics", headers={"Accept": "application/openmetrics-text"}).text
+    buckets = re.findall(
+        r'googlenet_request_duration_seconds_bucket\{.*\} 1.0 # \{trace_id="(\w+)"\}', openmetrics
+    )
+    assert buckets == [TRACE]
+    assert TRACE not in plain_text
+
+
+def test_the_log_names_the_trace(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        client.post("/classify", files=parts(plain("red")), headers=CALLER)
+    (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
+    assert line["trace_id"] == TRACE
+
+
+def test_what_is_not_sampled_has_no_spans_of_stages(spans: InMemorySpanExporter) -> None:
+    provider = TracerProvider(sampler=ALWAYS_OFF)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    app = create_app(
+        Settings(model="fake"), load=lambda *_: fake_backend(), tracer_provider=provider
+    )
+    with TestClient(app) as client:
+        wait_ready(client)
+        assert client.post("/classify", files=parts(plain("red"))).status_code == 200
+    assert spans.get_finished_spans() == ()
+
+
+def test_without_a_place_for_spans_nothing_is_said_of_traces() -> None:
+    with service(lambda *_: fake_backend()) as client:
+        answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
+        assert "traceresponse" not in answer.headers

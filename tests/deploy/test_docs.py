@@ -1,0 +1,248 @@
+"""The documentation is true: its commands run, its tables are those of the code.
+
+Every page of `DOCUMENTS` is found, not named. What its fenced blocks are, their language says:
+
+- `sh` is typed, by bash. `googlenet-service serve` goes on beside what follows it.
+- `python` is run: by our Python, or by that of .venv-clients if it imports somebody else's client.
+- `toml` is written to the file that its first line names.
+- `text` is what no test can type; its first line says what that needs.
+- `json`, `mermaid` and `yaml` are looked at. There are no other languages.
+"""
+
+import hashlib
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Served, fake_backend, missing
+from prometheus_client.parser import text_string_to_metric_families
+from test_classify import parts, plain, service
+
+from service.api.problem_details import STATUS
+from service.models.store import Store
+from service.settings import Settings
+
+# What is written from the code.
+
+PAGES = runpy.run_path(str(ROOT / "docs/reference.py"))["pages"]()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_reference_is_what_the_code_says(page: Path) -> None:
+    assert page.read_text("utf-8") == PAGES[page], "run python docs/reference.py"
+
+
+def test_the_reference_has_no_other_page() -> None:
+    assert {*(ROOT / "docs/reference").iterdir()} == {*PAGES}
+
+
+def test_the_reference_has_every_metric_that_a_service_tells() -> None:
+    keyed = Settings(model="fake", key_digests=f"web:{hashlib.sha256(b'key').hexdigest()}")
+    with service(lambda *_: fake_backend(), keyed) as client:
+        client.post("/classify", files=parts(plain("red")), headers={"X-API-Key": "key"})
+        families = [*text_string_to_metric_families(client.get("/metrics").text)]
+    told = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in families
+        if re.match(r"googlenet_(?!worker_process_)\w+(?<!_created)$", family.name)
+    }
+    written = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
+    assert {*re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)} == told
+
+
+def test_the_reference_has_every_error_and_every_status() -> None:
+    written = (ROOT / "docs/reference/errors.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([A-Z_]+) \|", written, re.MULTILINE)
+    assert {int(status) for status, *_ in rows} == {*STATUS.values()}
+    assert {word for _, word, _ in rows} == {error.code for error in STATUS}
+
+
+# What a page says to do.
+
+EXAMPLES = ("sh", "python", "toml")
+SHOWN = ("json", "mermaid", "yaml")
+DOCUMENTS = sorted(
+    page
+    for folder in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md")
+    for page in ROOT.glob(folder)
+)
+OTHERS = "import tritonclient"
+
+# A page is read from its top to its end, by somebody with two terminals: what is served runs on
+# until something else is, and before that the address of the examples is the real service's.
+SHELL = r"""
+set -euo pipefail
+exec 3>&2; BASH_XTRACEFD=3  # what is done is told beside what is said
+serving=
+stop() { if [ "$serving" ]; then kill "$serving"; wait "$serving"; fi; serving=; }
+trap stop EXIT
+googlenet-service() {
+    local -; set +x
+    local words=("${@//localhost:8000/127.0.0.1:$port}")
+    [ "$1" = serve ] || { "$PYTHON" -m service "${words[@]}"; return; }
+    stop
+    "$PYTHON" -m service "${words[@]}" --port 0 2> serving.log &
+    serving=$! port=
+    until [ "$port" ] && command curl -sf "127.0.0.1:$port/readyz" > readyz.txt; do
+        kill -0 "$serving" || { cat serving.log >&2; exit 1; }
+        sleep 0.1
+        port=$(sed -n 's/.*running on http:[^:]*:\([0-9]*\).*/\1/p' serving.log)
+    done
+}
+curl() { command curl -sSf "${@//localhost:8000/127.0.0.1:$port}"; }
+make() { command make --directory "$ROOT" --dry-run "$@"; }
+python() { sed "s/localhost:8000/127.0.0.1:$port/" | "$PYTHON" -; }
+set -x
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+        for found in re.finditer(r"^ *```(.*)\n((?s:.*?))^ *```$", text, re.MULTILINE)
+    ]
+
+
+BLOCKS = [block for page in DOCUMENTS for block in blocks(page)]
+RUN = sorted({block.page for block in BLOCKS if block.language in EXAMPLES})
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_what_no_test_runs_says_why(block: Block) -> None:
+    assert block.language in (*EXAMPLES, *SHOWN, "text")
+    if block.language == "text":
+        assert block.text.startswith("# needs "), "its first line is to say why nobody runs it here"
+
+
+def script(page: Path) -> str:
+    """Give all that a reader of a page does, in the order of the page, but for others' clients."""
+    steps = [SHELL]
+    for number, block in enumerate(blocks(page)):
+        steps.append(f": {block}")
+        end = f"END_{number}"
+        match block.language:
+            case "sh":
+                steps.append(block.text)
+            case "python" if OTHERS not in block.text:
+                steps.append(f"python <<'{end}'\n{block.text}\n{end}")
+            case "toml":
+                named = re.match(r"# (\S+)\n", block.text)
+                assert named, f"{block}: its first line is to say which file this is"
+                where = shlex.quote(named[1])
+                steps.append(f"mkdir -p \"$(dirname {where})\"\ncat > {where} <<'{end}'")
+                steps.append(f"{block.text}{end}")
+    return "\n".join(steps)
+
+
+@pytest.fixture
+def desk(shared: Path, real_store: Store, tmp_path: Path) -> Path:
+    """A folder with the files that the documentation names, and a store of one's own."""
+    for name in ("beagle.jpg", "tractor.jpg"):
+        shutil.copy(shared / "photos/flickr" / name, tmp_path)
+    (tmp_path / "photos").mkdir()
+    for photo in sorted((shared / "photos").glob("*.JPEG"))[:4]:
+        shutil.copy(photo, tmp_path / "photos")
+    digits = ROOT / "model_store/digits"
+    shutil.copy(digits / "weights.safetensors", tmp_path / "parts.safetensors")
+    shutil.copytree(digits / "held_out", tmp_path / "belt")
+    for folder in ("pictures", "others"):
+        for parity in ("even", "odd"):
+            (tmp_path / folder / parity).mkdir(parents=True)
+        for picture in (digits / "held_out").iterdir():
+            shutil.copy(picture, tmp_path / folder / ("even", "odd")[int(picture.stem) % 2])
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/bvlc_googlenet").symlink_to(real_store.root / "bvlc_googlenet")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_true(page: Path, desk: Path, served: Served) -> None:
+    """Whatever it says to type is done."""
+    for tool in ("bash", "curl", "make"):
+        if not shutil.which(tool):
+            missing(tool)
+    # Small, for a start that measures little.
+    quick = {"MAX_BATCH": "2", "CORES": "1", "PRECISION": "float32"}
+    own = {"STORE": str(desk / "store"), "FETCH": "False"}
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        ["bash", "-c", script(page)],  # noqa: S607 - whichever bash there is
+        cwd=desk, capture_output=True, text=True, timeout=600, check=False,
+        env={
+            **os.environ,
+            **{f"GOOGLENET_{name}": value for name, value in {**quick, **own}.items()},
+            "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "ROOT": str(ROOT),
+            "port": str(served.port),
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_what_other_peoples_clients_do_is_true(desk: Path, served: Served) -> None:
+    python = ROOT / ".venv-clients/bin/python"
+    if not python.exists():
+        missing("the environment of other people's clients (make clients)")
+    (theirs,) = (block for block in BLOCKS if OTHERS in block.text)
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        [python, "-c", theirs.text.replace("localhost:8000", f"127.0.0.1:{served.port}")],
+        cwd=desk, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ":162:beagle" in done.stdout
+
+
+# Where its links lead.
+
+
+def anchors(page: Path) -> set[str]:
+    """Give the names of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+LINKS = [
+    (page, link)
+    for page in DOCUMENTS
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    if not link.startswith("https://")
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "link"), LINKS, ids=[f"{page.relative_to(ROOT)}-{link}" for page, link in LINKS]
+)
+def test_a_link_leads_somewhere(page: Path, link: str) -> None:
+    path, _, anchor = link.partition("#")
+    there = (page.parent / path).resolve() if path else page
+    assert there.exists()
+    assert not anchor or anchor in anchors(there)
+
+
+def test_the_index_has_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {(page.parent / link.partition("#")[0]).resolve() for page, link in LINKS
+              if page == index}  # fmt: skip
+    assert {*(ROOT / "docs").rglob("*.md")} - {index} <= linked

@@ -1,0 +1,78 @@
+"""The answers are right: how often, on the 100 photos, over HTTP, many at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from conftest import serving, wait_ready
+
+from service.models.store import Store
+
+pytestmark = pytest.mark.slow  # a hundred photos, with all of the views
+CLIENTS = 16
+
+
+@pytest.fixture(scope="module")
+def client(real_store: Store) -> Iterator[httpx2.Client]:
+    """A client of a process that serves the real weights in float32, and has time."""
+    options = {
+        "--model": "bvlc_googlenet",
+        "--store": str(real_store.root),
+        "--device": "cpu",
+        "--precision": "float32",
+        "--timeout-seconds": "600",
+        "--max-batch": "8",
+    }
+    pairs = [word for option in options.items() for word in option]
+    with (
+        serving(*pairs) as ours,
+        httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}", timeout=600) as client,
+    ):
+        wait_ready(client)
+        yield client
+
+
+def accuracy(client: httpx2.Client, photos: list[Path], views: str) -> tuple[float, float]:
+    """Give the top-1 and top-5 accuracy in per cent; a photo's name begins with its class."""
+
+    def ranked(photo: Path) -> list[str]:
+        answer = client.post(
+            "/classify", params={"views": views}, files={"file": photo.read_bytes()}
+        )
+        assert answer.status_code == 200, answer.text
+        return [one["wnid"] for one in answer.json()["predictions"]]
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        rankings = [*threads.map(ranked, photos)]
+    truths = [photo.name.partition("_")[0] for photo in photos]
+    first = sum(truth == ranking[0] for truth, ranking in zip(truths, rankings, strict=True))
+    among = sum(truth in ranking for truth, ranking in zip(truths, rankings, strict=True))
+    print(f"{views}: top-1 {100 * first / len(photos)}, top-5 {100 * among / len(photos)}")  # noqa: T201 - for `pytest -s`
+    return 100 * first / len(photos), 100 * among / len(photos)
+
+
+@pytest.fixture(scope="module")
+def photos(shared: Path) -> list[Path]:
+    """The 100 photos, one of each class."""
+    found = sorted((shared / "photos").glob("*.JPEG"))
+    assert len(found) == 100
+    return found
+
+
+@pytest.mark.parametrize(
+    ("views", "top1", "top5"),
+    [("single", 79, 92), ("ten", 82, 93)],
+)
+def test_the_answers_are_as_often_right_as_another_implementations(
+    views: str, top1: float, top5: float, client: httpx2.Client, photos: list[Path]
+) -> None:
+    first, among = accuracy(client, photos, views)
+    assert first == pytest.approx(top1, abs=1)
+    assert among == pytest.approx(top5, abs=1)
+
+
+def test_the_dense_views_answers_are_right_too(client: httpx2.Client, photos: list[Path]) -> None:
+    _, among = accuracy(client, photos, "dense")
+    assert among >= 90

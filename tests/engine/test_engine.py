@@ -1,0 +1,280 @@
+"""Models from the store to rankings: by OpenVINO on a CPU, or by PyTorch."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import small
+import torch
+from batches import SHORT, WARP, batch, cuts, expected_views, noise, whole
+from conftest import ROOT
+from PIL import Image
+
+from service.engine import converter, engine, weights
+from service.engine.engine import Engine
+from service.engine.prepared_image import Cuts
+from service.engine.torch_network import Normalise
+from service.engine.weights import Model
+from service.errors import InvalidParameter, MissingWeights, ModelError, TooLarge
+from service.imaging import crops
+from service.imaging.crops import CROP, DENSE, Resize
+from service.imaging.image_decoder import Bounds, decode
+from service.models.ensemble import Probabilities
+from service.models.store import Store
+from service.scheduling.cost_model import Buckets, Key, Line
+from service.scheduling.types import Slice
+from service.settings import Settings
+
+NAME = "bvlc_googlenet"
+
+
+def load(store: Store, *models: str, **chosen: object) -> Engine:
+    """Load an engine of few sizes, on one core."""
+    return engine.load(
+        Settings.model_validate(
+            {"model": ",".join(models), "store": store.root, "device": "cpu", "cores": 1,
+             "precision": "float32", "max_batch": 2, **chosen}
+        )
+    )  # fmt: skip
+
+
+def rank(served: Engine, image: Image.Image, name: str) -> npt.NDArray[np.float64]:
+    """Run an image's jobs, a view at a time, and give the probabilities by class."""
+    results = []
+    for number, plan in enumerate(served.ensemble.plans(name)):
+        payload = Cuts(plan, crops.canvases(image, plan))
+        ones = [Slice(payload, at, at + 1) for at in range(len(plan.views))]
+        results.append([served.lanes[0].run(batch(one, member=number))[0] for one in ones])
+    return by_class(served, results, name)
+
+
+def by_class(
+    served: Engine, results: Sequence[Sequence[Probabilities]], name: str
+) -> npt.NDArray[np.float64]:
+    ranked = served.ensemble
+    ranking = ranked.rank(results, ranked.plans(name), len(ranked.labels))
+    probabilities = np.zeros(len(ranking))
+    for prediction in ranking:
+        probabilities[prediction.index] = prediction.probability
+    return probabilities
+
+
+# Small models of three classes.
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with three models, which differ in their weights, preprocessing and labels."""
+    root = tmp_path_factory.mktemp("store")
+    store = Store(root, ROOT / "model_store")
+    short = small.PREPROCESSING.model_copy(update={"resize": "short"})
+    small.save(store, "one", seed=0)
+    small.save(store, "two", seed=1, preprocessing=short)
+    small.save(store, "other", seed=2, labels=small.CLASSES[::-1])
+    for name in ("one", "two", "other"):
+        converter.convert(store, name)
+    return store
+
+
+@pytest.fixture(scope="module")
+def one(store: Store) -> Engine:
+    """The first of them."""
+    return load(store, "one", max_batch=10)
+
+
+def test_a_large_job_split_at_odd_places_has_the_same_sum(one: Engine) -> None:
+    run = one.lanes[0].run
+    payload = cuts(noise(6), "paper")
+    tens = [run(batch(Slice(payload, at, min(at + 10, 144))))[0] for at in range(0, 144, 10)]
+    all_ = np.sum(tens, axis=0)
+    places = [0, 5, 6, *range(7, 144, 8), 144]
+    parts = [run(batch(Slice(payload, start, stop)))[0] for start, stop in pairwise(places)]
+    assert np.sum(parts, axis=0) == pytest.approx(all_, abs=1e-5)
+    assert all_.sum() == pytest.approx(144, abs=1e-4)
+    assert by_class(one, [parts], "paper") == pytest.approx(all_ / 144, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def both(store: Store) -> Engine:
+    """Two of them, averaged."""
+    return load(store, "one", "two")
+
+
+def test_members_are_averaged_after_their_views(one: Engine, both: Engine, store: Store) -> None:
+    image = noise(7).resize((4, 4)).resize((300, 200))
+    alone = [rank(served, image, "ten") for served in (one, load(store, "two"))]
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    assert rank(both, image, "ten") == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+
+
+def test_members_may_resize_in_their_own_ways(both: Engine) -> None:
+    assert [member.resize for member in both.ensemble.members] == [WARP, SHORT]
+    assert both.ensemble.plans("ten") == (crops.plan("ten", WARP), crops.plan("ten", SHORT))
+
+
+def test_an_engine_says_what_it_is(both: Engine, store: Store) -> None:
+    said = both.ensemble
+    assert said.name == "one,two"
+    assert (said.device, said.precision) == ("cpu", "float32")
+    assert [member.sha256 for member in said.members] == [store.verify("one"), store.verify("two")]
+    assert said.members[0].architecture == "googlenet"
+    assert said.members[0].version == "1"
+    assert [(member.sides, member.explains) for member in said.members] == [
+        ((CROP, DENSE), True)
+    ] * 2
+    assert said.labels == store.labels("one")
+    assert len(both.lanes) == 1
+    assert said.warmup_seconds > 0
+
+
+def test_on_a_cpu_any_number_of_rows_is_a_batch(both: Engine, one: Engine) -> None:
+    for served, largest in ((both, 2), (one, 10)):
+        curves = served.ensemble.costs.curves
+        members = range(len(served.ensemble.members))
+        assert {*curves} == {
+            Key(member, side, maps)
+            for member in members
+            for side in (CROP, DENSE)
+            for maps in (False, True)
+        }
+        for key, curve in curves.items():
+            assert isinstance(curve, Line)
+            assert curve.largest == (1 if key.maps else largest)
+            assert curve.seconds(1) > 0
+
+
+def test_without_a_largest_batch_it_is_16_rows_on_a_cpu(store: Store) -> None:
+    assert load(store, "one", max_batch=0).ensemble.costs.largest(Key(0, CROP)) == 16
+
+
+def test_pytorch_computes_the_same_in_buckets(both: Engine, store: Store) -> None:
+    reference = load(store, "one", "two", device="torch-cpu", max_batch=3)
+    assert (reference.ensemble.device, reference.ensemble.precision) == ("cpu", "float32")
+    assert reference.ensemble.members == both.ensemble.members
+    for key, curve in reference.ensemble.costs.curves.items():
+        assert isinstance(curve, Buckets)
+        assert curve.sizes == ([1] if key.maps else [1, 2, 3])
+    image = noise(8).resize((6, 6)).resize((300, 200))
+    assert rank(both, image, "ten") == pytest.approx(rank(reference, image, "ten"), abs=1e-4)
+
+
+# What cannot be loaded.
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_models_with_different_labels_are_refused(device: str, store: Store) -> None:
+    with pytest.raises(ModelError, match="one and other have different labels"):
+        load(store, "one", "two", "other", device=device)
+
+
+def test_a_device_that_is_not_there_is_refused(store: Store) -> None:
+    with pytest.raises(ModelError, match="cuda:99"):
+        load(store, "one", device="cuda:99")
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_a_model_without_weights_is_not_loaded(device: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights, match=f"models fetch {NAME}"):
+        load(Store(tmp_path, ROOT / "model_store"), NAME, device=device)
+
+
+# The real weights.
+
+
+@pytest.fixture(scope="module")
+def model(real_store: Store) -> Model:
+    """BVLC's GoogLeNet, as PyTorch takes it."""
+    return weights.load(real_store, NAME)
+
+
+@pytest.fixture(scope="module")
+def real(real_store: Store) -> Engine:
+    """It alone, exact, for up to four rows."""
+    return load(real_store, NAME, max_batch=4)
+
+
+@pytest.fixture(scope="module")
+def photo(shared: Path) -> Image.Image:
+    """A photo that is no square."""
+    path = min((shared / "photos").glob("*.JPEG"))
+    return decode(path.read_bytes(), max_pixels=10**8)
+
+
+def test_an_image_is_decoded_once_for_all_members_and_answered(
+    real_store: Store, beagle: bytes
+) -> None:
+    loaded = load(real_store, NAME, NAME)
+    assert loaded.ensemble.name == f"{NAME},{NAME}"
+    prepared = loaded.prepare(beagle, "single", Bounds(10**8))
+    assert prepared[0] is prepared[1]
+    results = [loaded.lanes[0].run(batch(whole(one), member=n)) for n, one in enumerate(prepared)]
+    (best,) = loaded.ensemble.rank(results, loaded.ensemble.plans("single"), 1)
+    assert best.label == "beagle"
+
+
+def test_images_have_as_many_pixels_as_may_be(real: Engine, beagle: bytes) -> None:
+    with pytest.raises(TooLarge):
+        real.prepare(beagle, "single", Bounds(1000))
+
+
+def test_a_tensor_is_answered_as_the_view_that_it_was_made_of(real: Engine, beagle: bytes) -> None:
+    """BGR minus 104, 117, 123, made with numpy of the view that the service cuts itself."""
+    (cut,) = real.prepare(beagle, "single", Bounds(10**8))
+    tensor = cut.canvases[0][:, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
+    (came,) = real.prepare(tensor.transpose(2, 0, 1).copy(), "single", Bounds(1))
+    run = real.lanes[0].run
+    expected, mixed = run(batch(whole(cut))), run(batch(whole(came), whole(cut)))
+    assert mixed[0] == pytest.approx(expected[0], abs=1e-5)
+    assert mixed[1] == pytest.approx(expected[0], abs=1e-5)
+    assert np.argmax(mixed[0]) == 162
+    with pytest.raises(InvalidParameter):
+        real.prepare(tensor.transpose(2, 0, 1), "ten", Bounds(10**8))
+
+
+def beagle_at_224(beagle: bytes) -> Image.Image:
+    """The photo sampled bilinearly without antialiasing."""
+    photo = decode(beagle, max_pixels=10**8)
+    matrix = (photo.width / CROP, 0, 0, 0, photo.height / CROP, 0)
+    affine, bilinear = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return photo.transform((CROP, CROP), affine, matrix, bilinear)
+
+
+def test_a_beagle_is_as_probable_as_an_independent_reader_has_it(
+    real: Engine, beagle: bytes
+) -> None:
+    """`shared/README.md`: resized straight to 224x224, class 162 at 0.811.
+
+    It does not say how it was resized. Bilinear without antialiasing gives 0.811; Pillow's
+    `resize`, which the service uses and which antialiases, gives 0.760.
+    """
+    payload = cuts(beagle_at_224(beagle), "single", Resize("warp", CROP))
+    (best, *_) = real.ensemble.rank([real.lanes[0].run(batch(whole(payload)))], [payload.plan], 5)
+    assert (best.index, best.label, best.wnid) == (162, "beagle", "n02088364")
+    assert best.probability == pytest.approx(0.811, abs=0.005)
+
+
+def test_a_photo_is_answered_as_a_plain_reading_of_pixels_minus_mean_is(
+    model: Model, real: Engine, photo: Image.Image
+) -> None:
+    """BGR minus 104, 117, 123, planes first, with no part of the service but the network."""
+    warped = photo.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    bgr = np.asarray(warped, np.float32)[:, :, ::-1] - np.float32([104, 117, 123])
+    with torch.inference_mode():
+        logits = model.network()(torch.tensor(bgr.transpose(2, 0, 1).copy())[None])
+    expected = logits.softmax(1)[0].numpy()
+    assert rank(real, photo, "single") == pytest.approx(expected, abs=1e-4)
+
+
+def test_probabilities_and_not_logits_are_averaged_over_the_views(
+    model: Model, real: Engine, photo: Image.Image
+) -> None:
+    pixels = torch.from_numpy(np.stack(expected_views(whole(cuts(photo, "ten")))))
+    with torch.inference_mode():
+        x = Normalise(model.manifest.preprocessing, torch.float32)(pixels)
+        logits = model.network()(x)
+    expected = logits.softmax(1).mean(0)
+    assert (logits.mean(0).softmax(0) - expected).abs().max() > 1e-3
+    assert rank(real, photo, "ten") == pytest.approx(expected.numpy(), abs=1e-4)

@@ -1,0 +1,403 @@
+"""OpenVINO on a CPU: pixels in, sums of probabilities out, in the number format that was chosen."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import torch
+from batches import batch, cuts, expected_views, noise, plain, whole
+from conftest import IF_X86, ROOT
+from PIL import Image
+from small import Colours, Toy, softmax, toy
+from torch import nn
+
+from service import cpu_info
+from service.engine import batch_assembly, openvino_engine, openvino_executor
+from service.engine.executor import Executor
+from service.engine.openvino_executor import Compiled
+from service.engine.weights import Model
+from service.errors import ModelError, OutOfMemory
+from service.imaging import crops
+from service.imaging.crops import CROP, DENSE
+from service.imaging.image_decoder import decode
+from service.models.ensemble import Probabilities
+from service.models.store import Store
+from service.scheduling.types import Slice
+from service.settings import Settings
+
+NAME = "bvlc_googlenet"
+IF_BFLOAT16 = pytest.mark.skipif(
+    not openvino_executor.has_bfloat16(), reason="this CPU has no instructions for bfloat16"
+)
+
+
+def executor(*models: Model, precision: str = "float32") -> Executor:
+    """Compile models without maps for one thread."""
+    return openvino_executor.executor(
+        [Compiled(small.converted(model), precision, 1) for model in models]
+    )
+
+
+@pytest.fixture(scope="module")
+def real(real_store: Store) -> Executor:
+    """The real weights in float32, on one thread."""
+    model = openvino_engine.read(real_store, NAME, "float32")
+    return openvino_executor.executor([Compiled(model, "float32", 1)])
+
+
+@pytest.fixture(scope="module")
+def photos(shared: Path) -> list[Image.Image]:
+    """A few photos of different classes and shapes."""
+    paths = sorted((shared / "photos").glob("*.JPEG"))[::20]
+    return [decode(path.read_bytes(), max_pixels=10**8) for path in paths]
+
+
+# Rows.
+
+
+@pytest.mark.parametrize("name", crops.NAMES)
+def test_rows_are_the_views_of_their_slices_and_then_zeros(name: str) -> None:
+    one, other = cuts(noise(1), name), cuts(noise(2), name)
+    slices = [Slice(one, 1, len(one.plan.views)), Slice(other, 0, 1)]
+    made = batch_assembly.assemble(batch(*slices, size=200))
+    expected = [view for part in slices for view in expected_views(part)]
+    side = DENSE if name == "dense" else CROP
+    assert (made.dtype, made.shape) == (np.uint8, (200, side, side, 3))
+    if expected:
+        assert np.array_equal(made[: len(expected)], np.stack(expected))
+    assert not made[len(expected) :].any()
+
+
+def test_144_views_split_at_odd_places_are_the_144_views() -> None:
+    payload = cuts(noise(4, 320, 256), "paper")
+    pieces = [
+        batch_assembly.assemble(batch(Slice(payload, start, stop)))
+        for start, stop in pairwise([0, 1, 7, 72, 73, 101, 144])
+    ]
+    assert np.array_equal(np.concatenate(pieces), np.stack(expected_views(whole(payload))))
+
+
+def test_pixels_and_tensors_share_a_batch_in_float32() -> None:
+    pixels = cuts(noise(8), "ten")
+    view = np.random.default_rng(9).normal(100, 90, (CROP, CROP, 3)).astype(np.float32)
+    made = batch_assembly.assemble(batch(Slice(pixels, 1, 3), whole(plain(view))))
+    assert made.dtype == np.float32
+    assert np.array_equal(made[2], view)
+    assert np.array_equal(made[:2], np.stack(expected_views(whole(pixels)))[1:3])
+
+
+def test_each_slice_has_the_sum_of_its_own_rows_and_padding_is_nobodys() -> None:
+    payload = cuts(noise(5), "ten")
+    given = np.arange(12, dtype=np.float32).reshape(6, 2)
+    one, three = batch_assembly.sums(given, [Slice(payload, 0, 1), Slice(payload, 4, 7)])
+    assert one.tolist() == [0, 1]
+    assert three.tolist() == [2 + 4 + 6, 3 + 5 + 7]
+
+
+def test_many_rows_are_summed_up_exactly() -> None:
+    """In float32 adding a small probability to a large sum would round it away."""
+    given = np.full((4096, 1), 1e-8, np.float32)
+    given[0] = 1
+    (summed,) = batch_assembly.sums(given, [Slice(cuts(noise(5), "ten"), 0, 4096)])
+    assert summed == pytest.approx([1 + 4095e-8], abs=1e-9)
+
+
+# Preprocessing, on a network easy to reckon.
+
+
+def of_colour(run: Executor, colour: Sequence[float], kind: type[np.generic]) -> Probabilities:
+    """Run two rows, of which the first is in one colour, RGB."""
+    pixels = np.broadcast_to(np.array(colour, kind), (CROP, CROP, 3))
+    parts = [whole(plain(one)) for one in (pixels, np.zeros_like(pixels))]
+    first, second = run.run(batch(*parts))
+    assert np.abs(np.subtract(first, second)).max() > 0.01
+    assert isinstance(first, np.ndarray)
+    return first
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_channels_are_swapped_before_the_mean_is_subtracted(kind: type[np.generic]) -> None:
+    bgr = np.array([90 - 104, 125 - 117, 130 - 123])
+    found = of_colour(executor(toy()), (130, 125, 90), kind)
+    assert found == pytest.approx(softmax(0.1 * bgr), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_an_rgb_model_with_a_scale_is_fed_in_order_and_scaled(kind: type[np.generic]) -> None:
+    mean, scale = (100.0, 110.0, 120.0), (0.5, 1.0, 2.0)
+    model = small.preprocessed(toy(), channels="RGB", mean=mean, scale=scale)
+    expected = softmax([0.1 * 4 * 0.5, 0.1 * 3, 0.1 * -1 * 2])
+    assert of_colour(executor(model), (104, 113, 119), kind) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_tensor_may_hold_values_between_and_beyond_those_of_pixels() -> None:
+    bgr = np.array([-30.25 - 104, 300.5 - 117, 130.125 - 123])
+    found = of_colour(executor(toy()), (130.125, 300.5, -30.25), np.float32)
+    assert found == pytest.approx(softmax(0.1 * bgr), abs=1e-6)
+
+
+@pytest.mark.parametrize(("sha256", "divisor"), [("0" * 64, 2.5), ("1" * 64, 1.0)])
+def test_logits_are_divided_by_the_temperature_of_these_very_weights(
+    sha256: str, divisor: float
+) -> None:
+    model = small.calibrated(toy(), 2.5, sha256)
+    bgr = np.array([90 - 104, 125 - 117, 130 - 123])
+    found = of_colour(executor(model), (130, 125, 90), np.uint8)
+    assert found == pytest.approx(softmax(0.1 * bgr / divisor), abs=1e-6)
+
+
+def test_each_member_is_asked_with_its_own_rows() -> None:
+    flat = small.preprocessed(toy(), scale=(0.0001, 0.0001, 0.0001))
+    run = executor(toy(), flat).run
+    asked = whole(plain(np.full((CROP, CROP, 3), (0, 100, 250), np.uint8)))
+    (sharp,), (even,) = (run(batch(asked, member=number)) for number in (0, 1))
+    assert np.ptp(sharp) > 0.5
+    assert even == pytest.approx([1 / 3] * 3, abs=1e-3)
+
+
+# Batches, on the real weights.
+
+
+@pytest.mark.parametrize("rows", [1, 3, 13])
+def test_a_batch_of_any_size_is_what_its_rows_are_alone(
+    rows: int, real: Executor, photos: Sequence[Image.Image]
+) -> None:
+    """Mirrored views among them."""
+    payloads = [cuts(photo, "ten") for photo in photos]
+    slices = [
+        Slice(payloads[number % len(payloads)], number % 10, number % 10 + 1)
+        for number in range(rows)
+    ]
+    together = real.run(batch(*slices))
+    assert len(together) == rows
+    for part, found in zip(slices, together, strict=True):
+        assert found == pytest.approx(real.run(batch(part))[0], abs=1e-5)
+        mirrored = plain(np.ascontiguousarray(expected_views(part)[0]))
+        assert found == pytest.approx(real.run(batch(whole(mirrored)))[0], abs=1e-5)
+
+
+def test_slices_of_several_rows_get_their_sums(
+    real: Executor, photos: Sequence[Image.Image]
+) -> None:
+    one, two, three = (cuts(photo, "ten") for photo in photos[:3])
+    parts = [Slice(two, 4, 5), Slice(one, 0, 3), Slice(three, 8, 10)]
+    for part, found in zip(parts, real.run(batch(*parts)), strict=True):
+        rows = [Slice(part.payload, at, at + 1) for at in range(part.start, part.stop)]
+        assert found == pytest.approx(
+            np.sum([real.run(batch(row))[0] for row in rows], 0), abs=1e-5
+        )
+        assert np.sum(found) == pytest.approx(part.rows, abs=1e-4)
+
+
+def test_a_result_stays_when_the_next_batch_is_run(
+    real: Executor, photos: Sequence[Image.Image]
+) -> None:
+    one, other = (batch(whole(cuts(photo, "single"))) for photo in photos[:2])
+    (first,) = real.run(one)
+    before = np.copy(first)
+    assert np.abs(before - real.run(other)[0]).max() > 0.1
+    assert np.array_equal(first, before)
+
+
+def test_one_executor_takes_views_of_either_size_and_kind_in_turns(
+    real: Executor, photos: Sequence[Image.Image]
+) -> None:
+    payloads = [cuts(photos[0], name) for name in ("single", "dense")]
+    floats = replace(payloads[0], canvases=tuple(map(np.float32, payloads[0].canvases)))
+    first = [real.run(batch(whole(one)))[0] for one in (*payloads, floats)]
+    again = [real.run(batch(whole(one)))[0] for one in (*payloads, floats)]
+    for one, other in zip(first, again, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert first[2] == pytest.approx(first[0], abs=1e-5)
+
+
+# Memory.
+
+
+def test_a_batch_for_which_there_is_no_memory_is_told(real: Executor) -> None:
+    part = whole(cuts(noise(0), "single"))
+    with pytest.raises(OutOfMemory, match="there is no memory for this batch"):
+        real.run(batch(part, size=10**12))
+    assert real.run(batch(part))[0].sum() == pytest.approx(1, abs=1e-5)  # type: ignore[union-attr]  # no map
+
+
+class OfOneSize(Toy):
+    """A model that takes views of 224 pixels only."""
+
+    sides = (CROP,)
+
+
+def test_what_else_goes_wrong_is_not_taken_for_memory() -> None:
+    with pytest.raises(RuntimeError, match="incompatible"):
+        executor(toy(OfOneSize)).run(batch(whole(cuts(noise(0), "dense"))))
+
+
+# Number formats.
+
+
+def placed(models: Sequence[openvino_executor.Model], precision: str) -> str:
+    """Give the number format that an engine computes in."""
+    chosen = Settings(precision=precision, max_batch=1)  # type: ignore[arg-type]  # checked there
+    return openvino_engine.place(models, chosen, 1).precision
+
+
+@IF_BFLOAT16
+def test_bfloat16_is_chosen_and_agrees_on_what_is_on_photos(
+    real_store: Store, real: Executor, photos: Sequence[Image.Image]
+) -> None:
+    model = openvino_engine.read(real_store, NAME, "auto")
+    assert placed([model], "auto") == "bfloat16"
+    half = openvino_executor.executor([Compiled(model, "bfloat16", 1)])
+    asked = batch(*(whole(cuts(photo, "single")) for photo in photos))
+    exact, rounded = (np.stack([*run.run(asked)]) for run in (real, half))
+    assert exact.argmax(1).tolist() == rounded.argmax(1).tolist()
+    assert 0 < np.abs(exact - rounded).max() < 0.05
+
+
+class Fragile(Colours):
+    """A network of small differences of large values, which bfloat16 rounds away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.back = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        for conv, offset in ((self.large, 30_000.0), (self.back, -30_000.0)):
+            nn.init.dirac_(conv.weight)
+            nn.init.constant_(conv.bias, offset)  # type: ignore[arg-type]  # it has one
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102 - as `Colours`
+        return super().forward(self.back(torch.relu(self.large(x))))
+
+
+class Delicate(Toy):
+    """Its model."""
+
+    def network(self) -> nn.Module:
+        """Build it."""
+        return Fragile().eval()
+
+
+def delicate() -> Model:
+    """Make it; what is measured is kept by the weights' SHA-256."""
+    return replace(toy(Delicate), sha256="1" * 64)
+
+
+@IF_BFLOAT16
+def test_a_number_format_that_disagrees_is_not_chosen_but_may_be_asked_for() -> None:
+    fragile = small.converted(delicate())
+    assert placed([fragile], "auto") == "float32"
+    assert placed([fragile], "bfloat16") == "bfloat16"
+
+
+@IF_BFLOAT16
+def test_one_member_that_disagrees_decides_for_all() -> None:
+    robust, fragile = small.converted(toy()), small.converted(delicate())
+    assert placed([robust], "auto") == "bfloat16"
+    assert placed([robust, fragile], "auto") == "float32"
+
+
+def test_float16_is_for_gpus() -> None:
+    with pytest.raises(ModelError, match="float16 is for GPUs; on a CPU use bfloat16, float32"):
+        placed([small.converted(toy())], "float16")
+
+
+def test_int8_is_for_models_that_were_quantized(real_store: Store) -> None:
+    with pytest.raises(ModelError, match=f"models quantize {NAME} --calibrate DIR"):
+        openvino_engine.read(real_store, NAME, "int8")
+
+
+# Other CPUs.
+
+LOAD = """
+import os, sys
+from pathlib import Path
+from service.scheduling.cost_model import Key
+from service.engine import engine, profiling
+from service.errors import ModelError
+from service.settings import Settings
+
+def busy():  # ticks of the processor by thread
+    tasks = Path("/proc/self/task")
+    stats = {path.name: path.joinpath("stat").read_text() for path in tasks.iterdir()}
+    fields = {name: stat.rpartition(")")[2].split() for name, stat in stats.items()}
+    return {name: int(words[11]) + int(words[12]) for name, words in fields.items()}
+
+store, precision, cores, cpus = sys.argv[1:]
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(cpus)])
+try:
+    loaded = engine.load(Settings(model="bvlc_googlenet", store=Path(store), device="cpu",
+                                  precision=precision, cores=int(cores), max_batch=4))
+except ModelError as error:
+    sys.exit(str(error))
+before = busy()
+while sum(busy().values()) < sum(before.values()) + 100:
+    loaded.lanes[0].run(profiling.blank(Key(0, 224), 4))
+after = busy()
+threads = sum(ticks - before.get(name, 0) > 10 for name, ticks in after.items())
+print(loaded.ensemble.precision, threads, "torch" in sys.modules)
+"""
+
+
+def load(
+    store: Store, precision: str, *, cores: int = 0, cpus: int = 1, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Load the real weights where only so many CPUs may be used.
+
+    Prints the number format, how many threads work, and whether PyTorch was imported.
+    """
+    return subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-c", LOAD, str(store.root), precision, str(cores), str(cpus)],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what each thread does")
+@pytest.mark.parametrize(("cores", "cpus", "threads"), [(0, 1, 1), (1, 2, 1), (0, 2, 2)])
+def test_as_many_threads_compute_as_there_are_cores_for_it(
+    cores: int, cpus: int, threads: int, real_store: Store
+) -> None:
+    if cpu_info.available() < cpus:
+        pytest.skip(f"this machine has fewer than {cpus} CPUs")
+    done = load(real_store, "float32", cores=cores, cpus=cpus)
+    assert done.stdout.split() == ["float32", str(threads), "False"], done.stderr
+
+
+@IF_X86
+def test_a_cpu_without_instructions_for_bfloat16_serves_float32(real_store: Store) -> None:
+    done = load(real_store, "auto", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert done.stdout.split()[0] == "float32", done.stderr
+
+
+@IF_X86
+def test_bfloat16_where_there_are_no_instructions_for_it_is_refused(real_store: Store) -> None:
+    done = load(real_store, "bfloat16", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert done.returncode == 1
+    assert done.stderr.startswith("this CPU does not compute bvlc_googlenet in bfloat16: ")
+    assert done.stderr.count("\n") == 1
+
+
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from service.engine import engine
+from service.settings import Settings
+for _ in range(2):
+    engine.load(Settings(model="digits", device="cpu", precision="float32", cores=1, max_batch=1))
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_engines_have_gone() -> None:
+    """OpenVINO changes the stack that signals are handled on, and may leave one that is gone."""
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n")

@@ -1,0 +1,101 @@
+"""What a picture brings to a batch, decoded once for all members."""
+
+import io
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.engine import prepared_image
+from service.engine.torch_network import Normalise
+from service.errors import InvalidParameter, TooLarge
+from service.imaging import crops
+from service.imaging.crops import CROP, Resize
+from service.imaging.image_decoder import Bounds
+from service.models.manifest import Preprocessing
+
+WARP, SHORT = (crops.plan("single", Resize(rule, 256)) for rule in ("warp", "short"))
+
+
+def picture() -> bytes:
+    """A picture of noise that is no square, so that it matters how it is resized."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_members_with_one_plan_share_what_was_cut() -> None:
+    one, other, same = prepared_image.prepare(picture(), [WARP, SHORT, WARP], Bounds(10**8))
+    assert one is same
+    assert [each.plan for each in (one, other)] == [WARP, SHORT]
+    assert not np.array_equal(one.canvases[0], other.canvases[0])
+
+
+def test_each_member_has_the_canvases_of_its_own_plan() -> None:
+    upright = Image.open(io.BytesIO(picture()))
+    for prepared in prepared_image.prepare(picture(), [SHORT, WARP], Bounds(10**8)):
+        (expected,) = crops.canvases(upright, prepared.plan)
+        assert np.array_equal(prepared.canvases[0], expected)
+
+
+def test_a_picture_that_is_decoded_already_is_cut_as_its_file_is() -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(picture())))
+    for plan in (WARP, SHORT, crops.plan("ten", Resize("short", 256))):
+        (expected,) = prepared_image.prepare(picture(), [plan], Bounds(10**8))
+        (made,) = prepared_image.prepare(pixels, [plan], Bounds(10**8))
+        assert all(map(np.array_equal, made.canvases, expected.canvases))
+
+
+def test_a_decoded_picture_has_as_many_pixels_as_may_be() -> None:
+    with pytest.raises(TooLarge, match="20x10 is over 199 pixels"):
+        prepared_image.prepare(np.zeros((10, 20, 3), np.uint8), [WARP], Bounds(199))
+
+
+channel = st.floats(0, 255, width=32)
+factor = st.floats(0.0625, 8, width=32)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    channels=st.sampled_from(["RGB", "BGR"]),
+    mean=st.tuples(channel, channel, channel),
+    scale=st.tuples(factor, factor, factor),
+    seed=st.integers(0, 99),
+)
+def test_what_is_put_back_to_pixels_and_scaled_again_is_what_it_was(
+    channels: Literal["RGB", "BGR"],
+    mean: tuple[float, float, float],
+    scale: tuple[float, float, float],
+    seed: int,
+) -> None:
+    described = Preprocessing(channels=channels, mean=mean, scale=scale, resize="warp", side=256)
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    scaled = Normalise(described, torch.float32)
+    tensor = scaled(torch.from_numpy(pixels))
+    back = prepared_image.unscaled(tensor[0].numpy(), described)
+    assert np.abs(back - pixels[0]).max() < 1e-3
+    assert torch.allclose(scaled(torch.from_numpy(back)[None]), tensor, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ten", "dense"])
+def test_a_tensor_is_one_view_and_no_other(name: str) -> None:
+    plan = crops.plan(name, Resize("warp", 256))
+    with pytest.raises(InvalidParameter, match="one view of a picture"):
+        prepared_image.given(np.zeros((CROP, CROP, 3), np.float32), [WARP, plan])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e38, 1001])
+def test_a_tensor_of_what_can_be_no_pixel_is_refused(value: float) -> None:
+    view = np.zeros((CROP, CROP, 3), np.float32)
+    assert [made.canvases[0] is view for made in prepared_image.given(view, [WARP, SHORT])] == [
+        True,
+        True,
+    ]
+    view[5, 6, 1] = value
+    with pytest.raises(InvalidParameter, match="values beyond 1000"):
+        prepared_image.given(view, [WARP])

@@ -1,0 +1,326 @@
+"""Which crops the network sees: counts, places, and pixels like those of the resized picture."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import functional
+
+from service.imaging import crops
+from service.imaging.crops import CROP, DENSE, NAMES, PAPER_SCALES, Canvas, Plan, Resize, View
+from service.imaging.image_decoder import decode
+
+WARP, SHORT = Resize("warp", 256), Resize("short", 256)
+RESIZES = (WARP, SHORT, Resize("warp", 224), Resize("short", 300, "bicubic"))
+SIZES = ((640, 427), (427, 640), (500, 500), (300, 224), (1000, 250))
+PLANS = [crops.plan(name, resize) for name in NAMES for resize in RESIZES]
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Pixels = npt.NDArray[np.uint8]
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """A picture in which every place looks different: gradients with waves on them."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    waves = np.sin(40 * x) * np.cos(30 * y)
+    channels = np.stack([x, y, (waves + 1) / 2], axis=-1)
+    return Image.fromarray((channels * 255).astype(np.uint8))
+
+
+def resized(source: Image.Image, resize: Resize) -> Image.Image:
+    """The whole picture, resized: what the canvases are squares of."""
+    if resize.rule == "warp":
+        size = (resize.side, resize.side)
+    else:
+        short = min(source.size)
+        size = tuple(resize.side * length // short for length in source.size)
+    return source.resize(size, FILTERS[resize.interpolation])
+
+
+def square(whole: Image.Image, canvas: Canvas) -> Pixels:
+    left = round((whole.width - canvas.side) * canvas.across)
+    top = round((whole.height - canvas.side) * canvas.down)
+    return np.array(whole.crop((left, top, left + canvas.side, top + canvas.side)))
+
+
+def cut(made: tuple[Pixels, ...], view: View) -> Pixels:
+    down, across = slice(view.top, view.top + view.side), slice(view.left, view.left + view.side)
+    pixels = made[view.canvas][down, across]
+    return pixels[:, ::-1] if view.mirror else pixels
+
+
+def seen(source: Image.Image, plan: Plan) -> list[Pixels]:
+    """All that the network sees of a picture, in order."""
+    made = crops.canvases(source, plan)
+    return [cut(made, view) for view in plan.views]
+
+
+def difference(a: npt.ArrayLike, b: npt.ArrayLike) -> int:
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+
+
+def tolerance(resize: Resize) -> int:
+    """Grey levels: each of Pillow's two passes rounds, and bicubic weights add up to over 1."""
+    return 1 if resize.interpolation == "bilinear" else 2
+
+
+# Arithmetic.
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_a_plan_has_as_many_views_as_its_name_says(resize: Resize) -> None:
+    counts = {name: len(crops.plan(name, resize).views) for name in NAMES}
+    assert counts == {"single": 1, "ten": 10, "paper": 144, "dense": 2}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_without_mirrors_a_plan_is_the_rest_of_itself(name: str, resize: Resize) -> None:
+    whole, rest = (crops.plan(name, resize, mirrors=mirrors) for mirrors in (True, False))
+    assert rest.views == tuple(view for view in whole.views if not view.mirror)
+    assert rest.canvases == whole.canvases
+    assert len(rest.views) == {"single": 1, "ten": 5, "paper": 72, "dense": 1}[name]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_view_lies_in_its_canvas(plan: Plan) -> None:
+    sides = [canvas.side for canvas in plan.canvases] + [CROP for _ in plan.shrunk]
+    for view in plan.views:
+        assert 0 <= view.top <= sides[view.canvas] - view.side
+        assert 0 <= view.left <= sides[view.canvas] - view.side
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_all_views_of_a_plan_have_one_side(plan: Plan) -> None:
+    assert {view.side for view in plan.views} == {plan.side}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_knows_the_bytes_of_its_canvases(plan: Plan) -> None:
+    made = crops.canvases(picture(300, 260), plan)
+    assert sum(canvas.nbytes for canvas in made) == plan.nbytes
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_no_canvas_is_made_that_no_view_is_cut_from(plan: Plan) -> None:
+    used = {view.canvas for view in plan.views}
+    assert used == set(range(len(plan.canvases) + len(plan.shrunk)))
+
+
+@pytest.mark.parametrize("name", ["ten", "paper", "dense"])
+@pytest.mark.parametrize("resize", RESIZES)
+def test_the_last_half_is_the_first_half_mirrored(name: str, resize: Resize) -> None:
+    seen_ = crops.plan(name, resize).views
+    half = len(seen_) // 2
+    first = [(view.canvas, view.top, view.left, view.mirror) for view in seen_[:half]]
+    last = [(view.canvas, view.top, view.left, not view.mirror) for view in seen_[half:]]
+    assert first == last
+    assert not any(view.mirror for view in seen_[:half])
+
+
+def test_plans_are_made_once() -> None:
+    assert crops.plan("paper", WARP) is crops.plan("paper", Resize("warp", 256))
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(PLANS), st.integers(1, 1_000_000), st.integers(1, 1_000_000))
+def test_every_canvas_is_cut_from_inside_the_picture(plan: Plan, width: int, height: int) -> None:
+    for canvas in plan.canvases:
+        left, top, right, bottom = canvas.box(width, height)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+
+
+@given(st.integers(224, 5000), st.integers(224, 5000))
+def test_by_short_side_a_canvas_is_a_square_of_the_picture(width: int, height: int) -> None:
+    """To within what rounding the resized size down can do."""
+    left, top, right, bottom = Canvas(SHORT, CROP).box(width, height)
+    assert (right - left) / (bottom - top) == pytest.approx(1, abs=1 / 224)
+
+
+# Pixels.
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_canvases_are_squares_of_the_whole_resized_picture(
+    plan: Plan, size: tuple[int, int]
+) -> None:
+    source = picture(*size)
+    made = crops.canvases(source, plan)
+    for canvas, pixels in zip(plan.canvases, made, strict=False):
+        whole = resized(source, canvas.resize)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (canvas.side, canvas.side, 3)
+        assert difference(pixels, square(whole, canvas)) <= tolerance(canvas.resize)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_single_is_the_centre(resize: Resize, size: tuple[int, int]) -> None:
+    source = picture(*size)
+    (only,) = seen(source, crops.plan("single", resize))
+    centre = functional.center_crop(resized(source, resize), [CROP, CROP])
+    assert difference(only, centre) <= tolerance(resize)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_ten_are_torchvisions_five_and_their_mirrors(resize: Resize, size: tuple[int, int]) -> None:
+    source = picture(*size)
+    five = functional.five_crop(resized(source, resize), [CROP, CROP])
+    reference = [*five, *map(functional.hflip, five)]
+    for ours, theirs in zip(seen(source, crops.plan("ten", resize)), reference, strict=True):
+        assert difference(ours, theirs) <= tolerance(resize)
+
+
+def test_ten_are_the_same_ten_as_torchvisions_ten_crop() -> None:
+    """In another order: it mirrors the picture before it cuts, so that its corners swap sides."""
+    source = picture(640, 427)
+    reference = functional.ten_crop(resized(source, WARP), [CROP, CROP])
+    in_our_order = [reference[at] for at in (0, 1, 2, 3, 4, 6, 5, 8, 7, 9)]
+    for ours, theirs in zip(seen(source, crops.plan("ten", WARP)), in_our_order, strict=True):
+        assert difference(ours, theirs) == 0
+
+
+def test_ten_by_short_side_reach_the_ends_of_a_long_picture() -> None:
+    source = Image.new("RGB", (1000, 200), "white")
+    source.paste((255, 0, 0), (0, 0, 100, 200))
+    source.paste((0, 0, 255), (900, 0, 1000, 200))
+    top_left, top_right, *_ = seen(source, crops.plan("ten", SHORT))
+    assert top_left[0, 0].tolist() == [255, 0, 0]
+    assert top_right[0, -1].tolist() == [0, 0, 255]
+
+
+def test_dense_is_the_centre_square_and_its_mirror() -> None:
+    source = picture(640, 427)
+    plan = crops.plan("dense", WARP)
+    straight, mirrored = seen(source, plan)
+    whole = resized(source, Resize("short", DENSE))
+    assert plan.side == DENSE
+    assert difference(straight, functional.center_crop(whole, [DENSE, DENSE])) <= 1
+    assert difference(straight[:, ::-1], mirrored) == 0
+
+
+# The paper's 144.
+
+
+def test_paper_is_four_scales_three_squares_six_views_and_mirrors() -> None:
+    plan = crops.plan("paper", WARP)
+    assert [canvas.side for canvas in plan.canvases] == [s for s in PAPER_SCALES for _ in range(3)]
+    assert PAPER_SCALES == (256, 288, 320, 352)
+    for number in range(12):
+        mine = [view for view in plan.views if view.canvas == number]
+        shrunk = [view for view in plan.views if view.canvas == 12 + number]
+        assert (len(mine), len(shrunk)) == (5 * 2, 1 * 2)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_paper_goes_by_short_side_whatever_the_model_says(resize: Resize) -> None:
+    for canvas in crops.plan("paper", resize).canvases:
+        assert canvas.resize == Resize("short", canvas.side, resize.interpolation)
+
+
+def places(size: tuple[int, int]) -> list[tuple[float, ...]]:
+    return [canvas.box(*size) for canvas in crops.plan("paper", WARP).canvases[:3]]
+
+
+def test_paper_takes_left_centre_and_right_of_a_landscape() -> None:
+    assert places((1000, 500)) == [(0, 0, 500, 500), (250, 0, 750, 500), (500, 0, 1000, 500)]
+
+
+def test_paper_takes_top_centre_and_bottom_of_a_portrait() -> None:
+    assert places((500, 1000)) == [(0, 0, 500, 500), (0, 250, 500, 750), (0, 500, 500, 1000)]
+
+
+def test_paper_takes_the_whole_of_a_square_three_times() -> None:
+    assert places((500, 500)) == [(0, 0, 500, 500)] * 3
+
+
+@pytest.mark.parametrize("size", SIZES[:3])
+def test_paper_sees_each_squares_five_crops_and_the_square_made_small(
+    size: tuple[int, int],
+) -> None:
+    source = picture(*size)
+    plan = crops.plan("paper", WARP)
+    all_ = seen(source, plan)
+    for number, canvas in enumerate(plan.canvases):
+        whole = Image.fromarray(square(resized(source, canvas.resize), canvas))
+        small = whole.resize((CROP, CROP), Image.Resampling.BILINEAR)
+        reference = [*functional.five_crop(whole, [CROP, CROP]), small]
+        ours = all_[6 * number : 6 * number + 6]
+        mirrored = all_[72 + 6 * number : 72 + 6 * number + 6]
+        for mine, mirror, theirs in zip(ours, mirrored, reference, strict=True):
+            assert difference(mine, theirs) <= 1
+            assert difference(mine[:, ::-1], mirror) == 0
+
+
+# How many pixels are enough.
+
+
+@pytest.mark.parametrize(
+    ("name", "enough"), [("single", 512), ("ten", 512), ("dense", 576), ("paper", 704)]
+)
+@pytest.mark.parametrize("resize", [WARP, SHORT])
+def test_twice_the_resized_pictures_side_is_enough(name: str, enough: int, resize: Resize) -> None:
+    assert crops.plan(name, resize).enough == enough
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("resize", [WARP, SHORT])
+def test_a_jpeg_with_enough_pixels_is_seen_as_one_with_all_of_them(
+    name: str, resize: Resize, shared: Path
+) -> None:
+    """On the largest photo there is, 1600x1200; it is decoded at half of that."""
+    data = (shared / "photos/n03337140_file.JPEG").read_bytes()
+    plan = crops.plan(name, resize)
+    all_, less = (decode(data, max_pixels=10**8, enough=pixels) for pixels in (None, plan.enough))
+    assert (all_.size, less.size) == ((1600, 1200), (1600, 1200) if name == "paper" else (800, 600))
+    for one, other in zip(crops.canvases(all_, plan), crops.canvases(less, plan), strict=True):
+        assert np.abs(one.astype(np.int16) - other).mean() < 0.5
+        assert difference(one, other) <= 8
+
+
+# Extreme shapes.
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (2, 3), (20_000, 3)])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("resize", [WARP, SHORT])
+def test_the_thinnest_pictures_have_canvases_like_any_other(
+    name: str, resize: Resize, size: tuple[int, int]
+) -> None:
+    check_shapes(Image.new("RGB", size, (10, 20, 30)), crops.plan(name, resize))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(PLANS), st.integers(1, 5000), st.integers(1, 5000))
+def test_any_size_gives_canvases_of_the_plans_sizes(plan: Plan, width: int, height: int) -> None:
+    check_shapes(Image.new("RGB", (width, height), (10, 20, 30)), plan)
+
+
+def check_shapes(source: Image.Image, plan: Plan) -> None:
+    """One colour stays that colour, in arrays of the plan's sizes."""
+    made = crops.canvases(source, plan)
+    sides = [canvas.side for canvas in plan.canvases] + [CROP for _ in plan.shrunk]
+    assert [pixels.shape for pixels in made] == [(side, side, 3) for side in sides]
+    for pixels in made:
+        assert (pixels == (10, 20, 30)).all()
+
+
+def test_canvases_belong_to_the_caller() -> None:
+    """Arrays that are writable, as torch wants them, and not the picture's memory."""
+    source = Image.new("RGB", (CROP, CROP))
+    (canvas,) = crops.canvases(source, crops.plan("single", Resize("warp", CROP)))
+    canvas[:] = 255
+    assert source.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_every_name_is_a_plan_and_no_other() -> None:
+    assert NAMES == ("single", "ten", "paper", "dense")
+    with pytest.raises(KeyError):
+        crops.plan("eleven", WARP)

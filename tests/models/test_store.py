@@ -1,0 +1,984 @@
+"""What the store serves is what was put there, whole, checked and fitting, whatever went wrong."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT
+from test_download import Website, serving, silent
+from test_formats import Trap, field, varint
+from torch import Tensor
+
+from service.__main__ import main
+from service.engine import weights
+from service.engine.networks import ARCHITECTURES
+from service.errors import BadWeights, MissingWeights, ModelError, ServiceError, Unreachable
+from service.models import store as stores
+from service.models.download import CHUNK
+from service.models.manifest import Calibration
+from service.models.store import RECORD, WEIGHTS, Store
+
+State = dict[str, Tensor]
+
+NAMES = ["alexnet", "bvlc_googlenet", "densenet121", "digits", "googlenet", "resnet50", "vgg16"]
+
+MANIFEST = """
+architecture = "{architecture}"
+version = "1"
+description = "a test's"
+licence = "none"
+classes = 3
+labels = "labels.tsv"
+
+[preprocessing]
+channels = "RGB"
+mean = [104, 117, 123]
+resize = "warp"
+side = 256
+"""
+SOURCE = """
+[source]
+url = "{url}"
+digest = "sha256:{digest}"
+format = "{format}"
+"""
+
+
+def describe(root: Path, more: str = "", *, architecture: str = "googlenet") -> Store:
+    """A store at `root` that knows one model, `small`, of three classes."""
+    folder = root / "small"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath("model.toml").write_text(MANIFEST.format(architecture=architecture) + more)
+    folder.joinpath("labels.tsv").write_text("red\ngreen\nblue\n")
+    return Store(root, root / "nothing")
+
+
+def sourced(root: Path, url: str, file: Path) -> Store:
+    """The same, with an address for its weights."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return describe(root, SOURCE.format(url=url, digest=digest, format=file.suffix[1:]))
+
+
+def random_state(architecture: str = "googlenet", seed: int = 0) -> State:
+    """Weights for three classes."""
+    with torch.device("meta"):
+        state = ARCHITECTURES[architecture].build(3).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(v.shape, generator=generator) * 0.01 for name, v in state.items()}
+
+
+def as_caffe(state: State, *, leave_out: str = "") -> bytes:
+    """Weights in Caffe's format, encoded by hand, perhaps without a layer."""
+
+    def blob(values: Tensor) -> bytes:
+        shape = b"".join(varint(side) for side in values.shape)
+        return field(7, field(1, shape)) + field(5, values.numpy().astype("<f4").tobytes())
+
+    layers = ARCHITECTURES["googlenet"].caffe_layers()
+    return b"".join(
+        field(
+            100,
+            field(1, layer.encode())
+            + field(7, blob(state[f"{module}.weight"]))
+            + field(7, blob(state[f"{module}.bias"])),
+        )
+        for layer, module in layers.items()
+        if layer != leave_out
+    )
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def refusal(
+    kind: type[ServiceError], call: Callable[..., object], *arguments: object, **named: object
+) -> str:
+    """The sentence with which the store refuses."""
+    with pytest.raises(kind) as caught:
+        call(*arguments, **named)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors on one core: on a busy machine two threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """The small model's weights."""
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def files(state: State, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The small model's weights as a file, by the file's ending."""
+    folder = tmp_path_factory.mktemp("files")
+    made = {end: folder / f"small.{end}" for end in ("caffemodel", "pth", "pt", "safetensors")}
+    made["caffemodel"].write_bytes(as_caffe(state))
+    torch.save(state, made["pth"])
+    torch.save(state, made["pt"])
+    safetensors.torch.save_file(state, made["safetensors"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def filled(files: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the small model's weights; tests leave it as it is."""
+    store = describe(tmp_path_factory.mktemp("filled"))
+    weights.install(store, "small", files["pth"], source="a test")
+    return store
+
+
+@pytest.fixture
+def copied(filled: Store, tmp_path: Path) -> Store:
+    """A copy of that store, to do anything with."""
+    shutil.copytree(filled.root, tmp_path / "copied")
+    return Store(tmp_path / "copied", tmp_path / "nothing")
+
+
+# Importing
+
+
+@pytest.mark.parametrize("ending", ["caffemodel", "pth", "pt", "safetensors"])
+def test_every_format_is_imported_to_the_same_weights(
+    ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    store = describe(tmp_path)
+    digest = weights.install(store, "small", files[ending], source=files[ending].name)
+    assert store.has("small")
+    model = weights.load(store, "small")
+    assert model.sha256 == digest == store.verify("small")
+    assert (model.name, model.manifest.version) == ("small", "1")
+    assert [label.name for label in model.labels] == ["red", "green", "blue"]
+    assert same(model.state, state)
+
+
+def test_a_loaded_model_makes_a_network_ready_to_serve(filled: Store, state: State) -> None:
+    network = weights.load(filled, "small").network()
+    assert not network.training
+    assert same(network.state_dict(), state)
+
+
+def test_the_digest_is_that_of_the_file(filled: Store) -> None:
+    with (filled.root / "small" / WEIGHTS).open("rb") as file:
+        assert filled.verify("small") == hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_the_same_weights_have_the_same_digest_however_often_they_are_imported(
+    filled: Store, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    digest = weights.install(describe(tmp_path), "small", files["pth"], source="a test")
+    assert digest == filled.verify("small")
+
+
+def test_weights_may_be_read_by_whoever_may_read_other_files(filled: Store) -> None:
+    """0644 with the usual umask: a service under another user's name can read them."""
+    other = filled.root / "small" / "model.toml"
+    for name in (WEIGHTS, WEIGHTS + RECORD):
+        assert (filled.root / "small" / name).stat().st_mode == other.stat().st_mode
+
+
+def test_the_record_is_one_that_sha256sum_reads(filled: Store) -> None:
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("sha256sum is missing")
+    command = [tool, "--check", "--strict", WEIGHTS + RECORD]
+    checked = subprocess.run(  # noqa: S603 - a fixed command
+        command, cwd=filled.root / "small", capture_output=True, text=True, check=True
+    )
+    assert checked.stdout == f"{WEIGHTS}: OK\n"
+
+
+def test_importing_leaves_nothing_else_behind(filled: Store) -> None:
+    there = {path.name for path in (filled.root / "small").iterdir()}
+    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
+
+
+def test_importing_replaces_the_weights(copied: Store, tmp_path: Path) -> None:
+    fresh = random_state(seed=1)
+    torch.save(fresh, tmp_path / "fresh.pth")
+    digest = weights.install(copied, "small", tmp_path / "fresh.pth", source="a test")
+    assert copied.verify("small") == digest
+    assert same(weights.load(copied, "small").state, fresh)
+    record = (copied.root / "small" / (WEIGHTS + RECORD)).read_text()
+    assert record == f"{digest}  {WEIGHTS}\n"
+
+
+def test_a_store_can_import_its_own_file(copied: Store, state: State) -> None:
+    weights.install(copied, "small", copied.root / "small" / WEIGHTS, source="itself")
+    assert same(weights.load(copied, "small").state, state)
+
+
+ENDINGS = ".caffemodel, .pth, .pt, .ckpt, .bin, .tar, .safetensors"
+
+
+def with_prefix(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("ending", ["pth", "ckpt", "bin", "pth.tar", "safetensors"])
+def test_a_checkpoint_of_training_is_imported_and_what_was_undone_is_told(
+    ending: str, state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, file = describe(tmp_path), tmp_path / f"best.{ending}"
+    wrapped = with_prefix("module._orig_mod.", state)
+    if ending == "safetensors":
+        safetensors.torch.save_file(wrapped, file)
+    else:
+        torch.save({"epoch": 90, "optimizer": {"state": {}}, "state_dict": wrapped}, file)
+    assert main(["models", "import", "small", str(file), "--store", str(store.root)]) == 0
+    *said, last = capsys.readouterr().out.splitlines()
+    undone = [f"removed '_orig_mod.', 'module.' from the names in best.{ending}"]
+    taken = [f"took the weights under 'state_dict' of best.{ending}"] * (ending != "safetensors")
+    assert said == taken + undone
+    assert last.startswith("small is in ")
+    assert same(weights.load(store, "small").state, state)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_other_floats_are_kept_as_float32(kind: torch.dtype, state: State, tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    torch.save({name: value.to(kind) for name, value in state.items()}, tmp_path / "other.pth")
+    weights.install(store, "small", tmp_path / "other.pth", source="a test")
+    kept = weights.load(store, "small").state
+    assert same(kept, {name: value.to(kind).float() for name, value in state.items()})
+
+
+def test_weights_that_share_memory_are_imported(state: State, tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    tied = {**state, "reduce2.bias": state["conv1.bias"]}
+    torch.save(tied, tmp_path / "tied.pth")
+    weights.install(store, "small", tmp_path / "tied.pth", source="a test")
+    assert same(weights.load(store, "small").state, tied)
+
+
+def test_what_only_training_uses_is_dropped(state: State, tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    torch.save({**state, "aux_4a.conv.bias": torch.zeros(128)}, tmp_path / "trained.pth")
+    weights.install(store, "small", tmp_path / "trained.pth", source="a test")
+    assert same(weights.load(store, "small").state, state)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_counters_of_batch_norm_may_be_there_or_not(
+    counted: bool,  # noqa: FBT001 - a parameter
+    tmp_path: Path,
+) -> None:
+    store = describe(tmp_path, architecture="torchvision_googlenet")
+    state = random_state("torchvision_googlenet")
+    plain = {name: v for name, v in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(state if counted else plain, tmp_path / "other.pth")
+    weights.install(store, "small", tmp_path / "other.pth", source="a test")
+    model = weights.load(store, "small")
+    assert same(model.state, plain)
+    assert plain.keys() < model.network().state_dict().keys()
+
+
+# Files that are refused
+
+
+def changed(name: str, value: object) -> Callable[[State], dict[str, object]]:
+    return lambda state: {**state, name: value}
+
+
+def without(name: str) -> Callable[[State], dict[str, object]]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+MISFITS: dict[str, tuple[Callable[[State], dict[str, object]], str]] = {
+    "another network": (
+        lambda _: {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)},
+        "bad.pth is of another architecture: it has 'layer1.0.conv1.weight'",
+    ),
+    "nothing": (lambda _: {}, "bad.pth lacks 'conv1.weight', or is of another architecture"),
+    "a missing bias": (without("linear.bias"), "bad.pth lacks 'linear.bias', or is of another"),
+    "other classes": (
+        changed("linear.bias", torch.zeros(1000)),
+        "'linear.bias' of bad.pth is [1000], not [3]",
+    ),
+    "turned": (
+        changed("linear.weight", torch.zeros(1024, 3)),
+        "'linear.weight' of bad.pth is [1024, 3], not [3, 1024]",
+    ),
+    "not a number": (
+        changed("linear.bias", torch.tensor([0, float("nan"), 0])),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "infinite": (
+        changed("linear.bias", torch.tensor([0, 0, float("-inf")])),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "too large for float32": (
+        changed("linear.bias", torch.full((3,), 1e300, dtype=torch.float64)),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "float8": (
+        changed("linear.bias", torch.full((3,), float("nan")).to(torch.float8_e4m3fn)),
+        "'linear.bias' of bad.pth holds numbers that are not finite",
+    ),
+    "complex": (changed("linear.bias", torch.zeros(3, dtype=torch.complex64)), "'linear.bias' of"),
+    "no data": (changed("linear.bias", torch.zeros(3, device="meta")), "'linear.bias' of"),
+    "sparse": (changed("linear.bias", torch.zeros(3).to_sparse()), "'linear.bias' of bad.pth"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's own
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
+    misfit: str, copied: Store, state: State, tmp_path: Path
+) -> None:
+    edit, said = MISFITS[misfit]
+    torch.save(edit(state), tmp_path / "bad.pth")
+    before = {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()}
+    sentence = refusal(
+        BadWeights, weights.install, copied, "small", tmp_path / "bad.pth", source="a test"
+    )
+    assert sentence.startswith(said)
+    assert "\n" not in sentence
+    assert {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()} == before
+
+
+def test_a_bad_file_does_not_even_make_a_folder(tmp_path: Path) -> None:
+    described = describe(tmp_path / "builtin")
+    store = Store(tmp_path / "root", described.root)
+    (tmp_path / "bad.safetensors").write_bytes(b"hello")
+    refusal(BadWeights, weights.install, store, "small", tmp_path / "bad.safetensors", source="")
+    assert not store.root.exists()
+
+
+def test_a_caffe_model_that_lacks_a_layer_is_refused(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "bad.caffemodel"
+    path.write_bytes(as_caffe(state, leave_out="inception_5b/pool_proj"))
+    sentence = refusal(BadWeights, weights.install, describe(tmp_path), "small", path, source="")
+    assert sentence.startswith("bad.caffemodel lacks 'inception.5b.pool_proj.weight'")
+
+
+def test_a_caffe_model_of_other_classes_is_refused(shared: Path, tmp_path: Path) -> None:
+    published = shared / "weights/bvlc_googlenet.caffemodel"
+    sentence = refusal(
+        BadWeights, weights.install, describe(tmp_path), "small", published, source=""
+    )
+    assert sentence == (
+        "layer 'loss3/classifier' of bvlc_googlenet.caffemodel is [1, 1, 1000, 1024], not [3, 1024]"
+    )
+
+
+def test_a_caffe_model_is_of_no_use_to_torchvisions_network(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    store = describe(tmp_path, architecture="torchvision_googlenet")
+    sentence = refusal(BadWeights, weights.install, store, "small", files["caffemodel"], source="")
+    assert sentence.startswith("small.caffemodel lacks 'conv1.conv.weight'")
+
+
+@pytest.mark.parametrize("name", ["weights.onnx", "weights", "weights.PTH"])
+def test_a_file_with_another_ending_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    sentence = refusal(
+        BadWeights, weights.install, describe(tmp_path), "small", tmp_path / name, source=""
+    )
+    assert sentence == f"{name} has none of the endings {ENDINGS}"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.pth", tmp_path):
+        sentence = refusal(
+            ModelError, weights.install, describe(tmp_path), "small", path, source=""
+        )
+        assert sentence == f"there is no file {path}"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    described = describe(tmp_path / "builtin")
+    (tmp_path / "root").write_text("a file where the store should be")
+    store = Store(tmp_path / "root", described.root)
+    assert not store.has("small")
+    sentence = refusal(ModelError, weights.install, store, "small", files["pth"], source="")
+    assert sentence == f"cannot write to {tmp_path / 'root' / 'small'}: Not a directory"
+
+
+def test_weights_that_cannot_be_written_are_one_sentence(
+    copied: Store, files: Mapping[str, Path]
+) -> None:
+    """As when the disk is full; the old ones stay."""
+    (copied.root / "small" / "weights.part").mkdir()
+    digest = copied.verify("small")
+    sentence = refusal(ModelError, weights.install, copied, "small", files["pth"], source="")
+    assert sentence.startswith("cannot write")
+    assert "\n" not in sentence
+    assert copied.verify("small") == digest
+
+
+# Names and places
+
+
+@pytest.mark.parametrize(
+    "name", ["large", "", ".", "..", "../small", "./small", "small/", "a/b", "sm\0all", "x" * 300]
+)
+def test_a_name_that_the_store_does_not_know_is_refused(name: str, filled: Store) -> None:
+    for call in (
+        filled.manifest,
+        filled.labels,
+        lambda n: weights.load(filled, n),
+        lambda n: weights.fetch(filled, n, silent),
+    ):
+        sentence = refusal(ModelError, call, name)
+        assert sentence == f"there is no model {name!r}; there are small"
+    sentence = refusal(ModelError, weights.install, filled, name, filled.root, source="")
+    assert sentence == f"there is no model {name!r}; there are small"
+
+
+def test_an_absolute_path_is_no_name(filled: Store) -> None:
+    name = str(filled.root / "small")
+    assert "there is no model" in refusal(ModelError, weights.load, filled, name)
+
+
+def test_every_model_that_is_listed_can_be_described(tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    shutil.copytree(tmp_path / "small", tmp_path / "small-2")
+    assert [store.manifest(name).classes for name in store.names()] == [3] * len(store.names())
+
+
+def test_a_store_without_models_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path / "root", tmp_path / "builtin")
+    assert store.names() == []
+    assert refusal(ModelError, weights.load, store, "small").startswith("there is no model 'small'")
+
+
+def test_a_manifest_in_the_store_goes_before_a_built_in_one(tmp_path: Path) -> None:
+    describe(tmp_path / "root", architecture="torchvision_googlenet")
+    describe(tmp_path / "builtin", architecture="googlenet")
+    both = Store(tmp_path / "root", tmp_path / "builtin")
+    assert both.names() == ["small"]
+    assert both.manifest("small").architecture == "torchvision_googlenet"
+    assert Store(tmp_path, tmp_path / "builtin").manifest("small").architecture == "googlenet"
+
+
+def test_an_unknown_architecture_is_named(files: Mapping[str, Path], tmp_path: Path) -> None:
+    store = describe(tmp_path, architecture="resnet5")
+    sentence = refusal(ModelError, weights.install, store, "small", files["pth"], source="")
+    assert sentence == (
+        "there is no architecture 'resnet5'; there are googlenet, torchvision_googlenet, lenet5, "
+        "zfnet, xception, se_resnet50 and torchvision's networks for classification; do you mean "
+        "'resnet50'?"
+    )
+
+
+def test_a_checkout_has_its_store_in_itself(tmp_path: Path) -> None:
+    assert stores.locate(None) == Store(ROOT / "model_store", ROOT / "model_store")
+    assert stores.locate(tmp_path) == Store(tmp_path, ROOT / "model_store")
+    assert stores.locate(tmp_path).names() == NAMES
+
+
+LOCATE = """
+from service.models import store
+found = store.locate(None)
+print(found.root, found.builtin, *found.names(), sep="\\n")
+"""
+
+
+def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_users_cache(
+    tmp_path: Path,
+) -> None:
+    site = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "service", site / "service")
+    for manifest in (ROOT / "model_store").glob("*/model.toml"):
+        folder = site / "service/model_store" / manifest.parent.name
+        folder.mkdir(parents=True)
+        shutil.copy(manifest, folder)
+    environment = {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with running(LOCATE, cwd=tmp_path, environment=environment) as process:
+        root, builtin, *names = process.stdout.read().split()
+    assert root == str(tmp_path / "cache" / "googlenet-service" / "model_store")
+    assert builtin == str(site / "service/model_store")
+    assert names == NAMES
+
+
+# The bundled model
+
+
+def test_the_bundled_model_is_in_every_store(tmp_path: Path) -> None:
+    store = stores.locate(tmp_path)
+    assert store.has("digits")
+    assert weights.load(store, "digits").sha256 == store.verify("digits")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
+    store = stores.locate(tmp_path)
+    bundled = weights.load(store, "digits")
+    found = Calibration(temperature=2, sha256=bundled.sha256, pictures=100, error=(0.5, 0.25))
+    with store.locked("digits"):
+        store.calibrate("digits", found)
+    state = {name: value + 1 for name, value in bundled.state.items()}
+    with store.locked("digits"):
+        digest = weights.save(store, "digits", state, source="a test")
+    own = weights.load(store, "digits")
+    assert own.sha256 == digest != bundled.sha256
+    assert own.manifest.calibration == found
+    assert own.temperature == 1  # for it was fitted for the others
+
+
+def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path) -> None:
+    store = stores.locate(tmp_path)
+    before = store.manifest("digits")
+    found = Calibration(temperature=2, sha256="0" * 64, pictures=9, error=(0.5, 0.25))
+    with store.locked("digits"):
+        store.calibrate("digits", found)
+    assert store.manifest("digits") == before.model_copy(update={"calibration": found})
+    assert stores.locate(None).manifest("digits") == before
+    assert len(store.labels("digits")) == 10  # which are found where they were
+    assert weights.load(store, "digits").manifest.calibration == found
+
+
+# Damage
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
+    store = describe(tmp_path)
+    nowhere = "wherever the model was made"
+    for call in (store.verify, lambda name: weights.load(store, name)):
+        assert refusal(MissingWeights, call, "small").splitlines() == [
+            f"The weights of 'small' are not in {tmp_path}.",
+            "With a network:     googlenet-service models fetch small",
+            f"Without, bring the file from {nowhere}:  googlenet-service models import small FILE",
+        ]
+
+
+@pytest.mark.parametrize("place", [0, 8, 1000, -1])
+def test_one_damaged_byte_is_noticed(place: int, copied: Store) -> None:
+    path = copied.root / "small" / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    for call in (
+        copied.verify,
+        lambda name: weights.load(copied, name),
+        lambda name: weights.fetch(copied, name, silent),
+    ):
+        with pytest.raises(ModelError):
+            call("small")
+    sentence = refusal(BadWeights, weights.load, copied, "small")
+    assert sentence == f"{path} was changed or damaged: its SHA-256 is not the recorded one"
+
+
+def test_a_missing_record_is_noticed(copied: Store) -> None:
+    (copied.root / "small" / (WEIGHTS + RECORD)).unlink()
+    assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"\n \n", b"\xff\xfe", b"0" * 64 + b"  " + WEIGHTS.encode()]
+)
+def test_a_damaged_record_is_noticed(record: bytes, copied: Store) -> None:
+    (copied.root / "small" / (WEIGHTS + RECORD)).write_bytes(record)
+    assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
+
+
+def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) -> None:
+    path = copied.root / "small" / WEIGHTS
+    safetensors.torch.save_file({"fc.bias": torch.zeros(3)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copied.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
+    sentence = refusal(BadWeights, weights.load, copied, "small")
+    assert sentence == f"{WEIGHTS} is of another architecture: it has 'fc.bias'"
+
+
+def test_damaged_weights_are_mended_by_importing_them_again(
+    copied: Store, files: Mapping[str, Path], state: State
+) -> None:
+    (copied.root / "small" / WEIGHTS).write_bytes(b"damaged")
+    weights.install(copied, "small", files["pth"], source="a test")
+    assert same(weights.load(copied, "small").state, state)
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("ending", ["caffemodel", "pth", "safetensors"])
+def test_weights_are_fetched_once(
+    ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int | None]] = []
+    with serving(site := Website(files[ending].read_bytes())) as url:
+        store = sourced(tmp_path, url, files[ending])
+        digest = weights.fetch(store, "small", lambda *now: told.append(now))
+        assert weights.fetch(store, "small", silent) == digest
+    assert site.ranges == [None]
+    assert told[-1] == (len(site.content), len(site.content))
+    assert same(weights.load(store, "small").state, state)
+    there = {path.name for path in (tmp_path / "small").iterdir()}
+    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
+
+
+def test_where_the_weights_came_from_is_written_into_them(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with serving(Website(files["pth"].read_bytes())) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        weights.fetch(store, "small", silent)
+    with safetensors.safe_open(tmp_path / "small" / WEIGHTS, "pt") as file:
+        assert file.metadata()["source"] == url
+
+
+def test_without_a_network_both_ways_to_the_weights_are_told(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with serving(lambda _: None) as url:
+        pass
+    store = sourced(tmp_path, url, files["pth"])
+    sentence, *advice = refusal(Unreachable, weights.fetch, store, "small", silent).splitlines()
+    assert sentence.startswith(f"cannot download {url}: ")
+    assert advice == [
+        f"The weights of 'small' are not in {tmp_path}.",
+        "With a network:     googlenet-service models fetch small",
+        f"Without, bring the file from {url}:  googlenet-service models import small FILE",
+    ]
+    assert not store.has("small")
+
+
+def test_a_download_that_broke_off_goes_on(
+    files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    site = Website(files["pth"].read_bytes())
+    site.cut = 2 * CHUNK
+    with serving(site) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        assert "fetch again to go on" in refusal(ModelError, weights.fetch, store, "small", silent)
+        assert not store.has("small")
+        weights.fetch(store, "small", silent)
+    assert site.ranges == [None, f"bytes={2 * CHUNK}-"]
+    assert sum(site.sent) == len(site.content)
+    assert same(weights.load(store, "small").state, state)
+
+
+def test_another_file_than_the_manifests_is_not_installed(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with serving(Website(files["pt"].read_bytes() + b"!")) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        assert "it was deleted" in refusal(ModelError, weights.fetch, store, "small", silent)
+    assert not store.has("small")
+    assert not (tmp_path / "small" / "download.pth").exists()
+
+
+def test_a_model_without_a_source_that_is_there_need_not_be_fetched(tmp_path: Path) -> None:
+    bundled = Store(tmp_path, ROOT / "model_store")
+    assert weights.fetch(bundled, "digits", silent) == bundled.verify("digits")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_model_without_a_source_cannot_be_fetched(tmp_path: Path) -> None:
+    sentence = refusal(ModelError, weights.fetch, describe(tmp_path), "small", silent)
+    assert sentence == "the manifest of 'small' names no source; import its weights"
+
+
+# Processes that meet, and processes that die
+
+FETCH = """
+import sys
+from pathlib import Path
+from service.engine import weights
+from service.models.store import Store
+root = Path(sys.argv[1])
+weights.fetch(Store(root, root), "small", lambda have, total: print(have, flush=True))
+"""
+
+FETCH_TWICE = """
+import os, sys
+from pathlib import Path
+from service.engine import weights
+from service.models.store import Store
+root = Path(sys.argv[1])
+child = os.fork()
+sys.stdout.write("fetching" + chr(10))
+sys.stdout.flush()
+print(weights.fetch(Store(root, root), "small", lambda have, total: None), flush=True)
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+# In three children, dies before the first, second and third time a file is renamed.
+IMPORT_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from service.engine import weights
+from service.models.store import Store
+for deaths in range(3):
+    child = os.fork()
+    if child == 0:
+        renames = []
+        def count(event, arguments):
+            if event == "os.rename":
+                renames.append(arguments)
+                if len(renames) > deaths:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        root = Path(sys.argv[2 + deaths])
+        weights.install(Store(root, root), "small", Path(sys.argv[1]), source="a test")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@contextmanager
+def running(
+    script: str,
+    *arguments: Path,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator["subprocess.Popen[str]"]:
+    """A process of its own that runs a script; it is gone at the end, whatever happens."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with subprocess.Popen(  # noqa: S603 - our own script
+        command, cwd=cwd, env=whole, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_two_processes_that_fetch_at_once_take_turns(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    site = Website(files["pth"].read_bytes())
+    both_fetch = threading.Event()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        both_fetch.wait(60)
+        site(request)
+
+    with serving(answer) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        with running(FETCH_TWICE, tmp_path) as process:
+            assert [process.stdout.readline() for _ in range(2)] == ["fetching\n"] * 2
+            both_fetch.set()
+            *digests, status = process.stdout.read().split()
+    assert status == "0"
+    assert digests == [store.verify("small")] * 2
+    assert site.ranges == [None]
+
+
+def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_goes_on_with(
+    files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    content = files["pth"].read_bytes()
+    killed = threading.Event()
+
+    def stall(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content[: 2 * CHUNK])
+        killed.wait(60)
+
+    with serving(stall) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        with running(FETCH, tmp_path) as process:
+            told = [process.stdout.readline() for _ in range(2)]
+            process.kill()
+        killed.set()
+    assert told == [f"{CHUNK}\n", f"{2 * CHUNK}\n"]
+    assert process.returncode == -signal.SIGKILL
+    assert not store.has("small")
+    have = (tmp_path / "small" / "download.pth").stat().st_size
+    assert CHUNK <= have <= 2 * CHUNK
+    with serving(site := Website(content)) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        weights.fetch(store, "small", silent)
+    assert site.ranges == [f"bytes={have}-"]
+    assert same(weights.load(store, "small").state, state)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_served(
+    filled: Store, state: State, tmp_path: Path
+) -> None:
+    """At each of the three steps the weights that are visible match a recorded digest."""
+    old, fresh = filled.verify("small"), random_state(seed=1)
+    torch.save(fresh, tmp_path / "fresh.pth")
+    roots = [shutil.copytree(filled.root, tmp_path / str(deaths)) for deaths in range(3)]
+    with running(IMPORT_AND_DIE, tmp_path / "fresh.pth", *roots) as process:
+        assert process.stdout.read().split() == [str(-signal.SIGKILL)] * 3
+
+    left = [Store(root, tmp_path / "nothing") for root in roots]
+    recorded = [
+        len((root / "small" / (WEIGHTS + RECORD)).read_text().splitlines()) for root in roots
+    ]
+    assert recorded == [1, 2, 2]
+    assert [store.verify("small") == old for store in left] == [True, True, False]
+    served = [weights.load(store, "small").state for store in left]
+    assert [same(one, state) for one in served] == [True, True, False]
+    assert same(served[2], fresh)
+    digest = weights.install(left[1], "small", tmp_path / "fresh.pth", source="a test")
+    assert (roots[1] / "small" / (WEIGHTS + RECORD)).read_text() == f"{digest}  {WEIGHTS}\n"
+    assert left[1].verify("small") == digest
+
+
+# In a child for each, dies before the n-th time that a file is opened, renamed or removed, until
+# one is left that does not die; says which they were.
+FETCH_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from service.engine import weights
+from service.models.store import Store
+whole = Path(sys.argv[1]) / "whole"
+weights.fetch(Store(whole, whole), "small", lambda have, total: None)  # imports once what it needs
+for steps in range(100):
+    child = os.fork()
+    root = Path(sys.argv[1]) / str(steps)
+    if child == 0:
+        done = []
+        def count(event, arguments):
+            if event in ("open", "os.rename", "os.remove") and str(root) in str(arguments[0]):
+                done.append(event)
+                if len(done) > steps:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        weights.fetch(Store(root, root), "small", lambda have, total: None)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+print(steps)
+"""
+
+
+@pytest.mark.slow
+def test_wherever_a_process_that_fetches_is_killed_no_half_of_a_model_is_seen(
+    tmp_path: Path,
+) -> None:
+    narrow = ARCHITECTURES["googlenet"].build(3, 0.125).state_dict()  # quick to read and write
+    torch.save(narrow, tmp_path / "narrow.pth")
+    with serving(Website((tmp_path / "narrow.pth").read_bytes())) as url:
+        for name in ["whole", *range(100)]:
+            store = sourced(tmp_path / str(name), url, tmp_path / "narrow.pth")
+            described = store.root / "small/model.toml"
+            described.write_text(f"width = 0.125\n{described.read_text()}")
+        with running(FETCH_AND_DIE, tmp_path) as process:
+            deaths = int(process.stdout.read())
+        left = [Store(tmp_path / str(steps), tmp_path) for steps in range(deaths)]
+        seen = [store.has("small") for store in left]
+        assert seen == sorted(seen)
+        assert {*seen} == {False, True}
+        assert all(
+            same(weights.load(store, "small").state, narrow)
+            for store, is_seen in zip(left, seen, strict=True)
+            if is_seen
+        )
+        for store in left[::4]:
+            weights.fetch(store, "small", silent)
+            assert same(weights.load(store, "small").state, narrow)
+
+
+# Files that run code
+
+
+def test_a_pickle_in_the_place_of_the_weights_is_not_even_looked_into(
+    copied: Store, state: State, tmp_path: Path
+) -> None:
+    """Not even if its digest is recorded: what is served is read as safetensors."""
+    path, sprung = copied.root / "small" / WEIGHTS, tmp_path / "sprung"
+    torch.save({**state, "trap": Trap(sprung)}, tmp_path / "hostile.pth")
+    shutil.copy(tmp_path / "hostile.pth", path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (copied.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
+    sentence = refusal(BadWeights, weights.load, copied, "small")
+    assert sentence == f"{WEIGHTS} is not a safetensors file, or is cut short"
+    assert not sprung.exists()
+    torch.load(tmp_path / "hostile.pth", weights_only=False)  # to show that the trap is a trap
+    assert sprung.exists()
+
+
+@pytest.mark.parametrize("ending", ["pth", "pt"])
+def test_a_model_is_what_its_safetensors_say_whatever_lies_beside_them(
+    ending: str, copied: Store, state: State, tmp_path: Path
+) -> None:
+    beside = copied.root / "small" / f"weights.{ending}"
+    torch.save({**random_state(seed=1), "trap": Trap(tmp_path / "sprung")}, beside)
+    assert same(weights.load(copied, "small").state, state)
+    (copied.root / "small" / WEIGHTS).unlink()
+    refusal(MissingWeights, weights.load, copied, "small")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_download_that_would_run_code_is_refused_and_does_not_run(
+    state: State, tmp_path: Path
+) -> None:
+    """Not even if its digest is the manifest's."""
+    file, sprung = tmp_path / "hostile.pth", tmp_path / "sprung"
+    torch.save({**state, "trap": Trap(sprung)}, file)
+    with serving(Website(file.read_bytes())) as url:
+        store = sourced(tmp_path / "store", url, file)
+        sentence = refusal(BadWeights, weights.fetch, store, "small", silent)
+    assert "holds more than tensors" in sentence
+    assert not store.has("small")
+    assert not sprung.exists()
+
+
+# A full disk
+
+
+@pytest.fixture
+def full() -> Path:
+    """A file that takes no byte: the kernel answers that no space is left."""
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip("this system has no /dev/full")
+    return device
+
+
+FILES = ["download.pth", "weights.part", "weights.safetensors.part"]  # in the order of writing
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_is_full_while_fetching_is_said_and_leaves_no_half_of_a_model(
+    name: str, full: Path, files: Mapping[str, Path], state: State, tmp_path: Path
+) -> None:
+    with serving(Website(files["pth"].read_bytes())) as url:
+        store = sourced(tmp_path, url, files["pth"])
+        place = tmp_path / "small" / name
+        place.symlink_to(full)
+        said = refusal(ModelError, weights.fetch, store, "small", silent).splitlines()
+        assert "No space left on device" in said[0]
+        assert not [line for line in said[1:] if "No space" in line]
+        assert not store.has("small")
+        place.unlink()
+        weights.fetch(store, "small", silent)
+    assert same(weights.load(store, "small").state, state)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_disk_that_is_full_while_importing_leaves_the_old_weights(
+    name: str, full: Path, copied: Store, state: State, tmp_path: Path
+) -> None:
+    torch.save(random_state(seed=1), tmp_path / "fresh.pth")
+    (copied.root / "small" / name).symlink_to(full)
+    sentence = refusal(
+        ModelError, weights.install, copied, "small", tmp_path / "fresh.pth", source="a test"
+    )
+    assert sentence == f"cannot write to {copied.root / 'small'}: No space left on device"
+    assert same(weights.load(copied, "small").state, state)

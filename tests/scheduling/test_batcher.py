@@ -1,0 +1,1212 @@
+"""The batcher with fake lanes: who shares a batch, and that everybody gets his own answer."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    OutOfMemory,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+)
+from service.scheduling.batcher import Batcher
+from service.scheduling.cost_model import Buckets, Costs, Key
+from service.scheduling.types import (
+    Backlog,
+    Batch,
+    BatchReport,
+    Demand,
+    DropReport,
+    Lane,
+    Outcome,
+    Wait,
+)
+
+A, B, C = Key(0, 224), Key(0, 256), Key(1, 224)
+KEYS = (A, B, C)
+BUCKETS = (1, 2, 4, 8)
+MINUTE = 60.0  # seconds; time enough for all that is not meant to be late
+HANG = 5.0  # seconds until a test that waits in vain fails
+
+Part = tuple[str, int, int]  # a fake result says whose it is: payload, start, stop
+Verdict = Callable[[Batch[str]], Sequence[Part]]
+
+
+def truth(batch: Batch[str]) -> list[Part]:
+    return [(part.payload, part.start, part.stop) for part in batch.slices]
+
+
+def failure(_: Batch[str]) -> list[Part]:
+    raise RuntimeError("the device is on fire")
+
+
+class Device:
+    """A lane's function under the test's thumb: each batch runs until the test ends it."""
+
+    def __init__(self) -> None:
+        self._begun: asyncio.Queue[Batch[str]] = asyncio.Queue()
+        self._verdicts: asyncio.Queue[Verdict] = asyncio.Queue()
+        self.notify: Callable[[], None] = lambda: None
+        self.batch: Batch[str] | None = None  # that runs
+
+    async def run(self, batch: Batch[str]) -> Sequence[Part]:
+        """Do as the test says."""
+        self.batch = batch
+        self._begun.put_nowait(batch)
+        self.notify()
+        verdict = await self._verdicts.get()
+        return verdict(batch)
+
+    async def begun(self) -> Batch[str]:
+        """Wait until the next batch is on the device."""
+        return await asyncio.wait_for(self._begun.get(), HANG)
+
+    def end(self, verdict: Verdict = truth) -> None:
+        """Let the batch that runs end like this."""
+        self.batch = None
+        self._verdicts.put_nowait(verdict)
+
+
+@dataclass
+class Reports:
+    """What the batcher reported."""
+
+    batches: list[BatchReport] = field(default_factory=list)
+    drops: list[DropReport] = field(default_factory=list)
+
+    def __call__(self, report: BatchReport | DropReport) -> None:
+        """Take a report."""
+        (self.batches if isinstance(report, BatchReport) else self.drops).append(report)
+
+
+def play(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene to its end, which it reaches, and nothing is left that the loop complains of."""
+    complaints = []
+
+    async def watched() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        await asyncio.wait_for(scene(), 2 * HANG)
+
+    asyncio.run(watched())
+    assert complaints == []
+
+
+async def settle() -> None:
+    """Let everything happen that waits for nothing but the loop."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def table(seconds: float = 0.1) -> dict[Key, dict[int, float]]:
+    """Say that a row costs `seconds` and a batch ten times as much, whatever its key.
+
+    That is far more than a fake takes, so what the batcher observes hardly moves its choices.
+    """
+    return {key: {size: (10 + size) * seconds for size in BUCKETS} for key in KEYS}
+
+
+def costs_of(tables: Mapping[Key, Mapping[int, float]]) -> Costs:
+    return Costs({key: Buckets(seconds) for key, seconds in tables.items()})
+
+
+def batcher_of(
+    *devices: Device,
+    costs: Costs | None = None,
+    max_bytes: int = 1_000,
+    report: Callable[[BatchReport | DropReport], None] = lambda _: None,
+) -> Batcher[str, Part]:
+    """Make a batcher of a lane for each device."""
+    lanes = [Lane(device.run, number) for number, device in enumerate(devices)]
+    return Batcher(lanes, costs or costs_of(table()), max_bytes=max_bytes, report=report)
+
+
+async def ask(
+    batcher: Batcher[str, Part],
+    name: str,
+    rows: int = 1,
+    key: Key = A,
+    *,
+    seconds: float = MINUTE,
+) -> Outcome[Part]:
+    with batcher.reserve([Demand(key, rows, 1)], time.monotonic() + seconds) as [seat]:
+        return await batcher.submit(seat, name)
+
+
+def asking(
+    batcher: Batcher[str, Part], name: str, rows: int = 1, key: Key = A
+) -> asyncio.Task[Outcome[Part]]:
+    return asyncio.create_task(ask(batcher, name, rows, key), name=name)
+
+
+# Batches.
+
+
+def test_an_idle_lane_starts_at_once_with_what_there_is() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            alice = asking(batcher, "alice")
+            batch = await device.begun()
+            assert (batch.key, batch.size, batch.rows) == (A, 1, 1)
+            device.end()
+            outcome = await alice
+            assert outcome.parts == (("alice", 0, 1),)
+            assert outcome.batch_rows == 1
+
+    play(scene)
+
+
+def test_a_batch_is_bound_late_so_who_comes_while_the_lane_is_busy_shares_the_next() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            first = asking(batcher, "first")
+            await device.begun()
+            others = [asking(batcher, name) for name in ("b", "c", "d")]
+            await settle()
+            device.end()
+            batch = await device.begun()
+            assert truth(batch) == [("b", 0, 1), ("c", 0, 1), ("d", 0, 1)]
+            device.end()
+            await asyncio.gather(first, *others)
+            assert [task.result().batch_rows for task in others] == [3, 3, 3]
+
+    play(scene)
+
+
+def test_batches_are_formed_by_deadline_not_by_arrival() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device, costs=Costs({A: Buckets({1: 1e-6})})) as batcher:
+            tasks = [asking(batcher, "first")]
+            await device.begun()
+            for name, seconds in (("patient", 3 * MINUTE), ("urgent", MINUTE)):
+                tasks.append(asyncio.create_task(ask(batcher, name, seconds=seconds)))
+                await settle()
+            device.end()
+            assert truth(await device.begun()) == [("urgent", 0, 1)]
+            device.end()
+            assert truth(await device.begun()) == [("patient", 0, 1)]
+            device.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_rows_are_split_over_batches_and_the_parts_come_back_in_the_order_of_rows() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            large = asking(batcher, "large", rows=18)
+            halves = [await one.begun(), await two.begun()]
+            assert [truth(half) for half in halves] == [[("large", 0, 8)], [("large", 8, 16)]]
+            two.end()  # the later rows are done first
+            assert truth(await two.begun()) == [("large", 16, 18)]
+            two.end()
+            one.end()
+            assert (await large).parts == (("large", 0, 8), ("large", 8, 16), ("large", 16, 18))
+
+    play(scene)
+
+
+def test_a_small_job_passes_a_large_one_after_the_batch_that_runs() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            large = asking(batcher, "large", rows=144)
+            await device.begun()
+            small = asking(batcher, "small")
+            await settle()
+            device.end()
+            assert truth(await device.begun()) == [("small", 0, 1), ("large", 8, 15)]
+            device.end()
+            assert (await small).batch_rows == 8
+            large.cancel()
+            await device.begun()
+            device.end()
+
+    play(scene)
+
+
+def test_keys_do_not_share_a_batch() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            tasks = [asking(batcher, "a"), asking(batcher, "b", key=B)]
+            assert (await device.begun()).key == A
+            device.end()
+            assert (await device.begun()).key == B
+            device.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_two_devices_work_at_the_same_time() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, "a"), asking(batcher, "b", key=B)]
+            assert {(await one.begun()).key, (await two.begun()).key} == {A, B}
+            one.end()
+            two.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
+    """Each has two lanes, and the busy one's second lane has waited for longest."""
+
+    async def scene() -> None:
+        one, two = Device(), Device()
+        lanes = [Lane(device.run, number) for number, device in enumerate((one, two)) for _ in "12"]
+        batcher = Batcher(lanes, costs_of(table()), max_bytes=1_000, report=lambda _: None)
+        async with batcher:
+            tasks = [asking(batcher, "a")]
+            await one.begun()
+            tasks.append(asking(batcher, "b"))
+            await two.begun()
+            tasks.append(asking(batcher, "c"))  # no device is idle: it is a second lane's turn
+            third = [asyncio.create_task(device.begun()) for device in (one, two)]
+            begun, others = await asyncio.wait(third, return_when=asyncio.FIRST_COMPLETED)
+            assert len(begun) == 1
+            others.pop().cancel()
+            for device in (one, two, one, two):
+                device.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_an_outcome_and_its_report_tell_where_the_time_went() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            began = time.monotonic()
+            first = asking(batcher, "first", rows=3)
+            await device.begun()
+            device.end()
+            outcome = await first
+            elapsed = time.monotonic() - began
+        assert min(outcome.queue_seconds, outcome.run_seconds) >= 0
+        assert outcome.queue_seconds + outcome.run_seconds <= elapsed
+        [report] = reports.batches
+        assert (report.key, report.size, report.rows) == (A, 4, 3)
+        assert (report.reason, report.failed) == ("drained", False)
+        assert report.waits == (Wait(outcome.queue_seconds, bulk=False),)
+        assert 0 <= report.seconds <= outcome.run_seconds
+
+    play(scene)
+
+
+def test_only_a_job_s_first_rows_are_reported_as_having_queued() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            large = asking(batcher, "large", rows=9)
+            for _ in range(2):
+                await device.begun()
+                device.end()
+            await large
+        assert [len(report.waits) for report in reports.batches] == [1, 0]
+
+    play(scene)
+
+
+def test_the_second_lane_of_a_device_is_predicted_to_begin_when_the_first_ends() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        lanes = [Lane(one.run), Lane(two.run)]  # both of device 0
+        batcher = Batcher(lanes, Costs({A: Buckets({1: 10.0})}), max_bytes=9, report=lambda _: None)
+        async with batcher:
+            asks = [asking(batcher, "first"), asking(batcher, "second")]
+            await one.begun()
+            await two.begun()
+            assert batcher.backlog().seconds > 10 + 9
+            one.end()
+            await asks[0]
+            assert 9 < batcher.backlog().seconds <= 10
+            two.end()
+            await asks[1]
+
+    play(scene)
+
+
+def test_who_comes_after_the_end_is_told_that_it_is_the_end() -> None:
+    async def scene() -> None:
+        batcher = batcher_of(Device())
+        async with batcher:
+            pass
+        with pytest.raises(InferenceFailed, match="stopping"):
+            await ask(batcher, "late comer")
+
+    play(scene)
+
+
+def test_a_caller_that_is_cancelled_with_its_outcome_in_hand_is_no_drop() -> None:
+    async def scene() -> None:
+        reports = Reports()
+        device = Device()
+
+        def report(reported: BatchReport | DropReport) -> None:
+            reports(reported)
+            asked.cancel()  # the results are in, and the caller has not woken yet
+
+        async with batcher_of(device, report=report) as batcher:
+            asked = asking(batcher, "hasty")
+            await device.begun()
+            device.end()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert reports.drops == []
+
+    play(scene)
+
+
+def test_the_seconds_of_two_lanes_of_one_device_do_not_overlap() -> None:
+    async def scene() -> None:
+        one, two, reports = Device(), Device(), Reports()
+        lanes = [Lane(one.run), Lane(two.run)]  # both of device 0
+        batcher: Batcher[str, Part] = Batcher(lanes, costs_of(table()), max_bytes=9, report=reports)
+        async with batcher:
+            first = asking(batcher, "first")
+            await one.begun()
+            second = asking(batcher, "second")
+            await two.begun()  # both run: the device works on the first
+            await settle()
+            freed = time.monotonic()
+            one.end()
+            await first
+            two.end()
+            await second
+        assert reports.batches[1].seconds <= time.monotonic() - freed
+
+    play(scene)
+
+
+def test_what_batches_take_teaches_the_batcher_what_to_expect() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device, costs=costs_of(table(seconds=1.0))) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                before = batcher.backlog().seconds
+            task = asking(batcher, "quick")
+            await device.begun()
+            device.end()
+            await task
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                assert batcher.backlog().seconds < before
+
+    play(scene)
+
+
+# Alone, or side by side.
+
+
+def test_what_idle_devices_find_waiting_they_share() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, str(number)) for number in range(8)]
+            halves = [await one.begun(), await two.begun()]
+            assert [(half.size, half.rows) for half in halves] == [(4, 4)] * 2
+            one.end()
+            two.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_what_waits_is_shared_with_idle_devices_only() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, "first")]
+            await one.begun()
+            tasks += [asking(batcher, str(number)) for number in range(8)]
+            assert (await two.begun()).rows == 8
+            one.end()
+            two.end()
+            await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+# Who goes away.
+
+
+def test_a_caller_that_is_cancelled_while_he_waits_costs_no_forward_and_is_reported() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            first = asking(batcher, "first")
+            await device.begun()
+            gone, last = asking(batcher, "gone", rows=5), asking(batcher, "last")
+            await settle()
+            gone.cancel()
+            await settle()
+            assert (batcher.backlog().rows, batcher.backlog().nbytes) == (1, 2)
+            device.end()
+            assert truth(await device.begun()) == [("last", 0, 1)]
+            device.end()
+            await asyncio.gather(first, last)
+        assert gone.cancelled()
+        assert reports.drops == [DropReport("cancelled", "queue")]
+
+    play(scene)
+
+
+def test_of_jobs_with_one_deadline_only_the_cancelled_one_leaves_the_queue() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            first = asking(batcher, "first")
+            await device.begun()
+            demands = [Demand(A, 1, 1)] * 3
+            with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
+                tasks = [
+                    asyncio.create_task(batcher.submit(seat, name))
+                    for seat, name in zip(seats, "abc", strict=True)
+                ]
+                await settle()
+                tasks[1].cancel()
+                await settle()
+                device.end()
+                assert truth(await device.begun()) == [("a", 0, 1), ("c", 0, 1)]
+                device.end()
+                await asyncio.gather(first, tasks[0], tasks[2])
+
+    play(scene)
+
+
+def test_a_caller_that_is_cancelled_in_a_running_batch_does_not_hurt_his_neighbours() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            gone, neighbour = asking(batcher, "gone"), asking(batcher, "neighbour", rows=2)
+            await device.begun()
+            gone.cancel()
+            await settle()
+            device.end()
+            assert (await neighbour).parts == (("neighbour", 0, 2),)
+        assert gone.cancelled()
+        assert reports.drops == [DropReport("cancelled", "batch")]
+        assert [report.failed for report in reports.batches] == [False]
+
+    play(scene)
+
+
+def test_a_large_job_that_is_cancelled_takes_along_the_rows_that_have_not_run() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            large = asking(batcher, "large", rows=100)
+            await device.begun()
+            large.cancel()
+            await settle()
+            assert (batcher.backlog().rows, batcher.backlog().nbytes) == (0, 0)
+            device.end()
+            after = asking(batcher, "after")
+            assert truth(await device.begun()) == [("after", 0, 1)]
+            device.end()
+            await after
+        assert reports.drops == [DropReport("cancelled", "batch")]
+
+    play(scene)
+
+
+def test_a_caller_whose_time_runs_out_in_a_batch_is_reported_as_late() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, costs=costs_of(table(1e-6)), report=reports) as batcher:
+            deadline = time.monotonic() + 0.05
+            with (
+                batcher.reserve([Demand(A, 1, 1)], deadline) as [seat],
+                pytest.raises(TimeoutError),
+            ):
+                async with asyncio.timeout_at(deadline):
+                    await batcher.submit(seat, "late")
+            await device.begun()
+            device.end()
+        assert reports.drops == [DropReport("late", "batch")]
+
+    play(scene)
+
+
+def test_a_batch_that_fails_when_its_callers_are_gone_is_nobody_s_business() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            gone = asking(batcher, "gone")
+            await device.begun()
+            gone.cancel()
+            await settle()
+            device.end(failure)
+            after = asking(batcher, "after")
+            await device.begun()
+            device.end()
+            assert (await after).parts == (("after", 0, 1),)
+
+    play(scene)
+
+
+# What fails.
+
+
+def test_a_failing_batch_fails_its_own_callers_each_with_his_own_error_and_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            concerned = [asking(batcher, "a"), asking(batcher, "b")]
+            await device.begun()
+            spared = asking(batcher, "c")
+            await settle()
+            device.end(failure)
+            assert truth(await device.begun()) == [("c", 0, 1)]
+            device.end()
+            assert (await spared).parts == (("c", 0, 1),)
+            errors = await asyncio.gather(*concerned, return_exceptions=True)
+            assert [type(error) for error in errors] == [InferenceFailed] * 2
+            assert errors[0] is not errors[1]
+            assert batcher.alive
+            assert batcher.backlog() == Backlog()
+        assert [report.failed for report in reports.batches] == [True, False]
+
+    with caplog.at_level(logging.ERROR, "service.scheduling.batcher"):
+        play(scene)
+    assert "the device is on fire" in caplog.text
+
+
+def test_a_large_job_fails_with_the_first_of_its_batches_that_does() -> None:
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            large = asking(batcher, "large", rows=100)
+            await one.begun()
+            await two.begun()
+            one.end(failure)
+            with pytest.raises(InferenceFailed):
+                await large
+            assert batcher.backlog().rows == 0
+            after = asking(batcher, "after")
+            assert truth(await one.begun()) == [("after", 0, 1)]
+            one.end()
+            two.end()  # too late for anybody
+            await after
+
+    play(scene)
+
+
+def no_memory(_: Batch[str]) -> list[Part]:
+    raise OutOfMemory("not for so many")
+
+
+def test_a_batch_for_which_there_is_no_memory_is_cut_up_and_none_is_so_large_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            first = asking(batcher, "first")
+            await device.begun()
+            tasks = [asking(batcher, "a", rows=3), asking(batcher, "b", rows=4)]
+            await settle()
+            device.end()
+            assert (await device.begun()).size == 8
+            device.end(no_memory)
+            piece = await device.begun()
+            assert (piece.size, truth(piece)) == (4, [("a", 0, 3), ("b", 0, 1)])
+            device.end()
+            piece = await device.begun()
+            assert (piece.size, truth(piece)) == (4, [("b", 1, 4)])
+            device.end()
+            assert [(await task).parts for task in (first, *tasks)] == [
+                (("first", 0, 1),),
+                (("a", 0, 3),),
+                (("b", 0, 1), ("b", 1, 4)),
+            ]
+            assert batcher.failures == 0
+            later = asking(batcher, "later", rows=8)
+            for rows in ((0, 4), (4, 8)):
+                piece = await device.begun()
+                assert (piece.size, truth(piece)) == (4, [("later", *rows)])
+                device.end()
+            await later
+            other = asking(batcher, "other", rows=8, key=B)  # which is another matter
+            assert (await device.begun()).size == 8
+            device.end()
+            await other
+            assert batcher.backlog() == Backlog()
+        failed = [report.failed for report in reports.batches]
+        assert failed == [False, True, False, False, False, False, False]
+
+    with caplog.at_level(logging.WARNING, "service.scheduling.batcher"):
+        play(scene)
+    (warning,) = (record.message for record in caplog.records)
+    assert warning == "the device has no memory for 8 views of 224 pixels at once; from now on 4"
+
+
+def test_a_piece_for_which_there_is_no_memory_is_cut_up_again_until_nothing_is_left_to_cut() -> (
+    None
+):
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            tasks = [asking(batcher, name, rows=4) for name in ("a", "b")]
+            verdicts = [(8, no_memory), (4, truth), (4, no_memory), (2, truth), (2, no_memory)]
+            for size, verdict in verdicts:
+                assert (await device.begun()).size == size
+                device.end(verdict)
+            assert (await tasks[0]).parts == (("a", 0, 4),)
+            assert (await device.begun()).size == 1
+            device.end(no_memory)
+            with pytest.raises(InferenceFailed):  # part of which was computed
+                await tasks[1]
+            after = asking(batcher, "after", rows=2)
+            for rows in ((0, 1), (1, 2)):
+                assert truth(await device.begun()) == [("after", *rows)]
+                device.end()
+            await after
+
+    play(scene)
+
+
+def test_the_smallest_batch_for_which_there_is_no_memory_fails_and_is_tried_again() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            for _ in range(2):
+                task = asking(batcher, "a")
+                assert (await device.begun()).size == 1
+                device.end(no_memory)
+                with pytest.raises(InferenceFailed):
+                    await task
+            assert batcher.failures == 2
+            task = asking(batcher, "a")
+            await device.begun()
+            device.end()
+            await task
+            assert batcher.failures == 0
+
+    play(scene)
+
+
+def test_what_a_batch_took_that_nobody_forms_any_more_says_nothing() -> None:
+    """Another lane was at one of this size while this one found that there is no memory."""
+
+    async def scene() -> None:
+        one, two = Device(), Device()
+        async with batcher_of(one, two) as batcher:
+            tasks = [asking(batcher, name, rows=16) for name in "ab"]
+            assert (await one.begun()).size == (await two.begun()).size == 8
+            one.end(no_memory)
+            assert (await one.begun()).size == 4
+            two.end()
+            await settle()
+            while not all(task.done() for task in tasks):
+                for device in (one, two):
+                    if device.batch:
+                        assert device.batch.size <= 4
+                        device.end()
+                await settle()
+            assert [len((await task).parts) for task in tasks] == [3, 4]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_lane_that_gives_a_wrong_number_of_results_has_failed_for_all(count: int) -> None:
+    """Nobody can tell whose they are."""
+
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with batcher_of(device, report=reports) as batcher:
+            tasks = [asking(batcher, "a"), asking(batcher, "b")]
+            await device.begun()
+            device.end(lambda _: [("whose?", 0, 1)] * count)
+            errors = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(error) for error in errors] == [InferenceFailed] * 2
+            assert batcher.alive
+        assert [report.failed for report in reports.batches] == [True]
+
+    play(scene)
+
+
+def test_a_policy_that_raises_fails_who_waits_and_the_loop_goes_on() -> None:
+    async def scene() -> None:
+        device, curves = Device(), dict(costs_of(table()).curves)
+        async with batcher_of(device, costs=Costs(curves)) as batcher:
+            demands = [Demand(A, 1, 1), Demand(B, 1, 1)]
+            with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
+                lost = curves.pop(A)
+                tasks = [asyncio.create_task(batcher.submit(seat, "lost")) for seat in seats]
+                errors = await asyncio.gather(*tasks, return_exceptions=True)
+                assert [type(error) for error in errors] == [InferenceFailed] * 2
+                assert errors[0] is not errors[1]
+            curves[A] = lost
+            assert batcher.alive
+            after = asking(batcher, "after")
+            await device.begun()
+            device.end()
+            assert (await after).parts == (("after", 0, 1),)
+
+    play(scene)
+
+
+def test_stopping_fails_who_waits_and_who_runs() -> None:
+    async def scene() -> None:
+        device, reports = Device(), Reports()
+        async with contextlib.AsyncExitStack() as life:
+            batcher = await life.enter_async_context(batcher_of(device, report=reports))
+            runs = asking(batcher, "runs")
+            await device.begun()
+            waits = asking(batcher, "waits")
+            await settle()
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                await life.aclose()  # with a seat that is reserved only
+        device.end()
+        errors = await asyncio.gather(runs, waits, return_exceptions=True)
+        assert [type(error) for error in errors] == [InferenceFailed] * 2
+        assert errors[0] is not errors[1]
+        assert [report.failed for report in reports.batches] == [True]
+
+    play(scene)
+
+
+def test_the_batcher_is_alive_until_it_is_left() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device) as batcher:
+            assert batcher.alive
+            task = asking(batcher, "a")
+            await device.begun()
+            device.end(failure)
+            await asyncio.wait([task])
+            assert task.exception()
+            assert batcher.alive
+        assert not batcher.alive
+
+    play(scene)
+
+
+# Who is refused.
+
+
+def test_a_job_that_became_late_while_it_waited_is_told_at_formation_and_costs_no_forward() -> None:
+    async def scene() -> None:
+        device, reports, curves = Device(), Reports(), dict(costs_of(table()).curves)
+        async with batcher_of(device, costs=Costs(curves), report=reports) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE) as [seat]:
+                curves[A] = Buckets(dict.fromkeys(BUCKETS, 2 * MINUTE))  # the device turned slow
+                with pytest.raises(DeadlineExceeded):
+                    await batcher.submit(seat, "late")
+            other = asking(batcher, "other", key=B)
+            assert truth(await device.begun()) == [("other", 0, 1)]
+            device.end()
+            await other
+        assert reports.drops == [DropReport("late", "queue")]
+
+    play(scene)
+
+
+def test_what_would_not_be_done_in_time_now_is_refused_with_when_to_come_again() -> None:
+    async def scene() -> None:
+        costs = Costs({A: Buckets({1: 10.0})})
+        async with batcher_of(Device(), costs=costs) as batcher:
+            job = [Demand(A, 1, 1)]
+            now = time.monotonic()
+            with batcher.reserve(job, now + 15):
+                with pytest.raises(Overloaded) as refused, batcher.reserve(job, now + 15):
+                    pass
+                assert 15 <= refused.value.retry_after <= 15 + time.monotonic() - now
+                assert batcher.backlog().rows == 1
+            with batcher.reserve(job, now + MINUTE):
+                assert batcher.backlog().rows == 1
+
+    play(scene)
+
+
+def test_what_idle_devices_could_not_do_in_time_either_is_refused_for_good() -> None:
+    async def scene() -> None:
+        async with batcher_of(Device(), costs=Costs({A: Buckets({1: 10.0})})) as batcher:
+            demands = [Demand(A, 1, 1)] * 2
+            with (
+                pytest.raises(DeadlineExceeded),
+                batcher.reserve(demands, time.monotonic() + 15),
+            ):
+                pass
+            assert batcher.backlog() == Backlog()
+
+    play(scene)
+
+
+def test_more_devices_admit_more() -> None:
+    async def scene() -> None:
+        async with batcher_of(Device(), Device(), costs=Costs({A: Buckets({1: 10.0})})) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)] * 2, time.monotonic() + 15):
+                assert (
+                    batcher.backlog().seconds == 15
+                )  # an even share, and half of the longest batch
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("demand", "seconds", "error"),
+    [
+        (Demand(A, 1, 1), MINUTE, None),
+        (Demand(A, 1, 1), 15.0, Overloaded),
+        (Demand(A, 2, 1), 15.0, DeadlineExceeded),
+        (Demand(A, 1, 101), MINUTE, TooLarge),
+        (Demand(A, 1, 60), MINUTE, Overloaded),
+    ],
+)
+def test_a_check_raises_what_reserving_would_and_holds_nothing(
+    demand: Demand, seconds: float, error: type[ServiceError] | None
+) -> None:
+    def refusal(attempt: Callable[[], None]) -> type[ServiceError] | None:
+        try:
+            attempt()
+        except ServiceError as refused:
+            return type(refused)
+        return None
+
+    async def scene() -> None:
+        async with batcher_of(
+            Device(), costs=Costs({A: Buckets({1: 10.0})}), max_bytes=100
+        ) as batcher:
+
+            def reserve() -> None:
+                with batcher.reserve([demand], time.monotonic() + seconds):
+                    pass
+
+            with batcher.reserve([Demand(A, 1, 50)], time.monotonic() + MINUTE):
+                held = batcher.backlog()
+                assert refusal(lambda: batcher.check([demand], seconds)) is error
+                assert batcher.backlog() == held
+                assert refusal(reserve) is error
+
+    play(scene)
+
+
+def test_payloads_are_bounded_in_bytes() -> None:
+    async def scene() -> None:
+        async with batcher_of(Device(), max_bytes=100) as batcher:
+            deadline = time.monotonic() + MINUTE
+            with batcher.reserve([Demand(A, 1, 60)], deadline):
+                too_much = [Demand(A, 1, 25)] * 2
+                with (
+                    pytest.raises(Overloaded, match="100 bytes"),
+                    batcher.reserve(too_much, deadline),
+                ):
+                    pass
+                with (
+                    pytest.raises(TooLarge, match="101 bytes"),
+                    batcher.reserve([Demand(A, 1, 101)], deadline),
+                ):
+                    pass
+                with batcher.reserve([Demand(A, 1, 40)], deadline):
+                    assert batcher.backlog().nbytes == 100
+
+    play(scene)
+
+
+# Seats.
+
+
+def test_leaving_gives_back_the_seats_that_were_not_used() -> None:
+    async def scene() -> None:
+        async with batcher_of(Device()) as batcher:
+            demands = [Demand(A, 3, 10), Demand(B, 4, 20)]
+            with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
+                assert [seat.demand for seat in seats] == demands
+                assert (batcher.backlog().rows, batcher.backlog().nbytes) == (7, 30)
+            assert batcher.backlog() == Backlog()
+
+    play(scene)
+
+
+def test_an_error_between_reserving_and_submitting_gives_the_seats_back() -> None:
+    async def scene() -> None:
+        async with batcher_of(Device()) as batcher:
+            reserved = batcher.reserve([Demand(A, 3, 10)], time.monotonic() + MINUTE)
+            with pytest.raises(ZeroDivisionError), reserved:
+                raise ZeroDivisionError
+            assert batcher.backlog() == Backlog()
+
+    play(scene)
+
+
+def test_giving_a_seat_back_twice_is_harmless() -> None:
+    async def scene() -> None:
+        async with batcher_of(Device()) as batcher:
+            deadline = time.monotonic() + MINUTE
+            with batcher.reserve([Demand(A, 3, 10), Demand(A, 1, 1)], deadline) as [seat, _]:
+                batcher.release(seat)
+                batcher.release(seat)
+                assert (batcher.backlog().rows, batcher.backlog().nbytes) == (1, 1)
+            assert batcher.backlog() == Backlog()
+
+    play(scene)
+
+
+def test_the_backlog_counts_rows_until_they_are_taken_and_bytes_until_they_are_done() -> None:
+    async def scene() -> None:
+        device = Device()
+        async with batcher_of(device, costs=Costs({A: Buckets({1: 10.0})})) as batcher:
+            assert batcher.backlog() == Backlog()
+            deadline = time.monotonic() + MINUTE
+            with batcher.reserve([Demand(A, 2, 5)], deadline) as [seat]:
+                assert batcher.backlog() == Backlog(rows=2, nbytes=5, seconds=20.0)
+                task = asyncio.create_task(batcher.submit(seat, "a"))
+                began = time.monotonic()
+                await device.begun()
+                backlog = batcher.backlog()
+                elapsed = time.monotonic() - began
+                assert (backlog.rows, backlog.nbytes) == (1, 5)
+                assert 20 - elapsed <= backlog.seconds <= 20
+                assert 0 < backlog.stalled <= elapsed
+                device.end()
+                await device.begun()
+                assert (batcher.backlog().rows, batcher.backlog().nbytes) == (0, 5)
+                device.end()
+                await task
+                assert batcher.backlog() == Backlog()
+
+    play(scene)
+
+
+# Whatever happens.
+
+
+@dataclass(frozen=True)
+class Arrive:
+    """Callers reserve, take so many turns of the loop to make their payload, and submit."""
+
+    callers: int
+    key: Key
+    rows: int
+    turns: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The n-th of the callers that are there goes away."""
+
+    nth: int
+
+
+@dataclass(frozen=True)
+class End:
+    """The n-th of the batches that run ends."""
+
+    nth: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Buckets turn out to cost a thousand times as much, unless that is known better by now."""
+
+    key: Key
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Calm:
+    """All who are there are served, and nobody comes meanwhile."""
+
+
+Event = Arrive | Cancel | End | Slow | Calm
+
+arrivals = st.builds(
+    Arrive,
+    callers=st.sampled_from([1, 1, 1, 2, 4, 6]),
+    key=st.sampled_from(KEYS),
+    rows=st.sampled_from([1, 1, 1, 2, 3, 8, 9, 20]),
+    turns=st.sampled_from([0, 0, 1, 3]),
+    seconds=st.sampled_from([5.0, 50.0, 500.0, 5_000.0]),
+)
+ends = st.builds(End, st.integers(0, 2), st.sampled_from([truth, truth, truth, failure]))
+cancels = st.builds(Cancel, st.integers(0, 9))
+slows = st.builds(Slow, st.sampled_from(KEYS), st.sampled_from([BUCKETS, (1,), (1, 2), (8,)]))
+calms = st.just(Calm())
+events = st.one_of(*[arrivals] * 4, *[ends] * 4, *[cancels] * 2, slows, *[calms] * 2)
+
+
+class Story:
+    """Callers and devices that do what they like, and what must be true all the same."""
+
+    def __init__(self, lanes: int) -> None:
+        self.seconds = table()
+        self.devices = [Device() for _ in range(lanes)]
+        self.reports = Reports()
+        self.batcher = batcher_of(
+            *self.devices,
+            costs=costs_of(self.seconds),
+            max_bytes=100,
+            report=self._report,
+        )
+        self.callers: dict[str, tuple[Arrive, asyncio.Task[Outcome[Part]]]] = {}
+        self.cancelled: set[str] = set()
+        self.preparing = 0  # rows that are reserved and not submitted
+        self.taken: list[Part] = []  # by any batch, in order
+        self.failed: set[str] = set()  # who was in a batch that failed
+        self._changed = asyncio.Event()
+        for device in self.devices:
+            device.notify = self._changed.set
+
+    def _report(self, report: BatchReport | DropReport) -> None:
+        self.reports(report)
+        self._changed.set()
+
+    async def _call(self, arrive: Arrive, name: str) -> Outcome[Part]:
+        demand = Demand(arrive.key, arrive.rows, arrive.rows)
+        deadline = time.monotonic() + arrive.seconds
+        with self.batcher.reserve([demand], deadline) as [seat]:
+            await self._prepare(arrive)
+            return await self.batcher.submit(seat, name)
+
+    async def _prepare(self, arrive: Arrive) -> None:
+        self.preparing += arrive.rows
+        try:
+            for _ in range(arrive.turns):
+                await asyncio.sleep(0)
+        finally:
+            self.preparing -= arrive.rows
+
+    @property
+    def running(self) -> list[Device]:
+        """The devices that have a batch."""
+        return [device for device in self.devices if device.batch]
+
+    @property
+    def there(self) -> list[str]:
+        """The callers that have neither an answer nor an error yet."""
+        return [name for name, (_, task) in self.callers.items() if not task.done()]
+
+    async def happen(self, event: Event) -> None:
+        """Make one thing happen."""
+        match event:
+            case Arrive():
+                for _ in range(event.callers):
+                    name = f"caller {len(self.callers)}"
+                    self.callers[name] = event, asyncio.create_task(self._call(event, name))
+                await asyncio.sleep(0)  # they are inside: who is cancelled before never comes
+            case Cancel(nth) if self.there:
+                name = self.there[nth % len(self.there)]
+                self.callers[name][1].cancel()
+                self.cancelled.add(name)
+            case End(nth, verdict) if self.running:
+                await self._end(self.running[nth % len(self.running)], verdict)
+            case Slow(key, sizes):
+                for size in sizes:
+                    self.seconds[key][size] *= 1_000
+            case Calm():
+                await self.finish()
+
+    async def _end(self, device: Device, verdict: Verdict) -> None:
+        batch = await device.begun()
+        assert 0 < batch.rows <= batch.size
+        assert batch.size in BUCKETS
+        assert {self.callers[part.payload][0].key for part in batch.slices} == {batch.key}
+        self.taken += truth(batch)
+        if verdict is failure:
+            self.failed |= {part.payload for part in batch.slices}
+        before = len(self.reports.batches)
+        device.end(verdict)
+        await self._until(lambda: len(self.reports.batches) > before)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            self._changed.clear()
+            await asyncio.wait_for(self._changed.wait(), HANG)
+
+    async def no_lane_idles_while_rows_wait(self) -> None:
+        """Wait for what a lane has yet to say; one that really idles says nothing."""
+        await settle()
+        await self._until(
+            lambda: (
+                len(self.running) == len(self.devices)
+                or self.batcher.backlog().rows == self.preparing
+            )
+        )
+
+    async def finish(self) -> None:
+        """End batches until nobody is there."""
+        while self.there:
+            await self.no_lane_idles_while_rows_wait()
+            if not self.running:
+                await self._until(lambda: bool(self.running) or not self.there)
+            for device in self.running:
+                await self._end(device, truth)
+            await settle()
+
+    def everybody_got_his_own(self) -> None:
+        """Hold what callers were told against what the devices ran."""
+        errors = []
+        for name, (arrive, task) in self.callers.items():
+            mine = sorted(part for part in self.taken if part[0] == name)
+            assert all(one[2] <= two[1] for one, two in itertools.pairwise(mine))  # none twice
+            if task.cancelled():
+                assert name in self.cancelled
+            elif error := task.exception():
+                assert isinstance(error, ServiceError)
+                assert name in self.failed or not isinstance(error, InferenceFailed)
+                errors.append(error)
+            else:
+                assert name not in self.failed
+                assert list(task.result().parts) == mine
+                assert sum(stop - start for _, start, stop in mine) == arrive.rows
+        assert len({id(error) for error in errors}) == len(errors)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.lists(events, min_size=10, max_size=60))
+def test_everybody_gets_his_own_answer_or_his_own_error(lanes: int, events: list[Event]) -> None:
+    async def scene() -> None:
+        story = Story(lanes)
+        async with story.batcher:
+            for event in events:
+                await story.happen(event)
+                await story.no_lane_idles_while_rows_wait()
+            await story.finish()
+            assert story.batcher.alive
+            backlog = story.batcher.backlog()
+            assert (backlog.rows, backlog.nbytes) == (0, 0)
+        for device in story.devices:  # some may run for callers who are gone
+            device.end()
+        story.everybody_got_his_own()
+
+    play(scene)
+
+
+def test_a_check_of_long_work_leaves_no_room_for_it() -> None:
+    """A request's head may ask for anything: what counts is what is reserved."""
+
+    async def scene() -> None:
+        async with batcher_of(Device()) as batcher:
+            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+                before = batcher.check([Demand(A, 1, 1)], MINUTE).retry_after
+                batcher.check([Demand(A, 16 * 10, 1)], 100 * MINUTE)
+                assert batcher.check([Demand(A, 1, 1)], MINUTE).retry_after == before
+            assert batcher._room.seconds == pytest.approx(1.1)  # noqa: SLF001 - of the one reserved
+
+    play(scene)

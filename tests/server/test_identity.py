@@ -1,0 +1,143 @@
+"""Nobody is answered with another's result: ten thousand at once, leaving and failing."""
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import pytest
+from calls import Call, ready
+from conftest import answered, fake_backend, mean_colour
+from fastapi import FastAPI
+from faults import Faulty, Rates
+from known import SAME, Known, apart, colours, distance, scores
+from test_worker import Threads
+
+from service.engine.engine import Engine
+from service.engine.executor import Executor
+from service.engine.prepared_image import Cuts, prepare
+from service.imaging.image_decoder import Bounds
+from service.models.ensemble import Probabilities
+from service.scheduling.types import Batch
+from service.server.app import create_app
+from service.settings import Settings
+from service.worker.client import Worker
+from service.worker.messages import Loaded
+
+CALLERS = 10_000
+PICTURES = 100
+BATCH = 0.01  # seconds that each takes, so that strangers share it
+LEAVE = 0.2  # of the callers hang up at some moment
+RATES = Rates(
+    failing=0.02,
+    losing=0.02,
+    miscounting=0.02,
+    out_of_memory=0.2,  # of few: after the first, none is so large any more
+    slow=0.02,
+    broken_decoder=0.02,
+    slow_decoder=0.02,
+)
+SETTINGS = Settings(timeout_seconds=600, max_queue_bytes=4 * 1024**3, max_upload_bytes=2 * 1024**3)
+
+
+class ColourEngine:
+    """An engine that decodes for real, and computes how red, green and blue a picture is."""
+
+    def __init__(self) -> None:
+        self.ensemble = fake_backend(sizes=(1, 2, 4, 8, 16, 32, 64)).ensemble
+        self.lanes = [Executor(self._run, number) for number in range(2)]
+
+    def prepare(
+        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+    ) -> Sequence[Cuts]:
+        """Decode a picture."""
+        return prepare(picture, self.ensemble.plans(views), bounds, target)
+
+    @staticmethod
+    def _run(batch: Batch[Cuts]) -> list[Probabilities]:
+        time.sleep(BATCH)
+        return mean_colour(batch)
+
+
+@contextmanager
+def engine_apart() -> Iterator[Faulty]:
+    """Serve such an engine as the worker does, in threads of this process, with faults."""
+    engine = ColourEngine()
+    threads = Threads(cast("Engine", engine))
+    loaded = Loaded(engine.ensemble, tuple(lane.device for lane in engine.lanes))
+    try:
+        yield Faulty(Worker(threads, loaded, 2), RATES)  # type: ignore[arg-type]  # no process
+    finally:
+        threads.end()
+
+
+async def learn(app: FastAPI) -> list[Known]:
+    """Ask for one picture after the other, alone, until the answers to so many are known."""
+    candidates = []
+    for picture in colours(3 * PICTURES):
+        call = Call(picture)
+        while call.status != 200:  # some fail, here too
+            call = Call(picture)
+            await call.make(app)
+        candidates.append(Known(picture, scores(call.answer)))
+    return apart(candidates, PICTURES)
+
+
+async def crowd(app: FastAPI, pictures: Sequence[Known]) -> list[tuple[Known, Call]]:
+    """Let all of them ask at once."""
+    chance = random.Random(0)
+    asked = [(known, Call(known.data)) for known in chance.choices(pictures, k=CALLERS)]
+    async with asyncio.TaskGroup() as tasks:
+        for _, call in asked:
+            leave = chance.uniform(0, 10) if chance.random() < LEAVE else None
+            tasks.create_task(call.make(app, leave=leave))
+    return asked
+
+
+async def counted(app: FastAPI) -> Counter[str]:
+    """Read what the metrics have counted."""
+    call = Call()
+    await call.make(app, "/metrics")
+    lines = [line.rsplit(" ", 1) for line in call.answer.decode().splitlines() if line[0] != "#"]
+    wanted = ("googlenet_requests_", "googlenet_queue_")
+    return Counter({name: int(float(n)) for name, n in lines if name.startswith(wanted)})
+
+
+@pytest.mark.slow
+def test_ten_thousand_at_once_get_their_own_answers_or_none() -> None:
+    async def main(faulty: Faulty) -> tuple[list[tuple[Known, Call]], Counter[str]]:
+        app = create_app(SETTINGS, load=lambda *_: faulty)
+        async with app.router.lifespan_context(app):
+            await ready(app)
+            pictures = await learn(app)
+            before = await counted(app)
+            asked = await crowd(app, pictures)
+            after = await counted(app)
+            after.subtract(before)
+            return asked, after
+
+    with engine_apart() as faulty:
+        asked, counts = asyncio.run(main(faulty))
+    statuses = Counter(call.status for _, call in asked)
+    # On a slow machine some are refused: they would not be done by their deadlines.
+    assert {*statuses} - {503} == {200, 499, 500}, statuses
+    assert statuses[200] > CALLERS / 2
+
+    for known, call in asked:
+        if call.status == 200:
+            assert distance(scores(call.answer), known.scores) < SAME
+        else:
+            assert json.loads(call.answer)["code"] in {
+                "inference_failed",
+                "caller_gone",
+                "overloaded",
+            }
+    # What was received is what was answered, failed and left: nobody is lost.
+    assert {code: counts[answered(code)] for code in statuses} == statuses
+    assert counts["googlenet_requests_in_flight"] == 0
+    assert counts["googlenet_queue_rows"] == counts["googlenet_queue_bytes"] == 0
+    assert all(faulty.injected[fault] for fault in RATES.__dataclass_fields__), faulty.injected

@@ -1,0 +1,196 @@
+"""Answers that are kept: what is asked again costs no batch, and memory is bounded."""
+
+import base64
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from conftest import colour_or_map, fake_backend
+from PIL import Image
+from starlette.testclient import TestClient
+from test_classify import Gate, encoded, parts, plain, service, top
+from test_metrics import counts, value
+from test_registry import World, serving, world  # noqa: F401 - a fixture
+
+from service.serving import result_cache
+from service.serving.result_cache import Cache
+from service.settings import Settings
+
+SETTINGS = Settings(model="fake", cache_bytes=1_000_000, views="single")
+RED, LIME = plain("red"), plain("lime")
+MISS, HIT = "googlenet-service; fwd=miss", "googlenet-service; hit"
+ENTRY = 3 * 8 + 512  # bytes, of three classes
+
+
+# The names and the memory.
+
+
+def test_a_name_tells_pictures_apart_by_content_and_views() -> None:
+    zeros = np.zeros((3, 4, 4), np.float32)
+    named = {
+        result_cache.name(picture, views)
+        for picture in (
+            RED,
+            LIME,
+            zeros,
+            zeros.reshape(4, 3, 4),
+            zeros.astype(np.uint8),
+            zeros.tobytes(),
+            zeros + 1,
+        )
+        for views in ("single", "ten")
+    }
+    assert len(named) == 14
+    assert result_cache.name(bytes(bytearray(RED)), "ten") in named
+    assert result_cache.name(np.asfortranarray(zeros), "ten") in named
+
+
+def test_the_longest_unasked_goes_first() -> None:
+    kept = Cache(2 * ENTRY)
+    kept.keep(b"a", np.zeros(3))
+    kept.keep(b"b", np.ones(3))
+    assert kept.nbytes == 2 * ENTRY
+    assert kept.find(b"a") is not None  # asked, so that b is the longest unasked
+    kept.keep(b"c", np.ones(3))
+    assert kept.nbytes == 2 * ENTRY
+    assert [name for name in (b"a", b"b", b"c") if kept.find(name) is not None] == [b"a", b"c"]
+
+
+def test_what_is_larger_than_all_the_memory_is_not_kept() -> None:
+    kept = Cache(ENTRY)
+    kept.keep(b"a", np.zeros(3))
+    kept.keep(b"b", np.zeros(1000))
+    assert kept.find(b"b") is None
+    assert kept.find(b"a") is not None
+
+
+def test_what_is_kept_cannot_be_changed() -> None:
+    kept, answer = Cache(1000), np.zeros(3)
+    kept.keep(b"a", answer)
+    with pytest.raises(ValueError, match="read-only"):
+        answer[0] = 1
+
+
+# The service.
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def client(gate: Gate) -> Iterator[TestClient]:
+    with service(lambda *_: fake_backend(gate), SETTINGS) as client:
+        yield client
+
+
+def ran(client: TestClient) -> float:
+    """How many batches have been run."""
+    return sum(counts(client, "googlenet_batches_total").values())
+
+
+def test_what_is_asked_again_is_answered_without_a_batch(client: TestClient) -> None:
+    first = client.post("/classify", files=parts(RED))
+    before = ran(client)
+    again = client.post("/classify", files=parts(RED), params={"top_k": 2})
+    assert [one.headers["cache-status"] for one in (first, again)] == [MISS, HIT]
+    assert again.json()["predictions"] == first.json()["predictions"][:2]
+    assert 'batch;desc="0 rows"' in again.headers["server-timing"]
+    assert ran(client) == before
+    assert value(client, "googlenet_cache_hits_total") == 1
+    assert value(client, "googlenet_cache_bytes") == ENTRY
+    assert value(client, "googlenet_images_total", "ok", "single") == 2
+    assert value(client, "googlenet_stage_duration_seconds_count", "interactive", "decode") == 1
+
+
+def test_other_views_are_another_answer(client: TestClient) -> None:
+    client.post("/classify", files=parts(RED))
+    other = client.post("/classify", files=parts(RED), params={"views": "ten"})
+    assert other.headers["cache-status"] == MISS
+    assert value(client, "googlenet_cache_bytes") == 2 * ENTRY
+
+
+def test_of_several_pictures_those_that_are_new_are_classified(client: TestClient) -> None:
+    client.post("/classify", files=parts(LIME))
+    before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
+    mixed = client.post("/classify", files=parts(RED, LIME, b"text", RED, plain("blue")))
+    assert mixed.headers["cache-status"] == MISS
+    firsts = [
+        one["predictions"][0]["label"] if "predictions" in one else one["error"]["code"]
+        for one in mixed.json()["results"]
+    ]
+    assert firsts == ["red", "green", "unsupported_type", "red", "blue"]
+    assert value(client, "googlenet_queue_wait_seconds_count", "interactive") == before + 3
+    assert value(client, "googlenet_cache_hits_total") == 1
+
+
+def test_a_large_picture_is_known_again(client: TestClient) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    picture = encoded(Image.fromarray(noise))
+    assert 256 * 1024 < len(picture) < 300_000
+    found = [
+        client.post("/v2/models/fake/infer", json=asked)
+        for asked in [{"inputs": [as_json(picture)]}] * 2
+    ]
+    assert [one.headers["cache-status"] for one in found] == [MISS, HIT]
+
+
+def as_json(picture: bytes) -> dict[str, object]:
+    data = [base64.b64encode(picture).decode()]
+    return {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
+
+
+def test_what_is_wrong_with_a_picture_is_not_kept(client: TestClient) -> None:
+    for _ in range(2):
+        assert client.post("/classify", files=parts(b"text")).status_code == 415
+    assert value(client, "googlenet_cache_hits_total") == 0
+    assert value(client, "googlenet_cache_bytes") == 0
+
+
+def test_a_kept_answer_needs_no_device(client: TestClient, gate: Gate) -> None:
+    client.post("/classify", files=parts(RED))
+    with gate.shut():
+        held = client.post("/classify", files=parts(LIME), headers={"X-Timeout-Ms": "200"})
+        assert held.status_code == 504
+        assert top(client.post("/classify", files=parts(RED))) == "red"
+
+
+def test_the_open_inference_protocol_is_answered_so_too(client: TestClient) -> None:
+    asked = {
+        "inputs": [
+            {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [255, 0, 0]}
+        ]
+    }
+    found = [client.post("/v2/models/fake/infer", json=asked) for _ in range(2)]
+    assert [one.headers["cache-status"] for one in found] == [MISS, HIT]
+    assert found[0].json() == found[1].json()
+
+
+def test_an_explanation_takes_the_ranking_that_is_kept() -> None:
+    with service(lambda *_: fake_backend(colour_or_map, explains=True), SETTINGS) as client:
+        client.post("/classify", files=parts(RED))
+        before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
+        assert client.post("/explain", files=parts(RED)).json()["label"] == "red"
+        assert (
+            value(client, "googlenet_queue_wait_seconds_count", "interactive") == before + 1
+        )  # for the map
+
+
+def test_without_a_cache_nothing_is_said_of_one() -> None:
+    with service(
+        lambda *_: fake_backend(), SETTINGS.model_copy(update={"cache_bytes": 0})
+    ) as client:
+        for _ in range(2):
+            assert "cache-status" not in client.post("/classify", files=parts(RED)).headers
+        assert value(client, "googlenet_cache_hits_total") == 0
+        assert value(client, "googlenet_cache_bytes") == 0
+
+
+def test_a_model_that_is_loaded_anew_has_kept_nothing(world: World) -> None:  # noqa: F811 - the fixture
+    with serving(world, cache_bytes=1_000_000) as client:
+        client.post("/classify", files=parts(RED))
+        assert client.post("/classify", files=parts(RED)).headers["cache-status"] == HIT
+        world.add("a", "2")
+        assert client.put("/models/a").status_code == 200
+        assert client.post("/classify", files=parts(RED)).headers["cache-status"] == MISS

@@ -1,0 +1,95 @@
+"""Batches of pictures."""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.imaging.crops import Pixels
+from service.training import loader
+from service.training.loader import AHEAD, batches, divided, order
+
+
+def picture(number: int) -> tuple[Pixels, int]:
+    return np.full((2, 2, 3), number, np.uint8), number
+
+
+def test_batches_come_in_order_and_whole() -> None:
+    wanted = [[4, 1], [3, 2], [0]]
+    made = list(batches(wanted, picture, workers=2))
+    assert [batch.targets.tolist() for batch in made] == wanted
+    assert [batch.pixels[:, 0, 0, 0].tolist() for batch in made] == wanted
+    assert made[0].pixels.dtype == torch.uint8
+    assert made[0].targets.dtype == torch.int64
+
+
+def test_no_more_is_read_ahead_than_is_said() -> None:
+    begun = []
+
+    def noted(number: int) -> tuple[Pixels, int]:
+        begun.append(number)
+        return picture(number)
+
+    made = batches([[n] for n in range(20)], noted, workers=4)
+    next(made)
+    time.sleep(0.05)
+    assert len(begun) <= AHEAD + 1
+    made.close()
+    assert len(begun) <= AHEAD + 1
+
+
+def test_what_was_waited_for_is_told() -> None:
+    def slowly(number: int) -> tuple[Pixels, int]:
+        time.sleep(0.05)
+        return picture(number)
+
+    waited = [batch.waited for batch in batches([[1], [2]], slowly, workers=1)]
+    assert waited[0] == pytest.approx(0.05, abs=0.04)
+
+
+def test_a_picture_that_fails_fails_whoever_takes_its_batch_and_leaves_no_thread() -> None:
+    def fails(number: int) -> tuple[Pixels, int]:
+        if number == 3:
+            raise OSError("gone")
+        return picture(number)
+
+    made = batches([[1, 2], [3, 4]], fails, workers=2)
+    assert next(made).targets.tolist() == [1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(made)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_an_order_is_another_for_each_epoch_and_seed_and_always_the_same() -> None:
+    assert order(50, 0, 0) == order(50, 0, 0)
+    assert sorted(order(50, 0, 0)) == list(range(50))
+    assert len({tuple(order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4))
+def test_processes_have_equal_parts_of_the_batches_that_one_alone_has(
+    count: int, batch: int, size: int
+) -> None:
+    places: Sequence[int] = range(count)
+    alone = divided(places, batch, rank=0, size=1)
+    parts = [divided(places, batch, rank=rank, size=size) for rank in range(size)]
+    together = [sorted(sum(shares, [])) for shares in zip(*parts, strict=True)]  # noqa: RUF017 - few
+    assert together == [sorted(one) for one in alone]
+    assert {len(one) for one in alone} == {min(batch, count)}
+    assert len(alone) == max(1, count // batch)
+
+
+def test_names_of_threads_are_those_of_readers() -> None:
+    names = []
+
+    def noted(number: int) -> tuple[Pixels, int]:
+        names.append(threading.current_thread().name)
+        return picture(number)
+
+    list(loader.batches([[1]], noted, workers=1))
+    assert names == ["read_0"]

@@ -1,0 +1,604 @@
+"""A training from end to end: folders of pictures in, a model that is served out."""
+
+import csv
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, needs_gpu, wait_ready
+from PIL import Image
+from starlette.testclient import TestClient
+
+from service.__main__ import main
+from service.bench.process import free_port
+from service.cli import evaluate
+from service.engine import weights
+from service.errors import ModelError
+from service.models import store
+from service.models.ensemble import Prediction
+from service.models.manifest import Calibration
+from service.models.store import MANIFEST, Store
+from service.offline.evaluation import Photo, Ranked
+from service.server.app import create_app
+from service.settings import Settings
+from service.training import course, dataset, report, trainer
+from service.training.course import Audience, Outcome
+from service.training.options import Options
+from service.training.trainer import Epoch, Trainer
+from service.training.world import World
+
+TINY = {"width": 0.05, "batch": 6, "epochs": 2, "workers": 2}
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that are easily told apart: stripes across, and stripes down."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for name in ("across", "down"):
+        (root / name).mkdir()
+        for number in range(12):
+            light, dark = random.integers(150, 256, 3), random.integers(0, 100, 3)
+            rows = np.where(np.arange(40)[:, None] // 5 % 2, light, dark).astype(np.uint8)
+            pixels = np.tile(rows[:, None], (1, 40, 1))
+            if name == "down":
+                pixels = pixels.transpose(1, 0, 2)
+            Image.fromarray(np.ascontiguousarray(pixels)).save(root / name / f"{number}.png")
+    return root
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text("utf-8").splitlines()))
+
+
+def options(pictures: Path, name: str = "stripes", **chosen: object) -> Options:
+    return Options.model_validate({"folder": pictures, "name": name, **TINY, **chosen})
+
+
+def settings(root: Path, **chosen: object) -> Settings:
+    return Settings.model_validate(
+        {"store": root, "device": "cpu", "precision": "float32", **chosen}
+    )
+
+
+def train(root: Path, chosen: Options, audience: Audience | None = None) -> Outcome:
+    outcome = course.train(settings(root), chosen, "the command", audience or Audience())
+    assert outcome is not None
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A store with a model, and what came of its training."""
+    root = tmp_path_factory.mktemp("store")
+    chosen = options(pictures, description="stripes", licence="none", notice="Only stripes.")
+    return root, train(root, chosen)
+
+
+@pytest.mark.slow
+def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], pictures: Path) -> None:
+    root, outcome = trained
+    where = store.locate(root)
+    described = where.manifest("stripes")
+    assert where.verify("stripes") == outcome.sha256
+    assert [label.name for label in where.labels("stripes")] == ["across", "down"]
+    assert (described.description, described.licence) == ("stripes", "none")
+    assert described.notice == "Only stripes."
+    assert described.width == 0.05
+    assert described.training is not None
+    assert described.training.command == "the command"
+    assert (described.training.pictures, described.training.held_out) == (20, 4)
+    assert re.fullmatch(r"[0-9a-f]{64}", described.training.fingerprint)
+    assert described.training.epochs == outcome.best.epoch
+    assert described.calibration is outcome.calibration is None  # of 4 pictures
+    assert "100 labelled pictures or more, and here are 4:" in outcome.uncalibrated
+    (accuracy,) = described.accuracy
+    assert accuracy.top1 == round(outcome.best.held_out_top1, 2)
+    assert accuracy.top5 == 100
+    assert described.preprocessing.channels == "RGB"
+    mean = np.mean([np.asarray(Image.open(path)) for path in pictures.glob("*/*")], (0, 1, 2))
+    assert described.preprocessing.mean == pytest.approx(mean, abs=15)
+    assert not (root / "stripes/training/checkpoint.pt").exists()
+
+
+def test_tables_and_charts_tell_its_course_and_its_mistakes(
+    trained: tuple[Path, Outcome],
+) -> None:
+    root, outcome = trained
+    folder = root / "stripes/training"
+    assert outcome.folder == folder
+    names = ["classes.csv", "confusion.png", "curves.png", "history.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    rows = table(folder / "history.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["rate"]) == 0.002
+    assert float(rows[outcome.best.epoch - 1]["held_out_loss"]) == pytest.approx(
+        outcome.best.held_out_loss, abs=1e-4
+    )
+    classes = table(folder / "classes.csv")
+    assert [(row["class"], row["pictures"]) for row in classes] == [("across", "2"), ("down", "2")]
+    for name in ("curves", "confusion"):
+        with Image.open(folder / f"{name}.png") as chart:
+            assert min(chart.size) > 300
+            assert len(chart.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+@pytest.mark.slow
+def test_it_is_served_with_its_labels_and_its_notice(
+    trained: tuple[Path, Outcome], pictures: Path
+) -> None:
+    root, outcome = trained
+    chosen = settings(root, model="stripes", max_batch=2, cores=1)
+    with TestClient(create_app(chosen)) as client:
+        wait_ready(client)
+        file = (pictures / "down/3.png").read_bytes()
+        answer = client.post("/classify?views=single", files={"file": file}).json()
+        assert answer["notice"] == "Only stripes."
+        assert {one["label"] for one in answer["predictions"]} == {"across", "down"}
+        several = client.post("/classify?views=single", files=[("file", file)] * 2).json()
+        assert several["notice"] == "Only stripes."
+        (served,) = client.get("/models").json()["models"]
+        assert served["notice"] == "Only stripes."
+        assert served["members"][0]["sha256"] == outcome.sha256
+        verbose = client.get("/readyz?verbose").text
+        assert verbose == "[+]model ok\n[+]worker ok\n[+]stop ok\n[i]notice Only stripes.\nok\n"
+
+
+def test_probabilities_are_those_of_its_temperature(
+    trained: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(trained[0], root)
+    where = store.locate(root)
+    found = Calibration(temperature=2, sha256=trained[1].sha256, pictures=100, error=(0.2, 0.1))
+    where.calibrate("stripes", found)
+    assert weights.load(where, "stripes").temperature == 2
+    where.calibrate("stripes", found.model_copy(update={"sha256": "0" * 64}))
+    assert weights.load(where, "stripes").temperature == 1  # it was fitted for other weights
+
+
+def test_all_is_told_as_it_goes(pictures: Path, tmp_path: Path) -> None:
+    looked: list[tuple[int, int]] = []
+    stepped: list[tuple[int, int, int]] = []
+    ended: list[int] = []
+    classes: list[Sequence[str]] = []
+    train(
+        tmp_path,
+        options(pictures),
+        Audience(
+            lambda *done: looked.append(done),
+            lambda found: classes.append(found.classes),
+            lambda *done: stepped.append(done),
+            lambda epoch: ended.append(epoch.epoch),
+        ),
+    )
+    assert looked[-1] == (24, 24)
+    assert classes == [("across", "down")]
+    assert stepped == [(epoch, step, 3) for epoch in (1, 2) for step in (1, 2, 3)]
+    assert ended == [1, 2]
+
+
+def test_a_name_that_is_taken_is_told(trained: tuple[Path, Outcome], pictures: Path) -> None:
+    with pytest.raises(ModelError, match="there is a model 'stripes' already; choose another"):
+        train(trained[0], options(pictures))
+
+
+def test_it_ends_when_nothing_is_gained_any_more(pictures: Path, tmp_path: Path) -> None:
+    ended: list[Epoch] = []
+    chosen = options(pictures, rate=1e-30, average=0, epochs=9, patience=2)
+    outcome = train(tmp_path, chosen, Audience(ended=ended.append))
+    assert (len(ended), outcome.best.epoch) == (3, 1)
+
+
+def test_a_loss_that_grows_to_infinity_is_told(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="in epoch 1 the loss is no number any more; a smaller"):
+        train(tmp_path, options(pictures, rate=1e9))
+
+
+def test_without_what_charts_are_drawn_with_it_does_not_begin(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModelError, match=r"pip install 'googlenet-service\[train\]'"):
+        train(tmp_path, options(pictures))
+    assert not [*tmp_path.iterdir()]
+
+
+# Cut short.
+
+
+class Cut(Exception):
+    """What ends a training in the midst of it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [(1, 2), (1, 3), (2, 1)])
+def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
+    at: tuple[int, int],
+    trained: tuple[Path, Outcome],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
+    began: list[tuple[int, int]] = []
+
+    def stepped(epoch: int, step: int, _: int) -> None:
+        began.append((epoch, step))
+        if (epoch, step) == at and began.count(at) == 1:
+            raise Cut
+
+    chosen = options(pictures, description="stripes", licence="none", notice="Only stripes.")
+    with pytest.raises(Cut):
+        train(tmp_path, chosen, Audience(stepped=stepped))
+    assert "stripes" not in store.locate(tmp_path).names()
+    cut_at = len(began)
+    outcome = train(tmp_path, chosen, Audience(stepped=stepped))
+    assert (1, 1) not in began[cut_at:]  # it did not begin anew
+    assert outcome.sha256 == trained[1].sha256
+    assert outcome.calibration == trained[1].calibration
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_it_goes_on(pictures: Path, tmp_path: Path) -> None:
+    """The real command, killed as nothing can be cleaned up after, until it has come through."""
+    command = [sys.executable, "-m", "service", "train", str(pictures), "--name", "stripes"]
+    tiny = [f"--{name}={value}" for name, value in TINY.items()]
+    where = [f"--store={tmp_path}", "--device=cpu", "--precision=float32"]
+    history = tmp_path / "stripes/training/history.csv"
+    first = subprocess.Popen([*command, *tiny, *where], cwd=ROOT, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
+    while first.poll() is None and not history.exists():
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert (tmp_path / "stripes/training/checkpoint.pt").exists()
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [*command, *tiny, *where], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "epoch 1:" not in done.stderr
+    assert "epoch 2:" in done.stderr
+    assert "stripes is in the store" in done.stdout
+
+
+def test_a_checkpoint_of_other_pictures_or_options_is_told(pictures: Path, tmp_path: Path) -> None:
+    def stepped(epoch: int, *_: int) -> None:
+        if epoch == 2:
+            raise Cut
+
+    with pytest.raises(Cut):
+        train(tmp_path, options(pictures), Audience(stepped=stepped))
+    with pytest.raises(ModelError, match="of a training with other options or pictures"):
+        train(tmp_path, options(pictures, rate=0.003))
+    assert train(tmp_path, options(pictures, epochs=3, patience=3)).best.epoch <= 3
+
+
+# Several processes.
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_come_to_what_one_does(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Under torchrun, on the CPU; dropout is off, for its chance is each process's own."""
+    losses: list[list[float]] = []
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        launch = [sys.executable, "-m"]
+        if processes > 1:
+            launch += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
+        chosen = [
+            f"--{name}={value}" for name, value in {**TINY, "dropout": 0.0, "rate": 0.0001}.items()
+        ]
+        done = subprocess.run(  # noqa: S603 - ourselves
+            [
+                *(*launch, "service", "train", str(pictures), "--name", "stripes", *chosen),
+                *("--device=cpu", "--precision=float32", f"--store={root}"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("2 classes, 20 pictures to learn from") == 1  # one leads
+        assert done.stdout.count("is in the store") == 1
+        rows = table(root / "stripes/training/history.csv")
+        losses.append([float(row[name]) for row in rows for name in ("loss", "held_out_loss")])
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-4)
+    # What two sum up in another order differs a little, and more with every step.
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
+def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
+    rank: int,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    """One of two is the test's own, as `torchrun` would have started it."""
+    group = {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    arguments = ["train", str(pictures), "--name", "stripes", "--device=cpu", f"--store={tmp_path}"]
+    arguments += [f"--{name}={value}" for name, value in TINY.items()]
+    theirs, ours = ({"RANK": str(one), "LOCAL_RANK": str(one)} for one in (1 - rank, rank))
+    other = subprocess.Popen(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **group, **theirs},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for name, value in {**group, **ours}.items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments) == 0
+    assert other.wait(60) == 0
+    told = capsys.readouterr()
+    if rank == 0:
+        assert "stripes is in the store" in told.out
+        assert "epoch 2:" in told.err
+    else:
+        assert told.out == ""
+        assert "epoch 2:" not in told.err
+    assert store.locate(tmp_path).has("stripes")
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_told(pictures: Path) -> None:
+    found = dataset.read(pictures, 0.2, max_pixels=10**6, progress=lambda *_: None)
+    two = World(0, 2, torch.device("cpu"))
+    with pytest.raises(ModelError, match="a batch of 5 pictures cannot be shared equally by 2"):
+        course._check(options(pictures, batch=5), found, two)  # noqa: SLF001 - needs two processes
+
+
+# From a model that has learnt already.
+
+BIRDS = ("junco", "vulture", "prairie_chicken", "hornbill", "bittern", "oystercatcher")
+DOGS = ("Maltese_dog", "bloodhound", "Ibizan_hound", "Irish_setter", "schipperke", "basenji")
+THINGS = ("bookcase", "chiffonier", "crutch", "dumbbell", "photocopier", "radiator")
+
+
+@pytest.fixture(scope="module")
+def coarse(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the shared photos in three coarse classes."""
+    root = tmp_path_factory.mktemp("coarse")
+    for name, labels in {"bird": BIRDS, "dog": DOGS, "thing": THINGS}.items():
+        (root / name).mkdir()
+        for label in labels:
+            (photo,) = (shared / "photos").glob(f"n*_{label}.JPEG")
+            shutil.copy(photo, root / name)
+    return root
+
+
+@pytest.mark.parametrize("freeze", [None, "inception.5b"])
+@pytest.mark.slow
+def test_a_model_goes_on_from_another_with_labels_of_its_own(
+    freeze: str | None, coarse: Path, real_store: Store
+) -> None:
+    name = f"coarse_{'frozen' if freeze else 'whole'}"
+    chosen = Options.model_validate(
+        {
+            "folder": coarse,
+            "name": name,
+            "from": "bvlc_googlenet",
+            "freeze": freeze,
+            "epochs": 5,
+            "batch": 4,
+            "held_out": 0.34,
+            "average": 0.5,
+            "smallest": 0.5,
+        }
+    )
+    outcome = train(real_store.root, chosen)
+    before = weights.load(real_store, "bvlc_googlenet")
+    after = weights.load(real_store, name)
+    assert outcome.best.held_out_top1 >= 80  # a third of the pictures is a class
+    assert [label.name for label in after.labels] == ["bird", "dog", "thing"]
+    assert after.manifest.preprocessing == before.manifest.preprocessing
+    same = [torch.equal(value, before.state[n]) for n, value in after.state.items() if n[0] != "l"]
+    assert all(same) if freeze else not any(same)
+
+
+def test_any_network_can_be_learnt_from_nothing(pictures: Path, tmp_path: Path) -> None:
+    """One that insists on the version of its parameters, and has batch norm."""
+    chosen = options(pictures, architecture="mnasnet0_5", width=1, epochs=1)
+    outcome = train(tmp_path, chosen)
+    model = weights.load(store.locate(tmp_path), "stripes")
+    assert model.manifest.architecture == "mnasnet0_5"
+    assert model.sha256 == outcome.sha256
+    mean = model.state["layers.1.running_mean"]
+    assert mean.any()
+    assert math.isfinite(outcome.best.held_out_loss)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"architecture": "resnet5"}, "there is no architecture 'resnet5'"),
+        ({"architecture": "resnet18"}, "resnet18 comes in width 1 only"),
+    ],
+)
+def test_what_cannot_be_built_is_told(
+    chosen: dict[str, str], sentence: str, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        train(tmp_path, options(pictures, **chosen))
+
+
+@pytest.mark.slow
+def test_torchvisions_network_is_trained_on_as_well(pictures: Path, tmp_path: Path) -> None:
+    """Batch norm, counters and all; from weights of chance, since its own are not here."""
+    where = Store(tmp_path, ROOT / "model_store")
+    described = where.manifest("googlenet")
+    state = {name: value.float() for name, value in weights.build(described).state_dict().items()}
+    with where.locked("googlenet"):
+        weights.save(where, "googlenet", state, source="chance")
+    outcome = train(tmp_path, options(pictures, **{"from": "googlenet", "width": 1, "epochs": 1}))
+    model = weights.load(where, "stripes")
+    assert model.sha256 == outcome.sha256
+    assert model.manifest.architecture == "torchvision_googlenet"
+    assert model.manifest.preprocessing == described.preprocessing
+    mean = model.state["inception5b.branch1.bn.running_mean"]
+    assert not torch.equal(mean, state["inception5b.branch1.bn.running_mean"])
+
+
+@needs_gpu
+def test_it_trains_on_a_gpu_in_half_precision(pictures: Path, tmp_path: Path) -> None:
+    chosen = settings(tmp_path, device="cuda", precision="auto")
+    outcome = course.train(chosen, options(pictures), "the command", Audience())
+    assert outcome is not None
+    assert math.isfinite(outcome.best.loss)
+
+
+def test_what_it_should_go_on_from_must_be_there(pictures: Path, tmp_path: Path) -> None:
+    agreeing = {"architecture": "googlenet", "width": 1}  # which is no reason to refuse
+    chosen = options(pictures, **{"from": "bvlc_googlenet", **agreeing})
+    with pytest.raises(ModelError, match="The weights of 'bvlc_googlenet' are not in"):
+        train(tmp_path, chosen)
+
+
+@pytest.mark.parametrize(
+    ("other", "has"), [("architecture lenet5", "googlenet"), ("width 0.5", "1.0")]
+)
+def test_who_goes_on_from_a_model_has_its_network_and_no_other(
+    other: str, has: str, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    option, wanted = other.split()
+    command = ["train", str(pictures), "--name", "mine", "--from", "bvlc_googlenet"]
+    assert main([*command, f"--{option}", wanted, "--store", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (  # after the bar
+        f"googlenet-service: --{other} is for a network that begins anew, and 'bvlc_googlenet' has"
+        f" {option} {has}: leave out --{option}, or --from"
+    )
+    assert not [*tmp_path.iterdir()]
+
+
+# The command.
+
+
+def test_the_command_tells_what_came_of_it(
+    pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    arguments = ["train", str(pictures), "--name", "stripes", "--store", str(tmp_path)]
+    arguments += [f"--{name}={value}" for name, value in {**TINY, "epochs": 1}.items()]
+    (pictures / "down/notes.txt").write_text("to do")
+    try:
+        assert main([*arguments, "--mirror", "no", "--device", "cpu"]) == 0
+    finally:
+        (pictures / "down/notes.txt").unlink()
+    told = capsys.readouterr()
+    assert "2 classes, 20 pictures to learn from, 4 held out" in told.err
+    assert "notes.txt: not a JPEG" in told.err
+    assert re.search(r"epoch 1: loss \d\.\d{3}, held out \d\.\d{3}, right \d+\.\d %", told.err)
+    assert re.search(r"stripes is in the store, SHA-256 [0-9a-f]{64}: right on", told.out)
+    assert "is not calibrated: a temperature is fitted to 100 labelled pictures" in told.out
+    described = store.locate(tmp_path).manifest("stripes")
+    assert described.training is not None
+    assert described.training.command.startswith(f"googlenet-service train {pictures} --name")
+    assert described.description == f"trained on {pictures.name}"
+    assert not described.preprocessing.mirror
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--name", "No Name"], "--name: String should match pattern"),
+        (["--name", "x", "--epochs", "0"], "--epochs: Input should be greater than or equal"),
+        (["--name", "x", "--from", "nothing"], "there is no model 'nothing'"),
+    ],
+)
+def test_what_is_wrong_with_a_call_is_told(
+    wrong: list[str], sentence: str, pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert main(["train", str(pictures), *wrong, "--store", str(tmp_path)]) in {1, 2}
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_is_not_calibrated_on_few_photos(
+    trained: tuple[Path, Outcome], pictures: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(trained[0], root)
+    before = (root / "stripes" / MANIFEST).read_bytes()
+    where = ["--store", str(root), "--device", "cpu", "--precision", "float32"]
+    assert main(["models", "calibrate", "stripes", str(pictures), *where, "--max-batch=2"]) == 1
+    assert "100 labelled pictures or more, and here are 24: " in capsys.readouterr().err
+    assert (root / "stripes" / MANIFEST).read_bytes() == before
+
+
+def ranked(sure: float, right: int, photos: int = 200) -> tuple[list[Photo], list[Ranked]]:
+    """Photos of two classes, all named `sure` as the first, and as many of them right."""
+    first, second = (Prediction("a", None, 0, sure), Prediction("b", None, 1, 1 - sure))
+    index = [int(at * right // photos == (at + 1) * right // photos) for at in range(photos)]
+    return [Photo(Path("a"), one) for one in index], [(first, second)] * photos
+
+
+def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
+    trained: tuple[Path, Outcome], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(trained[0], root)
+    command = ["models", "calibrate", "stripes", str(tmp_path), "--store", str(root)]
+    monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.99, right=160))
+    assert main(command) == 0
+    assert re.match(r"stripes has temperature 3\.\d+: on 200 ", capsys.readouterr().out)
+    found = store.locate(root).manifest("stripes").calibration
+    assert found is not None
+    assert (found.pictures, found.sha256) == (200, trained[1].sha256)
+    # What is ranked now has that temperature already, which is not fitted a second time.
+    monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.8, right=160))
+    assert main(command) == 0
+    again = store.locate(root).manifest("stripes").calibration
+    assert again is not None
+    assert again.temperature == pytest.approx(found.temperature, rel=0.01)
+    # And one that does not help changes nothing.
+    before = (root / "stripes" / MANIFEST).read_bytes()
+    right = 1 / (1 + np.exp(-np.log(4) * again.temperature))
+    monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(0.8, round(200 * right)))
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "a temperature would not make probabilities better: " in capsys.readouterr().err
+    assert (root / "stripes" / MANIFEST).read_bytes() == before
+
+
+# Reports.
+
+
+def test_a_confusion_counts_what_was_taken_for_what(tmp_path: Path) -> None:
+    logits = np.array([[2.0, 1, 0], [0, 1, 2], [0, 1, 2], [0, 3, 0]])
+    counts = report.confusion(logits, np.array([0, 0, 2, 1]))
+    assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    report.write_classes(tmp_path / "classes.csv", ["a", "b, c", "d"], counts)
+    assert (tmp_path / "classes.csv").read_text() == (
+        'class,pictures,precision,recall\na,2,1.0,0.5\n"b, c",1,1.0,1.0\nd,1,0.5,1.0\n'
+    )
+
+
+def test_a_chart_of_many_classes_has_no_numbers(tmp_path: Path) -> None:
+    classes = [f"class {number}" for number in range(report.NUMBERED + 1)]
+    counts = np.eye(len(classes), dtype=np.int64) * 5
+    report.draw_confusion(tmp_path / "chart.png", classes, counts, "many")
+    with Image.open(tmp_path / "chart.png") as chart:
+        assert chart.width > 1000
+
+
+def test_the_best_epoch_is_the_first_of_the_least_loss() -> None:
+    one = object.__new__(Trainer)
+    one.history = [
+        Epoch(number, 0.1, 1.0, loss, 50.0, 1.0, 0.0) for number, loss in enumerate([3, 1, 1, 2], 1)
+    ]
+    assert one.best_epoch.epoch == 2
