@@ -60,7 +60,7 @@ RUN pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
 FROM torch AS models
 ARG MODEL=""
 RUN mkdir /models && IFS=, && for name in ${MODEL}; do \
-    googlenet-service models fetch "${name}" --store /models || exit 1; done
+    googlenet-service models fetch "${name}" --model-store /models || exit 1; done
 
 FROM build AS cpu
 FROM torch AS cuda
@@ -88,9 +88,9 @@ ENV PATH=/opt/venv/bin:${PATH} \
     GOOGLENET_HOST=0.0.0.0 \
     GOOGLENET_PORT=8000 \
     GOOGLENET_GRPC_PORT=8001 \
-    GOOGLENET_STORE=/models \
-    GOOGLENET_STRICT=1 \
-    GOOGLENET_FETCH=0 \
+    GOOGLENET_MODEL_STORE=/models \
+    GOOGLENET_REQUIRE_MODEL=1 \
+    GOOGLENET_DOWNLOAD_WEIGHTS=0 \
     GOOGLENET_LOG_FORMAT=json \
     GOOGLENET_DRAIN_SECONDS=10
 

@@ -27,22 +27,22 @@ DIGITS := build/digits
 
 digits: $(VENV)/.dev ## Make the bundled model anew, in build/digits/store
 	$(BIN)/python model_store/digits/pictures.py $(DIGITS)
-	$(BIN)/googlenet-service train $(DIGITS)/train --name digits --store $(DIGITS)/store \
+	$(BIN)/googlenet-service train $(DIGITS)/train --name digits --model-store $(DIGITS)/store \
 		--width 0.25 --epochs 25 --batch 16 --rate 0.004 --average 0.99 \
 		--smallest 0.6 --distortion 0.2 --dropout 0.3 --mirror no \
 		--description "handwritten digits, 0 to 9" \
 		--licence "CC BY 4.0 (digits by E. Alpaydin and C. Kaynak, UCI)" \
 		--notice "This is the bundled model: it knows handwritten digits and nothing else."
-	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model digits --store $(DIGITS)/store --plans single,ten
+	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model digits --model-store $(DIGITS)/store --plans single,ten
 
 lenet5: $(VENV)/.dev ## Train LeNet-5 on the same digits, in build/digits/store
 	$(BIN)/python model_store/digits/pictures.py $(DIGITS)
-	$(BIN)/googlenet-service train $(DIGITS)/train --name lenet5 --store $(DIGITS)/store \
+	$(BIN)/googlenet-service train $(DIGITS)/train --name lenet5 --model-store $(DIGITS)/store \
 		--architecture lenet5 --epochs 30 --batch 16 --rate 0.01 --average 0.99 \
 		--smallest 0.6 --distortion 0.2 --mirror no \
 		--description "LeNet-5 on handwritten digits, 0 to 9" \
 		--licence "CC BY 4.0 (digits by E. Alpaydin and C. Kaynak, UCI)"
-	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model lenet5 --store $(DIGITS)/store --plans single,ten
+	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model lenet5 --model-store $(DIGITS)/store --plans single,ten
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 DEVICE ?= cpu

@@ -57,11 +57,11 @@ def main() -> None:
     parser.add_argument("--format", choices=["jsonl", "csv", "parquet"], default="jsonl")
     parser.add_argument("--model", default="bvlc_googlenet")
     parser.add_argument("--views", default="single")
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--model-store", type=Path)
     parser.add_argument("--precision", default="auto")
     given = parser.parse_args()
     chosen = {name: getattr(given, name) for name in ("model", "views", "precision")}
-    settings = Settings(**chosen, **({"store": given.store} if given.store else {}))
+    settings = Settings(**chosen, **({"model_store": given.store} if given.store else {}))
     limits, rates = [], []
     with tempfile.TemporaryDirectory() as made, Limit(settings, given.photos) as limit:
         folder = Path(made) / "pictures"

@@ -45,7 +45,7 @@ OVERVIEW = ROOT / "deploy/grafana/overview.json"
 
 # Small and quick to start: one core computes, one is left for the rest.
 OPTIONS = (
-    *("--model", "digits", "--device", "cpu", "--precision", "float32", "--cores", "1"),
+    *("--model", "digits", "--device", "cpu", "--precision", "float32", "--cpu-threads", "1"),
     *("--max-batch", "8", "--timeout-seconds", "5"),
 )
 

@@ -40,8 +40,8 @@ async def measured(
             flood = load.closed(
                 client, theirs, connections=given.connections, seconds=given.seconds
             )
-            run, bulk = await asyncio.gather(callers, flood)
-            found[f"{name}, bulk"] = bulk.rate
+            run, background = await asyncio.gather(callers, flood)
+            found[f"{name}, bulk"] = background.rate
         for share in (0.5, 0.99):
             found[f"{name}, p{100 * share:.0f}"] = 1000 * load.quantile(run.accepted, share)
         found[f"{name}, refused"] = len(run.refused)
@@ -51,7 +51,7 @@ async def measured(
 async def main(given: argparse.Namespace) -> None:
     """Measure, and print what came out."""
     pictures = photos.read(given.photos)
-    store = ["--store", str(given.store)] if given.store else []
+    store = ["--model-store", str(given.store)] if given.store else []
     rounds = defaultdict(list)
     async with serving(["--model", given.model, *store]) as started:
         for _ in range(given.rounds):
@@ -65,7 +65,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
     parser.add_argument("--model", default="bvlc_googlenet")
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--model-store", type=Path)
     parser.add_argument("--rate", type=float, default=15.0, help="requests a second (default: 15)")
     parser.add_argument("--connections", type=int, default=32, help="of the loop (default: 32)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each run (default: 15)")

@@ -32,13 +32,13 @@ class TooLarge(ServiceError):
     code = "too_large"
 
 
-class SlowUpload(ServiceError):
+class BodyTimeout(ServiceError):
     """The request's body took too long to arrive."""
 
     code = "slow_upload"
 
 
-class SlowHead(ServiceError):
+class HeaderTimeout(ServiceError):
     """The request's head took too long to arrive."""
 
     code = "slow_head"
@@ -114,7 +114,7 @@ class CannotServe(ServiceError):
     code = "cannot_serve"
 
 
-class NoRoom(ServiceError):
+class CapacityExceeded(ServiceError):
     """One model more would be one too many, or would take too much memory."""
 
     code = "no_room"
@@ -162,7 +162,7 @@ class OutOfMemory(InferenceFailed):
     """The device has no memory for a batch of this size; it may have for smaller ones."""
 
 
-class CallerGone(ServiceError):
+class ClientDisconnected(ServiceError):
     """The caller hung up before the answer was there."""
 
     code = "caller_gone"

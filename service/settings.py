@@ -14,7 +14,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 
 MEBIBYTE = 1024 * 1024
-BULK_SHARE = 0.25  # of the time
+BACKGROUND_SHARE = 0.25  # of the time
 PLAIN = r"[a-z0-9_]{1,64}"  # name of a model
 NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # the same, or one version of it
 MEMBERS = 16  # most models that are averaged
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
             description="model to serve; several, separated by commas, are averaged",
         ),
     ] = "googlenet"
-    beside: Annotated[
+    additional_models: Annotated[
         str | None,
         Field(
             pattern=rf"^{MODEL}(:{MODEL})*$",
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
             description="memory of all models' processes, one more too; over it a 507; 0: no bound",
         ),
     ] = 0
-    watch_seconds: Annotated[
+    model_poll_seconds: Annotated[
         float,
         Field(
             ge=0,
@@ -81,11 +81,11 @@ class Settings(BaseSettings):
             description="how often to look for models whose files changed; 0: on SIGHUP only",
         ),
     ] = 0.0
-    fetch: Annotated[
+    download_weights: Annotated[
         bool,
         Field(description="fetch weights that are missing; else end and say how to get them"),
     ] = True
-    strict: Annotated[
+    require_model: Annotated[
         bool,
         Field(description="end if the model cannot be fetched; else the bundled one is served"),
     ] = False
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
             "GPU that compute in it, if it agrees with float32, else that"
         ),
     ] = "auto"
-    store: Annotated[
+    model_store: Annotated[
         Path | None,
         Field(description="folder of models; default: the checkout's, else the user's cache"),
     ] = None
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, le=256, description="most rows in one forward; 0: 16 on a CPU, 64 on a GPU"),
     ] = 0
-    cores: Annotated[
+    cpu_threads: Annotated[
         int,
         Field(ge=0, le=1024, description="cores a CPU computes on; 0: all that may be used"),
     ] = 0
@@ -140,26 +140,26 @@ class Settings(BaseSettings):
         bool,
         Field(description="read HEIC, the pictures of iPhones; needs the extra of that name"),
     ] = False
-    decode_seconds: Annotated[
+    decode_timeout_seconds: Annotated[
         float,
         Field(gt=0, le=600, description="longest a core may decode one picture; over it a 413"),
     ] = 10.0
-    max_files: Annotated[
+    max_images_per_request: Annotated[
         int,
         Field(ge=1, le=1024, description="most pictures in one request; over it is a 413"),
     ] = 16
-    max_upload_bytes: Annotated[
+    max_inflight_body_bytes: Annotated[
         int,
         Field(
             ge=1024,
             description="memory for all uploads in flight, with their copies; over it is a 503",
         ),
     ] = 256 * MEBIBYTE
-    upload_seconds: Annotated[
+    upload_timeout_seconds: Annotated[
         float,
         Field(gt=0, le=600, description="longest a body may take to arrive; over it is a 408"),
     ] = 30.0
-    header_seconds: Annotated[
+    header_timeout_seconds: Annotated[
         float,
         Field(gt=0, le=600, description="longest a head may take to arrive; over it is a 408"),
     ] = 10.0
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         int,
         Field(ge=1024, le=MEBIBYTE, description="largest head of a request; over it is a 431"),
     ] = 64 * 1024
-    send_seconds: Annotated[
+    send_timeout_seconds: Annotated[
         float,
         Field(gt=0, le=600, description="longest an answer may wait for its caller to take it"),
     ] = 30.0
@@ -191,14 +191,14 @@ class Settings(BaseSettings):
             ge=0, description="memory for answers to pictures seen before, by model; 0: no cache"
         ),
     ] = 0
-    bulk_share: Annotated[
+    background_share: Annotated[
         float,
         Field(
             ge=0.01,
             le=0.5,
             description="of the time, what requests with `Priority: u=7` have while others wait",
         ),
-    ] = BULK_SHARE
+    ] = BACKGROUND_SHARE
     decode_threads: Annotated[
         int,
         Field(ge=0, le=256, description="threads that decode pictures, by model; 0: one per core"),
@@ -217,11 +217,11 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, le=600, description="after that, how long a stop waits for those in flight"),
     ] = 30.0
-    keys: Annotated[
+    api_keys_file: Annotated[
         Path | None,
         Field(description="file of the API keys that may call; default: anybody may"),
     ] = None
-    key_digests: Annotated[
+    api_key_hashes: Annotated[
         str | None,
         Field(
             pattern=r"^[A-Za-z0-9_-]{1,64}:[0-9A-Fa-f]{64}(,[A-Za-z0-9_-]{1,64}:[0-9A-Fa-f]{64})*$",
@@ -258,6 +258,6 @@ class Settings(BaseSettings):
     @property
     def served(self) -> tuple[str, ...]:
         """What is served side by side, the default first."""
-        beside = self.beside.split(":") if self.beside else []
+        additional = self.additional_models.split(":") if self.additional_models else []
         shadow = [self.shadow] if self.shadow else []
-        return tuple(dict.fromkeys([self.model, *beside, *shadow]))
+        return tuple(dict.fromkeys([self.model, *additional, *shadow]))

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.imaging import crops
 from service.imaging.crops import Resize
 from service.scheduling.cost_model import Key
@@ -19,36 +19,36 @@ def noise(seed: int, width: int = 300, height: int = 260) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def cuts(image: Image.Image, name: str, resize: Resize = WARP) -> Cuts:
+def cuts(image: Image.Image, name: str, resize: Resize = WARP) -> PreparedImage:
     """What an image brings for the views so named."""
     plan = crops.plan(name, resize)
-    return Cuts(plan, crops.canvases(image, plan))
+    return PreparedImage(plan, crops.canvases(image, plan))
 
 
-def plain(pixels: npt.NDArray[np.uint8 | np.float32]) -> Cuts:
+def plain(pixels: npt.NDArray[np.uint8 | np.float32]) -> PreparedImage:
     """What a view brings that is given as it is, (224, 224, 3)."""
-    return Cuts(crops.plan("single", WARP), (pixels,))
+    return PreparedImage(crops.plan("single", WARP), (pixels,))
 
 
-def whole(payload: Cuts) -> Slice[Cuts]:
+def whole(payload: PreparedImage) -> Slice[PreparedImage]:
     """All views of it."""
     return Slice(payload, 0, len(payload.plan.views))
 
 
-def batch(*slices: Slice[Cuts], size: int = 0, member: int = 0) -> Batch[Cuts]:
+def batch(*slices: Slice[PreparedImage], size: int = 0, member: int = 0) -> Batch[PreparedImage]:
     """These slices, padded to a size, if one is given."""
     rows = sum(part.rows for part in slices)
     key = Key(member, slices[0].payload.plan.side)
     return Batch(key, size or rows, slices, "full")
 
 
-def asking(payload: Cuts, view: int = 0) -> Batch[Cuts]:
+def asking(payload: PreparedImage, view: int = 0) -> Batch[PreparedImage]:
     """A batch that asks for the class activation map of one view."""
     key = Key(0, payload.plan.side, maps=True)
     return Batch(key, 1, (Slice(payload, view, view + 1),), "full")
 
 
-def expected_views(part: Slice[Cuts]) -> list[npt.NDArray[np.uint8]]:
+def expected_views(part: Slice[PreparedImage]) -> list[npt.NDArray[np.uint8]]:
     """A slice's views, cut one by one."""
     made = []
     for view in part.payload.plan.views[part.start : part.stop]:

@@ -26,7 +26,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from service.engine import converter, weights
-from service.engine.prepared_image import Cuts, given, prepare, unscaled
+from service.engine.prepared_image import PreparedImage, given, prepare, unscaled
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import CROP, DENSE, Box, Resize
 from service.imaging.heatmap import paint
@@ -35,8 +35,8 @@ from service.models.ensemble import Ensemble, Member, Probabilities, Result
 from service.models.manifest import Label, Preprocessing
 from service.models.store import Store
 from service.scheduling.admission import Decoders
-from service.scheduling.cost_model import Buckets, Costs, Key
-from service.scheduling.types import Batch, Lane, P, R
+from service.scheduling.cost_model import Buckets, CostModel, Key
+from service.scheduling.types import Batch, Executor, P, R
 from service.server.app import create_app
 from service.settings import Settings
 
@@ -117,11 +117,11 @@ def real_client(real_store: Store) -> Iterator[TestClient]:
     """A client of the real service on the real weights, in float32, ready."""
     settings = Settings(
         model="bvlc_googlenet",
-        store=real_store.root,
+        model_store=real_store.root,
         device="cpu",
         precision="float32",
         max_batch=8,  # fewer sizes to time
-        cores=1,  # two that share a batch are slow where others compute
+        cpu_threads=1,  # two that share a batch are slow where others compute
     )
     with TestClient(create_app(settings)) as client:
         wait_ready(client)
@@ -173,8 +173,8 @@ def serving(*arguments: str) -> Iterator[Served]:
 def served(real_store: Store) -> Iterator[Served]:
     """A ready process on the real weights, in float32."""
     store = str(real_store.root)
-    small = ("--max-batch", "4", "--cores", "1", "--precision", "float32")
-    with serving("--model", "bvlc_googlenet", "--store", store, *small) as ours:
+    small = ("--max-batch", "4", "--cpu-threads", "1", "--precision", "float32")
+    with serving("--model", "bvlc_googlenet", "--model-store", store, *small) as ours:
         with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
             wait_ready(client)
         yield ours
@@ -227,10 +227,10 @@ def wait_ready(client: httpx2.Client) -> None:
     pytest.fail("the service did not become ready in a minute")
 
 
-Run = Callable[[Batch[Cuts]], Sequence[Result]]
+Run = Callable[[Batch[PreparedImage]], Sequence[Result]]
 
 
-def mean_colour(batch: Batch[Cuts]) -> list[Probabilities]:
+def mean_colour(batch: Batch[PreparedImage]) -> list[Probabilities]:
     """A fake model with three classes: how red, green and blue a slice's views are, summed."""
     results = []
     for part in batch.slices:
@@ -244,7 +244,7 @@ def mean_colour(batch: Batch[Cuts]) -> list[Probabilities]:
     return results
 
 
-def colour_or_map(batch: Batch[Cuts]) -> Sequence[Result]:
+def colour_or_map(batch: Batch[PreparedImage]) -> Sequence[Result]:
     """Do as the one above, and give maps in which every place speaks for red, against others."""
     if not batch.key.maps:
         return mean_colour(batch)
@@ -270,7 +270,7 @@ class FakeBackend:
     """A backend in this process: decodes for real, computes as it is told."""
 
     ensemble: Ensemble
-    lanes: Sequence[Lane[Cuts, Result]]
+    executors: Sequence[Executor[PreparedImage, Result]]
     pid: int = field(default_factory=os.getpid)
     stalled: float = 0.0
     closed: threading.Event = field(default_factory=threading.Event)
@@ -289,7 +289,7 @@ class FakeBackend:
 
     async def prepare(
         self, picture: Picture, views: str, bounds: Bounds, target: int = 0
-    ) -> Sequence[Cuts]:
+    ) -> Sequence[PreparedImage]:
         """Decode in a thread, one picture after the other."""
         what = (picture, self.ensemble.plans(views), bounds, target)
         loop = asyncio.get_running_loop()
@@ -304,7 +304,7 @@ class FakeBackend:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.decoder, paint, picture, heat, bounds)
 
-    def _timed(self, *what: Any) -> Sequence[Cuts]:
+    def _timed(self, *what: Any) -> Sequence[PreparedImage]:
         started = time.monotonic()
         picture, plans, *_ = what
         try:
@@ -314,9 +314,9 @@ class FakeBackend:
         finally:
             self.decoders = self.decoders.observed(time.monotonic() - started)
 
-    def lead(self, pictures: int) -> float:
+    def decode_wait(self, pictures: int) -> float:
         """Predict as the real one does."""
-        return self.decoders.lead(self.undecoded + pictures)
+        return self.decoders.decode_wait(self.undecoded + pictures)
 
     def close(self) -> None:
         """Note it."""
@@ -329,7 +329,7 @@ def fake_backend(  # noqa: PLR0913 - all that may be other
     seconds_per_row: float = 0.001,
     sizes: Sequence[int] = BUCKETS,
     members: int = 1,
-    lanes: int = 1,
+    executors: int = 1,
     explains: bool = False,
 ) -> FakeBackend:
     """A model that answers by `run`, in batches of these sizes at `seconds_per_row`."""
@@ -343,7 +343,7 @@ def fake_backend(  # noqa: PLR0913 - all that may be other
             for n in range(members)
         ),
         labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),
-        costs=Costs(
+        costs=CostModel(
             {
                 key: Buckets({size: seconds_per_row * size for size in sizes})
                 for key, sizes in buckets.items()
@@ -353,4 +353,4 @@ def fake_backend(  # noqa: PLR0913 - all that may be other
         precision="float32",
         warmup_seconds=0.0,
     )
-    return FakeBackend(ensemble, [Lane(threaded(run), number) for number in range(lanes)])
+    return FakeBackend(ensemble, [Executor(threaded(run), number) for number in range(executors)])

@@ -11,7 +11,7 @@ from service.errors import InferenceFailed, OutOfMemory
 from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import Bounds, Picture
 from service.models.ensemble import Ensemble, Probabilities
-from service.scheduling.types import Batch, Lane
+from service.scheduling.types import Batch, Executor
 from service.serving.backend import Backend, Payload
 
 Run = Callable[[Batch[Payload]], Awaitable[Sequence[Probabilities]]]
@@ -41,8 +41,9 @@ class Faulty:
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)
-        self.lanes: Sequence[Lane[Payload, Probabilities]] = [
-            replace(lane, run=partial(self._run, lane.run)) for lane in self.backend.lanes
+        self.executors: Sequence[Executor[Payload, Probabilities]] = [
+            replace(executor, run=partial(self._run, executor.run))
+            for executor in self.backend.executors
         ]
 
     @property
@@ -64,9 +65,9 @@ class Faulty:
         """The other's."""
         return self.backend.stalled
 
-    def lead(self, pictures: int) -> float:
+    def decode_wait(self, pictures: int) -> float:
         """Give the other's."""
-        return self.backend.lead(pictures)
+        return self.backend.decode_wait(pictures)
 
     def close(self) -> None:
         """Close the other."""

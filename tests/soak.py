@@ -314,9 +314,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="googlenet")
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--model-store", type=Path)
     given = parser.parse_args()
-    store = ["--store", str(given.store)] if given.store else []
+    store = ["--model-store", str(given.store)] if given.store else []
     with serving(["--model", given.model, "--seed", str(given.seed), *store]) as (port, process):
         soaked = asyncio.run(soak(port, photos(given.photos), 60 * given.minutes, given.seed))
         process.terminate()

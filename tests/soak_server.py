@@ -31,16 +31,16 @@ def main() -> None:
     """Serve until told to stop."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
-    parser.add_argument("--store", type=Path)
+    parser.add_argument("--model-store", type=Path)
     parser.add_argument("--seed", type=int, required=True)
     given = parser.parse_args()
     settings = Settings(
         model=given.model,
-        store=given.store,
+        model_store=given.store,
         port=0,
-        header_seconds=2,
-        upload_seconds=3,
-        send_seconds=2,
+        header_timeout_seconds=2,
+        upload_timeout_seconds=3,
+        send_timeout_seconds=2,
         log_level="error",
     )
     log_config.configure(settings)

@@ -19,8 +19,8 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 MINE = 'job="$job", instance=~"$instance"'
 # The objectives are for those who wait for an answer: bulk work waits by its own wish.
-AWAITED = f'{MINE}, priority!="bulk"'
-BULK = f'{MINE}, priority="bulk"'
+AWAITED = f'{MINE}, priority!="background"'
+BULK = f'{MINE}, priority="background"'
 CLASSIFY = 'route="/classify", method="POST"'
 ANSWERED = 'route="/classify", code="200"'
 JOB = 'job="$job"'  # of what is recorded by deployment
@@ -282,8 +282,8 @@ CAPACITY_BOARD = Dashboard(
             Panel("Bulk by status", "Requests to POST /classify with Priority: u=7, a second; a 503 asks them to come again, and is in no alert.",
                 {"{{code}}": rate("googlenet_requests_total", f"{BULK}, {CLASSIFY}", "code")}, "reqps", stacked=True),
             Panel("Bulk rows waiting", "Of the rows that wait, those that let others pass.",
-                {"{{instance}}": f"googlenet_queue_bulk_rows{{{MINE}}}"}),
-            Panel("Bulk answers", "How long they take: while others wait bulk has --bulk-share of the time.",
+                {"{{instance}}": f"googlenet_queue_background_rows{{{MINE}}}"}),
+            Panel("Bulk answers", "How long they take: while others wait bulk has --background-share of the time.",
                 quantiles("googlenet_request_duration_seconds", f"{BULK}, {ANSWERED}"), "s"),
         ]),
         Row("Cache", [

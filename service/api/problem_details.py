@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from service import errors
 from service.api import not_found_hints, parameters
-from service.api.middleware.request_log import is_bulk, note, path, request_id
+from service.api.middleware.request_log import is_background, note, path, request_id
 from service.errors import ServiceError
 from service.serving.metrics.metrics import Metrics
 
@@ -28,8 +28,8 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.Forbidden: 403,
     errors.UnknownModel: 404,
     errors.UnknownLabel: 404,
-    errors.SlowUpload: 408,
-    errors.SlowHead: 408,
+    errors.BodyTimeout: 408,
+    errors.HeaderTimeout: 408,
     errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.UnsupportedType: 415,
@@ -39,7 +39,7 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.MissingFile: 422,
     errors.CannotServe: 422,
     errors.RateLimited: 429,
-    errors.CallerGone: CLIENT_CLOSED_REQUEST,
+    errors.ClientDisconnected: CLIENT_CLOSED_REQUEST,
     errors.HeadTooLarge: 431,
     errors.InferenceFailed: 500,
     errors.OutOfMemory: 500,
@@ -47,7 +47,7 @@ STATUS: Mapping[type[ServiceError], int] = {
     errors.Overloaded: 503,
     errors.NotReady: 503,
     errors.DeadlineExceeded: 504,
-    errors.NoRoom: 507,
+    errors.CapacityExceeded: 507,
 }
 
 _TOLD: Mapping[type[ServiceError], Mapping[str, str]] = {
@@ -131,7 +131,7 @@ def response(described: Problem, headers: Mapping[str, str] | None = None) -> Re
 
 def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response:
     """Refuse a request with one of the service's own errors; count and note why."""
-    metrics.rejected(error, bulk=is_bulk(request.scope))
+    metrics.rejected(error, background=is_background(request.scope))
     note(request.scope, {"code": error.code})
     return answer(of(error, request), request, _TOLD.get(type(error)))
 

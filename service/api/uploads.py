@@ -12,13 +12,13 @@ from starlette.requests import ClientDisconnect
 from service.api import multipart, parameters
 from service.api.multipart import Part
 from service.errors import (
-    CallerGone,
+    BodyTimeout,
+    ClientDisconnected,
     CompressedBody,
     InvalidParameter,
     MalformedRequest,
     MissingFile,
     Overloaded,
-    SlowUpload,
     TooLarge,
     UnsupportedType,
 )
@@ -120,7 +120,7 @@ async def read(
 
     `fields` are the names of the form fields that may come with them. A file that a browser's form
     left unchosen is ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`,
-    `InvalidParameter`, `UnsupportedType`, `SlowUpload`, `Overloaded` or `CallerGone`.
+    `InvalidParameter`, `UnsupportedType`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
     """
     _check_coding(request)
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -140,7 +140,7 @@ async def read(
 async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
     """Read a body that is something else than pictures, as it is.
 
-    Raises `TooLarge`, `CompressedBody`, `SlowUpload`, `Overloaded` or `CallerGone`.
+    Raises `TooLarge`, `CompressedBody`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
     """
     _check_coding(request)
     async with _arriving(bounds.seconds):
@@ -164,9 +164,9 @@ async def _arriving(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
-        raise SlowUpload(f"the body did not arrive within {seconds:g} s") from error
+        raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from error
     except ClientDisconnect as error:
-        raise CallerGone("the caller hung up while sending") from error
+        raise ClientDisconnected("the caller hung up while sending") from error
 
 
 async def _bounded(request: Request, limit: int, share: Share) -> AsyncIterator[bytes]:

@@ -19,8 +19,8 @@ from service import cpu_info
 from service.bench.photos import read
 from service.engine import engine, profiling
 from service.engine.engine import Engine
-from service.engine.executor import Executor
-from service.engine.prepared_image import Cuts
+from service.engine.executor import DeviceExecutor
+from service.engine.prepared_image import PreparedImage
 from service.imaging.crops import CROP
 from service.imaging.image_decoder import Bounds
 from service.scheduling.cost_model import Key
@@ -30,7 +30,7 @@ from service.settings import Settings
 _LONE = 40  # pictures, one after the other
 
 Where = Literal["beside", "within"]
-Pictures = list[Sequence[Cuts]]  # what each of some pictures brings, by member
+Pictures = list[Sequence[PreparedImage]]  # what each of some pictures brings, by member
 
 
 class Limit:
@@ -82,20 +82,20 @@ def _forwards(settings: Settings) -> dict[int, float]:
     loaded = _loaded(settings)
     key = Key(0, CROP)
     sizes = loaded.ensemble.costs.curves[key].sizes
-    measured = profiling.measure_buckets(loaded.lanes, key, sizes)
-    devices = len({lane.device for lane in loaded.lanes})
+    measured = profiling.measure_buckets(loaded.executors, key, sizes)
+    devices = len({executor.device for executor in loaded.executors})
     return {size: devices * size / measured.seconds(size) for size in measured.sizes}
 
 
 def _alone(settings: Settings, folder: Path) -> float:
     loaded = _loaded(settings)
-    lane = loaded.lanes[0]
+    executor = loaded.executors[0]
 
     def one(photo: bytes) -> float:
         started = time.perf_counter()
         cuts = loaded.prepare(photo, "single", Bounds(settings.max_pixels))
         for batch in _batches([cuts], 1):
-            lane.run(batch)
+            executor.run(batch)
         return time.perf_counter() - started
 
     photos = itertools.islice(itertools.cycle(_photos(folder)), _LONE)
@@ -113,15 +113,15 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
         photos = [next(turn) for _ in range(together)]
         return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
-    workers = loaded.lanes
+    workers = loaded.executors
     end = time.perf_counter() + seconds
 
-    def work(lane: Executor, take: Callable[[], Pictures]) -> float:
+    def work(executor: DeviceExecutor, take: Callable[[], Pictures]) -> float:
         """Give the lane's own rate, from the end of its first round to that of its last."""
         ends: list[float] = []
         while len(ends) < 2 or ends[-1] < end:  # noqa: PLR2004 - a first and a last
             for batch in _batches(take(), size):
-                lane.run(batch)
+                executor.run(batch)
             ends.append(time.perf_counter())
         return together * (len(ends) - 1) / (ends[-1] - ends[0])
 
@@ -146,7 +146,7 @@ def _ahead(
     return take
 
 
-def _batches(pictures: Pictures, size: int) -> Iterator[Batch[Cuts]]:
+def _batches(pictures: Pictures, size: int) -> Iterator[Batch[PreparedImage]]:
     """Put all views of some pictures into batches, member by member."""
     for number, cuts in enumerate(zip(*pictures, strict=True)):
         rows = [Slice(cut, at, at + 1) for cut in cuts for at in range(len(cut.plan.views))]

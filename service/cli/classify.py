@@ -27,13 +27,13 @@ from service.offline.bulk import (
 )
 from service.offline.bulk.image_source import IsNew, Source
 from service.offline.bulk.local_runner import Put
-from service.offline.bulk.results_file import CSV, JSONL, Journal, Origin, Row
+from service.offline.bulk.results_file import CSV, JSONL, Origin, ResultsFile, Row
 from service.serving.classifier import Classifier
 from service.settings import Settings
 
 T = TypeVar("T")
 
-_FORMATS: dict[str, Callable[[Path], AbstractContextManager[Journal]]] = {
+_FORMATS: dict[str, Callable[[Path], AbstractContextManager[ResultsFile]]] = {
     ".parquet": results_parquet.opened,
     ".csv": partial(results_file.opened, form=CSV),
     ".jsonl": partial(results_file.opened, form=JSONL),
@@ -55,7 +55,7 @@ class _Kept:
     """Keeps results in a file, which has those of one model and the same views."""
 
     out: Path
-    results: Journal
+    results: ResultsFile
     wanted: Mapping[str, str]  # of their origin
 
     def check(self, wanted: Mapping[str, str]) -> None:
@@ -169,7 +169,7 @@ def _cells(row: Row) -> Iterator[tuple[tuple[Text, str, str], bool]]:
         yield (Text("") if place else name, one["label"], rate), last
 
 
-def _write(job: _Job, results: Journal) -> _Done:
+def _write(job: _Job, results: ResultsFile) -> _Done:
     """Classify what there are no results of yet, if what there are were made in the same way."""
     done, kept = results.done, _Kept(job.given["out"], results, wanted := _wanted(job))
     kept.check(wanted)

@@ -48,7 +48,7 @@ def table(settings: Settings, given: dict[str, Any]) -> int:
 
 def _photos(settings: Settings, names: Sequence[str], folder: Path) -> list[Photo]:
     """Find the photos, if the models have the same labels."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     first, *others = (where.labels(name) for name in names)
     if any(labels != first for labels in others):
         raise ModelError(f"{settings.model} have different labels and cannot be averaged")

@@ -28,8 +28,8 @@ def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]
     """Do work with a classifier of one's own, without a server."""
 
     async def entered() -> T:
-        async with factory.create_servable(settings) as servable:
-            return await work(await servable.ready())
+        async with factory.create_served_model(settings) as served_model:
+            return await work(await served_model.ready())
 
     # The loop that serves, too: less work for what goes to the worker and back.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -27,7 +27,7 @@ def look(settings: Settings, given: dict[str, Any]) -> int:
         data = photo.read_bytes()
     except OSError as error:
         raise BulkError(f"cannot read {photo}: {error.strerror}") from error
-    model = weights.load(store.locate(settings.store), settings.model)
+    model = weights.load(store.locate(settings.model_store), settings.model)
     preprocessing = model.manifest.preprocessing
     plan = crops.plan("single", preprocessing.resized)
     picture = image_decoder.decode(data, max_pixels=settings.max_pixels, enough=plan.enough)

@@ -17,7 +17,7 @@ from service.settings import Settings
 
 def list_models(settings: Settings, _: dict[str, Any]) -> int:
     """Print the models and whether their weights are there."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     shown = console.table(
         f"Models in {where.root}", "name", "architecture", "weights", "description"
     )
@@ -31,7 +31,7 @@ def list_models(settings: Settings, _: dict[str, Any]) -> int:
 
 def quantize_model(settings: Settings, given: dict[str, Any]) -> int:
     """Make int8 a number format of a model, if it agrees with float32 on images."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     model = openvino_engine.read(where, given["name"], "float32")
     files = read(given["calibrate"], partial(console.say, stderr=True))
     pixels = quantization.crop(model, files, max_pixels=settings.max_pixels)
@@ -51,7 +51,7 @@ def calibrate_model(settings: Settings, given: dict[str, Any]) -> int:
     """Fit a model's temperature to labelled photos, and write it into its manifest."""
     name, folder = given["name"], given["folder"]
     settings = settings.model_copy(update={"model": name})
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     digest = where.verify(name)
     temperature = where.manifest(name).temperature(digest)
     ranked = evaluate.rank_whole(settings, folder, "single", name)
@@ -65,7 +65,7 @@ def calibrate_model(settings: Settings, given: dict[str, Any]) -> int:
 
 def verify_models(settings: Settings, _: dict[str, Any]) -> int:
     """Check every model's weights against the recorded SHA-256."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     status = 0
     for name in filter(where.has, where.names()):
         try:

@@ -15,7 +15,7 @@ from service.settings import Settings
 from service.training.options import Options
 
 _OFFLINE = (
-    *("model", "device", "precision", "store", "max_batch", "cores"),
+    *("model", "device", "precision", "model_store", "max_batch", "cpu_threads"),
     *("max_pixels", "decode_threads", "heic"),
 )
 
@@ -159,7 +159,7 @@ def _add_models(verbs: _Verbs) -> None:
     verify = actions.add_parser("verify", help="check all weights against their SHA-256")
     verify.set_defaults(run="service.cli.models:verify_models")
     for action in (listing, fetch, import_, convert, quantize, verify):
-        _add_settings(action, ["store"])
+        _add_settings(action, ["model_store"])
     _add_settings(calibrate, [name for name in _OFFLINE if name != "model"])
 
 
@@ -186,7 +186,7 @@ def _add_train(verbs: _Verbs) -> None:
     train = verbs.add_parser("train", help="train a model on a folder of pictures for each class")
     train.add_argument("folder", type=Path, metavar="DIR")
     _add_options(train)
-    _add_settings(train, ["store", "device", "precision", "max_pixels"])
+    _add_settings(train, ["model_store", "device", "precision", "max_pixels"])
     train.set_defaults(run="service.cli.train:train")
 
 
@@ -196,7 +196,7 @@ def _add_look(verbs: _Verbs) -> None:
     look.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the .png file to draw"
     )
-    _add_settings(look, ["model", "store", "max_pixels"])
+    _add_settings(look, ["model", "model_store", "max_pixels"])
     look.set_defaults(run="service.cli.look:look")
 
 
@@ -223,8 +223,8 @@ def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
         choices=("local", "ray"),
         default="local",
         help="ray: let a Ray cluster do it, whose nodes all have this googlenet-service, its store "
-        "and FILE at the same paths; --cores is the CPUs of each actor (default: the smallest "
-        "node's) (default: local)",
+        "and FILE at the same paths; --cpu-threads is the CPUs of each actor (default: the "
+        "smallest node's) (default: local)",
     )
     classify.add_argument(
         "--ray-address", metavar="HOST:PORT", help="the cluster (default: as Ray finds it)"

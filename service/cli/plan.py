@@ -14,7 +14,7 @@ from service import cpu_info
 from service.bench import photos
 from service.bench.capacity import planner, stage_times
 from service.bench.capacity.planner import HELPS, SHARE, Plan, Prediction, Traffic
-from service.bench.capacity.replica_model import Demand, Replica
+from service.bench.capacity.replica_model import JobSpec, Replica
 from service.bench.capacity.stage_times import Subject
 from service.cli import console
 from service.imaging.image_decoder import Bounds
@@ -31,9 +31,9 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
     )
     traffic = Traffic(given["rate"], given["slo"], settings.timeout_seconds)
     console.say("measuring each stage", stderr=True)
-    replica, demand = asyncio.run(_measured(settings, pictures))
+    replica, spec = asyncio.run(_measured(settings, pictures))
     console.say("simulating", stderr=True)
-    found = planner.plan(replica, demand, traffic)
+    found = planner.plan(replica, spec, traffic)
     if given["json"]:
         console.say(json.dumps(dataclasses.asdict(found), indent=2))
     else:
@@ -42,14 +42,14 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
     return int(found.needed is None)
 
 
-async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Replica, Demand]:
+async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Replica, JobSpec]:
     http = await stage_times.http(pictures[0])
     backend = await asyncio.to_thread(client.load, settings, Future())
     try:
         decoders = cpu_info.decoding(settings.decode_threads)
         bounds = Bounds(settings.max_pixels, heic=settings.heic)
         subject = Subject(backend, pictures, settings.views, bounds, decoders)
-        return await stage_times.measure(subject, http), subject.demand
+        return await stage_times.measure(subject, http), subject.spec
     finally:
         backend.close()
 

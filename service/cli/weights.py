@@ -13,13 +13,13 @@ from service.settings import Settings
 
 def fetch_model(settings: Settings, given: dict[str, Any]) -> int:
     """Download a model's weights."""
-    _download(store.locate(settings.store), given["name"])
+    _download(store.locate(settings.model_store), given["name"])
     return 0
 
 
 def import_model(settings: Settings, given: dict[str, Any]) -> int:
     """Make a file the weights of a model."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     file: Path = given["file"]
     digest = weights.install(where, given["name"], file, source=file.name, say=console.say)
     console.say(f"{given['name']} is in {where.root}, SHA-256 {digest}")
@@ -30,7 +30,7 @@ def import_model(settings: Settings, given: dict[str, Any]) -> int:
 def convert_model(settings: Settings, given: dict[str, Any]) -> int:
     """Convert a model's weights for OpenVINO, unless that has been done."""
     name = given["name"]
-    made = converter.convert(store.locate(settings.store), name)
+    made = converter.convert(store.locate(settings.model_store), name)
     console.say(f"{name} {'was converted' if made else 'is converted'} for OpenVINO")
     return 0
 

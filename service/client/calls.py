@@ -82,7 +82,7 @@ class Wanted(Patience, total=False):
     model: str | None
     views: str | None
     top_k: int | None
-    bulk: bool  # nobody waits for it: others may pass
+    background: bool  # nobody waits for it: others may pass
 
 
 class Sought(Patience, total=False):
@@ -244,10 +244,10 @@ def _posting(
     query = {
         name: value
         for name, value in wanted.items()
-        if name not in {"timeout", "bulk"} and isinstance(value, str | int)
+        if name not in {"timeout", "background"} and isinstance(value, str | int)
     }
     kind = {"Content-Type": _BINARY} if len(pictures) == 1 else {}
-    if wanted.get("bulk"):
+    if wanted.get("background"):
         kind["Priority"] = "u=7"  # RFC 9218's background
     return Request("POST", path, query, {**kind, **(headers or {})}, pictures)
 

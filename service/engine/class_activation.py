@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.imaging.activation_map import Activation
 from service.scheduling.types import Slice
 
@@ -20,7 +20,7 @@ class Classifier:
     bias: Float32  # (classes,)
     window: int | None  # places along the windows that are averaged one by one; None: all at once
 
-    def explain(self, features: Float32, logits: Float32, part: Slice[Cuts]) -> Activation:
+    def explain(self, features: Float32, logits: Float32, part: Slice[PreparedImage]) -> Activation:
         """Give the map of the one view that a slice has, for the class that it asks about.
 
         Takes the view's features, (channels, rows, columns), and logits, (classes,). The map's

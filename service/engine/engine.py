@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib import util
 
 from service.engine import gpu_info, openvino_engine, prepared_image
-from service.engine.executor import Executor, Model, Placed
-from service.engine.prepared_image import Cuts
+from service.engine.executor import DeviceExecutor, Model, Placed
+from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, NotConverted
 from service.imaging import image_decoder
 from service.imaging.image_decoder import Bounds, Picture
@@ -25,11 +25,13 @@ class Engine:
     """An ensemble, and what decodes images and runs batches for it in the caller's threads."""
 
     ensemble: Ensemble
-    lanes: tuple[Executor, ...]
+    executors: tuple[DeviceExecutor, ...]
     preprocessing: Preprocessing
     """What a tensor has been through that comes instead of an image: the first member's."""
 
-    def prepare(self, picture: Picture, views: str, bounds: Bounds, target: int = 0) -> list[Cuts]:
+    def prepare(
+        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+    ) -> list[PreparedImage]:
         """Decode an image for the views so named; gives what each member takes.
 
         Raises what `service.imaging.image_decoder.decode` does, or `InvalidParameter` for a tensor
@@ -47,7 +49,7 @@ def load(settings: Settings) -> Engine:
     Raises `ModelError` for a model that is not there, when the models' labels differ, or for a
     device or number format that is not there.
     """
-    placed = _place(store.locate(settings.store), settings)
+    placed = _place(store.locate(settings.model_store), settings)
     _check_labels(placed.models)
     first = placed.models[0]
     ensemble = Ensemble(

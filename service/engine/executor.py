@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.models.ensemble import Result
 from service.models.manifest import Label, Manifest
-from service.scheduling.cost_model import Costs
+from service.scheduling.cost_model import CostModel
 from service.scheduling.types import Batch
 
 
@@ -46,13 +46,14 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Executor:
+class DeviceExecutor:
     """A way to run batches on a device, for one caller at a time.
 
-    See `service.scheduling.types.Lane` and `service.models.ensemble.Result`. Raises `OutOfMemory`.
+    See `service.scheduling.types.Executor` and `service.models.ensemble.Result`. Raises
+    `OutOfMemory`.
     """
 
-    run: Callable[[Batch[Cuts]], Sequence[Result]]
+    run: Callable[[Batch[PreparedImage]], Sequence[Result]]
     device: int = 0
 
 
@@ -61,8 +62,8 @@ class Placed:
     """Models on their devices, ready to run batches."""
 
     models: Sequence[Model]
-    executors: tuple[Executor, ...]
-    costs: Costs
+    executors: tuple[DeviceExecutor, ...]
+    costs: CostModel
     device: str
     precision: str
     warmup_seconds: float  # to warm up and time batches

@@ -15,7 +15,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 
 from service import cpu_info
-from service.scheduling.cost_model import Key, Line
+from service.scheduling.cost_model import Key, LinearCost
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +46,20 @@ class Measurements:
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
         self._path = _folder() / f"{digest[:32]}.json"
 
-    def read(self, keys: Sequence[Key]) -> tuple[str, dict[Key, Line]] | None:
+    def read(self, keys: Sequence[Key]) -> tuple[str, dict[Key, LinearCost]] | None:
         """Give the number format that was chosen, and the costs of these keys, if known."""
         try:
             found = _File.model_validate_json(self._path.read_bytes())
         except (OSError, ValidationError):
             return None  # never measured, or damaged: measured anew
-        curves = {Key(*one.key): Line(one.fixed, one.each, one.largest) for one in found.curves}
+        curves = {
+            Key(*one.key): LinearCost(one.fixed, one.each, one.largest) for one in found.curves
+        }
         if found.identity != self._identity or {*curves} != {*keys}:
             return None
         return found.precision, curves
 
-    def write(self, precision: str, curves: Mapping[Key, Line]) -> None:
+    def write(self, precision: str, curves: Mapping[Key, LinearCost]) -> None:
         """Keep them, if a file can be written there."""
         content = _File(
             identity=self._identity,

@@ -19,7 +19,7 @@ from service.errors import ModelError, NotConverted
 from service.models import converted_model
 from service.models.converted_model import Converted
 from service.models.store import INT8, Store
-from service.scheduling.cost_model import Costs
+from service.scheduling.cost_model import CostModel
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ def _read_floats(store: Store, name: str, digest: str) -> Converted:
 
 def _convert(store: Store, name: str) -> None:
     """Convert a model in a process of its own: PyTorch is large, and nothing here needs it."""
-    command = python_process.command("service", "models", "convert", name, f"--store={store.root}")
+    command = python_process.command(
+        "service", "models", "convert", name, f"--model-store={store.root}"
+    )
     done = subprocess.run(  # noqa: S603 - ourselves
         command, env=python_process.environment(), check=False, capture_output=True, text=True
     )
@@ -86,7 +88,7 @@ def load(where: Store, settings: Settings) -> Placed:
     for a number format that the CPU does not compute in.
     """
     models = [read(where, name, settings.precision) for name in settings.models]
-    threads = settings.cores or cpu_info.available()
+    threads = settings.cpu_threads or cpu_info.available()
     return place(models, settings, threads)
 
 
@@ -119,7 +121,7 @@ def place(models: Sequence[Model], settings: Settings, threads: int) -> Placed:
         lines = {key: profiling.measure_line(executor, key, largest) for key in wanted}
         measurements.write(precision, lines)
     took = time.perf_counter() - started
-    return Placed(models, (executor,), Costs(lines), "cpu", precision, took)
+    return Placed(models, (executor,), CostModel(lines), "cpu", precision, took)
 
 
 def _choose(models: Sequence[Model], wanted: str, threads: int) -> tuple[str, list[Compiled]]:

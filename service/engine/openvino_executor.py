@@ -16,9 +16,9 @@ import numpy.typing as npt
 from service.engine import openvino_graph
 from service.engine.batch_assembly import Rows, assemble, sums
 from service.engine.class_activation import Classifier
-from service.engine.executor import Executor
+from service.engine.executor import DeviceExecutor
 from service.engine.openvino_api import core
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, OutOfMemory
 from service.models.converted_model import Converted
 from service.models.ensemble import Result
@@ -92,7 +92,7 @@ class Compiled:
         request = self._probabilities[rows.dtype]
         return _infer(request, rows)[0]
 
-    def run(self, batch: Batch[Cuts]) -> Sequence[Result]:
+    def run(self, batch: Batch[PreparedImage]) -> Sequence[Result]:
         """Run a batch of the model's."""
         rows = assemble(batch)
         if not batch.key.maps:
@@ -103,14 +103,14 @@ class Compiled:
         return [self._classifier.explain(features[0], logits[0], part)]
 
 
-def executor(models: Sequence[Compiled]) -> Executor:
+def executor(models: Sequence[Compiled]) -> DeviceExecutor:
     """Give the executor of an ensemble on the CPU."""
 
-    def run(batch: Batch[Cuts]) -> Sequence[Result]:
+    def run(batch: Batch[PreparedImage]) -> Sequence[Result]:
         with _memory():
             return models[batch.key.member].run(batch)
 
-    return Executor(run)
+    return DeviceExecutor(run)
 
 
 def has_bfloat16() -> bool:

@@ -19,7 +19,7 @@ Unrounded = npt.NDArray[np.float32]  # (side, side, 3) RGB in pixel units
 
 
 @dataclass(frozen=True, slots=True)
-class Cuts:
+class PreparedImage:
     """What a picture brings for one member: its canvases and the views to cut from them."""
 
     plan: Plan
@@ -28,14 +28,18 @@ class Cuts:
     target: int = 0  # the class that maps are of
 
 
-def prepare(picture: Picture, plans: Sequence[Plan], bounds: Bounds, target: int = 0) -> list[Cuts]:
+def prepare(
+    picture: Picture, plans: Sequence[Plan], bounds: Bounds, target: int = 0
+) -> list[PreparedImage]:
     """Decode once and cut each plan's canvases; members with one plan share them.
 
     Raises what `images.decode` does.
     """
     upright = _upright(picture, plans, bounds)
     size = upright.size
-    made = {plan: Cuts(plan, crops.canvases(upright, plan), size, target) for plan in plans}
+    made = {
+        plan: PreparedImage(plan, crops.canvases(upright, plan), size, target) for plan in plans
+    }
     return [made[plan] for plan in plans]
 
 
@@ -62,7 +66,7 @@ def unscaled(tensor: npt.NDArray[np.float32], scaled: Preprocessing) -> Unrounde
     return np.ascontiguousarray(pixels[..., ::-1] if scaled.channels == "BGR" else pixels)
 
 
-def given(view: Unrounded, plans: Sequence[Plan]) -> list[Cuts]:
+def given(view: Unrounded, plans: Sequence[Plan]) -> list[PreparedImage]:
     """Take a view as it is; raises `InvalidParameter` if it is none, or a plan wants others."""
     if any(plan.side != len(view) or len(plan.views) > 1 for plan in plans):
         raise InvalidParameter("a tensor is one view of a picture; ask for the views `single`")
@@ -70,4 +74,4 @@ def given(view: Unrounded, plans: Sequence[Plan]) -> list[Cuts]:
         raise InvalidParameter(
             f"the tensor is no picture: put back to pixels, it has values beyond {_FAR}"
         )
-    return [Cuts(plan, (view,)) for plan in plans]
+    return [PreparedImage(plan, (view,)) for plan in plans]

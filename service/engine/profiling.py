@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 
-from service.engine.executor import Executor, Model
-from service.engine.prepared_image import Cuts
+from service.engine.executor import DeviceExecutor, Model
+from service.engine.prepared_image import PreparedImage
 from service.errors import OutOfMemory
 from service.imaging.crops import CROP, Canvas, Plan, Resize, View
-from service.scheduling.cost_model import Buckets, Key, Line
+from service.scheduling.cost_model import Buckets, Key, LinearCost
 from service.scheduling.types import Batch, Slice
 
 logger = logging.getLogger(__name__)
@@ -28,37 +28,37 @@ def keys(models: Sequence[Model]) -> list[Key]:
     return found + maps
 
 
-def measure_line(executor: Executor, key: Key, largest: int) -> Line:
+def measure_line(executor: DeviceExecutor, key: Key, largest: int) -> LinearCost:
     """Time some batch sizes of a key, of up to so many rows, and fit a line through them.
 
     Maps are made one at a time.
     """
     if key.maps:
-        return Line.fit({1: _seconds([executor], key, 1)}, 1)
+        return LinearCost.fit({1: _seconds([executor], key, 1)}, 1)
     sizes = _shown(key, largest)
     measured = dict(_timed([executor], key, sizes))
-    return Line.fit(measured, largest if len(measured) == len(sizes) else max(measured))
+    return LinearCost.fit(measured, largest if len(measured) == len(sizes) else max(measured))
 
 
 def _shown(key: Key, largest: int) -> Sequence[int]:
     """Choose the batch sizes to time; for the larger views, which few ask for, fewer."""
-    sizes = Line(0.0, 0.0, largest).sizes
+    sizes = LinearCost(0.0, 0.0, largest).sizes
     return sizes if key.side == CROP else sizes[:2]
 
 
-def measure_buckets(executors: Sequence[Executor], key: Key, sizes: Sequence[int]) -> Buckets:
+def measure_buckets(executors: Sequence[DeviceExecutor], key: Key, sizes: Sequence[int]) -> Buckets:
     """Time every size of a key with all devices at work, as it is under load."""
     return Buckets(dict(_timed(executors, key, [1] if key.maps else sizes)))
 
 
-def warm_up(executor: Executor, key: Key, line: Line) -> None:
+def warm_up(executor: DeviceExecutor, key: Key, line: LinearCost) -> None:
     """Run the batches that are timed the first time, for what a library sets up with them."""
     for size in _shown(key, line.largest):
         executor.run(blank(key, size))
 
 
 def _timed(
-    executors: Sequence[Executor], key: Key, sizes: Sequence[int]
+    executors: Sequence[DeviceExecutor], key: Key, sizes: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
     """Time sizes until there is no memory; raises `OutOfMemory` if there is none for the first."""
     for size in sizes:
@@ -71,7 +71,7 @@ def _timed(
             return
 
 
-def _seconds(executors: Sequence[Executor], key: Key, size: int) -> float:
+def _seconds(executors: Sequence[DeviceExecutor], key: Key, size: int) -> float:
     """Time a batch on all devices at once, one executor of each at a time; the slowest counts."""
     batch = blank(key, size)
     by_device = defaultdict(list)
@@ -80,7 +80,7 @@ def _seconds(executors: Sequence[Executor], key: Key, size: int) -> float:
     return max(_together(turn, batch) for turn in zip(*by_device.values(), strict=True))
 
 
-def _together(executors: Sequence[Executor], batch: Batch[Cuts]) -> float:
+def _together(executors: Sequence[DeviceExecutor], batch: Batch[PreparedImage]) -> float:
     if len(executors) == 1:
         return measure(partial(executors[0].run, batch))
     with ThreadPoolExecutor(len(executors)) as threads:
@@ -103,9 +103,9 @@ def measure(run: Callable[[], object], *, repeats: int = 2) -> float:
     return min(seconds)
 
 
-def blank(key: Key, size: int) -> Batch[Cuts]:
+def blank(key: Key, size: int) -> Batch[PreparedImage]:
     """Make a batch of black views."""
     pixels = np.zeros((key.side, key.side, 3), np.uint8)
     canvas = Canvas(Resize("warp", key.side), key.side)
     plan = Plan((canvas,), (View(0, 0, 0, key.side),))
-    return Batch(key, size, (Slice(Cuts(plan, (pixels,)), 0, 1),) * size, "full")
+    return Batch(key, size, (Slice(PreparedImage(plan, (pixels,)), 0, 1),) * size, "full")

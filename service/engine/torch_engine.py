@@ -9,7 +9,7 @@ from service.engine import profiling, torch_device, torch_executor, weights
 from service.engine.executor import Placed
 from service.engine.weights import Model
 from service.models.store import Store
-from service.scheduling.cost_model import Costs
+from service.scheduling.cost_model import CostModel
 from service.settings import Settings
 
 
@@ -24,8 +24,8 @@ def load(where: Store, settings: Settings) -> Placed:
     Raises what `weights.load` raises, or `ModelError` for a device or a number format that is
     not there.
     """
-    if settings.cores:
-        torch.set_num_threads(settings.cores)
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     models = [weights.load(where, name) for name in settings.models]
     return place(models, settings)
 
@@ -38,7 +38,7 @@ def place(models: Sequence[Model], settings: Settings) -> Placed:
     sizes = torch_device.sizes(devices[0], settings.max_batch)
     wanted = profiling.keys(models)
     started = time.perf_counter()
-    costs = Costs({key: profiling.measure_buckets(executors, key, sizes) for key in wanted})
+    costs = CostModel({key: profiling.measure_buckets(executors, key, sizes) for key in wanted})
     took = time.perf_counter() - started
     names = ",".join(str(device) for device in devices)
     return Placed(models, executors, costs, names, torch_device.name(dtype), took)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from service.engine import batch_assembly, torch_device
-from service.engine.executor import Executor
+from service.engine.executor import DeviceExecutor
 from service.engine.precision import Probabilities as Found
 from service.engine.precision import agree, probe
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.engine.torch_network import Features, Probabilities
 from service.engine.weights import Model
 from service.errors import ModelError
@@ -36,7 +36,7 @@ class _Member:
 
 def executors(
     models: Sequence[Model], devices: Sequence[torch.device], dtype: torch.dtype
-) -> tuple[Executor, ...]:
+) -> tuple[DeviceExecutor, ...]:
     """Make the executors of an ensemble: one for a CPU, two for each GPU."""
     made = []
     for number, device in enumerate(devices):
@@ -46,11 +46,11 @@ def executors(
     return tuple(made)
 
 
-def _executor(members: Sequence[_Member], device: torch.device, number: int) -> Executor:
+def _executor(members: Sequence[_Member], device: torch.device, number: int) -> DeviceExecutor:
     forwards = torch_device.forwards(device)
     networks = [torch_device.recorded(member.probabilities, device) for member in members]
 
-    def run(batch: Batch[Cuts]) -> Sequence[Result]:
+    def run(batch: Batch[PreparedImage]) -> Sequence[Result]:
         with torch_device.memory(), forwards():
             pixels = cut(batch, device)
             if batch.key.maps:
@@ -59,23 +59,23 @@ def _executor(members: Sequence[_Member], device: torch.device, number: int) -> 
             probabilities = networks[batch.key.member](pixels).cpu().numpy()
         return batch_assembly.sums(probabilities, batch.slices)
 
-    return Executor(run, number)
+    return DeviceExecutor(run, number)
 
 
-def _explained(features: Features | None, pixels: Tensor, batch: Batch[Cuts]) -> Result:
+def _explained(features: Features | None, pixels: Tensor, batch: Batch[PreparedImage]) -> Result:
     assert features is not None  # noqa: S101 - there are costs for its key; tells mypy
     logits, maps = (found[0].cpu().numpy() for found in features(pixels))
     return features.classifier.explain(maps, logits, batch.slices[0])
 
 
-def cut(batch: Batch[Cuts], device: torch.device) -> Tensor:
+def cut(batch: Batch[PreparedImage], device: torch.device) -> Tensor:
     """Cut a batch's views on its device: (size, side, side, 3), zeros for padding."""
     if device.type == "cpu":
         return torch.from_numpy(batch_assembly.assemble(batch))
     return gathered(batch, device)
 
 
-def gathered(batch: Batch[Cuts], device: torch.device) -> Tensor:
+def gathered(batch: Batch[PreparedImage], device: torch.device) -> Tensor:
     """Look all views up at once, in canvases that came as one copy.
 
     On a GPU a copy for each view takes longer to start than to run.
@@ -107,7 +107,7 @@ def gathered(batch: Batch[Cuts], device: torch.device) -> Tensor:
     return rows
 
 
-def _dtype(batch: Batch[Cuts]) -> torch.dtype:
+def _dtype(batch: Batch[PreparedImage]) -> torch.dtype:
     return {"uint8": torch.uint8, "float32": torch.float32}[batch_assembly.dtype(batch).__name__]
 
 

@@ -16,8 +16,8 @@ from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
 from service.models.manifest import Label
-from service.scheduling.cost_model import Costs, Key
-from service.scheduling.types import Demand
+from service.scheduling.cost_model import CostModel, Key
+from service.scheduling.types import JobSpec
 
 Probabilities = npt.NDArray[np.float64]  # (classes,)
 
@@ -56,7 +56,7 @@ class Ensemble:
 
     members: tuple[Member, ...]
     labels: tuple[Label, ...]
-    costs: Costs
+    costs: CostModel
     device: str
     precision: str
     warmup_seconds: float
@@ -90,15 +90,15 @@ class Ensemble:
                 )
         return made
 
-    def demands(
+    def specs(
         self, plans: Sequence[Plan], *, itemsize: int = 1, maps: bool = False
-    ) -> list[Demand]:
+    ) -> list[JobSpec]:
         """Say what one picture will bring: a job for each member.
 
         A value of its pixels has `itemsize` bytes.
         """
         return [
-            Demand(Key(number, plan.side, maps), len(plan.views), plan.nbytes * itemsize)
+            JobSpec(Key(number, plan.side, maps), len(plan.views), plan.nbytes * itemsize)
             for number, plan in enumerate(plans)
         ]
 

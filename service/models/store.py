@@ -64,7 +64,7 @@ class Store:
         described = self.manifest(name)
         return manifest.read_labels(self._labels_path(name, described.labels), described.classes)
 
-    def stamp(self, name: str) -> tuple[str, ...] | None:
+    def fingerprint(self, name: str) -> tuple[str, ...] | None:
         """Give what is different once a model's files are; nothing if there is no such model."""
         try:
             files = [self._manifest_path(name)]

@@ -14,9 +14,9 @@ is there. So while they hold most of what is queued, they leave as much free as 
 that was asked for lately takes.
 
 *Keep a share for bulk.* Interactive rows go before bulk ones, and while both wait bulk has a share
-of the time (`service.scheduling.policy.Shares`). So bulk is promised what its share alone brings,
-whoever else comes; and once it has been asked for, everybody else is promised what the rest of the
-time brings.
+of the time (`service.scheduling.policy.FairShare`). So bulk is promised what its share alone
+brings, whoever else comes; and once it has been asked for, everybody else is promised what the rest
+of the time brings.
 
 *Tell everybody another time.* Who is refused is told when there will be room, behind those who
 were refused before, so that those who do as they are told do not all come back at once.
@@ -26,8 +26,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from service.scheduling.cost_model import Costs, Key
-from service.settings import BULK_SHARE
+from service.scheduling.cost_model import CostModel, Key
+from service.settings import BACKGROUND_SHARE
 
 _HALF_LIFE = 10.0  # seconds in which half of the room for a large job is forgotten
 _MOST_ROOM = 0.5  # of the time that a job has, what it leaves free at most
@@ -50,41 +50,43 @@ class Decoders:
             return replace(self, seconds=seconds)
         return replace(self, seconds=self.seconds + _FORGET * (seconds - self.seconds))
 
-    def lead(self, pictures: int) -> float:
+    def decode_wait(self, pictures: int) -> float:
         """Predict for how many seconds the last of so many pictures waits for a thread."""
         return max(0, pictures - self.threads) * self.seconds / self.threads
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class QueueLoad:
     """All accepted work that is not done, and the devices that share it."""
 
     running: float  # seconds of work left in the batches that run, as predicted
     rows: Mapping[Key, int]  # interactive ones that wait or whose pictures are being decoded
     devices: int = 1
     long: Mapping[Key, int] = field(default_factory=dict)  # of these, rows of long jobs
-    bulk: Mapping[Key, int] = field(default_factory=dict)  # bulk rows that wait, likewise
-    share: float = BULK_SHARE  # of the time, what bulk has while others wait
+    background: Mapping[Key, int] = field(default_factory=dict)  # bulk rows that wait, likewise
+    share: float = BACKGROUND_SHARE  # of the time, what bulk has while others wait
     shared: bool = False  # has bulk been asked for, lately
-    lead: float = 0.0  # seconds that the last of the pictures waits to be decoded, as predicted
+    decode_wait: float = (
+        0.0  # seconds that the last of the pictures waits to be decoded, as predicted
+    )
     room: float = 0.0  # seconds that smaller jobs leave free, or half of their time if it is less
     doubt: float = 1.0  # how many times what is predicted all of it may take
 
     @property
     def is_nothing(self) -> bool:
         """Is nobody there."""
-        return not (self.lead or self.running or any(self.everything.values()))
+        return not (self.decode_wait or self.running or any(self.everything.values()))
 
     @property
     def everything(self) -> Mapping[Key, int]:
         """All rows that wait."""
-        return added(self.rows, self.bulk)
+        return added(self.rows, self.background)
 
-    def seconds(self, costs: Costs) -> float:
+    def seconds(self, costs: CostModel) -> float:
         """Predict when all of it is done, at the latest."""
-        return self.lead + self.computing(self.everything, costs)
+        return self.decode_wait + self.computing(self.everything, costs)
 
-    def computing(self, rows: Mapping[Key, int], costs: Costs) -> float:
+    def computing(self, rows: Mapping[Key, int], costs: CostModel) -> float:
         """Predict when what runs and then these rows are done, at the latest.
 
         Devices share the work but not a batch: one may have to run the longest alone when the
@@ -93,13 +95,13 @@ class Load:
         shared = (self.running + costs.total(rows)) / self.devices
         return shared + (1 - 1 / self.devices) * costs.longest(rows)
 
-    def is_mostly_short(self, costs: Costs) -> bool:
+    def is_mostly_short(self, costs: CostModel) -> bool:
         """Tell whether long jobs are less than half of what waits."""
         return 2 * costs.total(self.long) < costs.total(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Headroom:
     """Seconds that are left free for the largest job that was asked for lately."""
 
     seconds: float = 0.0
@@ -113,9 +115,9 @@ class Room:
         """Tell whether a job that takes so long is long: at least half of the largest."""
         return 2 * seconds >= self.left(now)
 
-    def asked(self, seconds: float, now: float) -> "Room":
+    def asked(self, seconds: float, now: float) -> "Headroom":
         """Make room for a job that takes so long."""
-        return Room(seconds, now) if seconds >= self.left(now) else self
+        return Headroom(seconds, now) if seconds >= self.left(now) else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,39 +143,46 @@ class Admission:
 
 
 def admit(
-    load: Load, rows: Mapping[Key, int], costs: Costs, seconds: float, *, bulk: bool = False
+    load: QueueLoad,
+    rows: Mapping[Key, int],
+    costs: CostModel,
+    seconds: float,
+    *,
+    background: bool = False,
 ) -> Admission:
     """Decide whether work that must be done in `seconds` may join the load."""
     alone = costs.total({key: math.ceil(count / load.devices) for key, count in rows.items()})
-    least = alone / load.share if bulk else alone
+    least = alone / load.share if background else alone
     if load.is_nothing or least > seconds:
         wait = 0.0 if least <= seconds else math.inf
         return Admission(alone, least, least, load.is_nothing, wait, alone)
-    done_in = load.lead + (_bulk_in if bulk else _interactive_in)(load, rows, costs)
+    done_in = load.decode_wait + (_background_in if background else _interactive_in)(
+        load, rows, costs
+    )
     together = added(load.everything, rows)
     in_hand = sum(costs.of(key, costs.largest(key)) for key, count in together.items() if count)
     free = 0.0
-    if not bulk and load.is_mostly_short(costs):
+    if not background and load.is_mostly_short(costs):
         free = max(0.0, min(load.room, _MOST_ROOM * seconds) - alone)
     promised = done_in + in_hand
     late = max(0.0, load.doubt * (promised + free) - seconds)
     # What is promised part of the time has all of it as yet, if it is alone.
-    promises = load.share if bulk else 1 - load.share if load.shared else 1.0
-    has = promises if any((load.rows if bulk else load.bulk).values()) else 1.0
+    promises = load.share if background else 1 - load.share if load.shared else 1.0
+    has = promises if any((load.rows if background else load.background).values()) else 1.0
     wait = late * promises / has
     return Admission(alone, done_in, promised, idle=False, retry_after=wait, every=alone / has)
 
 
-def _bulk_in(load: Load, rows: Mapping[Key, int], costs: Costs) -> float:
+def _background_in(load: QueueLoad, rows: Mapping[Key, int], costs: CostModel) -> float:
     """Predict when bulk is done if it never has more than its share, and is served last at first.
 
     Those who were promised all of the time before it came have that.
     """
     served_last = load.computing(added(load.everything, rows), costs)
-    return max(served_last, load.computing(added(load.bulk, rows), costs) / load.share)
+    return max(served_last, load.computing(added(load.background, rows), costs) / load.share)
 
 
-def _interactive_in(load: Load, rows: Mapping[Key, int], costs: Costs) -> float:
+def _interactive_in(load: QueueLoad, rows: Mapping[Key, int], costs: CostModel) -> float:
     """Predict when interactive work is done if bulk has all of its share."""
     seconds = load.computing(added(load.rows, rows), costs)
     return seconds / (1 - load.share) if load.shared else seconds
@@ -185,26 +194,26 @@ def added(rows: Mapping[Key, int], others: Mapping[Key, int]) -> dict[Key, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class SafetyFactor:
     """By what factor work takes longer than was promised, lately; never less than 1."""
 
     factor: float = 1.0
 
-    def learnt(self, promised: float, took: float) -> "Doubt":
+    def learnt(self, promised: float, took: float) -> "SafetyFactor":
         """Learn in how many seconds work was done: more at once, less slowly."""
         found = min(max(took / promised, 1.0), _MOST_DOUBT)
         rate = _RISE if found > self.factor else _FALL
-        return Doubt(self.factor + rate * (found - self.factor))
+        return SafetyFactor(self.factor + rate * (found - self.factor))
 
 
 @dataclass(frozen=True, slots=True)
-class Invitation:
+class RetrySlot:
     """When somebody who is refused may come again, and from when on the next one may."""
 
     at: float = -math.inf
     next: float = -math.inf
 
-    def another(self, admission: Admission, now: float, doubt: float = 1.0) -> "Invitation":
+    def another(self, admission: Admission, now: float, doubt: float = 1.0) -> "RetrySlot":
         """Invite one more: when there will be room, and those before have been.
 
         These take `doubt` times what is predicted. Some never come back, and are no reason to
@@ -212,4 +221,4 @@ class Invitation:
         """
         earliest = now + admission.retry_after
         at = min(max(earliest, self.next), earliest + _LONGEST)
-        return Invitation(at, at + doubt * admission.every)
+        return RetrySlot(at, at + doubt * admission.every)

@@ -18,7 +18,7 @@ class Key(NamedTuple):
     maps: bool = False  # are class activation maps wanted
 
 
-class Curve(Protocol):
+class CostCurve(Protocol):
     """Predicted seconds of a device's batches by their number of rows; a frozen value."""
 
     @property
@@ -45,11 +45,11 @@ class Curve(Protocol):
         """
         ...
 
-    def below(self, size: int) -> "Curve":
+    def below(self, size: int) -> "CostCurve":
         """Forget this size and all above it, but never the smallest."""
         ...
 
-    def observed(self, size: int, seconds: float) -> "Curve":
+    def observed(self, size: int, seconds: float) -> "CostCurve":
         """Move towards what a batch took just now: up quickly, down slowly.
 
         What is predicted is promised, so it has to be what a batch takes at most, mostly.
@@ -58,7 +58,7 @@ class Curve(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LinearCost:
     """Batches of any size up to `largest`: `fixed` seconds, and `each` for a row.
 
     That is how a CPU computes. `slower` is how many times that it takes now.
@@ -70,7 +70,7 @@ class Line:
     slower: float = 1.0
 
     @classmethod
-    def fit(cls, measured: Mapping[int, float], largest: int) -> "Line":
+    def fit(cls, measured: Mapping[int, float], largest: int) -> "LinearCost":
         """Fit seconds by batch size, of at least one size: by least squares of relative errors."""
         if len(measured) == 1:
             [(size, seconds)] = measured.items()
@@ -113,11 +113,11 @@ class Line:
             return 0
         return max(1, int((within / self.slower - self.fixed) / self.each))  # floats are rounded
 
-    def below(self, size: int) -> "Line":
+    def below(self, size: int) -> "LinearCost":
         """Forget this size and all above it, but never the smallest."""
         return replace(self, largest=max(1, min(self.largest, size - 1)))
 
-    def observed(self, size: int, seconds: float) -> "Line":
+    def observed(self, size: int, seconds: float) -> "LinearCost":
         """Move all sizes alike: what makes one slow makes the others slow.
 
         Never beyond `_SURPRISE` times what was measured: a batch that is predicted to be too
@@ -186,10 +186,10 @@ class Buckets:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class CostModel:
     """What the batches of every key cost."""
 
-    curves: Mapping[Key, Curve]
+    curves: Mapping[Key, CostCurve]
 
     def largest(self, key: Key) -> int:
         """Give the most rows that run at once."""
@@ -217,16 +217,16 @@ class Costs:
         curve = self.curves[key]
         return max(size / curve.seconds(size) for size in curve.sizes)
 
-    def below(self, key: Key, size: int) -> "Costs":
+    def below(self, key: Key, size: int) -> "CostModel":
         """Forget the batches of this size and above, but never the smallest."""
         return self._with(key, self.curves[key].below(size))
 
-    def observed(self, key: Key, size: int, seconds: float) -> "Costs":
+    def observed(self, key: Key, size: int, seconds: float) -> "CostModel":
         """Learn what a batch took."""
         return self._with(key, self.curves[key].observed(size, seconds))
 
-    def _with(self, key: Key, curve: Curve) -> "Costs":
-        return Costs({**self.curves, key: curve})
+    def _with(self, key: Key, curve: CostCurve) -> "CostModel":
+        return CostModel({**self.curves, key: curve})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,31 +18,31 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from service.scheduling.admission import Load
-from service.scheduling.cost_model import Costs, Key
+from service.scheduling.admission import QueueLoad
+from service.scheduling.cost_model import CostModel, Key
 
 Reason = Literal["full", "drained", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueuedJob:
     """A job as the policy sees it: `left` rows are still to be taken.
 
-    A `large` job is one that never fitted one batch, however little of it is left. A `bulk` job
-    lets interactive ones pass; a `firm` one was promised all of the time, before anybody asked for
-    bulk.
+    A `large` job is one that never fitted one batch, however little of it is left. A `background`
+    job lets interactive ones pass; a `promised_full_share` one was promised all of the time, before
+    anybody asked for bulk.
     """
 
     key: Key
     left: int
     deadline: float
     large: bool = False
-    bulk: bool = False
-    firm: bool = False
+    background: bool = False
+    promised_full_share: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Formation:
+class BatchPlan:
     """The next batch: how many rows of which queue positions, in a bucket of `size` rows."""
 
     key: Key
@@ -61,11 +61,11 @@ class Decision:
     """What to do with the queue now: whom to drop as too late, and what to run if anything."""
 
     late: tuple[int, ...]  # queue positions that cannot meet their deadline any more
-    run: Formation | None
+    run: BatchPlan | None
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class FairShare:
     """Whose turn it is while interactive and bulk rows wait.
 
     Interactive rows are served until bulk is owed time, of which it has a share: weighted fair
@@ -73,31 +73,31 @@ class Shares:
     bulk's last batch counts, or another one would come between two of whoever comes next.
     """
 
-    bulk: float  # share of the time, over 0 and below 1
+    background: float  # share of the time, over 0 and below 1
     owed: float = 0.0  # seconds, to bulk
 
     @property
-    def is_bulks(self) -> bool:
+    def is_background(self) -> bool:
         """Is it bulk's turn."""
         return self.owed > 0
 
-    def took(self, seconds: float, *, bulk: bool, others: bool) -> "Shares":
+    def took(self, seconds: float, *, background: bool, others: bool) -> "FairShare":
         """Note a batch of one class, and whether there were others waiting."""
-        change = -(1 - self.bulk) * seconds if bulk else self.bulk * seconds
+        change = -(1 - self.background) * seconds if background else self.background * seconds
         if not others:
-            return Shares(self.bulk, min(change, 0.0))
-        return Shares(self.bulk, self.owed + change)
+            return FairShare(self.background, min(change, 0.0))
+        return FairShare(self.background, self.owed + change)
 
 
 def form(  # noqa: PLR0913 - all that decides
-    queue: Sequence[Waiting],
-    costs: Costs,
+    queue: Sequence[QueuedJob],
+    costs: CostModel,
     now: float,
     *,
     free: int = 1,
     devices: int = 1,
     running: float = 0.0,
-    bulk_first: bool = False,
+    background_first: bool = False,
 ) -> Decision:
     """Decide what one of `free` free devices runs, of `devices`; `queue` is by deadline.
 
@@ -109,9 +109,9 @@ def form(  # noqa: PLR0913 - all that decides
     same: list[int] = []  # the positions whose rows may share the batch
     rows = 0
     order: Iterable[int] = range(len(queue))
-    if any(job.large or job.bulk for job in queue):
-        load = Load(running, rows_left(queue), devices)
-        order = _order(queue, now + load.seconds(costs), bulk_first=bulk_first)
+    if any(job.large or job.background for job in queue):
+        load = QueueLoad(running, rows_left(queue), devices)
+        order = _order(queue, now + load.seconds(costs), background_first=background_first)
     for at in order:
         job = queue[at]
         if same and job.key != queue[same[0]].key:
@@ -126,17 +126,19 @@ def form(  # noqa: PLR0913 - all that decides
     if not same:
         return Decision(tuple(late), None)
     first = queue[same[0]]
-    own = sum(queue[at].left for at in same if queue[at].bulk == first.bulk)
+    own = sum(queue[at].left for at in same if queue[at].background == first.background)
     share = math.ceil(own / free)
     size, reason = _size(costs, first.key, share, first.deadline - now)
     end = now + costs.seconds(first.key, size)  # which is too late for some that would fill it
     rest = (at for at in same[1:] if queue[at].deadline >= end)
     takes = tuple(_fill(((at, queue[at].left) for at in (same[0], *rest)), size))
     size = min(size, costs.curves[first.key].fitting(sum(taken for _, taken in takes)))
-    return Decision(tuple(late), Formation(first.key, size, takes, reason))
+    return Decision(tuple(late), BatchPlan(first.key, size, takes, reason))
 
 
-def _order(queue: Sequence[Waiting], served_last: float, *, bulk_first: bool) -> Iterable[int]:
+def _order(
+    queue: Sequence[QueuedJob], served_last: float, *, background_first: bool
+) -> Iterable[int]:
     """Give positions in the order in which they are served: class by class, by deadline.
 
     Large jobs let the others of their class pass if they are in time when they are served last;
@@ -145,17 +147,20 @@ def _order(queue: Sequence[Waiting], served_last: float, *, bulk_first: bool) ->
 
     def yields(at: int) -> bool:
         job = queue[at]
-        return job.large and served_last <= first[job.bulk]
+        return job.large and served_last <= first[job.background]
 
-    first = {job.bulk: job.deadline for job in reversed(queue) if job.large}
+    first = {job.background: job.deadline for job in reversed(queue) if job.large}
     ranked = sorted(range(len(queue)), key=yields)  # which keeps the order of those that are alike
-    bulk, others = ([at for at in ranked if queue[at].bulk is is_bulk] for is_bulk in (True, False))
-    if bulk_first and not (others and queue[others[0]].firm):
-        return bulk + others
-    return others + bulk
+    background, others = (
+        [at for at in ranked if queue[at].background is is_background]
+        for is_background in (True, False)
+    )
+    if background_first and not (others and queue[others[0]].promised_full_share):
+        return background + others
+    return others + background
 
 
-def rows_left(queue: Iterable[Waiting]) -> dict[Key, int]:
+def rows_left(queue: Iterable[QueuedJob]) -> dict[Key, int]:
     """Count the rows that wait, by key."""
     rows: dict[Key, int] = {}
     for job in queue:
@@ -163,7 +168,7 @@ def rows_left(queue: Iterable[Waiting]) -> dict[Key, int]:
     return rows
 
 
-def _size(costs: Costs, key: Key, rows: int, slack: float) -> tuple[int, Reason]:
+def _size(costs: CostModel, key: Key, rows: int, slack: float) -> tuple[int, Reason]:
     """Choose a batch size for so many rows, the first of which have so many seconds left."""
     curve = costs.curves[key]
     chosen = curve.choose(rows, slack)  # above 0: a job that no batch serves in time was dropped
@@ -191,7 +196,7 @@ def is_turn(device: int, busy: Collection[int], devices: Collection[int]) -> boo
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunningBatch:
     """A batch on a device: since when, and for how many seconds as predicted."""
 
     device: int
@@ -206,7 +211,7 @@ class Run:
         return max(self.started, freed.get(self.device, self.started))
 
 
-def work_left(runs: Iterable[Run], freed: Mapping[int, float], now: float) -> float:
+def work_left(runs: Iterable[RunningBatch], freed: Mapping[int, float], now: float) -> float:
     """Predict the seconds of work left in batches, given in the order in which they began."""
     seconds = 0.0
     turns = dict(freed)  # by device: since when it has been at what it is doing

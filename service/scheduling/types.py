@@ -12,7 +12,7 @@ R = TypeVar("R")  # what a lane makes of one slice
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class JobSpec:
     """What a job will bring: so many rows of one key, and the bytes of its payload."""
 
     key: Key
@@ -50,7 +50,7 @@ class Batch(Generic[P]):
 
 
 @dataclass(frozen=True, slots=True)
-class Lane(Generic[P, R]):
+class Executor(Generic[P, R]):
     """A way to run batches: a coroutine function giving one result a slice, and its device.
 
     A CPU has one lane; a GPU two, so that one batch is copied while the other is computed.
@@ -75,7 +75,7 @@ class Wait:
     """How long a job waited until its first row ran, and whether it lets others pass."""
 
     seconds: float
-    bulk: bool
+    background: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Backlog:
     """How much accepted work there is, and how long the device has been at its present batch."""
 
     rows: int = 0  # that wait, or whose pictures are being decoded
-    bulk: int = 0  # of these, those of bulk requests
+    background: int = 0  # of these, those of bulk requests
     nbytes: int = 0  # of all payloads, those still being made included
     seconds: float = 0.0  # until all of it but bulk is done, as predicted
     stalled: float = 0.0  # seconds that the oldest call to the device has had no answer

@@ -16,11 +16,11 @@ from service.api import parameters, problem_details
 from service.api.auth.api_keys import Keyring
 from service.api.grpc.tls import Certificate
 from service.api.middleware import auth, request_log
-from service.api.middleware.auth import Guard
-from service.api.middleware.early_admission import Gate
-from service.api.middleware.head_method import HeadAsGet
-from service.api.middleware.probe_port import Ports
-from service.api.middleware.request_log import Requests
+from service.api.middleware.auth import Authentication
+from service.api.middleware.early_admission import EarlyAdmission
+from service.api.middleware.head_method import HeadMethod
+from service.api.middleware.probe_port import ProbePort
+from service.api.middleware.request_log import RequestLog
 from service.api.open_inference import codec
 from service.api.open_inference import routes as open_inference
 from service.api.open_inference.handler import Inference
@@ -33,15 +33,15 @@ from service.scheduling.types import BatchReport, DropReport, RestartReport
 from service.serving import registry
 from service.serving.metrics import loop_lag, worker_collector
 from service.serving.metrics.metrics import Metrics
-from service.serving.registry import Catalogue, Shelf
-from service.serving.served_model import Servable
-from service.serving.shadow import Shadow
+from service.serving.registry import ModelRegistry, RegistryHooks
+from service.serving.served_model import ServedModel
+from service.serving.shadow import ShadowCandidate
 from service.settings import Settings
 from service.worker import client
 
 if TYPE_CHECKING:
     from service.api.grpc.server import Listening
-from service.serving.factory import Load, create_servable
+from service.serving.factory import LoadBackend, create_served_model
 
 # What pages of other origins may send, and may see of an answer.
 _SENT = (
@@ -57,14 +57,14 @@ _SEEN = (
 
 def create_catalogue(
     settings: Settings,
-    load: Load,
+    load: LoadBackend,
     metrics: Metrics,
     gave_up: Callable[[str], None] = lambda _: None,
-) -> Catalogue:
+) -> ModelRegistry:
     """Put together what serves models side by side; see `create_app`."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
 
-    def make(name: str) -> Servable:
+    def make(name: str) -> ServedModel:
         chosen = settings.model_copy(update={"model": name})
 
         def report(found: BatchReport | DropReport | RestartReport) -> None:
@@ -72,25 +72,29 @@ def create_catalogue(
             if isinstance(found, RestartReport):
                 changed(models.served)
 
-        return create_servable(chosen, load=load, report=report, gave_up=partial(gave_up, name))
+        return create_served_model(chosen, load=load, report=report, gave_up=partial(gave_up, name))
 
-    def stamp(name: str) -> object:
-        stamps = [where.stamp(member) for member in name.split(",")]
-        return None if None in stamps else tuple(stamps)
+    def fingerprint(name: str) -> object:
+        fingerprints = [where.fingerprint(member) for member in name.split(",")]
+        return None if None in fingerprints else tuple(fingerprints)
 
-    def changed(served: Mapping[str, Servable]) -> None:
+    def changed(served: Mapping[str, ServedModel]) -> None:
         metrics.serves({name: (one.backend, one.load_seconds) for name, one in served.items()})
 
-    shelf = Shelf(make, stamp, lambda one: worker_collector.resident(one.backend.pid), changed)
+    hooks = RegistryHooks(
+        make, fingerprint, lambda one: worker_collector.resident(one.backend.pid), changed
+    )
     bounds = registry.Bounds(settings.max_models, settings.max_model_bytes)
-    models = Catalogue(settings.served, shelf, bounds, watch_seconds=settings.watch_seconds)
+    models = ModelRegistry(
+        settings.served, hooks, bounds, watch_seconds=settings.model_poll_seconds
+    )
     return models
 
 
 def create_app(  # noqa: PLR0913 - all but settings have their defaults
     settings: Settings,
     *,
-    load: Load = client.load,
+    load: LoadBackend = client.load,
     is_leaving: Callable[[], bool] = lambda: False,
     tracer_provider: TracerProvider | None = None,
     metrics: Metrics | None = None,
@@ -107,14 +111,14 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     """
     metrics = metrics or Metrics()
     models = create_catalogue(settings, load, metrics, gave_up)
-    shadow = Shadow(
+    shadow = ShadowCandidate(
         models,
         lambda found: metrics.shadow(found.outcome, found.distance),
         candidate=settings.shadow,
         share=settings.shadow_share,
         seconds=settings.timeout_seconds,
     )
-    budget = Budget(settings.max_upload_bytes, COPIES)
+    budget = Budget(settings.max_inflight_body_bytes, COPIES)
     inferring = Inference(models, settings, metrics)
     for template in (classify.PATH, open_inference.INFER):
         metrics.expect(template, "POST", {200, *problem_details.STATUS.values()})
@@ -124,8 +128,12 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         cached=models.cached,
     )
 
-    has_keys = settings.keys or settings.key_digests
-    keyring = Keyring(settings.keys, settings.key_digests, metrics.callers) if has_keys else None
+    has_keys = settings.api_keys_file or settings.api_key_hashes
+    keyring = (
+        Keyring(settings.api_keys_file, settings.api_key_hashes, metrics.callers)
+        if has_keys
+        else None
+    )
     listening = _listening(settings, inferring, budget, keyring, is_leaving, certificate)
 
     @asynccontextmanager
@@ -167,9 +175,9 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     app.include_router(docs.router())
     problem_details.install(app, metrics)
     # The last one added is the first to see a request.
-    app.add_middleware(Gate, catalogue=models, settings=settings, metrics=metrics)
+    app.add_middleware(EarlyAdmission, model_registry=models, settings=settings, metrics=metrics)
     if keyring:
-        app.add_middleware(Guard, keyring=keyring, metrics=metrics)
+        app.add_middleware(Authentication, keyring=keyring, metrics=metrics)
         auth.install(app)
     app.add_middleware(ServerErrorMiddleware, handler=problem_details.on_bug)
     if settings.cors_origins:
@@ -181,9 +189,9 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
             expose_headers=_SEEN,
         )
     if settings.probe_port:
-        app.add_middleware(Ports, probe_port=settings.probe_port)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(Requests, metrics=metrics, is_leaving=is_leaving)
+        app.add_middleware(ProbePort, probe_port=settings.probe_port)
+    app.add_middleware(HeadMethod)
+    app.add_middleware(RequestLog, metrics=metrics, is_leaving=is_leaving)
     return app
 
 

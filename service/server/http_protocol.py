@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 
 from service.api import problem_details
 from service.api.middleware import request_log, security_headers
-from service.errors import HeadTooLarge, MalformedRequest, ServiceError, SlowHead
+from service.errors import HeaderTimeout, HeadTooLarge, MalformedRequest, ServiceError
 from service.server.connection_limits import Bounds, Ports
 from service.serving.metrics.metrics import Metrics
 
@@ -300,7 +300,7 @@ class Connection(HttpToolsProtocol):
         self._reading = None
         if self._in_head:
             seconds = self._bounds.header_seconds
-            self._refuse(SlowHead(f"the request's head did not arrive within {seconds:g} s"))
+            self._refuse(HeaderTimeout(f"the request's head did not arrive within {seconds:g} s"))
         else:
             self.end("silent")
 

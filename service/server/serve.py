@@ -45,9 +45,9 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     """Serve over HTTP until told to stop; fetches what is missing of the model first."""
     passed = uvicorn_options.parse(given["uvicorn"])
     log_config.configure(settings)
-    where = store.locate(settings.store)
-    if settings.fetch and (status := _fetch_first(where, settings.models)):
-        if settings.strict or status != Unreachable.exit_status:
+    where = store.locate(settings.model_store)
+    if settings.download_weights and (status := _fetch_first(where, settings.models)):
+        if settings.require_model or status != Unreachable.exit_status:
             return status
         logger.warning("%s cannot be fetched; the bundled model is served", settings.model)
         settings = settings.model_copy(update={"model": store.BUNDLED})
@@ -56,7 +56,7 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
 
     def load(chosen: Settings, cancelled: Future[None]) -> Backend:
         try:
-            if settings.fetch:  # one that is served beside it, or was asked for since
+            if settings.download_weights:  # one that is served beside it, or was asked for since
                 _fetch_missing(where, chosen.models, cancelled)
             backend = client.load(chosen, cancelled)
         except Exception as error:
@@ -102,7 +102,9 @@ def configure(
         logger.warning("at most %d connections, for no more files may be open", most)
     ports = Ports(Connections(most), {settings.probe_port: Connections(_PROBES)})
     metrics.connected(lambda: len(ports))
-    bounds = Bounds(settings.header_seconds, settings.max_header_bytes, settings.send_seconds)
+    bounds = Bounds(
+        settings.header_timeout_seconds, settings.max_header_bytes, settings.send_timeout_seconds
+    )
     defaults: dict[str, Any] = {"server_header": False, "backlog": _BACKLOG}
     config = uvicorn.Config(
         ours,
@@ -193,7 +195,9 @@ def _fetch(where: Store, name: str, cancelled: Future[None]) -> int:
 
     Gives its exit status. It ends when `cancelled` is done; another one goes on from there.
     """
-    command = python_process.command("service", "models", "fetch", name, f"--store={where.root}")
+    command = python_process.command(
+        "service", "models", "fetch", name, f"--model-store={where.root}"
+    )
     with subprocess.Popen(command, env=python_process.environment()) as fetching:  # noqa: S603 - ourselves
         cancelled.add_done_callback(lambda _: fetching.kill())
         try:

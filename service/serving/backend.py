@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import Bounds, Picture
 from service.models.ensemble import Ensemble, Result
-from service.scheduling.types import Lane
+from service.scheduling.types import Executor
 
 Payload = Any
 """What a picture brings for one member; known to the backend only."""
@@ -21,7 +21,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def lanes(self) -> Sequence[Lane[Payload, Result]]:
+    def executors(self) -> Sequence[Executor[Payload, Result]]:
         """Who computes; each gives the sum of a slice's rows, or the map of the only one."""
         ...
 
@@ -53,7 +53,7 @@ class Backend(Protocol):
         """Draw a heat map over a picture, as `service.imaging.heatmap` does; raises the same."""
         ...
 
-    def lead(self, pictures: int) -> float:
+    def decode_wait(self, pictures: int) -> float:
         """Predict for how many seconds the last of so many more pictures would wait for that."""
         ...
 

@@ -6,30 +6,30 @@ import math
 from collections.abc import AsyncIterator, Callable
 
 
-class Rounds:
+class DecodeTurns:
     """Lets interactive pictures pass, and bulk ones wait where they are in nobody's way.
 
-    `lead(n)` predicts for how many seconds the last of n more pictures waits to be decoded.
+    `decode_wait(n)` predicts for how many seconds the last of n more pictures waits to be decoded.
     """
 
-    def __init__(self, lead: Callable[[int], float], threads: int) -> None:
-        self._lead, self._threads = lead, threads
+    def __init__(self, decode_wait: Callable[[int], float], threads: int) -> None:
+        self._lead, self._threads = decode_wait, threads
         self._free = asyncio.Semaphore(threads)
         self._held = 0  # bulk pictures that wait
 
-    def lead(self, pictures: int, *, bulk: bool) -> float:
+    def decode_wait(self, pictures: int, *, background: bool) -> float:
         """Predict for how many seconds the last of so many pictures waits to be decoded.
 
         Bulk waits anew whenever as many have been decoded as there are threads.
         """
-        if not bulk:
+        if not background:
             return self._lead(pictures)
         return math.ceil((self._held + pictures) / self._threads) * self._lead(self._threads)
 
     @contextlib.asynccontextmanager
-    async def turn(self, *, bulk: bool) -> AsyncIterator[None]:
+    async def turn(self, *, background: bool) -> AsyncIterator[None]:
         """Wait until it is a picture's turn; it is over when this is left."""
-        if not bulk:
+        if not background:
             yield
             return
         self._held += 1

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from service.errors import CallerGone, DeadlineExceeded, NotExplainable, ServiceError
+from service.errors import ClientDisconnected, DeadlineExceeded, NotExplainable, ServiceError
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import Plan
 from service.imaging.image_decoder import Bounds, Picture, is_view
 from service.models.ensemble import Ensemble, Probabilities, Result, mean
-from service.scheduling.batcher import Batcher, Seat
-from service.scheduling.types import Demand, Outcome
+from service.scheduling.batcher import Batcher, Reservation
+from service.scheduling.types import JobSpec, Outcome
 from service.serving import result_cache
 from service.serving.backend import Backend, Payload
-from service.serving.background_decode import Rounds
+from service.serving.background_decode import DecodeTurns
 from service.serving.result_cache import Cache
 from service.serving.types import Answer, Explanation, Limits, Timing
 from service.settings import PlanName
@@ -42,7 +42,7 @@ class _Wanted:
     views: str
     plans: Sequence[Plan]
     top_k: int
-    bulk: bool
+    background: bool
 
 
 async def _never() -> None:
@@ -54,7 +54,7 @@ class Classifier:
 
     def __init__(self, backend: Backend, batcher: Batcher[Payload, Result], limits: Limits) -> None:
         self._backend, self._batcher, self._limits = backend, batcher, limits
-        self._rounds = Rounds(backend.lead, limits.decoders)
+        self._rounds = DecodeTurns(backend.decode_wait, limits.decoders)
         self._cache = Cache(limits.cache_bytes) if limits.cache_bytes else None
 
     @property
@@ -67,40 +67,49 @@ class Classifier:
         """How many bytes of answers are kept."""
         return self._cache.nbytes if self._cache else 0
 
-    def room(self, plan: str, decoding: int) -> int:
+    def concurrency(self, plan: str, decoding: int) -> int:
         """Say how many pictures at a time keep every lane, and so many decoders, at work."""
         ensemble = self.ensemble
-        demands = ensemble.demands(ensemble.plans(plan))
-        largest = max(ensemble.costs.largest(demand.key) for demand in demands)
-        rows = sum(demand.rows for demand in demands)
-        most = math.ceil(_AHEAD * len(self._backend.lanes) * largest / rows) + decoding
-        nbytes = sum(demand.nbytes for demand in demands)
+        specs = ensemble.specs(ensemble.plans(plan))
+        largest = max(ensemble.costs.largest(spec.key) for spec in specs)
+        rows = sum(spec.rows for spec in specs)
+        most = math.ceil(_AHEAD * len(self._backend.executors) * largest / rows) + decoding
+        nbytes = sum(spec.nbytes for spec in specs)
         return max(1, min(most, self._limits.max_queue_bytes // nbytes))
 
-    def most_views(self, pictures: int, seconds: float, *, bulk: bool = False) -> PlanName:
+    def choose_views(self, pictures: int, seconds: float, *, background: bool = False) -> PlanName:
         """Choose the most views for which there is ample time, by the present load.
 
         A part of the time and of the memory only, so that others still find room: as the load
         grows everybody gets fewer views, before anybody is refused.
         """
-        lead = self._rounds.lead(pictures, bulk=bulk)
+        decode_wait = self._rounds.decode_wait(pictures, background=background)
         for name in _MOST_FIRST:
-            demands = self.ensemble.demands(self.ensemble.plans(name)) * pictures
-            done_in, filled = self._batcher.outlook(demands, lead=lead, bulk=bulk)
+            specs = self.ensemble.specs(self.ensemble.plans(name)) * pictures
+            done_in, filled = self._batcher.predict(
+                specs, decode_wait=decode_wait, background=background
+            )
             if done_in <= _AMPLE * seconds and filled <= _AMPLE:
                 return name
         return _FEWEST
 
-    def check(self, *, plan: str, seconds: float, maps: bool = False, bulk: bool = False) -> None:
+    def check(
+        self, *, plan: str, seconds: float, maps: bool = False, background: bool = False
+    ) -> None:
         """Raise at once what even a single picture would be refused with.
 
         If it is to be explained, both parts of the work are looked at.
         """
         ensemble = self.ensemble
-        demands = ensemble.demands(plans := ensemble.plans(plan))
+        specs = ensemble.specs(plans := ensemble.plans(plan))
         if maps and ensemble.explains:
-            demands += ensemble.demands(plans, maps=True)
-        self._batcher.check(demands, seconds, lead=self._rounds.lead(1, bulk=bulk), bulk=bulk)
+            specs += ensemble.specs(plans, maps=True)
+        self._batcher.check(
+            specs,
+            seconds,
+            decode_wait=self._rounds.decode_wait(1, background=background),
+            background=background,
+        )
 
     async def classify(  # noqa: PLR0913 - all that is asked
         self,
@@ -109,18 +118,18 @@ class Classifier:
         plan: str,
         top_k: int,
         seconds: float,
-        bulk: bool = False,
+        background: bool = False,
         gone: Callable[[], Awaitable[None]] = _never,
     ) -> list[Answer | ServiceError]:
         """Rank each picture's labels, or say what is wrong with it, within `seconds`.
 
-        Pictures of `bulk` let others pass, and have a share of the time while others wait.
-        Raises, for all of them, `Overloaded` or `DeadlineExceeded` if they are refused at once,
-        and `CallerGone` when `gone()` returns first: whatever has not run by then costs nothing
+        Pictures of `background` let others pass, and have a share of the time while others wait.
+        Raises, for all of them, `Overloaded` or `DeadlineExceeded` if they are refused at once, and
+        `ClientDisconnected` when `gone()` returns first: whatever has not run by then costs nothing
         more.
         """
         deadline = time.monotonic() + seconds
-        wanted = _Wanted(plan, self.ensemble.plans(plan), top_k, bulk)
+        wanted = _Wanted(plan, self.ensemble.plans(plan), top_k, background)
         if self._cache is None:
             return await self._compute(pictures, wanted, deadline, gone)
         names = [await _named(picture, plan) for picture in pictures]
@@ -147,11 +156,13 @@ class Classifier:
         deadline: float,
         gone: Callable[[], Awaitable[None]],
     ) -> list[Answer | ServiceError]:
-        demands = [demand for one in pictures for demand in self._demands(one, wanted.plans)]
-        lead = self._rounds.lead(len(pictures), bulk=wanted.bulk)
-        with self._batcher.reserve(demands, deadline, lead=lead, bulk=wanted.bulk) as seats:
+        specs = [spec for one in pictures for spec in self._demands(one, wanted.plans)]
+        decode_wait = self._rounds.decode_wait(len(pictures), background=wanted.background)
+        with self._batcher.reserve(
+            specs, deadline, decode_wait=decode_wait, background=wanted.background
+        ) as reservations:
             count = len(wanted.plans)
-            mine = [seats[at : at + count] for at in range(0, len(seats), count)]
+            mine = [reservations[at : at + count] for at in range(0, len(reservations), count)]
             return await _unless(
                 gone,
                 [
@@ -187,10 +198,14 @@ class Classifier:
             raise answer
         told = {one.index: one for one in answer.predictions}
         prediction = answer.predictions[0] if index is None else told[index]
-        demands = ensemble.demands(ensemble.plans(plan), maps=True)
-        with self._batcher.reserve(demands, deadline, lead=self._backend.lead(1)) as seats:
-            work = partial(self._activations, picture, plan, prediction.index, seats, deadline)
-            (found,) = await _unless(gone, [self._settle(work, seats, deadline)])
+        specs = ensemble.specs(ensemble.plans(plan), maps=True)
+        with self._batcher.reserve(
+            specs, deadline, decode_wait=self._backend.decode_wait(1)
+        ) as reservations:
+            work = partial(
+                self._activations, picture, plan, prediction.index, reservations, deadline
+            )
+            (found,) = await _unless(gone, [self._settle(work, reservations, deadline)])
         if isinstance(found, ServiceError):
             raise found
         return Explanation(prediction, found)
@@ -214,7 +229,7 @@ class Classifier:
     async def _settle(
         self,
         work: Callable[[], Awaitable[T]],
-        seats: Sequence[Seat[Payload, Result]],
+        reservations: Sequence[Reservation[Payload, Result]],
         deadline: float,
     ) -> T | ServiceError:
         """Do a picture's work by its deadline; gives what is wrong, and its seats back."""
@@ -224,22 +239,22 @@ class Classifier:
         except TimeoutError:
             return DeadlineExceeded("the answer did not come before the deadline")
         except ServiceError as error:
-            for seat in seats:
-                self._batcher.release(seat)
+            for reservation in reservations:
+                self._batcher.release(reservation)
             return error
 
     async def _answer(
         self,
         picture: Picture,
         wanted: _Wanted,
-        seats: Sequence[Seat[Payload, Result]],
+        reservations: Sequence[Reservation[Payload, Result]],
         deadline: float,
     ) -> Answer:
         started = time.monotonic()
-        async with self._rounds.turn(bulk=wanted.bulk):
+        async with self._rounds.turn(background=wanted.background):
             payloads = await self._backend.prepare(picture, wanted.views, self._bounds(deadline))
         decoded = time.monotonic() - started
-        outcomes = await self._together(seats, payloads)
+        outcomes = await self._together(reservations, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
         parts = [cast("tuple[Probabilities, ...]", outcome.parts) for outcome in outcomes]
@@ -256,26 +271,26 @@ class Classifier:
         picture: bytes,
         views: str,
         target: int,
-        seats: Sequence[Seat[Payload, Result]],
+        reservations: Sequence[Reservation[Payload, Result]],
         deadline: float,
     ) -> tuple[Activation, ...]:
         payloads = await self._backend.prepare(picture, views, self._bounds(deadline), target)
-        (outcome,) = await self._together(seats, payloads)
+        (outcome,) = await self._together(reservations, payloads)
         return tuple(cast("Activation", part) for part in outcome.parts)
 
-    def _demands(self, picture: Picture, plans: Sequence[Plan]) -> list[Demand]:
+    def _demands(self, picture: Picture, plans: Sequence[Plan]) -> list[JobSpec]:
         itemsize = picture.itemsize if is_view(picture) else 1  # else it becomes uint8 pixels
-        return self.ensemble.demands(plans, itemsize=itemsize)
+        return self.ensemble.specs(plans, itemsize=itemsize)
 
     async def _together(
-        self, seats: Sequence[Seat[Payload, Result]], payloads: Sequence[Payload]
+        self, reservations: Sequence[Reservation[Payload, Result]], payloads: Sequence[Payload]
     ) -> list[Outcome[Result]]:
         """Submit a picture's jobs, one a member; the first error ends them all."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
-                    tasks.create_task(self._batcher.submit(seat, payload))
-                    for seat, payload in zip(seats, payloads, strict=True)
+                    tasks.create_task(self._batcher.submit(reservation, payload))
+                    for reservation, payload in zip(reservations, payloads, strict=True)
                 ]
         except* ServiceError as errors:
             raise errors.exceptions[0] from None
@@ -290,21 +305,21 @@ class Classifier:
 async def _unless(
     gone: Callable[[], Awaitable[None]], works: Sequence[Coroutine[Any, Any, T]]
 ) -> list[T]:
-    """Do all works at once; raises `CallerGone`, and ends them, when `gone()` returns first."""
+    """Await all; when `gone()` returns first, cancel them and raise `ClientDisconnected`."""
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(_leave_with(gone))
             doing = [tasks.create_task(work) for work in works]
             await asyncio.wait(doing)
             watching.cancel()
-    except* CallerGone:
-        raise CallerGone("the caller hung up before the answer was there") from None
+    except* ClientDisconnected:
+        raise ClientDisconnected("the caller hung up before the answer was there") from None
     return [one.result() for one in doing]
 
 
 async def _leave_with(gone: Callable[[], Awaitable[None]]) -> None:
     await gone()
-    raise CallerGone
+    raise ClientDisconnected
 
 
 async def _named(picture: Picture, plan: str) -> bytes:

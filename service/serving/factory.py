@@ -9,25 +9,25 @@ from service.imaging import heif
 from service.imaging.image_decoder import Bounds
 from service.scheduling.types import Report
 from service.serving.backend import Backend
-from service.serving.served_model import Servable
+from service.serving.served_model import ServedModel
 from service.serving.types import Limits
 from service.settings import Settings
 from service.worker import client
 
-Load = Callable[[Settings, Future[None]], Backend]
+LoadBackend = Callable[[Settings, Future[None]], Backend]
 """Reads the models and puts them on the device: blocking, seconds long.
 
 Ends soon, with an error, when the future is done: nothing waits for the models any more.
 """
 
 
-def create_servable(
+def create_served_model(
     settings: Settings,
     *,
-    load: Load = client.load,
+    load: LoadBackend = client.load,
     report: Report = lambda _: None,
     gave_up: Callable[[], None] = lambda: None,
-) -> Servable:
+) -> ServedModel:
     """Put together what serves a model; what its batcher reports goes nowhere by default.
 
     `gave_up` is called when its worker has ended too often to be started again.
@@ -35,11 +35,11 @@ def create_servable(
     if settings.heic:
         heif.require()
     limits = Limits(
-        picture=Bounds(settings.max_pixels, settings.decode_seconds, settings.heic),
+        picture=Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic),
         max_queue_bytes=settings.max_queue_bytes,
         cache_bytes=settings.cache_bytes,
-        bulk_share=settings.bulk_share,
+        background_share=settings.background_share,
         decoders=cpu_info.decoding(settings.decode_threads),
         stall_seconds=settings.stall_seconds,
     )
-    return Servable(partial(load, settings), limits, report, gave_up)
+    return ServedModel(partial(load, settings), limits, report, gave_up)

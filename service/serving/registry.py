@@ -13,10 +13,17 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from service.errors import CannotServe, Conflict, NoRoom, NotReady, ServiceError, UnknownModel
+from service.errors import (
+    CannotServe,
+    CapacityExceeded,
+    Conflict,
+    NotReady,
+    ServiceError,
+    UnknownModel,
+)
 from service.scheduling.types import Backlog
 from service.serving.classifier import Classifier
-from service.serving.served_model import FAILED, LOADING, LOADING_RETRY, Servable
+from service.serving.served_model import FAILED, LOADING, LOADING_RETRY, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +37,16 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class RegistryHooks:
     """Where models come from, and who learns which are served."""
 
-    make: Callable[[str], Servable]
+    make: Callable[[str], ServedModel]
     """Makes what will load and serve a model."""
-    stamp: Callable[[str], object]
+    fingerprint: Callable[[str], object]
     """Gives what is different once a model's files are; nothing if there is no such model."""
-    nbytes: Callable[[Servable], int]
+    nbytes: Callable[[ServedModel], int]
     """Measures the resident memory of a model's process."""
-    changed: Callable[[Mapping[str, Servable]], None]
+    changed: Callable[[Mapping[str, ServedModel]], None]
     """Learns what is served from now on."""
 
 
@@ -55,14 +62,14 @@ class _Loading:
 class _Slot:
     """A model that serves: what its files were when it was loaded, its users, and its end."""
 
-    servable: Servable
-    stamp: object
+    served_model: ServedModel
+    fingerprint: object
     life: contextlib.AsyncExitStack
     users: int = 0
     left: asyncio.Event = field(default_factory=asyncio.Event)  # by one of its users
 
 
-class Catalogue:
+class ModelRegistry:
     """Serves models while it is entered: those named, of which the first is the default.
 
     Answers `NotReady` for one until it is loaded. Looks for changed files every `watch_seconds`,
@@ -70,9 +77,14 @@ class Catalogue:
     """
 
     def __init__(
-        self, names: Sequence[str], shelf: Shelf, bounds: Bounds, *, watch_seconds: float = 0.0
+        self,
+        names: Sequence[str],
+        hooks: RegistryHooks,
+        bounds: Bounds,
+        *,
+        watch_seconds: float = 0.0,
     ) -> None:
-        self._shelf, self._bounds, self._watch_seconds = shelf, bounds, watch_seconds
+        self._shelf, self._bounds, self._watch_seconds = hooks, bounds, watch_seconds
         self._default = names[0]
         self._candidate: str | None = None
         self._former: set[str] = set()  # candidates that did not work when another was tried
@@ -102,16 +114,16 @@ class Catalogue:
         return self._default
 
     @property
-    def served(self) -> Mapping[str, Servable]:
+    def served(self) -> Mapping[str, ServedModel]:
         """What is served now, by name."""
-        return {name: slot.servable for name, slot in self._slots.items()}
+        return {name: slot.served_model for name, slot in self._slots.items()}
 
-    def find(self, name: str | None = None) -> Servable:
+    def find(self, name: str | None = None) -> ServedModel:
         """Give a model to ask at once; raises `UnknownModel`, or `NotReady` until it is loaded.
 
         `name@version` is the model `name` if it has that version, unless one is so called.
         """
-        return self._slot(name or self._default).servable
+        return self._slot(name or self._default).served_model
 
     @contextlib.contextmanager
     def use(self, name: str | None = None) -> Iterator[Classifier]:
@@ -119,7 +131,7 @@ class Catalogue:
         slot = self._slot(name or self._default)
         slot.users += 1
         try:
-            yield slot.servable.classifier
+            yield slot.served_model.classifier
         finally:
             slot.users -= 1
             slot.left.set()
@@ -129,7 +141,7 @@ class Catalogue:
             return slot
         plain, _, version = name.partition("@")
         slot = self._slots.get(plain)
-        if slot and slot.servable.ensemble.version == version:
+        if slot and slot.served_model.ensemble.version == version:
             return slot
         if name in self._wrong:
             raise NotReady(self._wrong[name], retry_after=LOADING_RETRY)
@@ -137,7 +149,7 @@ class Catalogue:
 
     # What a probe or a gauge asks.
 
-    def excuse(self, candidate: str | None) -> None:
+    def exclude_from_probes(self, candidate: str | None) -> None:
         """Let no probe fail for this model from now on: nobody waits for its answers.
 
         Nor for the one before it, if that does not work, until it is loaded: whoever tries
@@ -153,7 +165,7 @@ class Catalogue:
         return None if self._candidate == self._default else self._candidate
 
     @property
-    def excused(self) -> Mapping[str, str]:
+    def is_excluded_from_probes(self) -> Mapping[str, str]:
         """What is wrong with models that no probe fails for, by name."""
         found = {name: self._complaint(name) for name in sorted(self._excused)}
         return {name: complaint for name, complaint in found.items() if complaint}
@@ -165,38 +177,46 @@ class Catalogue:
     def _complaint(self, name: str) -> str | None:
         """Say why a model is not there, or its work at a standstill."""
         slot = self._slots.get(name)
-        return slot.servable.worked if slot else self._wrong.get(name)
+        return slot.served_model.failure_reason if slot else self._wrong.get(name)
 
     @property
     def _missing(self) -> list[str]:
         return [reason for name, reason in self._wrong.items() if name not in self._excused]
 
     @property
-    def loaded(self) -> str | None:
+    def not_loaded_reason(self) -> str | None:
         """Why not all models that were asked for are there, or nothing if they are."""
-        excused = self._excused
-        absent = (one.loaded for name, one in self.served.items() if name not in excused)
+        is_excluded_from_probes = self._excused
+        absent = (
+            one.not_loaded_reason
+            for name, one in self.served.items()
+            if name not in is_excluded_from_probes
+        )
         return next(filter(None, (*self._missing, *absent)), None)
 
     @property
-    def worked(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Why a model's work is at a standstill, or nothing if all go on; not of one excused."""
-        excused = self._excused
-        standstills = (one.worked for name, one in self.served.items() if name not in excused)
+        is_excluded_from_probes = self._excused
+        standstills = (
+            one.failure_reason
+            for name, one in self.served.items()
+            if name not in is_excluded_from_probes
+        )
         failed = FAILED if FAILED in self._missing else None
         return failed or next(filter(None, standstills), None)
 
     @property
     def is_ready(self) -> bool:
         """Are all models there that were asked for, and does the work of each go on."""
-        return not (self.loaded or self.worked)
+        return not (self.not_loaded_reason or self.failure_reason)
 
     def backlog(self) -> Backlog:
         """Sum up what all models have accepted and not done; they share the devices."""
         found = [one.backlog() for one in self.served.values()]
         return Backlog(
             rows=sum(one.rows for one in found),
-            bulk=sum(one.bulk for one in found),
+            background=sum(one.background for one in found),
             nbytes=sum(one.nbytes for one in found),
             seconds=sum(one.seconds for one in found),
             stalled=max((one.stalled for one in found), default=0.0),
@@ -211,16 +231,16 @@ class Catalogue:
     async def load(self, name: str) -> None:
         """Serve a model as its files are now, while those who ask the one before notice nothing.
 
-        Does nothing if it is served so, and works. Raises `UnknownModel`, `Conflict` while
-        another one is being loaded, `NoRoom`, or `CannotServe` with what is wrong with it.
+        Does nothing if it is served so, and works. Raises `UnknownModel`, `Conflict` while another
+        one is being loaded, `CapacityExceeded`, or `CannotServe` with what is wrong with it.
         """
-        stamp = await self._stamp(name)
-        if stamp is None:
+        fingerprint = await self._fingerprint(name)
+        if fingerprint is None:
             raise UnknownModel(f"there is no model {name!r} in the store")
-        await self._bring(name, stamp)
+        await self._bring(name, fingerprint)
         self._former.discard(name)  # whoever wants it waits for it
 
-    def prefer(self, name: str) -> None:
+    def set_default(self, name: str) -> None:
         """Make a model that is served the one that is asked when a request names none."""
         self._slot(name)
         self._default = name
@@ -253,41 +273,43 @@ class Catalogue:
     async def _start(self) -> None:
         for name in [*self._wrong]:
             try:
-                stamp = await self._stamp(name)
+                fingerprint = await self._fingerprint(name)
                 await self._no_load()
                 if name in self._wrong:  # no request has loaded it since
-                    await self._begin_load(name, stamp)
+                    await self._begin_load(name, fingerprint)
             except ServiceError as error:
                 self._wrong[name] = FAILED
                 if not isinstance(error, CannotServe):  # of which the log says more already
                     logger.error("%s cannot be served: %s", name, error)  # noqa: TRY400 - says it all
 
-    async def _bring(self, name: str, stamp: object) -> None:
+    async def _bring(self, name: str, fingerprint: object) -> None:
         """Do what `load` does, for files that have this stamp."""
         slot = self._slots.get(name)
-        if slot and slot.stamp == stamp and not slot.servable.worked:
+        if slot and slot.fingerprint == fingerprint and not slot.served_model.failure_reason:
             return
         if self._loading:
             raise Conflict(f"{self._loading.name} is being loaded; one model is loaded at a time")
         if slot is None and len(self._slots) >= self._bounds.models:
-            raise NoRoom(f"{len(self._slots)} models are served, as many as may be; let one go")
+            raise CapacityExceeded(
+                f"{len(self._slots)} models are served, as many as may be; let one go"
+            )
         self._check_memory(name, [])
         # Whoever asked for it may leave: it goes on.
-        await asyncio.shield(self._begin_load(name, stamp))
+        await asyncio.shield(self._begin_load(name, fingerprint))
 
-    def _begin_load(self, name: str, stamp: object) -> asyncio.Task[None]:
-        task = self._begin(self._load(name, stamp))
+    def _begin_load(self, name: str, fingerprint: object) -> asyncio.Task[None]:
+        task = self._begin(self._load(name, fingerprint))
         self._loading = _Loading(name, task)
         return task
 
-    async def _load(self, name: str, stamp: object) -> None:
+    async def _load(self, name: str, fingerprint: object) -> None:
         try:
             async with contextlib.AsyncExitStack() as life:
                 fresh = await life.enter_async_context(self._shelf.make(name))
                 await _ready(fresh)
                 self._check_memory(name, [fresh])
                 old = self._slots.get(name)
-                self._slots[name] = _Slot(fresh, stamp, life.pop_all())
+                self._slots[name] = _Slot(fresh, fingerprint, life.pop_all())
                 self._wrong.pop(name, None)
                 self._former.discard(name)
         finally:
@@ -302,16 +324,18 @@ class Catalogue:
         while self._loading:
             await asyncio.wait([self._loading.task])
 
-    async def _stamp(self, name: str) -> object:
-        return await asyncio.to_thread(self._shelf.stamp, name)  # which reads files
+    async def _fingerprint(self, name: str) -> object:
+        return await asyncio.to_thread(self._shelf.fingerprint, name)  # which reads files
 
-    def _check_memory(self, name: str, fresh: Sequence[Servable]) -> None:
-        """Raise `NoRoom` if what will be served has more memory than it may."""
+    def _check_memory(self, name: str, fresh: Sequence[ServedModel]) -> None:
+        """Raise `CapacityExceeded` if what will be served has more memory than it may."""
         most = self._bounds.nbytes
         others = [one for other, one in self.served.items() if other != name]
         total = sum(self._shelf.nbytes(one) for one in (*others, *fresh))
         if most and total > most:
-            raise NoRoom(f"with {name} the models would take {total} bytes; the limit is {most}")
+            raise CapacityExceeded(
+                f"with {name} the models would take {total} bytes; the limit is {most}"
+            )
 
     def _tell(self) -> None:
         self._shelf.changed(self.served)
@@ -329,21 +353,21 @@ class Catalogue:
 
     async def _renew(self, name: str) -> None:
         """Load a model anew if its files are others now, and not ones that were refused."""
-        stamp = await self._stamp(name)
+        fingerprint = await self._fingerprint(name)
         if name not in self._slots:
             return
-        if stamp in (None, self._slots[name].stamp, self._refused.get(name)):
+        if fingerprint in (None, self._slots[name].fingerprint, self._refused.get(name)):
             return
         try:
-            await self._bring(name, stamp)
+            await self._bring(name, fingerprint)
         except CannotServe as error:
-            self._refused[name] = stamp
+            self._refused[name] = fingerprint
             logger.error("%s stays as it was: %s", name, error)  # noqa: TRY400 - says it all
         except ServiceError as error:  # which may not hold the next time
             logger.warning("%s has other files now: %s", name, error)
 
 
-async def _ready(fresh: Servable) -> None:
+async def _ready(fresh: ServedModel) -> None:
     """Wait until a model is loaded; raises `CannotServe` if it cannot be."""
     try:
         await fresh.ready()

@@ -12,7 +12,7 @@ _NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 
 
 def count(
-    metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, bulk: bool
+    metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, background: bool
 ) -> None:
     """Count each picture by what came of it, and where its time went."""
     for answer in answers:
@@ -24,7 +24,7 @@ def count(
                 metrics.cache_hit()
                 continue
             for stage, seconds in answer.timing.stages.items():
-                metrics.stage(stage, seconds, bulk=bulk)
+                metrics.stage(stage, seconds, background=background)
 
 
 @dataclass(frozen=True, slots=True)

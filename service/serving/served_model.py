@@ -37,7 +37,7 @@ class _Serving:
     classifier: Classifier
 
 
-class Servable:
+class ServedModel:
     """Serves an ensemble while it is entered; loads it first, and has no classifier meanwhile.
 
     A backend that ends by itself is loaded again after a while; `gave_up` is called when it has
@@ -114,11 +114,11 @@ class Servable:
             life.push_async_callback(asyncio.to_thread, backend.close)
             ensemble = backend.ensemble
             batcher = Batcher(
-                backend.lanes,
+                backend.executors,
                 ensemble.costs,
                 max_bytes=self._limits.max_queue_bytes,
                 report=self._report,
-                bulk_share=self._limits.bulk_share,
+                background_share=self._limits.background_share,
             )
             await life.enter_async_context(batcher)
             self._load_seconds = time.monotonic() - started
@@ -179,7 +179,7 @@ class Servable:
         backlog, backend = self._serving.batcher.backlog(), self._serving.backend
         return replace(
             backlog,
-            seconds=backlog.seconds + backend.lead(0),
+            seconds=backlog.seconds + backend.decode_wait(0),
             stalled=max(backlog.stalled, backend.stalled),
         )
 
@@ -189,12 +189,12 @@ class Servable:
         return self._serving.classifier.cached if self._serving else 0
 
     @property
-    def loaded(self) -> str | None:
+    def not_loaded_reason(self) -> str | None:
         """Why the model is not there, or nothing if it is."""
         return self._absent
 
     @property
-    def worked(self) -> str | None:
+    def failure_reason(self) -> str | None:
         """Why the device's work is at a standstill, or nothing if it goes on."""
         if self._failure:
             return self._absent

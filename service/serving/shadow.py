@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from service.errors import ServiceError
 from service.models.ensemble import Prediction
-from service.serving.registry import Catalogue
+from service.serving.registry import ModelRegistry
 from service.serving.types import Answer
 
 logger = logging.getLogger(__name__)
@@ -36,21 +36,21 @@ def compare(default: Sequence[Prediction], candidate: Sequence[Prediction]) -> C
     return Comparison("agreed" if same else "differed", distance)
 
 
-class Shadow:
+class ShadowCandidate:
     """Asks `candidate` for a `share` of the default's requests while it is entered."""
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        model_registry: ModelRegistry,
         report: Callable[[Comparison], None],
         *,
         candidate: str | None,
         share: float,
         seconds: float,
     ) -> None:
-        self._catalogue, self._report, self._seconds = catalogue, report, seconds
+        self._catalogue, self._report, self._seconds = model_registry, report, seconds
         self._candidate, self._share = candidate, share
-        catalogue.excuse(candidate if share else None)
+        model_registry.exclude_from_probes(candidate if share else None)
         self._due = 0.0  # requests, of which a whole one is to be asked
         self._asking: asyncio.Task[None] | None = None
 
@@ -74,7 +74,7 @@ class Shadow:
         """Ask another candidate from now on, or for another share of the requests; 0 ends it."""
         if share or candidate == self._candidate:
             self._candidate, self._share = candidate, share
-            self._catalogue.excuse(candidate if share else None)
+            self._catalogue.exclude_from_probes(candidate if share else None)
 
     def offer(
         self, pictures: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]

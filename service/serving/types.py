@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from service.imaging.activation_map import Activation
 from service.imaging.image_decoder import Bounds
 from service.models.ensemble import Prediction, Probabilities
-from service.settings import BULK_SHARE
+from service.settings import BACKGROUND_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Limits:
     max_queue_bytes: int
     stall_seconds: float
     cache_bytes: int = 0
-    bulk_share: float = BULK_SHARE
+    background_share: float = BACKGROUND_SHARE
     decoders: int = 1  # threads
 
 

@@ -88,7 +88,7 @@ def train_each(
 def _train(
     settings: Settings, options: Options, command: str, audience: Audience, here: World
 ) -> Outcome | None:
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     if options.start:
         _agree(options, where.manifest(options.start))
     with _own(where, options.name, here) as folder:
@@ -115,7 +115,7 @@ def _train(
 
 def is_done(settings: Settings, options: Options, command: str) -> bool:
     """Tell whether this very command has made a model already, to the end."""
-    where = store.locate(settings.store)
+    where = store.locate(settings.model_store)
     folder = where.root / options.name
     if not (folder / store.MANIFEST).is_file() or _checkpoint(folder / "training").is_file():
         return False

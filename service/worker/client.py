@@ -33,9 +33,9 @@ from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import Bounds, Picture
 from service.models.ensemble import Result
 from service.scheduling.admission import Decoders
-from service.scheduling.types import Batch, Lane, Slice
+from service.scheduling.types import Batch, Executor, Slice
 from service.settings import Settings
-from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
+from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Request, Run
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _CLOSE_SECONDS = 5.0
 _CHUNK = 65536  # bytes read at once
 
 
-class Token:
+class RemoteHandle:
     """Stands for what a picture brought; when it ends, `forget` learns its number."""
 
     __slots__ = ("_forget", "number")
@@ -170,16 +170,16 @@ class Worker:
     """A `Backend` in another process; its coroutines are for one event loop."""
 
     def __init__(self, process: _Process, loaded: Loaded, decoders: int) -> None:
-        computing = [_Line(process.connect) for _ in loaded.lanes]
-        decoding = [_Line(process.connect) for _ in range(cpu_info.decoding(decoders))]
+        computing = [_Channel(process.connect) for _ in loaded.executors]
+        decoding = [_Channel(process.connect) for _ in range(cpu_info.decoding(decoders))]
         self.ensemble = loaded.ensemble
-        self.lanes = tuple(
-            Lane(partial(self._run, line, number), device)
-            for number, (line, device) in enumerate(zip(computing, loaded.lanes, strict=True))
+        self.executors = tuple(
+            Executor(partial(self._run, line, number), device)
+            for number, (line, device) in enumerate(zip(computing, loaded.executors, strict=True))
         )
         self._process = process
         self._lines = [*computing, *decoding]
-        self._idle: asyncio.Queue[_Line] = asyncio.Queue()
+        self._idle: asyncio.Queue[_Channel] = asyncio.Queue()
         for line in decoding:
             self._idle.put_nowait(line)
         self._decoders = Decoders(len(decoding))
@@ -215,19 +215,19 @@ class Worker:
         for line in self._lines:
             line.close()
 
-    def lead(self, pictures: int) -> float:
+    def decode_wait(self, pictures: int) -> float:
         """Predict for how many seconds the last of so many more pictures waits for a thread."""
         at_work = self._decoders.threads - self._idle.qsize()
-        return self._decoders.lead(at_work + self._waiting + pictures)
+        return self._decoders.decode_wait(at_work + self._waiting + pictures)
 
     async def prepare(
         self, picture: Picture, views: str, bounds: Bounds, target: int = 0
-    ) -> Sequence[Token]:
+    ) -> Sequence[RemoteHandle]:
         """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
 
-        def tokens(answer: tuple[int, int]) -> Sequence[Token]:
+        def tokens(answer: tuple[int, int]) -> Sequence[RemoteHandle]:
             number, members = answer
-            return [Token(number, self._forget)] * members
+            return [RemoteHandle(number, self._forget)] * members
 
         return await self._decoded(Prepare(picture, views, bounds, target), tokens)
 
@@ -247,7 +247,7 @@ class Worker:
         return answer
 
     async def _decode(
-        self, line: "_Line", wish: Prepare | Paint, made: Callable[[Any], T]
+        self, line: "_Channel", wish: Prepare | Paint, made: Callable[[Any], T]
     ) -> T | Exception:
         """Give the error: raised, it would be reported as nobody's when the caller has left."""
         begun = time.monotonic()
@@ -261,7 +261,9 @@ class Worker:
             self._decoders = self._decoders.observed(time.monotonic() - begun)
         return made(answer)  # here, for what nobody waits for any more has to be forgotten
 
-    async def _run(self, line: "_Line", number: int, batch: Batch[Token]) -> Sequence[Result]:
+    async def _run(
+        self, line: "_Channel", number: int, batch: Batch[RemoteHandle]
+    ) -> Sequence[Result]:
         slices = tuple(Slice(part.payload.number, part.start, part.stop) for part in batch.slices)
         numbered = Batch(batch.key, batch.size, slices, batch.reason)
         answer: Sequence[Result] | Exception = await self._ask(line, Run(number, numbered))
@@ -269,7 +271,7 @@ class Worker:
             raise answer
         return answer
 
-    async def _ask(self, line: "_Line", wish: Wish) -> Any:
+    async def _ask(self, line: "_Channel", wish: Request) -> Any:
         forget = tuple(self._forget.popleft() for _ in range(len(self._forget)))
         try:
             return await line.ask(Call(wish, forget))
@@ -277,7 +279,7 @@ class Worker:
             return error
 
 
-class _Line:
+class _Channel:
     """A connection to a thread of the worker, for one call at a time."""
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:

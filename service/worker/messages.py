@@ -13,10 +13,10 @@ LENGTH = struct.Struct("!I")  # of what follows it on a connection
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the worker says when it is ready; `lanes` are the devices of its executors."""
+    """What the worker says when it is ready; `executors` are the devices of its executors."""
 
     ensemble: Ensemble
-    lanes: tuple[int, ...]
+    executors: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,16 @@ class Paint:
 class Run:
     """Asks a lane to run a batch, whose payloads are such numbers."""
 
-    lane: int
+    executor: int
     batch: Batch[int]
 
 
-Wish = Prepare | Paint | Run
+Request = Prepare | Paint | Run
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """What goes over a connection: a wish, and the numbers that nobody holds any more."""
 
-    wish: Wish
+    wish: Request
     forget: tuple[int, ...]

@@ -18,16 +18,16 @@ from typing import Any, BinaryIO
 
 from service.engine import engine
 from service.engine.engine import Engine
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import ServiceError
 from service.imaging import heatmap
 from service.scheduling.types import Batch, Slice
-from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Run, Wish
+from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Request, Run
 
 logger = logging.getLogger("service.worker.process")  # a program's own name is another
 
 
-class Tell(QueueHandler):
+class ParentChannel(QueueHandler):
     """Sends what happens here to the other process: log records, above all."""
 
     def __init__(self, news: Connection) -> None:
@@ -44,12 +44,12 @@ class Tell(QueueHandler):
             self.release()
 
 
-class Answers:
+class Handler:
     """Answers calls with an engine; keeps what was prepared until it is forgotten."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._kept: dict[int, Sequence[Cuts]] = {}
+        self._kept: dict[int, Sequence[PreparedImage]] = {}
         self._numbers = itertools.count()
 
     def serve(self, connection: socket.socket) -> None:
@@ -76,7 +76,7 @@ class Answers:
             told.add_note(traceback.format_exc())  # which the way there would lose
             return told
 
-    def _do(self, wish: Wish) -> object:
+    def _do(self, wish: Request) -> object:
         if isinstance(wish, Run):
             return self._run(wish)
         if isinstance(wish, Paint):
@@ -94,8 +94,8 @@ class Answers:
         slices = tuple(
             Slice(self._kept[part.payload][member], part.start, part.stop) for part in batch.slices
         )
-        lane = self._engine.lanes[wish.lane]
-        return lane.run(Batch(batch.key, batch.size, slices, batch.reason))
+        executor = self._engine.executors[wish.executor]
+        return executor.run(Batch(batch.key, batch.size, slices, batch.reason))
 
 
 def _read(line: BinaryIO) -> bytes | None:
@@ -111,7 +111,7 @@ def _read(line: BinaryIO) -> bytes | None:
 def main(calls: socket.socket, news: Connection) -> None:
     """Load what the settings say, then answer calls until nobody can make any more."""
     settings, level = news.recv()
-    tell = Tell(news)
+    tell = ParentChannel(news)
     logging.basicConfig(level=level, format="%(message)s", handlers=[tell])
     logging.getLogger("PIL").setLevel(logging.INFO)  # below that it tells what pictures hold
     try:
@@ -123,11 +123,11 @@ def main(calls: socket.socket, news: Connection) -> None:
         logger.exception("loading failed")
         tell.enqueue(RuntimeError(f"{type(error).__name__}: {error}"))
         return
-    lanes = tuple(lane.device for lane in loaded.lanes)
+    executors = tuple(executor.device for executor in loaded.executors)
     gc.collect()  # which takes a while: before it says that it is ready
     gc.freeze()  # what is there stays there, and need not be looked through again and again
-    tell.enqueue(Loaded(loaded.ensemble, lanes))
-    answers = Answers(loaded)
+    tell.enqueue(Loaded(loaded.ensemble, executors))
+    answers = Handler(loaded)
     while files := socket.recv_fds(calls, 1, 1)[1]:
         connection = socket.socket(fileno=files[0])
         threading.Thread(target=answers.serve, args=[connection], daemon=True).start()

@@ -33,7 +33,7 @@ from test_uploads import FORM, asgi, never
 
 from service.api.auth import api_keys
 from service.api.routes import health
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
 from service.server.app import create_app
@@ -58,7 +58,10 @@ def table(name: str, key: str, *limits: str) -> str:
 
 
 GUARDED = Settings(
-    model="fake", key_digests=digests(web=KEY, batch=OTHER), max_body_bytes=100_000, max_files=3
+    model="fake",
+    api_key_hashes=digests(web=KEY, batch=OTHER),
+    max_body_bytes=100_000,
+    max_images_per_request=3,
 )
 
 
@@ -189,7 +192,7 @@ def test_calls_are_counted_and_logged_by_the_name_of_their_key(
     file = tmp_path / "keys.toml"
     file.write_text(table("web", KEY, "2/day") + table("batch", OTHER), "utf-8")
     name = "googlenet_key_requests_total"
-    with service(lambda *_: fake_backend(), Settings(model="fake", keys=file)) as client:
+    with service(lambda *_: fake_backend(), Settings(model="fake", api_keys_file=file)) as client:
         before = counts(client, name)
         with caplog.at_level(logging.INFO):
             for _ in range(3):
@@ -225,7 +228,7 @@ def test_a_broken_file_ends_the_start(tmp_path: Path, capsys: pytest.CaptureFixt
 
     file = tmp_path / "keys.toml"
     file.write_text("[web]\n", "utf-8")
-    assert main(["serve", "--model", "digits", "--keys", str(file)]) == 1
+    assert main(["serve", "--model", "digits", "--api-keys-file", str(file)]) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
     assert sentence == f"googlenet-service: {file}: line 1: web.sha256: Field required"
 
@@ -238,7 +241,7 @@ def limited(tmp_path: Path) -> Iterator[TestClient]:
     """A service where one key may call twice a second and three times a day, the other freely."""
     file = tmp_path / "keys.toml"
     file.write_text(table("web", KEY, "2/second", "3/day") + table("batch", OTHER), "utf-8")
-    with service(lambda *_: fake_backend(), Settings(model="fake", keys=file)) as client:
+    with service(lambda *_: fake_backend(), Settings(model="fake", api_keys_file=file)) as client:
         yield client
 
 
@@ -394,12 +397,12 @@ def test_what_is_no_origin_is_refused(wrong: str) -> None:
 # Every error there is.
 
 
-def bug(batch: Batch[Cuts]) -> list[Probabilities]:
+def bug(batch: Batch[PreparedImage]) -> list[Probabilities]:
     """Answer what cannot be: there are three labels."""
     return [np.arange(9.0) for _ in batch.slices]
 
 
-def failing(_: Batch[Cuts]) -> list[Probabilities]:
+def failing(_: Batch[PreparedImage]) -> list[Probabilities]:
     raise RuntimeError(f"CUDA error in {__file__}: out of memory")
 
 
@@ -409,9 +412,13 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, httpx2.Respo
     file = tmp_path_factory.mktemp("keys") / "keys.toml"
     file.write_text(table("web", KEY) + table("batch", OTHER, "1/day"), "utf-8")
     settings = Settings(
-        model="fake", keys=file, cors_origins=PAGE, max_body_bytes=100_000, max_files=3,
-        upload_seconds=0.5,
-    )  # fmt: skip
+        model="fake",
+        api_keys_file=file,
+        cors_origins=PAGE,
+        max_body_bytes=100_000,
+        max_images_per_request=3,
+        upload_timeout_seconds=0.5,
+    )
     page = {"Origin": PAGE, **named(KEY)}
     found: dict[str, httpx2.Response] = {}
 
@@ -578,7 +585,7 @@ def test_no_key_is_ever_logged(
 ) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(table("web", KEY, "3/day"), "utf-8")
-    settings = Settings(model="fake", keys=file, cors_origins="*", log_level="debug")
+    settings = Settings(model="fake", api_keys_file=file, cors_origins="*", log_level="debug")
     basic = f"Basic {'c2VjcmV0' * 4}"
     bodies = []
     with (
@@ -659,7 +666,7 @@ def test_what_a_caller_says_of_whom_it_is_for_changes_nothing(
 
 
 DIGITS = ["--model", "digits", "--device", "cpu", "--precision", "float32", "--max-batch", "1",
-          "--cores", "1", "--timeout-seconds", "60"]  # fmt: skip
+          "--cpu-threads", "1", "--timeout-seconds", "60"]  # fmt: skip
 
 
 @pytest.fixture
@@ -714,7 +721,7 @@ def test_uploads_are_never_written_to_a_disk_nor_logged(elsewhere: Path) -> None
     camera[271] = "SecretCamera"  # the tag of who made it
     big = encoded(Image.fromarray(noise), exif=camera)  # 4 MB
     assert b"SecretCamera" in big
-    with serving(*DIGITS, "--key-digests", digests(web=KEY)) as ours:
+    with serving(*DIGITS, "--api-key-hashes", digests(web=KEY)) as ours:
         base = f"http://127.0.0.1:{ours.port}"
         with httpx2.Client(base_url=base, headers=named(KEY), timeout=60) as client:
             wait_ready(client)

@@ -20,16 +20,18 @@ from PIL import Image, ImageCms
 from starlette.testclient import TestClient
 
 from service.api.problem_details import STATUS
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.models.ensemble import Probabilities
 from service.models.store import Store
 from service.scheduling.types import Batch
 from service.server.app import create_app
 from service.serving.backend import Backend
-from service.serving.factory import Load
+from service.serving.factory import LoadBackend
 from service.settings import Settings
 
-SETTINGS = Settings(model="fake", max_pixels=1_000_000, max_body_bytes=100_000, max_files=3)
+SETTINGS = Settings(
+    model="fake", max_pixels=1_000_000, max_body_bytes=100_000, max_images_per_request=3
+)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -83,7 +85,7 @@ class Gate:
         self._opened = threading.Event()
         self._opened.set()
 
-    def __call__(self, batch: Batch[Cuts]) -> list[Probabilities]:
+    def __call__(self, batch: Batch[PreparedImage]) -> list[Probabilities]:
         """Run a batch, once the gate is open."""
         self.entered.set()
         assert self._opened.wait(20)
@@ -101,7 +103,9 @@ class Gate:
 
 
 @contextmanager
-def service(load: Load, settings: Settings = SETTINGS, **options: Any) -> Iterator[TestClient]:
+def service(
+    load: LoadBackend, settings: Settings = SETTINGS, **options: Any
+) -> Iterator[TestClient]:
     with TestClient(create_app(settings, load=load), **options) as client:
         wait_ready(client)
         yield client
@@ -170,9 +174,13 @@ def test_as_many_labels_are_given_as_were_asked_for(
 def patient_client(real_store: Store) -> Iterator[TestClient]:
     """A client of the real service that has time for the paper's 144 views."""
     settings = Settings(
-        model="bvlc_googlenet", store=real_store.root, device="cpu", max_batch=4, cores=1,
+        model="bvlc_googlenet",
+        model_store=real_store.root,
+        device="cpu",
+        max_batch=4,
+        cpu_threads=1,
         timeout_seconds=300,
-    )  # fmt: skip
+    )
     with TestClient(create_app(settings)) as client:
         wait_ready(client)
         yield client
@@ -506,7 +514,7 @@ def test_the_schema_tells_how_many_pictures_there_may_be(client: TestClient) -> 
     described = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["requestBody"]
     form = described["content"]["multipart/form-data"]["schema"]
     assert form["properties"]["file"]["minItems"] == 1
-    assert form["properties"]["file"]["maxItems"] == SETTINGS.max_files == 3
+    assert form["properties"]["file"]["maxItems"] == SETTINGS.max_images_per_request == 3
 
 
 # The service's own troubles.
@@ -588,7 +596,7 @@ def test_more_pictures_than_the_queue_has_room_for_are_refused() -> None:
 def test_when_the_device_fails_its_callers_are_told_and_the_next_are_served() -> None:
     failures = iter([RuntimeError("a secret")])
 
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         for failure in failures:
             raise failure
         return mean_colour(batch)
@@ -601,7 +609,7 @@ def test_when_the_device_fails_its_callers_are_told_and_the_next_are_served() ->
 
 
 def test_a_bug_is_a_problem_that_tells_nothing_of_the_inside() -> None:
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
     with service(lambda *_: fake_backend(run), raise_server_exceptions=False) as client:

@@ -22,7 +22,7 @@ SENT = {path: FOLDER / name for path, (name, _) in docs.FILES.items()}
 def hosted() -> Iterator[Hosted]:
     """A ready service on a fake model that asks for a key, below a proxy's path."""
     flags = ["--root-path", "/vision"]
-    with hosting(key_digests=digests(web=KEY), flags=flags) as ours:
+    with hosting(api_key_hashes=digests(web=KEY), flags=flags) as ours:
         yield ours
 
 

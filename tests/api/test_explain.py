@@ -17,7 +17,7 @@ from test_classify import assert_problem, encoded, parts, plain, service
 from test_metrics import counts
 
 from service.engine import weights
-from service.engine.prepared_image import Cuts, prepare
+from service.engine.prepared_image import PreparedImage, prepare
 from service.engine.torch_network import Normalise
 from service.errors import InferenceFailed, UnknownLabel
 from service.imaging.activation_map import CELLS, Activation, heat, hottest
@@ -26,7 +26,7 @@ from service.imaging.heatmap import paint
 from service.imaging.image_decoder import Bounds
 from service.models.ensemble import Result
 from service.models.store import Store
-from service.scheduling.cost_model import Buckets, Costs
+from service.scheduling.cost_model import Buckets, CostModel
 from service.scheduling.types import Batch
 
 KIND = {"Content-Type": "image/jpeg"}
@@ -172,13 +172,13 @@ def test_an_unknown_model_is_a_problem_as_ever(real_client: TestClient, beagle: 
     assert_problem(refused, 404, "unknown_model")
 
 
-class Lane:
+class Executor:
     """Classifies by colour, and makes maps as it is told."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
 
-    def __call__(self, batch: Batch[Cuts]) -> Sequence[Result]:
+    def __call__(self, batch: Batch[PreparedImage]) -> Sequence[Result]:
         """Run a batch."""
         if self.error and batch.key.maps:
             raise self.error
@@ -186,32 +186,32 @@ class Lane:
 
 
 @pytest.fixture
-def lane() -> Lane:
-    return Lane()
+def executor() -> Executor:
+    return Executor()
 
 
 @pytest.fixture
-def client(lane: Lane) -> Iterator[TestClient]:
+def client(executor: Executor) -> Iterator[TestClient]:
     """A client of a service on a fake model that explains."""
-    with service(lambda *_: fake_backend(lane, explains=True)) as client:
+    with service(lambda *_: fake_backend(executor, explains=True)) as client:
         yield client
 
 
-def test_a_device_that_fails_is_a_problem_as_ever(lane: Lane, client: TestClient) -> None:
+def test_a_device_that_fails_is_a_problem_as_ever(executor: Executor, client: TestClient) -> None:
     assert explained(client, plain("red"))["maps"][0]["grid"] == [[1, 1], [1, 1]]
-    lane.error = InferenceFailed("the device failed")
+    executor.error = InferenceFailed("the device failed")
     refused = client.post("/explain", content=plain("red"), headers=KIND)
     assert_problem(refused, 500, "inference_failed")
 
 
 def test_explained_pictures_are_counted_by_what_came_of_them(
-    lane: Lane, client: TestClient
+    executor: Executor, client: TestClient
 ) -> None:
     before = counts(client, "googlenet_images_total")
     explained(client, plain("red"), views="ten")
     client.post("/explain", content=b"no picture", headers=KIND)
     client.post("/explain?label=nothing", content=plain("red"), headers=KIND)
-    lane.error = InferenceFailed("the device failed")
+    executor.error = InferenceFailed("the device failed")
     client.post("/explain", content=plain("red"), headers=KIND)
     after = counts(client, "googlenet_images_total")
     assert {key: n - before.get(key, 0) for key, n in after.items() if n != before.get(key, 0)} == {
@@ -229,14 +229,14 @@ def test_whoever_asks_why_waits_for_it_whatever_he_says(client: TestClient) -> N
     assert counts(client, name)["200", "POST", "interactive", "/explain"] == before + 1
 
 
-def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane) -> None:
+def test_what_there_is_no_time_for_is_refused_before_anything_is_done(executor: Executor) -> None:
     """Classifying 144 views is quick enough, and mapping them one by one is not."""
 
     def load(*_: object) -> FakeBackend:
-        backend = fake_backend(lane, explains=True, seconds_per_row=1e-4)
+        backend = fake_backend(executor, explains=True, seconds_per_row=1e-4)
         costs = backend.ensemble.costs
         slow = {key: Buckets({1: 0.1}) for key in costs.curves if key.maps}
-        backend.ensemble = replace(backend.ensemble, costs=Costs({**costs.curves, **slow}))
+        backend.ensemble = replace(backend.ensemble, costs=CostModel({**costs.curves, **slow}))
         return backend
 
     with service(load) as client:
@@ -247,8 +247,8 @@ def test_what_there_is_no_time_for_is_refused_before_anything_is_done(lane: Lane
         assert ten.status_code == 200
 
 
-def test_a_drawing_that_takes_too_long_is_given_up(lane: Lane) -> None:
-    backend = fake_backend(lane, explains=True)
+def test_a_drawing_that_takes_too_long_is_given_up(executor: Executor) -> None:
+    backend = fake_backend(executor, explains=True)
     decoders = Door(backend)
     with service(lambda *_: backend) as client:
         assert client.post("/explain", content=plain("red"), headers=DRAWN).status_code == 200

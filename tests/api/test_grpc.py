@@ -286,7 +286,7 @@ def test_overload_says_when_to_come_again(gate: Gate) -> None:
 
 
 def test_messages_share_the_memory_for_uploads() -> None:
-    small = SETTINGS.model_copy(update={"max_upload_bytes": 4096})
+    small = SETTINGS.model_copy(update={"max_inflight_body_bytes": 4096})
     with hosting(fake_backend(), small) as hosted:
         noise = np.random.default_rng(0).bytes(2000)
         assert "over 4096 bytes" in refused(
@@ -325,7 +325,7 @@ def test_a_key_is_needed_except_by_who_asks_how_the_server_is() -> None:
 def test_both_protocols_use_up_the_same_key(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(table("web", KEY, "2/day"))
-    with hosting(fake_backend(), Settings(model="fake", keys=file)) as hosted:
+    with hosting(fake_backend(), Settings(model="fake", api_keys_file=file)) as hosted:
         headers = {"x-api-key": KEY}
         assert hosted.http.get("/models", headers=headers).status_code == 200
         assert hosted.call("ModelReady", name="fake", headers=headers).message.ready

@@ -10,7 +10,7 @@ from conftest import fake_backend, mean_colour, wait_ready
 from starlette.testclient import TestClient
 from test_classify import Gate, assert_problem, parts, plain, service, top
 
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
 from service.server.app import create_app
@@ -130,7 +130,7 @@ def test_a_device_that_fails_again_and_again_is_answered_counted_and_fails_the_p
 
         lost = True
 
-        def __call__(self, batch: Batch[Cuts]) -> list[Probabilities]:
+        def __call__(self, batch: Batch[PreparedImage]) -> list[Probabilities]:
             """Compute, or not."""
             if self.lost:
                 raise RuntimeError("an illegal memory access was encountered")
@@ -154,7 +154,7 @@ def test_a_batcher_that_is_dead_fails_the_probes() -> None:
     class Death(BaseException):
         """What not even the batcher catches."""
 
-    def run(_: Batch[Cuts]) -> list[Probabilities]:
+    def run(_: Batch[PreparedImage]) -> list[Probabilities]:
         raise Death
 
     with service(lambda *_: fake_backend(run)) as client:

@@ -29,7 +29,7 @@ from service.settings import Settings
 SETTINGS = Settings(model="fake", max_body_bytes=1_000_000)
 KEY = api_keys.new()
 GUARDED = SETTINGS.model_copy(
-    update={"key_digests": f"web:{hashlib.sha256(KEY.encode()).hexdigest()}"}
+    update={"api_key_hashes": f"web:{hashlib.sha256(KEY.encode()).hexdigest()}"}
 )
 
 

@@ -143,7 +143,7 @@ def test_a_field_that_makes_no_sense_is_refused(
 
 
 def test_a_model_that_a_field_names_is_asked(world: World) -> None:
-    with serving(world, beside="b") as client:
+    with serving(world, additional_models="b") as client:
         assert ask(client, "/classify", RED, model="b").json()["model"] == "b"
         assert_problem(ask(client, "/classify", RED, model="c"), 404, "unknown_model")
 

@@ -39,7 +39,7 @@ PATIENCE = 20_000  # ms, for what happens at once
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     """A ready service on a fake model that asks for a key."""
-    guarded = Settings(model="fake", key_digests=digests(web=KEY))
+    guarded = Settings(model="fake", api_key_hashes=digests(web=KEY))
     with service(lambda *_: fake_backend(), guarded, root_path="/vision") as client:
         yield client
 
@@ -194,7 +194,7 @@ def port(gate: Gate) -> Iterator[int]:
     (member,) = backend.ensemble.members
     members = (changed(member, notice="It knows <b>three</b> colours."),)
     backend.ensemble = changed(backend.ensemble, members=members)
-    with hosting(backend, max_upload_bytes=40_000) as ours:
+    with hosting(backend, max_inflight_body_bytes=40_000) as ours:
         yield ours.port
 
 
@@ -280,7 +280,7 @@ def test_other_views_are_for_the_next_picture_and_again_for_the_last(
 
 
 def test_of_several_models_one_is_chosen(visit: Open) -> None:
-    with hosting(beside="other") as hosted:
+    with hosting(additional_models="other") as hosted:
         ours = visit(hosted.port)
         expect(ours("#model option")).to_have_text(["fake", "other"])
         ours.page.get_by_label("Model").select_option("other")
@@ -579,7 +579,7 @@ def test_a_service_that_is_not_ready_yet_is_waited_for(visit: Open, port: int) -
 
 def test_a_key_is_asked_for_where_one_is_needed(visit: Open, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(RED[1])
-    with hosting(key_digests=digests(web=KEY)) as hosted:
+    with hosting(api_key_hashes=digests(web=KEY)) as hosted:
         ours = visit(hosted.port)
         field = ours.page.get_by_label("API key")
         expect(field).to_be_focused()
@@ -648,7 +648,7 @@ WIDER = """[document.documentElement, ...document.querySelectorAll("article, #dr
 def test_nothing_is_in_the_way_of_those_who_see_or_hear_it_otherwise(
     width: int, scheme: str, visit: Open
 ) -> None:
-    with hosting(key_digests=digests(web=KEY)) as hosted:
+    with hosting(api_key_hashes=digests(web=KEY)) as hosted:
         ours = visit(
             hosted.port,
             viewport={"width": width, "height": 740},

@@ -22,14 +22,14 @@ from test_classify import JPEG, Gate, assert_problem, parts, plain, service, top
 from service.api import multipart
 from service.api.uploads import BUSY_RETRY, Bounds, Budget, Form, Share, Upload, read
 from service.errors import (
-    CallerGone,
+    BodyTimeout,
+    ClientDisconnected,
     CompressedBody,
     InvalidParameter,
     MalformedRequest,
     MissingFile,
     Overloaded,
     ServiceError,
-    SlowUpload,
     TooLarge,
     UnsupportedType,
 )
@@ -355,13 +355,13 @@ def test_a_body_that_does_not_say_so_is_refused_when_it_is_too_large(length: str
 
 @pytest.mark.parametrize("kind", [FORM, "image/png"])
 def test_a_body_that_does_not_arrive_in_time_is_given_up(kind: str) -> None:
-    with pytest.raises(SlowUpload, match=r"within 0\.02 s"):
+    with pytest.raises(BodyTimeout, match=r"within 0\.02 s"):
         received(never, kind, bounds=Bounds(1000, 1, 0.02))
 
 
 @pytest.mark.parametrize("kind", [FORM, "image/png"])
 def test_a_caller_that_hangs_up_while_sending_is_gone(kind: str) -> None:
-    with pytest.raises(CallerGone):
+    with pytest.raises(ClientDisconnected):
         received(hang_up, kind)
 
 
@@ -450,7 +450,7 @@ def asgi(client: TestClient, receive: Receive, headers: dict[str, str]) -> list[
 
 
 def test_a_slow_upload_is_answered_with_408_and_the_end_of_the_connection() -> None:
-    impatient = Settings(model="fake", upload_seconds=0.02)
+    impatient = Settings(model="fake", upload_timeout_seconds=0.02)
     with service(lambda *_: fake_backend(), impatient) as client:
         start, *bodies = asgi(client, never, {"content-type": FORM, "transfer-encoding": "chunked"})
     headers = dict(start["headers"])
@@ -484,7 +484,7 @@ def test_a_caller_that_hangs_up_while_sending_is_counted_as_499() -> None:
 
 def test_uploads_in_flight_share_memory_and_give_it_back() -> None:
     gate = Gate()
-    small = Settings(model="fake", max_upload_bytes=8000)
+    small = Settings(model="fake", max_inflight_body_bytes=8000)
     picture = plain("red", 20, 20) + bytes(3000)
     with service(lambda *_: fake_backend(gate), small) as client:
         with ThreadPoolExecutor() as threads, gate.shut():

@@ -573,7 +573,7 @@ def test_a_service_that_does_not_start_is_told_and_leaves_no_process(
     pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = children()
-    chosen = Settings(model="absent", store=tmp_path)
+    chosen = Settings(model="absent", model_store=tmp_path)
     with pytest.raises(BenchError, match="did not become ready; it says why above"):
         run(measure.ours(chosen, pictures, QUICK, lambda _: None))
     assert children() <= before
@@ -601,7 +601,7 @@ def test_a_service_that_runs_here_already_keeps_its_ports(monkeypatch: pytest.Mo
             monkeypatch.setenv(name, port)
 
         async def main() -> float:
-            small = ("--model=digits", "--max-batch=1", "--cores=1", "--precision=float32")
+            small = ("--model=digits", "--max-batch=1", "--cpu-threads=1", "--precision=float32")
             async with process.serving([*small, f"--grpc-port={port}"]) as started:
                 return started.seconds
 
@@ -620,10 +620,10 @@ def chosen(real_store: Store) -> Settings:
     """The real weights, loaded quickly."""
     return Settings(
         model="bvlc_googlenet",
-        store=real_store.root,
+        model_store=real_store.root,
         device="cpu",
         precision="float32",
-        cores=1,  # two that share a batch are slow where others compute
+        cpu_threads=1,  # two that share a batch are slow where others compute
         max_batch=2,
     )
 

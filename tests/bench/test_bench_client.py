@@ -17,14 +17,14 @@ from test_classify import plain
 from service.bench.client import Client, Reply, Target
 from service.errors import BenchError
 from service.server.app import create_app
-from service.serving.factory import Load
+from service.serving.factory import LoadBackend
 from service.settings import Settings
 
 T = TypeVar("T")
 
 
 @contextmanager
-def live(load: Load = lambda *_: fake_backend()) -> Iterator[str]:
+def live(load: LoadBackend = lambda *_: fake_backend()) -> Iterator[str]:
     """Serve the real application over real sockets, in a thread; gives its address."""
     config = uvicorn.Config(create_app(Settings(), load=load), log_config=None)
     server = uvicorn.Server(config)

@@ -24,7 +24,7 @@ from service.__main__ import main
 from service.bench import load, photos
 from service.bench.capacity import planner, stage_times
 from service.bench.capacity.planner import Plan
-from service.bench.capacity.replica_model import Demand, Replica
+from service.bench.capacity.replica_model import JobSpec, Replica
 from service.bench.capacity.simulator import simulate
 from service.bench.capacity.stage_times import Subject
 from service.bench.client import Client, Target
@@ -41,7 +41,7 @@ from service.worker.client import Worker
 
 ANY_SIZE = Bounds(1_000_000)
 Captured = pytest.CaptureFixture[str]
-DIGITS = ["--model", "digits", "--max-batch", "2", "--cores", "1", "--precision", "float32"]
+DIGITS = ["--model", "digits", "--max-batch", "2", "--cpu-threads", "1", "--precision", "float32"]
 
 
 # Calling.
@@ -96,7 +96,7 @@ def test_it_is_measured_here_and_told_as_json(capsys: Captured) -> None:
 
 @pytest.fixture
 def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def measured(_: Settings, pictures: Sequence[bytes]) -> tuple[Replica, Demand]:
+    async def measured(_: Settings, pictures: Sequence[bytes]) -> tuple[Replica, JobSpec]:
         assert pictures == [plain("red")]
         return REPLICA, {A: 1}
 
@@ -165,12 +165,12 @@ def test_it_is_told_where_more_hardly_help(found: Plan) -> None:
 
 
 def test_each_stage_is_measured_alone_and_beside_the_others() -> None:
-    backend = fake_backend(sizes=(1, 2), lanes=2)
+    backend = fake_backend(sizes=(1, 2), executors=2)
     subject = Subject(backend, [plain("red")], "ten", ANY_SIZE, decoders=2)
     replica = asyncio.run(stage_times.measure(subject, http=0.001))
     key = Key(0, 224)
-    assert subject.demand == {key: 10}
-    assert replica.lanes == (0, 1)
+    assert subject.spec == {key: 10}
+    assert replica.executors == (0, 1)
     assert replica.costs == backend.ensemble.costs
     assert [*replica.batches] == [key]
     assert [*replica.batches[key]] == [1, 2]
@@ -257,7 +257,7 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
                 for replica in (before, after):
                     moments = load.arrivals(rate, SECONDS, seed)
                     outcome = simulate(
-                        replica, subject.demand, moments, deadline=settings.timeout_seconds
+                        replica, subject.spec, moments, deadline=settings.timeout_seconds
                     )
                     compared.predicted.extend(outcome.latencies)
             if rounds == ROUNDS:
@@ -270,7 +270,9 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
 @pytest.mark.slow
 def test_the_prediction_holds_on_this_machine() -> None:
     """On the bundled model, with one core that computes, half of its time."""
-    settings = Settings(model="digits", device="cpu", precision="float32", cores=1, max_batch=4)
+    settings = Settings(
+        model="digits", device="cpu", precision="float32", cpu_threads=1, max_batch=4
+    )
     worker = client.load(settings, Future())
     try:
         subject = Subject(worker, [photos.sample()], "single", ANY_SIZE, cpu_info.available())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.bench.capacity.replica_model import Replica, Seconds, Stages
 from service.bench.capacity.simulator import Outcome, poisson, simulate
-from service.scheduling.cost_model import Buckets, Costs, Key
+from service.scheduling.cost_model import Buckets, CostModel, Key
 
 A, B = Key(0, 224), Key(1, 224)
 # Like a device: a batch costs something, and each row a little more.
@@ -36,7 +36,7 @@ def computing(
     """Give a replica that computes for exactly as long as it promises, and does nothing else."""
     return Replica(
         tuple(range(devices)),
-        Costs(dict.fromkeys(keys, Buckets(seconds))),
+        CostModel(dict.fromkeys(keys, Buckets(seconds))),
         dict.fromkeys(keys, same(seconds)),
     )
 
@@ -120,14 +120,14 @@ def test_what_changes_while_a_batch_runs_counts_from_then_on() -> None:
 
 
 def test_two_lanes_of_one_device_take_turns() -> None:
-    replica = replace(computing({1: 1.0}), lanes=(0, 0))
+    replica = replace(computing({1: 1.0}), executors=(0, 0))
     outcome = simulate(replica, {A: 1}, [0, 0.5], deadline=NEVER)
     assert outcome.latencies == (1, 1.5)
     assert outcome.utilisation.computing == 1
 
 
 def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
-    replica = replace(computing({1: 1.0}, devices=2), lanes=(0, 0, 1, 1))
+    replica = replace(computing({1: 1.0}, devices=2), executors=(0, 0, 1, 1))
     assert simulate(replica, {A: 1}, [0, 0.5, 0.6], deadline=NEVER).latencies == pytest.approx(
         [1, 1, 1 + 0.4]
     )

@@ -31,7 +31,7 @@ from service.bench import measure
 from service.bench.figures import Report
 from service.bench.measure import Options, Say
 from service.bench.process import free_port
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError
 from service.imaging.image_decoder import Bounds
 from service.models import store
@@ -40,7 +40,7 @@ from service.models.store import RECORD, WEIGHTS, Store
 from service.scheduling.types import Batch
 from service.serving import factory
 from service.serving.backend import Backend
-from service.serving.served_model import Servable
+from service.serving.served_model import ServedModel
 from service.serving.types import Limits
 from service.settings import Settings
 
@@ -48,7 +48,7 @@ COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "
             "keys", "keys new", "keys check",
             "look", "classify", "evaluate", "bench", "plan"]  # fmt: skip
 
-QUICK = ["--max-batch", "2", "--cores", "1", "--precision", "float32"]  # to load
+QUICK = ["--max-batch", "2", "--cpu-threads", "1", "--precision", "float32"]  # to load
 
 Captured = pytest.CaptureFixture[str]
 
@@ -62,7 +62,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def real(real_store: Store) -> list[str]:
     """The options for the real weights, loaded quickly."""
-    return ["--model", "bvlc_googlenet", "--store", str(real_store.root), *QUICK]
+    return ["--model", "bvlc_googlenet", "--model-store", str(real_store.root), *QUICK]
 
 
 @pytest.fixture
@@ -115,20 +115,23 @@ def test_every_setting_is_an_option_of_serve_with_its_help(capsys: Captured) -> 
 
 
 VALUES = {
-    "host": "::1", "port": "0", "model": "a,b", "strict": "True", "views": "paper",
-    "device": "cuda:1", "precision": "bfloat16", "store": "here",
-    "timeout_seconds": "1.5", "max_batch": "3", "cores": "2",
-    "max_body_bytes": "2048", "max_pixels": "7", "max_files": "2", "max_upload_bytes": "4096",
-    "decode_seconds": "5.5", "upload_seconds": "2.5", "max_queue_bytes": "8192",
+    "host": "::1", "port": "0", "model": "a,b", "require_model": "True", "views": "paper",
+    "device": "cuda:1", "precision": "bfloat16", "model_store": "here",
+    "timeout_seconds": "1.5", "max_batch": "3", "cpu_threads": "2",
+    "max_body_bytes": "2048", "max_pixels": "7", "max_images_per_request": "2",
+    "max_inflight_body_bytes": "4096",
+    "decode_timeout_seconds": "5.5", "upload_timeout_seconds": "2.5", "max_queue_bytes": "8192",
     "decode_threads": "2", "heic": "True",
-    "stall_seconds": "9.5", "log_level": "debug", "log_format": "text", "fetch": "False",
-    "keys": "keys.toml", "key_digests": f"web:{64 * 'f'}", "cors_origins": "https://a,http://b:1",
+    "stall_seconds": "9.5", "log_level": "debug", "log_format": "text", "download_weights": "False",
+    "api_keys_file": "keys.toml", "api_key_hashes": f"web:{64 * 'f'}",
+    "cors_origins": "https://a,http://b:1",
     "cors_headers": "X-A,x-b",
     "drain_seconds": "3.5", "grace_seconds": "4.5", "probe_port": "8001", "grpc_port": "8002",
-    "header_seconds": "1.5", "max_header_bytes": "1024", "send_seconds": "2.5",
+    "header_timeout_seconds": "1.5", "max_header_bytes": "1024", "send_timeout_seconds": "2.5",
     "keep_alive_seconds": "5", "max_connections": "10",
-    "cache_bytes": "4096", "bulk_share": "0.1",
-    "beside": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000", "watch_seconds": "7.5",
+    "cache_bytes": "4096", "background_share": "0.1",
+    "additional_models": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000",
+    "model_poll_seconds": "7.5",
     "shadow": "d,e", "shadow_share": "0.5",
 }  # fmt: skip
 
@@ -145,10 +148,10 @@ def test_every_setting_has_a_variable(name: str, monkeypatch: pytest.MonkeyPatch
 def test_a_variable_is_heeded_and_an_option_comes_before_it(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path / "a"))
+    monkeypatch.setenv("GOOGLENET_MODEL_STORE", str(tmp_path / "a"))
     assert main(["models", "list"]) == 0
     assert str(tmp_path / "a") in capsys.readouterr().out.replace("\n", "")
-    assert main(["models", "list", "--store", str(tmp_path / "b")]) == 0
+    assert main(["models", "list", "--model-store", str(tmp_path / "b")]) == 0
     assert str(tmp_path / "b") in capsys.readouterr().out.replace("\n", "")
 
 
@@ -180,7 +183,10 @@ THERE_ARE = "there are alexnet, bvlc_googlenet, densenet121, digits, googlenet, 
         ("bench photos --rounds 0", "--rounds: '0' is not a whole number from 1"),
         ("bench photos --seconds -1", "--seconds: "),
         ("bench photos --slo fast", "--slo: 'fast' is not a whole number from 1"),
-        ("bench photos --cores=-1", "--cores: Input should be greater than or equal to 0"),
+        (
+            "bench photos --cpu-threads=-1",
+            "--cpu-threads: Input should be greater than or equal to 0",
+        ),
         ("bench", "the following arguments are required: DIR"),
         ("serve -- --speed 9", "uvicorn: No such option '--speed'"),
         ("serve -- --backlog many", "uvicorn: Invalid value for '--backlog': 'many' is not"),
@@ -212,7 +218,7 @@ def test_a_wrong_variable_is_told_in_a_sentence(
 
 def test_the_package_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["googlenet-service", "models", "verify"])
-    monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path))
+    monkeypatch.setenv("GOOGLENET_MODEL_STORE", str(tmp_path))
     monkeypatch.delitem(sys.modules, "service.__main__")
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("service", run_name="__main__")
@@ -223,7 +229,7 @@ def test_the_package_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_models_are_listed(real_store: Store, capsys: Captured) -> None:
-    assert main(["models", "list", "--store", str(real_store.root)]) == 0
+    assert main(["models", "list", "--model-store", str(real_store.root)]) == 0
     rows = {
         cells[1].strip(): [cell.strip() for cell in cells[2:4]]
         for line in capsys.readouterr().out.splitlines()
@@ -242,26 +248,28 @@ def test_models_are_listed(real_store: Store, capsys: Captured) -> None:
 
 def test_a_file_is_imported(shared: Path, tmp_path: Path, capsys: Captured) -> None:
     weights = str(shared / "weights/bvlc_googlenet.caffemodel")
-    assert main(["models", "import", "bvlc_googlenet", weights, "--store", str(tmp_path)]) == 0
+    assert (
+        main(["models", "import", "bvlc_googlenet", weights, "--model-store", str(tmp_path)]) == 0
+    )
     digest = hashlib.sha256((tmp_path / "bvlc_googlenet" / WEIGHTS).read_bytes()).hexdigest()
     told = f"bvlc_googlenet is in {tmp_path}, SHA-256 {digest}\n"
     assert capsys.readouterr().out == told
 
 
 def test_weights_are_verified(real_store: Store, capsys: Captured) -> None:
-    assert main(["models", "verify", "--store", str(real_store.root)]) == 0
+    assert main(["models", "verify", "--model-store", str(real_store.root)]) == 0
     digests = {name: real_store.verify(name) for name in ("bvlc_googlenet", "digits")}
     told = "".join(f"{name}: {digest}\n" for name, digest in digests.items())
     assert capsys.readouterr().out == told
 
 
 def test_a_store_without_weights_has_the_bundled_ones(tmp_path: Path, capsys: Captured) -> None:
-    assert main(["models", "verify", "--store", str(tmp_path)]) == 0
+    assert main(["models", "verify", "--model-store", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"digits: {store.locate(None).verify('digits')}\n"
 
 
 def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
-    assert main(["models", "verify", "--store", str(damaged)]) == 1
+    assert main(["models", "verify", "--model-store", str(damaged)]) == 1
     told = capsys.readouterr().err
     path = damaged / "bvlc_googlenet" / WEIGHTS
     why = "was changed or damaged: its SHA-256 is not the recorded one"
@@ -291,7 +299,7 @@ def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
 def test_what_is_not_there_is_told_in_a_sentence(
     arguments: str, sentence: str, tmp_path: Path, capsys: Captured
 ) -> None:
-    status, told = refused([*arguments.split(), "--store", str(tmp_path)], capsys)
+    status, told = refused([*arguments.split(), "--model-store", str(tmp_path)], capsys)
     assert (status, told.splitlines()[-1]) == (1, f"googlenet-service: {sentence}")
 
 
@@ -302,7 +310,7 @@ def test_a_file_that_holds_no_weights_is_told_and_not_imported(
     file = tmp_path / f"a.{ending}"
     file.write_text("no weights")
     status, told = refused(
-        ["models", "import", "googlenet", str(file), "--store", str(tmp_path)], capsys
+        ["models", "import", "googlenet", str(file), "--model-store", str(tmp_path)], capsys
     )
     assert status == 1
     assert told.startswith("googlenet-service: ")
@@ -344,13 +352,13 @@ def remote(shared: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_weights_are_fetched_once(remote: Path, capsys: Captured) -> None:
-    assert main(["models", "fetch", "far", "--store", str(remote)]) == 0
+    assert main(["models", "fetch", "far", "--model-store", str(remote)]) == 0
     digest = (remote / "far" / (WEIGHTS + RECORD)).read_text().split()[0]
     told = capsys.readouterr()
     assert told.out == ""
     assert f"far is in {remote}, SHA-256 {digest}\n" in told.err
     before = (remote / "far" / WEIGHTS).stat().st_mtime_ns
-    assert main(["models", "fetch", "far", "--store", str(remote)]) == 0
+    assert main(["models", "fetch", "far", "--model-store", str(remote)]) == 0
     assert (remote / "far" / WEIGHTS).stat().st_mtime_ns == before
 
 
@@ -359,7 +367,7 @@ def test_weights_that_cannot_be_fetched_are_told_with_what_to_do(
 ) -> None:
     manifest = remote / "far/model.toml"
     manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
-    status, told = refused(["models", "fetch", "far", "--store", str(remote)], capsys)
+    status, told = refused(["models", "fetch", "far", "--model-store", str(remote)], capsys)
     assert status == 1
     problem, missing, fetch, bring = told.strip().splitlines()[-4:]
     assert problem.endswith(".gone answers 404 File not found")
@@ -431,7 +439,7 @@ def test_names_of_files_are_shown_as_they_are(
 def test_missing_weights_are_told_in_three_lines(shared: Path, tmp_path: Path) -> None:
     done = subprocess.run(  # noqa: S603 - ourselves
         [sys.executable, "-m", "service", "classify", shared / "photos/flickr/beagle.jpg",
-         "--store", tmp_path],
+         "--model-store", tmp_path],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -511,11 +519,11 @@ def test_a_folder_without_labelled_photos_is_told(
 COLOURS = (("red", "red"), ("lime", "green"), ("blue", "blue"))
 
 
-def of_colours(settings: Settings) -> Servable:
+def of_colours(settings: Settings) -> ServedModel:
     """Know three colours, as well as the number format allows, and int8 not at all."""
     mixed = 0.6 if settings.precision == "float16" else 0.01 * (settings.precision != "float32")
 
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         return [
             np.array([(1 - mixed) * red + mixed * green, mixed * red + (1 - mixed) * green, blue])
             for red, green, blue in mean_colour(batch)
@@ -527,7 +535,7 @@ def of_colours(settings: Settings) -> Servable:
         return fake_backend(run)
 
     limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
-    return Servable(load, limits, lambda _: None)
+    return ServedModel(load, limits, lambda _: None)
 
 
 @pytest.fixture
@@ -543,7 +551,7 @@ def coloured(tmp_path: Path) -> Path:
 def test_number_formats_are_compared_with_float32(
     coloured: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "create_servable", of_colours)
+    monkeypatch.setattr(factory, "create_served_model", of_colours)
     assert main(["evaluate", str(coloured), "--compare", "--plans", "single,ten"]) == 0
     printed = capsys.readouterr().out
     rows = {
@@ -604,12 +612,12 @@ def test_another_service_is_measured_at_its_address(
 def test_a_service_of_ones_own_is_measured_with_the_settings_given(
     asked: list[tuple[object, ...]], capsys: Captured
 ) -> None:
-    assert main(["bench", "photos", "--precision", "float32", "--cores", "2"]) == 0
-    chosen = Settings(precision="float32", cores=2)
+    assert main(["bench", "photos", "--precision", "float32", "--cpu-threads", "2"]) == 0
+    chosen = Settings(precision="float32", cpu_threads=2)
     assert asked == [(chosen, Path("photos"), Options(5, 3, 10_000, 0, 1))]
     settings = asked[0][0]
     assert isinstance(settings, Settings)
-    assert settings.model_fields_set == {"precision", "cores"}
+    assert settings.model_fields_set == {"precision", "cpu_threads"}
     assert "ready in 9.3 s" in capsys.readouterr().out
 
 
@@ -695,7 +703,7 @@ def test_serving_fetches_what_is_missing_and_ends_in_order(
 
     port = free_port()
     asking = once_ready(port, ask)
-    where = ["--model", "far", "--store", str(remote), "--port", str(port)]
+    where = ["--model", "far", "--model-store", str(remote), "--port", str(port)]
     status = main(["serve", *where, *QUICK])
     asking.join()
     assert status == 0
@@ -719,7 +727,7 @@ def test_a_key_with_a_password_is_for_uvicorn_alone(port: str, capsys: Captured)
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 def test_serving_ends_with_a_failure_when_the_model_cannot_be_loaded(damaged: Path) -> None:
-    arguments = ["serve", "--model", "bvlc_googlenet", "--store", str(damaged), "--port", "0"]
+    arguments = ["serve", "--model", "bvlc_googlenet", "--model-store", str(damaged), "--port", "0"]
     assert main(arguments) == 1
 
 
@@ -743,8 +751,8 @@ def test_serving_goes_on_when_a_model_that_was_asked_for_later_cannot_be_loaded(
 
     port = free_port()
     asking = once_ready(port, ask)
-    where = ["--model", "digits", "--store", str(tmp_path), "--port", str(port)]
-    assert main(["serve", *where, "--keys", str(file_of_keys), *QUICK]) == 0
+    where = ["--model", "digits", "--model-store", str(tmp_path), "--port", str(port)]
+    assert main(["serve", *where, "--api-keys-file", str(file_of_keys), *QUICK]) == 0
     asking.join()
     assert statuses == [422, 200]
 
@@ -755,7 +763,7 @@ def test_serving_does_not_begin_without_what_cannot_be_fetched(
 ) -> None:
     manifest = remote / "far/model.toml"
     manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
-    assert main(["serve", "--model", "far", "--store", str(remote), "--port", "0"]) == 1
+    assert main(["serve", "--model", "far", "--model-store", str(remote), "--port", "0"]) == 1
     told = capfd.readouterr().err
     assert told.count(".gone answers 404 File not found") == 1
     assert "Uvicorn" not in told
@@ -763,7 +771,7 @@ def test_serving_does_not_begin_without_what_cannot_be_fetched(
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 def test_a_signal_has_a_status_of_its_own(tmp_path: Path, capsys: Captured) -> None:
-    assert main(["models", "list", "--store", str(tmp_path)]) == 0
+    assert main(["models", "list", "--model-store", str(tmp_path)]) == 0
     assert capsys.readouterr().out
     with pytest.raises(SystemExit, match="143"):
         signal.raise_signal(signal.SIGTERM)
@@ -775,7 +783,7 @@ def test_a_signal_ends_it_while_it_fetches(remote: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         there = f"127.0.0.1:{silent.getsockname()[1]}"
         manifest.write_text(re.sub(r"127\.0\.0\.1:\d+", there, manifest.read_text()))
-        process = subprocess.Popen([*command, "--store", str(remote)], cwd=ROOT)  # noqa: S603 - ourselves
+        process = subprocess.Popen([*command, "--model-store", str(remote)], cwd=ROOT)  # noqa: S603 - ourselves
         silent.settimeout(60)
         asked, _ = silent.accept()
         with asked:
@@ -789,8 +797,8 @@ def test_a_signal_ends_it_while_it_fetches(remote: Path) -> None:
 def test_serving_fetches_nothing_where_that_is_forbidden(
     remote: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    where = ["--model", "far", "--store", str(remote), "--port", "0"]
-    assert main(["serve", "--fetch", "no", *where]) == 1
+    where = ["--model", "far", "--model-store", str(remote), "--port", "0"]
+    assert main(["serve", "--download-weights", "no", *where]) == 1
     assert f"The weights of 'far' are not in {remote}" in caplog.text
     assert not [*remote.glob("far/*.safetensors*")]
 
@@ -808,7 +816,7 @@ def unreachable(remote: Path) -> Path:
 
 
 def test_that_nobody_answers_has_a_status_of_its_own(unreachable: Path, capsys: Captured) -> None:
-    status, told = refused(["models", "fetch", "far", "--store", str(unreachable)], capsys)
+    status, told = refused(["models", "fetch", "far", "--model-store", str(unreachable)], capsys)
     assert status == 69
     assert "Connection refused" in told
 
@@ -829,7 +837,7 @@ def test_without_a_network_the_bundled_model_is_served_and_says_so_everywhere(
 
     port = free_port()
     asking = once_ready(port, ask)
-    where = ["--model", "far", "--store", str(unreachable), "--port", str(port)]
+    where = ["--model", "far", "--model-store", str(unreachable), "--port", str(port)]
     assert main(["serve", *where, *QUICK]) == 0
     asking.join()
     notice = "This is the bundled model: it knows handwritten digits and nothing else."
@@ -845,8 +853,8 @@ def test_without_a_network_the_bundled_model_is_served_and_says_so_everywhere(
 def test_a_strict_service_does_not_begin_without_its_model(
     unreachable: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:
-    monkeypatch.setenv("GOOGLENET_STRICT", "1")
-    status = main(["serve", "--model", "far", "--store", str(unreachable), "--port", "0"])
+    monkeypatch.setenv("GOOGLENET_REQUIRE_MODEL", "1")
+    status = main(["serve", "--model", "far", "--model-store", str(unreachable), "--port", "0"])
     assert status == 69
     told = capfd.readouterr().err
     assert "Connection refused" in told

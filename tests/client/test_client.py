@@ -102,7 +102,7 @@ def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A service that takes three pictures at once."""
-    with live(max_files=3, max_body_bytes=4096) as url:
+    with live(max_images_per_request=3, max_body_bytes=4096) as url:
         yield url
 
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_read_is_told(ask: Ask, url: str, tmp_path: Path) -> None
 
 def test_a_wrong_key_is_told_and_the_right_one_is_let_in(ask: Ask) -> None:
     digest = hashlib.sha256(b"key").hexdigest()
-    with live(key_digests=f"web:{digest}") as url:
+    with live(api_key_hashes=f"web:{digest}") as url:
         for about in ({"key": "wrong"}, {}):
             with pytest.raises(Unauthorized, match="send your API key") as told:
                 ask(url, "classify", plain("red"), about=about)
@@ -370,7 +370,7 @@ def one_a_day(tmp_path: Path) -> Iterator[str]:
     keys = tmp_path / "keys.toml"
     digest = hashlib.sha256(b"key").hexdigest()
     keys.write_text(f'[web]\nsha256 = "{digest}"\nlimits = ["1/day"]\n')
-    with live(keys=keys) as url:
+    with live(api_keys_file=keys) as url:
         yield url
 
 

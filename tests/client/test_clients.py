@@ -39,11 +39,20 @@ def ports(real_store: Store) -> Iterator[Ports]:
     if not PYTHON.exists():
         missing("the clients' environment (make clients)")
     port = free_port()
-    small = ("--max-batch", "4", "--cores", "1", "--precision", "float32", "--views", "single")
+    small = (
+        "--max-batch",
+        "4",
+        "--cpu-threads",
+        "1",
+        "--precision",
+        "float32",
+        "--views",
+        "single",
+    )
     digest = f"web:{api_keys.digest(KEY.encode()).hex()}"
     with serving(
-        "--model", MODEL, "--store", str(real_store.root), *small,
-        "--grpc-port", str(port), "--key-digests", digest,
+        "--model", MODEL, "--model-store", str(real_store.root), *small,
+        "--grpc-port", str(port), "--api-key-hashes", digest,
     ) as ours:  # fmt: skip
         with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
             wait_ready(client)

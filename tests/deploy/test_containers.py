@@ -69,8 +69,8 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
 
 def test_the_image_serves_the_model_that_was_asked_for_or_nothing() -> None:
     chosen = settings({})
-    assert chosen.strict
-    assert not chosen.fetch
+    assert chosen.require_model
+    assert not chosen.download_weights
 
 
 def test_the_image_listens_where_it_says() -> None:

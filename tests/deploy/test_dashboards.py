@@ -108,7 +108,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if not shutil.which("prometheus"):
         missing("prometheus")
     small = (
-        *("--model", "digits", "--device", "cpu", "--precision", "float32", "--cores", "1"),
+        *("--model", "digits", "--device", "cpu", "--precision", "float32", "--cpu-threads", "1"),
         *("--max-batch", "4", "--timeout-seconds", "5"),
         *("--max-body-bytes", str(MOST_BYTES)),
     )

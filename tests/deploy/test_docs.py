@@ -44,7 +44,7 @@ def test_the_reference_has_no_other_page() -> None:
 
 
 def test_the_reference_has_every_metric_that_a_service_tells() -> None:
-    keyed = Settings(model="fake", key_digests=f"web:{hashlib.sha256(b'key').hexdigest()}")
+    keyed = Settings(model="fake", api_key_hashes=f"web:{hashlib.sha256(b'key').hexdigest()}")
     with service(lambda *_: fake_backend(), keyed) as client:
         client.post("/classify", files=parts(plain("red")), headers={"X-API-Key": "key"})
         families = [*text_string_to_metric_families(client.get("/metrics").text)]
@@ -185,7 +185,7 @@ def test_a_page_is_true(page: Path, desk: Path, served: Served) -> None:
             missing(tool)
     # Small, for a start that measures little.
     quick = {"MAX_BATCH": "2", "CORES": "1", "PRECISION": "float32"}
-    own = {"STORE": str(desk / "store"), "FETCH": "False"}
+    own = {"MODEL_STORE": str(desk / "store"), "DOWNLOAD_WEIGHTS": "False"}
     done = subprocess.run(  # noqa: S603 - our own documentation
         ["bash", "-c", script(page)],  # noqa: S607 - whichever bash there is
         cwd=desk, capture_output=True, text=True, timeout=600, check=False,

@@ -357,9 +357,9 @@ def test_weights_are_fetched_before_the_service_starts(everything: Rendered) -> 
     assert fetching["args"] == ["models", "fetch", "$(GOOGLENET_MODEL)"]
     (written,) = [one for one in fetching["volumeMounts"] if one["name"] == "models"]
     (read,) = [one for one in everything.container["volumeMounts"] if one["name"] == "models"]
-    assert written == {"name": "models", "mountPath": str(chosen.store)}
+    assert written == {"name": "models", "mountPath": str(chosen.model_store)}
     assert read == {**written, "readOnly": True}
-    assert not chosen.fetch
+    assert not chosen.download_weights
 
 
 def test_only_what_fetches_may_reach_the_network(render: Any) -> None:

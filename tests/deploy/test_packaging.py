@@ -132,7 +132,7 @@ def test_what_is_locked_is_enough_to_serve_on_a_cpu(locked: Path, tmp_path: Path
     with (
         log.open("w") as file,
         subprocess.Popen(  # noqa: S603 - our own package
-            [*command, "--strict", "yes", "--fetch", "no"],
+            [*command, "--require-model", "yes", "--download-weights", "no"],
             env=environment(tmp_path), cwd=tmp_path, stderr=file,
         ) as service,
     ):  # fmt: skip
@@ -181,7 +181,7 @@ def test_a_model_that_is_not_converted_needs_pytorch_and_says_so(
     for path in real_store.root.glob("bvlc_googlenet/weights.safetensors*"):
         (tmp_path / "store/bvlc_googlenet").mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "store/bvlc_googlenet")
-    model = ("--model", "bvlc_googlenet", "--store", str(tmp_path / "store"))
+    model = ("--model", "bvlc_googlenet", "--model-store", str(tmp_path / "store"))
     done = run_locked(locked, tmp_path, "classify", *model, str(FIVE))
     assert done.returncode == 1
     assert "googlenet-service[torch]" in done.stderr

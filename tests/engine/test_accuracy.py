@@ -19,7 +19,7 @@ def client(real_store: Store) -> Iterator[httpx2.Client]:
     """A client of a process that serves the real weights in float32, and has time."""
     options = {
         "--model": "bvlc_googlenet",
-        "--store": str(real_store.root),
+        "--model-store": str(real_store.root),
         "--device": "cpu",
         "--precision": "float32",
         "--timeout-seconds": "600",

@@ -26,7 +26,7 @@ from service.engine.networks.tracing import traced
 from service.engine.networks.unfilled import Unfilled
 from service.engine.networks.windowed import Windowed
 from service.engine.precision import AGREEMENT
-from service.engine.prepared_image import Cuts, prepare
+from service.engine.prepared_image import PreparedImage, prepare
 from service.engine.torch_network import Features, Normalise, Probabilities
 from service.engine.weights import Model
 from service.errors import ModelError
@@ -35,7 +35,7 @@ from service.imaging.crops import CROP, DENSE
 from service.imaging.image_decoder import Bounds
 from service.models.store import Store
 from service.scheduling.cost_model import Key
-from service.scheduling.types import Lane, Slice
+from service.scheduling.types import Executor, Slice
 from service.settings import Settings
 
 CPU = torch.device("cpu")
@@ -306,7 +306,7 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit(name: str, side: int, tmp_
     view = crops.View(0, 0, 0, side)
     plan = crops.Plan((crops.Canvas(crops.Resize("warp", side), side),), (view,))
     for row, target in enumerate((2, 0)):
-        payload = Cuts(plan, (pixels[row].numpy(),), target=target)
+        payload = PreparedImage(plan, (pixels[row].numpy(),), target=target)
         found = features.classifier.explain(
             maps[row].numpy(), logits[row].numpy(), Slice(payload, 0, 1)
         )
@@ -378,10 +378,10 @@ def served(root: Path, name: str) -> Iterator[tuple[TestClient, Model]]:
     """A client of the service on a network with the weights of chance, in this process."""
     store = small.stored(root, name)
     converter.convert(store, "small")
-    chosen = Settings(model="small", store=store.root, device="cpu", precision="float32",
-                      max_batch=1, cores=1)  # fmt: skip
+    chosen = Settings(model="small", model_store=store.root, device="cpu", precision="float32",
+                      max_batch=1, cpu_threads=1)  # fmt: skip
     loaded = engine.load(chosen)
-    backend = FakeBackend(loaded.ensemble, [Lane(threaded(loaded.lanes[0].run), 0)])
+    backend = FakeBackend(loaded.ensemble, [Executor(threaded(loaded.executors[0].run), 0)])
     with service(lambda *_: backend) as client:
         yield client, weights.load(store, "small")
 

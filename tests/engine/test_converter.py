@@ -189,15 +189,15 @@ def test_a_graph_that_holds_for_one_size_of_views_is_kept_for_that() -> None:
 
 def settings(store: Store, **chosen: object) -> Settings:
     return Settings.model_validate(
-        {"model": "small", "store": store.root, "device": "cpu", "precision": "float32",
-         "max_batch": 2, "cores": 1, **chosen}
+        {"model": "small", "model_store": store.root, "device": "cpu", "precision": "float32",
+         "max_batch": 2, "cpu_threads": 1, **chosen}
     )  # fmt: skip
 
 
 def answer(store: Store, image: Image.Image, **chosen: object) -> npt.NDArray[np.float64]:
     """Load an engine and give an image's probabilities."""
     loaded = engine.load(settings(store, **chosen))
-    (found,) = loaded.lanes[0].run(batch(whole(cuts(image, "single"))))
+    (found,) = loaded.executors[0].run(batch(whole(cuts(image, "single"))))
     assert isinstance(found, np.ndarray)
     return found
 
@@ -281,7 +281,7 @@ def test_neither_converting_nor_quantizing_nor_serving_connects_anywhere(
 ) -> None:
     environment, log = watched(tmp_path)
     store = small.stored(tmp_path, "lenet5")
-    chosen = (f"--store={store.root}", "--model=small", "--device=cpu", "--cores=1")
+    chosen = (f"--model-store={store.root}", "--model=small", "--device=cpu", "--cpu-threads=1")
     photo = str(shared / "photos/flickr/beagle.jpg")
     for command in (
         ("models", "convert", "small", chosen[0]),

@@ -38,9 +38,11 @@ def scores(
     """What the committed weights, or a model's of a store, make of a folder of digits."""
 
     async def run() -> list[Score]:
-        settings = Settings(model=model, store=root, device="cpu", precision="float32", cores=1)
-        async with factory.create_servable(settings) as servable:
-            classifier = await servable.ready()
+        settings = Settings(
+            model=model, model_store=root, device="cpu", precision="float32", cpu_threads=1
+        )
+        async with factory.create_served_model(settings) as served_model:
+            classifier = await served_model.ready()
             return [await score(classifier, plan) for plan in plans]
 
     async def score(classifier: Classifier, plan: str) -> Score:
@@ -60,9 +62,9 @@ def test_98_of_100_digits_that_no_training_has_seen_are_told(digits: Path) -> No
 @pytest.mark.slow
 def test_they_are_told_without_a_temperature_for_none_would_help(digits: Path) -> None:
     async def likely() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        settings = Settings(model="digits", device="cpu", precision="float32", cores=1)
-        async with factory.create_servable(settings) as servable:
-            classifier = await servable.ready()
+        settings = Settings(model="digits", device="cpu", precision="float32", cpu_threads=1)
+        async with factory.create_served_model(settings) as served_model:
+            classifier = await served_model.ready()
             photos = evaluation.find(digits / "test", classifier.ensemble.labels)
             ranked = await evaluation.rank_all(
                 classifier, photos, "single", lambda _: None, top_k=10
@@ -92,7 +94,7 @@ def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> Non
             "distortion": 0.2,
         }
     )
-    settings = Settings(store=tmp_path, device="cpu", precision="float32")
+    settings = Settings(model_store=tmp_path, device="cpu", precision="float32")
     trained = course.train(settings, chosen, "the command", Audience())
     assert trained is not None
     assert store.locate(tmp_path).manifest("lenet5").architecture == "lenet5"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.engine import converter, engine, weights
 from service.engine.engine import Engine
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.engine.torch_network import Normalise
 from service.engine.weights import Model
 from service.errors import InvalidParameter, MissingWeights, ModelError, TooLarge
@@ -24,7 +24,7 @@ from service.imaging.crops import CROP, DENSE, Resize
 from service.imaging.image_decoder import Bounds, decode
 from service.models.ensemble import Probabilities
 from service.models.store import Store
-from service.scheduling.cost_model import Buckets, Key, Line
+from service.scheduling.cost_model import Buckets, Key, LinearCost
 from service.scheduling.types import Slice
 from service.settings import Settings
 
@@ -35,7 +35,8 @@ def load(store: Store, *models: str, **chosen: object) -> Engine:
     """Load an engine of few sizes, on one core."""
     return engine.load(
         Settings.model_validate(
-            {"model": ",".join(models), "store": store.root, "device": "cpu", "cores": 1,
+            {"model": ",".join(models), "model_store": store.root, "device": "cpu",
+             "cpu_threads": 1,
              "precision": "float32", "max_batch": 2, **chosen}
         )
     )  # fmt: skip
@@ -45,9 +46,9 @@ def rank(served: Engine, image: Image.Image, name: str) -> npt.NDArray[np.float6
     """Run an image's jobs, a view at a time, and give the probabilities by class."""
     results = []
     for number, plan in enumerate(served.ensemble.plans(name)):
-        payload = Cuts(plan, crops.canvases(image, plan))
+        payload = PreparedImage(plan, crops.canvases(image, plan))
         ones = [Slice(payload, at, at + 1) for at in range(len(plan.views))]
-        results.append([served.lanes[0].run(batch(one, member=number))[0] for one in ones])
+        results.append([served.executors[0].run(batch(one, member=number))[0] for one in ones])
     return by_class(served, results, name)
 
 
@@ -86,7 +87,7 @@ def one(store: Store) -> Engine:
 
 
 def test_a_large_job_split_at_odd_places_has_the_same_sum(one: Engine) -> None:
-    run = one.lanes[0].run
+    run = one.executors[0].run
     payload = cuts(noise(6), "paper")
     tens = [run(batch(Slice(payload, at, min(at + 10, 144))))[0] for at in range(0, 144, 10)]
     all_ = np.sum(tens, axis=0)
@@ -126,7 +127,7 @@ def test_an_engine_says_what_it_is(both: Engine, store: Store) -> None:
         ((CROP, DENSE), True)
     ] * 2
     assert said.labels == store.labels("one")
-    assert len(both.lanes) == 1
+    assert len(both.executors) == 1
     assert said.warmup_seconds > 0
 
 
@@ -141,7 +142,7 @@ def test_on_a_cpu_any_number_of_rows_is_a_batch(both: Engine, one: Engine) -> No
             for maps in (False, True)
         }
         for key, curve in curves.items():
-            assert isinstance(curve, Line)
+            assert isinstance(curve, LinearCost)
             assert curve.largest == (1 if key.maps else largest)
             assert curve.seconds(1) > 0
 
@@ -210,7 +211,9 @@ def test_an_image_is_decoded_once_for_all_members_and_answered(
     assert loaded.ensemble.name == f"{NAME},{NAME}"
     prepared = loaded.prepare(beagle, "single", Bounds(10**8))
     assert prepared[0] is prepared[1]
-    results = [loaded.lanes[0].run(batch(whole(one), member=n)) for n, one in enumerate(prepared)]
+    results = [
+        loaded.executors[0].run(batch(whole(one), member=n)) for n, one in enumerate(prepared)
+    ]
     (best,) = loaded.ensemble.rank(results, loaded.ensemble.plans("single"), 1)
     assert best.label == "beagle"
 
@@ -225,7 +228,7 @@ def test_a_tensor_is_answered_as_the_view_that_it_was_made_of(real: Engine, beag
     (cut,) = real.prepare(beagle, "single", Bounds(10**8))
     tensor = cut.canvases[0][:, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
     (came,) = real.prepare(tensor.transpose(2, 0, 1).copy(), "single", Bounds(1))
-    run = real.lanes[0].run
+    run = real.executors[0].run
     expected, mixed = run(batch(whole(cut))), run(batch(whole(came), whole(cut)))
     assert mixed[0] == pytest.approx(expected[0], abs=1e-5)
     assert mixed[1] == pytest.approx(expected[0], abs=1e-5)
@@ -251,7 +254,9 @@ def test_a_beagle_is_as_probable_as_an_independent_reader_has_it(
     `resize`, which the service uses and which antialiases, gives 0.760.
     """
     payload = cuts(beagle_at_224(beagle), "single", Resize("warp", CROP))
-    (best, *_) = real.ensemble.rank([real.lanes[0].run(batch(whole(payload)))], [payload.plan], 5)
+    (best, *_) = real.ensemble.rank(
+        [real.executors[0].run(batch(whole(payload)))], [payload.plan], 5
+    )
     assert (best.index, best.label, best.wnid) == (162, "beagle", "n02088364")
     assert best.probability == pytest.approx(0.811, abs=0.005)
 

@@ -13,10 +13,13 @@ from service.engine.executor import Placed
 from service.engine.measurements import Measurements
 from service.engine.openvino_executor import Model
 from service.imaging.crops import CROP, DENSE
-from service.scheduling.cost_model import Key, Line
+from service.scheduling.cost_model import Key, LinearCost
 from service.settings import Settings
 
-LINES = {Key(0, CROP): Line(0.01, 0.002, 16), Key(0, DENSE, maps=True): Line(0.0, 1e-5, 1)}
+LINES = {
+    Key(0, CROP): LinearCost(0.01, 0.002, 16),
+    Key(0, DENSE, maps=True): LinearCost(0.0, 1e-5, 1),
+}
 IDENTITY: Mapping[str, object] = {"models": ["a"], "threads": 2}
 
 

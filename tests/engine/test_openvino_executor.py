@@ -20,7 +20,7 @@ from torch import nn
 
 from service import cpu_info
 from service.engine import batch_assembly, openvino_engine, openvino_executor
-from service.engine.executor import Executor
+from service.engine.executor import DeviceExecutor
 from service.engine.openvino_executor import Compiled
 from service.engine.weights import Model
 from service.errors import ModelError, OutOfMemory
@@ -38,7 +38,7 @@ IF_BFLOAT16 = pytest.mark.skipif(
 )
 
 
-def executor(*models: Model, precision: str = "float32") -> Executor:
+def executor(*models: Model, precision: str = "float32") -> DeviceExecutor:
     """Compile models without maps for one thread."""
     return openvino_executor.executor(
         [Compiled(small.converted(model), precision, 1) for model in models]
@@ -46,7 +46,7 @@ def executor(*models: Model, precision: str = "float32") -> Executor:
 
 
 @pytest.fixture(scope="module")
-def real(real_store: Store) -> Executor:
+def real(real_store: Store) -> DeviceExecutor:
     """The real weights in float32, on one thread."""
     model = openvino_engine.read(real_store, NAME, "float32")
     return openvino_executor.executor([Compiled(model, "float32", 1)])
@@ -112,7 +112,9 @@ def test_many_rows_are_summed_up_exactly() -> None:
 # Preprocessing, on a network easy to reckon.
 
 
-def of_colour(run: Executor, colour: Sequence[float], kind: type[np.generic]) -> Probabilities:
+def of_colour(
+    run: DeviceExecutor, colour: Sequence[float], kind: type[np.generic]
+) -> Probabilities:
     """Run two rows, of which the first is in one colour, RGB."""
     pixels = np.broadcast_to(np.array(colour, kind), (CROP, CROP, 3))
     parts = [whole(plain(one)) for one in (pixels, np.zeros_like(pixels))]
@@ -167,7 +169,7 @@ def test_each_member_is_asked_with_its_own_rows() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 13])
 def test_a_batch_of_any_size_is_what_its_rows_are_alone(
-    rows: int, real: Executor, photos: Sequence[Image.Image]
+    rows: int, real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     """Mirrored views among them."""
     payloads = [cuts(photo, "ten") for photo in photos]
@@ -184,7 +186,7 @@ def test_a_batch_of_any_size_is_what_its_rows_are_alone(
 
 
 def test_slices_of_several_rows_get_their_sums(
-    real: Executor, photos: Sequence[Image.Image]
+    real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     one, two, three = (cuts(photo, "ten") for photo in photos[:3])
     parts = [Slice(two, 4, 5), Slice(one, 0, 3), Slice(three, 8, 10)]
@@ -197,7 +199,7 @@ def test_slices_of_several_rows_get_their_sums(
 
 
 def test_a_result_stays_when_the_next_batch_is_run(
-    real: Executor, photos: Sequence[Image.Image]
+    real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     one, other = (batch(whole(cuts(photo, "single"))) for photo in photos[:2])
     (first,) = real.run(one)
@@ -207,7 +209,7 @@ def test_a_result_stays_when_the_next_batch_is_run(
 
 
 def test_one_executor_takes_views_of_either_size_and_kind_in_turns(
-    real: Executor, photos: Sequence[Image.Image]
+    real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     payloads = [cuts(photos[0], name) for name in ("single", "dense")]
     floats = replace(payloads[0], canvases=tuple(map(np.float32, payloads[0].canvases)))
@@ -221,7 +223,7 @@ def test_one_executor_takes_views_of_either_size_and_kind_in_turns(
 # Memory.
 
 
-def test_a_batch_for_which_there_is_no_memory_is_told(real: Executor) -> None:
+def test_a_batch_for_which_there_is_no_memory_is_told(real: DeviceExecutor) -> None:
     part = whole(cuts(noise(0), "single"))
     with pytest.raises(OutOfMemory, match="there is no memory for this batch"):
         real.run(batch(part, size=10**12))
@@ -250,7 +252,7 @@ def placed(models: Sequence[openvino_executor.Model], precision: str) -> str:
 
 @IF_BFLOAT16
 def test_bfloat16_is_chosen_and_agrees_on_what_is_on_photos(
-    real_store: Store, real: Executor, photos: Sequence[Image.Image]
+    real_store: Store, real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     model = openvino_engine.read(real_store, NAME, "auto")
     assert placed([model], "auto") == "bfloat16"
@@ -331,8 +333,8 @@ def busy():  # ticks of the processor by thread
 store, precision, cores, cpus = sys.argv[1:]
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:int(cpus)])
 try:
-    loaded = engine.load(Settings(model="bvlc_googlenet", store=Path(store), device="cpu",
-                                  precision=precision, cores=int(cores), max_batch=4))
+    loaded = engine.load(Settings(model="bvlc_googlenet", model_store=Path(store), device="cpu",
+                                  precision=precision, cpu_threads=int(cores), max_batch=4))
 except ModelError as error:
     sys.exit(str(error))
 before = busy()
@@ -388,7 +390,8 @@ from pathlib import Path
 from service.engine import engine
 from service.settings import Settings
 for _ in range(2):
-    engine.load(Settings(model="digits", device="cpu", precision="float32", cores=1, max_batch=1))
+    chosen = Settings(model="digits", device="cpu", precision="float32", cpu_threads=1)
+    engine.load(chosen.model_copy(update={"max_batch": 1}))
     gc.collect()
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 signal.raise_signal(signal.SIGTERM)

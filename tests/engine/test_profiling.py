@@ -10,8 +10,8 @@ import torch
 from small import Toy, toy
 
 from service.engine import profiling, torch_device
-from service.engine.executor import Executor
-from service.engine.prepared_image import Cuts
+from service.engine.executor import DeviceExecutor
+from service.engine.prepared_image import PreparedImage
 from service.errors import OutOfMemory
 from service.imaging.crops import CROP, DENSE
 from service.models.ensemble import Result
@@ -26,10 +26,10 @@ PATIENCE = 10.0  # seconds, for what happens at once
 class Recorder:
     """What an executor runs: it notes the batches, and may do something meanwhile."""
 
-    meanwhile: Callable[[Batch[Cuts]], object] = lambda _: None
-    batches: list[Batch[Cuts]] = field(default_factory=list)
+    meanwhile: Callable[[Batch[PreparedImage]], object] = lambda _: None
+    batches: list[Batch[PreparedImage]] = field(default_factory=list)
 
-    def run(self, asked: Batch[Cuts]) -> Sequence[Result]:
+    def run(self, asked: Batch[PreparedImage]) -> Sequence[Result]:
         """Note a batch."""
         self.batches.append(asked)
         self.meanwhile(asked)
@@ -41,10 +41,10 @@ class Recorder:
         return list(dict.fromkeys(batch.size for batch in self.batches))
 
 
-def scarce(rows: int) -> Callable[[Batch[Cuts]], None]:
+def scarce(rows: int) -> Callable[[Batch[PreparedImage]], None]:
     """Need too much memory for more than so many rows."""
 
-    def meanwhile(batch: Batch[Cuts]) -> None:
+    def meanwhile(batch: Batch[PreparedImage]) -> None:
         with torch_device.memory():
             torch.empty(2**50 if batch.rows > rows else 1)
 
@@ -90,7 +90,7 @@ def test_a_few_sizes_are_timed_and_a_line_put_through_them(
     key: Key, largest: int, sizes: list[int], most: int
 ) -> None:
     recorder = Recorder()
-    line = profiling.measure_line(Executor(recorder.run), key, largest)
+    line = profiling.measure_line(DeviceExecutor(recorder.run), key, largest)
     assert recorder.sizes == sizes
     assert line.largest == most
     assert all(asked.key == key and asked.rows == asked.size for asked in recorder.batches)
@@ -102,7 +102,7 @@ def test_batches_for_which_there_is_no_memory_are_left_out(
     key: Key, sizes: list[int], most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder(scarce(most))
-    line = profiling.measure_line(Executor(recorder.run), key, 16)
+    line = profiling.measure_line(DeviceExecutor(recorder.run), key, 16)
     assert recorder.sizes == sizes
     assert line.largest == most
     (record,) = caplog.records
@@ -111,14 +111,14 @@ def test_batches_for_which_there_is_no_memory_are_left_out(
 
 def test_a_device_without_memory_for_one_view_cannot_serve() -> None:
     with pytest.raises(OutOfMemory, match="no memory for this batch"):
-        profiling.measure_line(Executor(Recorder(scarce(0)).run), KEY, 16)
+        profiling.measure_line(DeviceExecutor(Recorder(scarce(0)).run), KEY, 16)
 
 
 @pytest.mark.parametrize("key", [KEY, LARGE, MAP])
 def test_what_was_measured_earlier_is_warmed_up_with_the_same_batches(key: Key) -> None:
     first, later = Recorder(), Recorder()
-    line = profiling.measure_line(Executor(first.run), key, 16)
-    profiling.warm_up(Executor(later.run), key, line)
+    line = profiling.measure_line(DeviceExecutor(first.run), key, 16)
+    profiling.warm_up(DeviceExecutor(later.run), key, line)
     assert later.sizes == first.sizes
     assert len(later.batches) == len(first.sizes)
 
@@ -128,7 +128,7 @@ def test_what_was_measured_earlier_is_warmed_up_with_the_same_batches(key: Key) 
 
 def test_every_bucket_is_timed_on_every_executor() -> None:
     recorders = [Recorder() for _ in range(4)]
-    executors = [Executor(one.run, number // 2) for number, one in enumerate(recorders)]
+    executors = [DeviceExecutor(one.run, number // 2) for number, one in enumerate(recorders)]
     buckets = profiling.measure_buckets(executors, KEY, [1, 2, 5])
     assert buckets.sizes == [1, 2, 5]
     for recorder in recorders:
@@ -138,20 +138,23 @@ def test_every_bucket_is_timed_on_every_executor() -> None:
 
 def test_maps_are_timed_one_at_a_time() -> None:
     recorder = Recorder()
-    assert profiling.measure_buckets([Executor(recorder.run)], MAP, [1, 2, 5]).sizes == [1]
+    assert profiling.measure_buckets([DeviceExecutor(recorder.run)], MAP, [1, 2, 5]).sizes == [1]
     assert recorder.sizes == [1]
 
 
 def test_buckets_for_which_there_is_no_memory_are_left_out() -> None:
     recorder = Recorder(scarce(2))
-    assert profiling.measure_buckets([Executor(recorder.run)], KEY, [1, 2, 4, 8]).sizes == [1, 2]
+    assert profiling.measure_buckets([DeviceExecutor(recorder.run)], KEY, [1, 2, 4, 8]).sizes == [
+        1,
+        2,
+    ]
     assert recorder.sizes == [1, 2, 4]
 
 
 def test_a_batch_is_timed_with_all_devices_at_it() -> None:
     together = threading.Barrier(2)
     recorders = [Recorder(lambda _: together.wait(PATIENCE)) for _ in range(2)]
-    executors = [Executor(one.run, number) for number, one in enumerate(recorders)]
+    executors = [DeviceExecutor(one.run, number) for number, one in enumerate(recorders)]
     assert profiling.measure_buckets(executors, KEY, [1]).sizes == [1]
     assert not together.broken
 
@@ -164,7 +167,7 @@ def test_the_executors_of_one_device_are_timed_one_after_the_other() -> None:
         turn.release()
 
     recorders = [Recorder(taking_turns), Recorder(taking_turns)]
-    profiling.measure_buckets([Executor(one.run, 0) for one in recorders], KEY, [1, 2])
+    profiling.measure_buckets([DeviceExecutor(one.run, 0) for one in recorders], KEY, [1, 2])
     assert all(recorder.sizes == [1, 2] for recorder in recorders)
 
 

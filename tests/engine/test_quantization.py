@@ -159,14 +159,24 @@ def bad(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
-OPTIONS = ("--precision", "int8", "--views", "single", "--max-batch", "1", "--cores", "1", "--json")
+OPTIONS = (
+    "--precision",
+    "int8",
+    "--views",
+    "single",
+    "--max-batch",
+    "1",
+    "--cpu-threads",
+    "1",
+    "--json",
+)
 
 
 @pytest.mark.slow
 def test_the_command_stores_it_and_it_is_served(
     own_store: Store, good: Path, shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = ["--store", str(own_store.root)]
+    store = ["--model-store", str(own_store.root)]
     assert main(["models", "quantize", NAME, "--calibrate", str(good), *store]) == 0
     said = capsys.readouterr().out
     assert "int8 has the first label of float32 on 13 of 13 images" in said
@@ -181,7 +191,7 @@ def test_the_command_stores_it_and_it_is_served(
 def test_a_bad_calibration_is_refused_and_nothing_is_stored(
     own_store: Store, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = ["--store", str(own_store.root)]
+    store = ["--model-store", str(own_store.root)]
     before = {path.name for path in (own_store.root / NAME).iterdir()}
     assert main(["models", "quantize", NAME, "--calibrate", str(bad), *store]) == 1
     said = capsys.readouterr()
@@ -198,7 +208,7 @@ def test_a_cpu_without_instructions_for_bfloat16_has_int8(
 ) -> None:
     quantization.publish(own_store, model, photos.pixels[::5])
     beagle = str(shared / "photos/flickr/beagle.jpg")
-    store = ("--store", str(own_store.root))
+    store = ("--model-store", str(own_store.root))
     done = on_an_old_cpu("classify", "--model", NAME, *OPTIONS, *store, beagle)
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)

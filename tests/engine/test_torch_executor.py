@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from service.engine import batch_assembly, engine, torch_device, torch_executor
 from service.engine.cuda_fusion import ConvReLU, fuse
 from service.engine.engine import Engine
-from service.engine.executor import Executor
+from service.engine.executor import DeviceExecutor
 from service.engine.networks import ARCHITECTURES
 from service.engine.networks.googlenet import GoogLeNet
 from service.engine.networks.tracing import RELUS, folded
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, OutOfMemory
 from service.imaging import crops
 from service.imaging.activation_map import Activation
@@ -165,8 +165,8 @@ def test_preprocessing_and_temperature_are_those_of_the_manifest(kind: type[np.g
 def load(store: Store, device: str, **chosen: object) -> Engine:
     return engine.load(
         Settings.model_validate(
-            {"model": NAME, "store": store.root, "device": device, "precision": "float32",
-             "max_batch": 4, "cores": 1, **chosen}
+            {"model": NAME, "model_store": store.root, "device": device, "precision": "float32",
+             "max_batch": 4, "cpu_threads": 1, **chosen}
         )
     )  # fmt: skip
 
@@ -190,7 +190,7 @@ def photos(shared: Path) -> list[Image.Image]:
     return [decode(path.read_bytes(), max_pixels=10**8) for path in paths]
 
 
-def run(executor: Executor, asked: Batch[Cuts]) -> npt.NDArray[np.float64]:
+def run(executor: DeviceExecutor, asked: Batch[PreparedImage]) -> npt.NDArray[np.float64]:
     return np.stack([np.asarray(found) for found in executor.run(asked)])
 
 
@@ -200,7 +200,7 @@ def test_openvino_gives_pytorchs_probabilities_on_16_photos(
     labels = set()
     for photo in photos:
         asked = batch(whole(cuts(photo, "single")))
-        expected, found = (run(one.lanes[0], asked)[0] for one in (reference, openvino))
+        expected, found = (run(one.executors[0], asked)[0] for one in (reference, openvino))
         assert np.abs(found - expected).max() < 1e-4
         labels.add(int(expected.argmax()))
     assert len(labels) > 10
@@ -215,8 +215,8 @@ def test_openvino_gives_pytorchs_probabilities_of_other_views(
     slices = (Slice(one, 1, 2), Slice(other, 0, 2))
     assert reference.ensemble.costs.curves[Key(0, side)].fitting(3) == 4
     assert openvino.ensemble.costs.curves[Key(0, side)].fitting(3) == 3
-    expected = run(reference.lanes[0], batch(*slices, size=4))
-    found = run(openvino.lanes[0], batch(*slices))
+    expected = run(reference.executors[0], batch(*slices, size=4))
+    found = run(openvino.executors[0], batch(*slices))
     assert np.abs(found - expected).max() < 2e-4  # sums of two
 
 
@@ -226,7 +226,7 @@ def test_openvino_gives_pytorchs_maps(
 ) -> None:
     payload = replace(cuts(photos[0], name), size=photos[0].size, target=162)
     (expected,), (found,) = (
-        one.lanes[0].run(asking(payload, view)) for one in (reference, openvino)
+        one.executors[0].run(asking(payload, view)) for one in (reference, openvino)
     )
     assert isinstance(expected, Activation)
     assert isinstance(found, Activation)
@@ -238,7 +238,7 @@ def test_openvino_gives_pytorchs_maps(
 
 def test_it_computes_in_buckets_on_one_device(reference: Engine) -> None:
     said = reference.ensemble
-    assert (said.device, said.precision, len(reference.lanes)) == ("cpu", "float32", 1)
+    assert (said.device, said.precision, len(reference.executors)) == ("cpu", "float32", 1)
     for key, curve in said.costs.curves.items():
         assert isinstance(curve, Buckets)
         assert curve.sizes == ([1] if key.maps else [1, 2, 4])
@@ -256,7 +256,7 @@ def test_bfloat16_by_pytorch_agrees_on_what_is_on_photos(
     assert half.ensemble.precision == "bfloat16"
     for photo in photos[:3]:
         asked = batch(whole(cuts(photo, "single")))
-        exact, rounded = (run(one.lanes[0], asked)[0] for one in (reference, half))
+        exact, rounded = (run(one.executors[0], asked)[0] for one in (reference, half))
         assert exact.argmax() == rounded.argmax()
         assert 0 < np.abs(exact - rounded).max() < 0.05
 
@@ -404,13 +404,13 @@ def on_gpu(real_store: Store) -> Engine:
 def test_a_gpu_gives_the_answers_of_the_cpu(
     on_gpu: Engine, reference: Engine, photos: Sequence[Image.Image]
 ) -> None:
-    assert [lane.device for lane in on_gpu.lanes] == [0, 0]
+    assert [executor.device for executor in on_gpu.executors] == [0, 0]
     for photo in photos[:5]:
         for name in ("ten", "dense"):
             asked = batch(Slice(cuts(photo, name), 0, 2))
-            expected = run(reference.lanes[0], asked)
-            for lane in on_gpu.lanes:
-                assert run(lane, asked) == pytest.approx(expected, abs=1e-3)
+            expected = run(reference.executors[0], asked)
+            for executor in on_gpu.executors:
+                assert run(executor, asked) == pytest.approx(expected, abs=1e-3)
 
 
 @needs_gpu
@@ -420,7 +420,9 @@ def test_a_gpu_makes_the_maps_of_the_cpu(
 ) -> None:
     for photo in photos[:3]:
         payload = replace(cuts(photo, name), size=photo.size, target=162)
-        (expected,), (found,) = (one.lanes[0].run(asking(payload)) for one in (reference, on_gpu))
+        (expected,), (found,) = (
+            one.executors[0].run(asking(payload)) for one in (reference, on_gpu)
+        )
         assert isinstance(expected, Activation)
         assert isinstance(found, Activation)
         assert found.grid == pytest.approx(expected.grid, abs=1e-2)
@@ -435,9 +437,9 @@ def test_a_gpu_takes_tensors_beside_images(
     """One row of each kind, then each kind alone: graphs are recorded by type, too."""
     pixels = cuts(photos[0], "single")
     exact = replace(pixels, canvases=tuple(np.float32(one) for one in pixels.canvases))
-    wanted = run(reference.lanes[0], batch(whole(pixels)))[0]
+    wanted = run(reference.executors[0], batch(whole(pixels)))[0]
     for given in ([pixels, exact], [pixels], [exact], [pixels, pixels], [exact, exact]):
-        for found in run(on_gpu.lanes[0], batch(*map(whole, given))):
+        for found in run(on_gpu.executors[0], batch(*map(whole, given))):
             assert found == pytest.approx(wanted, abs=1e-3)
 
 

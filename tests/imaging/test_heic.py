@@ -15,7 +15,7 @@ from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedT
 from service.imaging import heif, hevc
 from service.imaging.bit_reader import Bits
 from service.imaging.image_decoder import decode
-from service.serving.factory import create_servable
+from service.serving.factory import create_served_model
 from service.settings import Settings
 
 LIMIT = 1_000_000
@@ -113,12 +113,12 @@ def test_without_the_extra_it_cannot_be_on(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(heif, "find_spec", lambda _: None)
     with pytest.raises(WrongOption, match=r"pip install 'googlenet-service\[heic\]'"):
-        create_servable(Settings(heic=True))
+        create_served_model(Settings(heic=True))
 
 
 def test_with_the_extra_it_can_be_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heif, "find_spec", lambda _: object())
-    assert create_servable(Settings(heic=True)) is not None
+    assert create_served_model(Settings(heic=True)) is not None
 
 
 # Streams and boxes made by hand.

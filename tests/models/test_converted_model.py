@@ -166,9 +166,9 @@ def test_a_quantized_file_by_another_converter_is_kept(
 
 
 def answer(store: Store, device: str = "cpu") -> np.ndarray:
-    chosen = Settings(model=NAME, store=store.root, device=device, precision="float32",
-                      max_batch=1, cores=1)  # fmt: skip
-    (found,) = engine.load(chosen).lanes[0].run(batch(whole(cuts(noise(0), "single"))))
+    chosen = Settings(model=NAME, model_store=store.root, device=device, precision="float32",
+                      max_batch=1, cpu_threads=1)  # fmt: skip
+    (found,) = engine.load(chosen).executors[0].run(batch(whole(cuts(noise(0), "single"))))
     assert isinstance(found, np.ndarray)
     return found
 
@@ -183,7 +183,7 @@ def test_what_is_served_is_what_was_made_anew(store: Store, made: tuple[Store, C
 
 # Without PyTorch.
 
-CLASSIFY = ("classify", "--model=small", "--device=cpu", "--precision=float32", "--cores=1")
+CLASSIFY = ("classify", "--model=small", "--device=cpu", "--precision=float32", "--cpu-threads=1")
 
 
 def without_torch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -204,7 +204,7 @@ def test_without_pytorch_a_file_by_another_converter_is_served(
 ) -> None:
     publish(store, made[1], converter="format 1, OpenVINO 1999.1")
     photo = str(shared / "photos/flickr/beagle.jpg")
-    done = without_torch(store.root, *CLASSIFY, f"--store={store.root}", photo, "--json")
+    done = without_torch(store.root, *CLASSIFY, f"--model-store={store.root}", photo, "--json")
     assert done.returncode == 0, done.stderr
     assert '"label"' in done.stdout
 
@@ -216,7 +216,7 @@ def test_without_pytorch_what_has_to_be_made_anew_is_refused_in_a_sentence(
 ) -> None:
     damage(store)
     photo = str(shared / "photos/flickr/beagle.jpg")
-    done = without_torch(store.root, *CLASSIFY, f"--store={store.root}", photo, "--json")
+    done = without_torch(store.root, *CLASSIFY, f"--model-store={store.root}", photo, "--json")
     assert done.returncode == 1
     assert not done.stdout
     (sentence,) = filter(None, done.stderr.splitlines())

@@ -12,7 +12,7 @@ from service.imaging.crops import CROP, DENSE, Resize
 from service.models.ensemble import Prediction
 from service.models.manifest import Label
 from service.scheduling.cost_model import Key
-from service.scheduling.types import Demand
+from service.scheduling.types import JobSpec
 
 
 def test_an_ensemble_is_named_after_its_members() -> None:
@@ -30,12 +30,12 @@ def test_members_have_the_plan_of_their_own_way_to_resize() -> None:
 def test_a_picture_demands_a_job_of_each_member() -> None:
     served = fake_backend(members=2).ensemble
     plans = served.plans("ten")
-    assert served.demands(plans) == [
-        Demand(Key(0, CROP), 10, 3 * 256**2),
-        Demand(Key(1, CROP), 10, 3 * 256**2),
+    assert served.specs(plans) == [
+        JobSpec(Key(0, CROP), 10, 3 * 256**2),
+        JobSpec(Key(1, CROP), 10, 3 * 256**2),
     ]
-    (first, _) = served.demands(served.plans("dense"))
-    assert first == Demand(Key(0, DENSE), 2, 3 * DENSE**2)
+    (first, _) = served.specs(served.plans("dense"))
+    assert first == JobSpec(Key(0, DENSE), 2, 3 * DENSE**2)
 
 
 # Ranking.

@@ -244,7 +244,7 @@ def test_a_checkpoint_of_training_is_imported_and_what_was_undone_is_told(
         safetensors.torch.save_file(wrapped, file)
     else:
         torch.save({"epoch": 90, "optimizer": {"state": {}}, "state_dict": wrapped}, file)
-    assert main(["models", "import", "small", str(file), "--store", str(store.root)]) == 0
+    assert main(["models", "import", "small", str(file), "--model-store", str(store.root)]) == 0
     *said, last = capsys.readouterr().out.splitlines()
     undone = [f"removed '_orig_mod.', 'module.' from the names in best.{ending}"]
     taken = [f"took the weights under 'state_dict' of best.{ending}"] * (ending != "safetensors")

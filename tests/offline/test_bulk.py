@@ -37,7 +37,7 @@ from test_client import HOST, live, misbehaving, silent
 from service.__main__ import main
 from service.cli import parser
 from service.client import Client, Ranking, Unavailable, Unreachable
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import BulkError, InferenceFailed, ServiceError
 from service.imaging.image_decoder import Bounds
 from service.models import store
@@ -50,12 +50,12 @@ from service.offline.bulk import (
     results_file,
     results_parquet,
 )
-from service.offline.bulk.aimd_window import MOST, Pace
+from service.offline.bulk.aimd_window import MOST, AimdWindow
 from service.offline.bulk.image_source import Source
 from service.offline.bulk.results_file import CSV, JSONL, Format, Row
 from service.scheduling.types import Batch
 from service.serving import factory
-from service.serving.served_model import Servable
+from service.serving.served_model import ServedModel
 from service.serving.types import Limits
 from service.settings import Settings
 
@@ -73,22 +73,22 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOOGLENET_KEY", raising=False)
 
 
-Run = Callable[[Batch[Cuts]], Sequence[Probabilities]]
+Run = Callable[[Batch[PreparedImage]], Sequence[Probabilities]]
 
 
-def faked(run: Run) -> Callable[[Settings], Servable]:
-    def create(settings: Settings) -> Servable:
+def faked(run: Run) -> Callable[[Settings], ServedModel]:
+    def create(settings: Settings) -> ServedModel:
         limits = Limits(
             picture=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60
         )
-        return Servable(lambda _: named(fake_backend(run), settings), limits, lambda _: None)
+        return ServedModel(lambda _: named(fake_backend(run), settings), limits, lambda _: None)
 
     return create
 
 
 def named(backend: FakeBackend, settings: Settings) -> FakeBackend:
     """Let a fake be called as the model in whose place it is."""
-    version = store.locate(settings.store).version(settings.model)
+    version = store.locate(settings.model_store).version(settings.model)
     member = replace(backend.ensemble.members[0], name=settings.model, version=version)
     backend.ensemble = replace(backend.ensemble, members=(member,))
     return backend
@@ -97,7 +97,7 @@ def named(backend: FakeBackend, settings: Settings) -> FakeBackend:
 @pytest.fixture
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that knows three colours."""
-    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
 
 
 @pytest.fixture
@@ -230,7 +230,16 @@ def test_who_is_killed_goes_on_and_has_each_picture_once(tmp_path: Path) -> None
         (pictures / f"{number:04}.png").symlink_to(digits[number % len(digits)])
     out = tmp_path / "out.parquet"
     beside = tmp_path / "out.parquet.journal"
-    quick = ["--max-batch", "1", "--cores", "1", "--precision", "float32", "--views", "single"]
+    quick = [
+        "--max-batch",
+        "1",
+        "--cpu-threads",
+        "1",
+        "--precision",
+        "float32",
+        "--views",
+        "single",
+    ]
     classify = [sys.executable, "-m", "service", "classify", "--model", "digits", *quick]
     command = [*classify, str(pictures), "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT)  # noqa: S603 - ourselves
@@ -428,10 +437,10 @@ def test_a_folder_is_printed_in_its_order(folder: Path, capsys: Captured) -> Non
 def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
     folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: Batch[Cuts]) -> list[Probabilities]:
+    def fails(_: Batch[PreparedImage]) -> list[Probabilities]:
         raise InferenceFailed("no device")
 
-    monkeypatch.setattr(factory, "create_servable", faked(fails))
+    monkeypatch.setattr(factory, "create_served_model", faked(fails))
     out = tmp_path / "out.csv"
     assert "the device failed" in refused(["classify", str(folder), "--out", str(out)], capsys)
     assert not out.exists()
@@ -585,13 +594,13 @@ def test_results_by_another_model_or_version_or_views_are_left_alone(  # noqa: P
         pictures = tmp_path / "pictures.tar"
         tarred(pictures, "w", [("a.png", plain("red")), ("broken.png", plain("red")[:-30])])
     command = ["classify", str(pictures), "--out", str(out)]
-    mine = ["--model", "mine", "--store", str(versions[0]), "--views", "single"]
+    mine = ["--model", "mine", "--model-store", str(versions[0]), "--views", "single"]
     assert main([*command, *mine]) == 1
     before = out.read_bytes()
     capsys.readouterr()
     for other, wanted in {
         ("--views", "ten"): "model mine, version 1, views ten",
-        ("--store", str(versions[1])): "model mine, version 2, views single",
+        ("--model-store", str(versions[1])): "model mine, version 2, views single",
         ("--model", "digits"): "model digits, version 1, views single",
         ("--model", "mine,digits"): "model mine,digits, version 1,1, views single",
         ("--engine", "ray", "--views", "ten"): "model mine, version 1, views ten",
@@ -997,21 +1006,21 @@ def test_as_many_are_in_flight_as_fill_the_batches_and_the_memory(
 ) -> None:
     async def main() -> int:
         limits = Limits(picture=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
-        async with Servable(lambda *_: fake_backend(), limits, lambda _: None) as servable:
-            return (await servable.ready()).room(views, decoding)
+        async with ServedModel(lambda *_: fake_backend(), limits, lambda _: None) as served_model:
+            return (await served_model.ready()).room(views, decoding)
 
     assert asyncio.run(main()) == room
 
 
 def test_the_pace_grows_with_answers_and_halves_once_for_refusals_of_a_moment() -> None:
-    pace = Pace(window=8.0)
+    pace = AimdWindow(window=8.0)
     assert pace.answered().window == 8.125
-    assert Pace(window=MOST).answered().most == MOST
+    assert AimdWindow(window=MOST).answered().most == MOST
     slower = pace.refused(now=10.0, seconds=2.0)
     assert (slower.most, slower.quiet_until) == (4, 12.0)
     assert slower.refused(now=11.9, seconds=5.0) == slower
     assert slower.refused(now=12.0, seconds=1.0).most == 2
-    assert Pace(window=1.0).refused(now=0.0, seconds=1.0).most == 1
+    assert AimdWindow(window=1.0).refused(now=0.0, seconds=1.0).most == 1
 
 
 # By a service.
@@ -1031,7 +1040,7 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
     (pictures / "92.png").write_bytes(bytes(21 * 2**20))
     out = tmp_path / "out.csv"
 
-    def slow(batch: Batch[Cuts]) -> list[Probabilities]:
+    def slow(batch: Batch[PreparedImage]) -> list[Probabilities]:
         time.sleep(0.01)
         return mean_colour(batch)
 
@@ -1128,7 +1137,7 @@ def test_what_the_share_of_bulk_is_too_little_for_is_asked_for_as_others_are(
 
 
 def test_a_service_that_will_not_do_it_ends_the_command(folder: Path, capsys: Captured) -> None:
-    with live(key_digests=f"web:{'0' * 64}") as url:
+    with live(api_key_hashes=f"web:{'0' * 64}") as url:
         told = refused(["classify", str(folder), "--url", url, "--key", "wrong"], capsys)
     assert told.startswith(f"{folder}/")
     assert "send your API key" in told
@@ -1203,11 +1212,11 @@ def test_a_key_that_cannot_be_sent_is_told(folder: Path, capsys: Captured) -> No
 def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def create(settings: Settings) -> Servable:
+    def create(settings: Settings) -> ServedModel:
         limits = Limits(Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60)
-        return Servable(lambda *_: fake_backend(), limits, lambda _: None)
+        return ServedModel(lambda *_: fake_backend(), limits, lambda _: None)
 
-    monkeypatch.setattr(factory, "create_servable", create)
+    monkeypatch.setattr(factory, "create_served_model", create)
     out = tmp_path / "out.csv"
     told = refused(
         ["classify", str(folder / "a.png"), "--model", "digits", "--out", str(out)], capsys
@@ -1233,8 +1242,9 @@ def test_a_hundred_photos_are_named_as_evaluate_and_the_service_do(
     with tarfile.open(packed, "w") as archive:
         for file in files:
             archive.add(file, Path(file).name)
-    options = ["--model", "bvlc_googlenet", "--store", str(real_store.root), "--views", "single",
-               "--precision", "float32", "--max-batch", "8", "--cores", "1"]  # fmt: skip
+    options = ["--model", "bvlc_googlenet", "--model-store", str(real_store.root),
+               "--views", "single", "--precision", "float32",
+               "--max-batch", "8", "--cpu-threads", "1"]  # fmt: skip
     assert main(["classify", str(packed), *options, "--out", str(out)]) == 0
     rows = read(out)
     assert [row["file"] for row in rows] == [f"{packed}/{Path(file).name}" for file in files]

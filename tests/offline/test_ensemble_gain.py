@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from service.__main__ import main
 from service.engine import weights
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.imaging.image_decoder import Bounds
 from service.models.ensemble import Probabilities
 from service.models.manifest import Manifest
@@ -25,7 +25,7 @@ from service.offline.ensemble_gain import Averaged
 from service.scheduling.types import Batch
 from service.serving import factory
 from service.serving.backend import Backend
-from service.serving.served_model import Servable
+from service.serving.served_model import ServedModel
 from service.serving.types import Limits
 from service.settings import Settings
 from service.training import loader
@@ -55,7 +55,7 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(stripes: Path, store: Store, name: str, *more: str) -> int:
-    where = [f"--store={store.root}", "--device=cpu", "--precision=float32"]
+    where = [f"--model-store={store.root}", "--device=cpu", "--precision=float32"]
     return main(["train", str(stripes), f"--name={name}", *TINY, *where, *more])
 
 
@@ -134,7 +134,7 @@ def test_another_command_does_not_take_a_members_name(
 def test_processes_train_one_member_after_the_other(stripes: Path, tmp_path: Path) -> None:
     """Under torchrun, where processes could not meet a second time."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "service"]
-    where = [f"--store={tmp_path}", "--device=cpu", "--precision=float32"]
+    where = [f"--model-store={tmp_path}", "--device=cpu", "--precision=float32"]
     done = subprocess.run(  # noqa: S603 - ourselves
         [*launch, "train", str(stripes), "--name=pair", "--members=2", *TINY, *where],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -221,25 +221,25 @@ MIXED = {  # from red, green and blue to what a model says
 }
 
 
-def of_names(settings: Settings) -> Servable:
+def of_names(settings: Settings) -> ServedModel:
     """Average the models that are named."""
     names = settings.model.split(",")
 
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         return [found @ MIXED[names[batch.key.member]] for found in mean_colour(batch)]
 
     def load(_: object) -> Backend:
         return fake_backend(run, members=len(names))
 
     limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
-    return Servable(load, limits, lambda _: None)
+    return ServedModel(load, limits, lambda _: None)
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store with both models and one of other labels, and photos of mixed colours."""
-    monkeypatch.setattr(factory, "create_servable", of_names)
-    monkeypatch.setenv("GOOGLENET_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(factory, "create_served_model", of_names)
+    monkeypatch.setenv("GOOGLENET_MODEL_STORE", str(tmp_path / "store"))
     for name, labels in {"left": LABELS, "right": LABELS, "other": ("a", "b", "c")}.items():
         (tmp_path / "store" / name).mkdir(parents=True)
         described = Manifest(

@@ -16,7 +16,7 @@ from service.models.ensemble import Prediction
 from service.models.manifest import Label
 from service.offline import evaluation
 from service.offline.evaluation import CHUNK, Agreement, Photo, Score
-from service.serving.served_model import Servable
+from service.serving.served_model import ServedModel
 from service.serving.types import Limits
 
 LABELS = tuple(
@@ -126,17 +126,17 @@ def test_what_is_not_a_folder_is_an_error(tmp_path: Path, name: str) -> None:
 # Ranking and scoring.
 
 
-def serving() -> Servable:
+def serving() -> ServedModel:
     limits = Limits(picture=Bounds(1000), max_queue_bytes=10**9, stall_seconds=60)
-    return Servable(lambda *_: fake_backend(), limits, lambda _: None)
+    return ServedModel(lambda *_: fake_backend(), limits, lambda _: None)
 
 
 def ranked(paths: Sequence[Path], top_k: int = 3) -> list[list[str] | ServiceError]:
     """Give the labels of each photo, most probable first, or what is wrong with it."""
 
     async def main() -> list[list[str] | ServiceError]:
-        async with serving() as servable:
-            classifier = await servable.ready()
+        async with serving() as served_model:
+            classifier = await served_model.ready()
             rankings = await evaluation.rank(classifier, paths, plan="single", top_k=top_k)
             return [r if isinstance(r, ServiceError) else [p.label for p in r] for r in rankings]
 
@@ -148,8 +148,8 @@ def scored(photos: Sequence[Photo], plan: str = "single") -> tuple[Score, list[i
 
     async def main() -> tuple[Score, list[int]]:
         steps: list[int] = []
-        async with serving() as servable:
-            classifier = await servable.ready()
+        async with serving() as served_model:
+            classifier = await served_model.ready()
             return await evaluation.evaluate(classifier, photos, plan, steps.append), steps
 
     return asyncio.run(main())

@@ -22,7 +22,7 @@ from conftest import ROOT, mean_colour
 from test_bulk import BROKEN, Captured, faked, folder, names, refused
 
 from service.__main__ import main
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import BulkError, InferenceFailed
 from service.models.ensemble import Probabilities
 from service.offline.bulk import ray_runner, results_file
@@ -83,7 +83,7 @@ def results(actor: Actor, *paths: Path) -> list[list[Row]]:
 def test_an_actor_does_files_and_archives_by_the_batch(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
     packed = tmp_path / "packed.tar"
     with tarfile.open(packed, "w") as archive:
         for name in ("a.png", "a.png", "b/broken.png", "z.png"):
@@ -107,7 +107,7 @@ def test_an_actor_does_files_and_archives_by_the_batch(
 def test_what_an_actor_leaves_out_of_an_archive_is_in_its_results(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
     packed, texts = tmp_path / "packed.tar", tmp_path / "texts.tar"
     for path, several in {packed: ("a.png", "readme.txt"), texts: ("readme.txt",)}.items():
         with tarfile.open(path, "w") as archive:
@@ -126,10 +126,10 @@ def test_what_an_actor_leaves_out_of_an_archive_is_in_its_results(
 def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_: Batch[Cuts]) -> list[Probabilities]:
+    def fails(_: Batch[PreparedImage]) -> list[Probabilities]:
         raise InferenceFailed("no device")
 
-    monkeypatch.setattr(factory, "create_servable", faked(fails))
+    monkeypatch.setattr(factory, "create_served_model", faked(fails))
     host = socket.gethostname()
     broken, whole = folder / "b/broken.png", folder / "a.png"
     with acting([folder]) as actor:
@@ -149,7 +149,7 @@ def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
 def test_an_actor_whose_store_has_another_model_says_so(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "create_servable", faked(mean_colour))
+    monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
     other = Origin("googlenet", "2", "single")
     told = f"^{socket.gethostname()}: the store here has {ORIGIN}, not {other}$"
     with acting([folder], origin=other) as actor, pytest.raises(BulkError, match=told):
@@ -188,7 +188,7 @@ def test_a_file_is_done_once_and_an_archive_is_always_looked_into(tmp_path: Path
 def test_an_actor_has_as_much_as_fits_on_every_node(
     device: str, cores: int, nodes: list[dict[str, float]], wanted: Share
 ) -> None:
-    assert ray_runner.share(Settings(device=device, cores=cores), nodes) == wanted
+    assert ray_runner.share(Settings(device=device, cpu_threads=cores), nodes) == wanted
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_an_actor_that_fits_on_no_node_is_refused(
     has: tuple[int, int],
 ) -> None:
     with pytest.raises(BulkError) as refusal:
-        ray_runner.share(Settings(device=device, cores=cores), nodes)
+        ray_runner.share(Settings(device=device, cpu_threads=cores), nodes)
     assert str(refusal.value) == no_room(wants, has)
 
 
@@ -229,9 +229,9 @@ def no_room(wants: tuple[int, int], has: tuple[int, int]) -> str:
 
 def test_a_classifier_keeps_to_its_actors_share() -> None:
     bounded = ray_runner.within(Share(3, 0), Settings())
-    assert (bounded.cores, bounded.decode_threads, bounded.device) == (3, 3, "cpu")
+    assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == (3, 3, "cpu")
     bounded = ray_runner.within(Share(3, 1), Settings(decode_threads=9))
-    assert (bounded.cores, bounded.decode_threads, bounded.device) == (3, 9, "auto")
+    assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == (3, 9, "auto")
 
 
 @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ def test_a_cluster_without_room_for_an_actor_is_told(
     nodes: Any, folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     command = ["classify", str(folder), *on(nodes), "--out", str(tmp_path / "out.csv")]
-    assert refused([*command, "--cores", "2"], capsys) == no_room((2, 0), (1, 1))
-    gpu = ("--device", "cuda", "--cores", "2")
+    assert refused([*command, "--cpu-threads", "2"], capsys) == no_room((2, 0), (1, 1))
+    gpu = ("--device", "cuda", "--cpu-threads", "2")
     assert refused([*command, *gpu], capsys) == no_room((2, 1), (1, 1))
 
 
@@ -416,7 +416,7 @@ def test_each_picture_has_its_result_once_though_a_node_is_lost(
     nodes: Any, digits: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     alone, out = tmp_path / "alone.jsonl", tmp_path / "out.jsonl"
-    local = ["classify", str(digits), *DIGITS, "--cores", "1", "--out", str(alone)]
+    local = ["classify", str(digits), *DIGITS, "--cpu-threads", "1", "--out", str(alone)]
     assert main(local) == 1
     lines = alone.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:BEFORE]) + lines[BEFORE][:20])  # as one who was ended left it

@@ -8,17 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.scheduling.admission import Admission, Decoders, Doubt, Invitation, Load, Room, admit
-from service.scheduling.cost_model import Buckets, Costs, Key
+from service.scheduling.admission import (
+    Admission,
+    Decoders,
+    Headroom,
+    QueueLoad,
+    RetrySlot,
+    SafetyFactor,
+    admit,
+)
+from service.scheduling.cost_model import Buckets, CostModel, Key
 
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
 MEASURED = {1: 5, 2: 6, 4: 8, 8: 12, 16: 20}
-COSTS = Costs(dict.fromkeys((A, B), Buckets(MEASURED)))
+COSTS = CostModel(dict.fromkeys((A, B), Buckets(MEASURED)))
 
 
 def test_work_is_admitted_if_it_would_be_done_in_time_after_everything_else() -> None:
-    load = Load(running=7, rows={A: 16, B: 1})
+    load = QueueLoad(running=7, rows={A: 16, B: 1})
     in_hand = 20 + 20  # a largest run of each key
     admission = admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand)
     assert admission.admitted
@@ -29,7 +37,7 @@ def test_work_is_admitted_if_it_would_be_done_in_time_after_everything_else() ->
 
 
 def test_work_that_must_wait_is_told_for_how_long() -> None:
-    load = Load(running=7, rows={A: 16})
+    load = QueueLoad(running=7, rows={A: 16})
     admission = admit(load, {A: 16}, COSTS, seconds=30)
     assert not admission.admitted
     assert admission.possible
@@ -39,7 +47,7 @@ def test_work_that_must_wait_is_told_for_how_long() -> None:
 
 
 def test_work_that_idle_devices_could_not_do_in_time_is_never_admitted() -> None:
-    admission = admit(Load(0, {}), {A: 16, B: 1}, COSTS, seconds=24)
+    admission = admit(QueueLoad(0, {}), {A: 16, B: 1}, COSTS, seconds=24)
     assert not admission.admitted
     assert not admission.possible
     assert admission.retry_after == math.inf
@@ -47,19 +55,19 @@ def test_work_that_idle_devices_could_not_do_in_time_is_never_admitted() -> None
 
 def test_devices_share_the_load() -> None:
     # Two thirds of a whole batch may still be to come when an even share would be done.
-    assert Load(10, {A: 16}, devices=3).seconds(COSTS) == pytest.approx(10 + 20 * 2 / 3)
-    load = Load(10, {A: 16}, devices=2)
+    assert QueueLoad(10, {A: 16}, devices=3).seconds(COSTS) == pytest.approx(10 + 20 * 2 / 3)
+    load = QueueLoad(10, {A: 16}, devices=2)
     assert admit(load, {A: 16}, COSTS, seconds=25 + 10 + 20).admitted
     assert not admit(load, {A: 16}, COSTS, seconds=24 + 10 + 20).admitted
 
 
 def test_idle_devices_share_a_job_evenly() -> None:
-    assert admit(Load(0, {}, devices=2), {A: 32}, COSTS, seconds=20).admitted
-    assert not admit(Load(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
+    assert admit(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=20).admitted
+    assert not admit(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
 
 
 def test_work_alone_needs_nothing_in_hand() -> None:
-    assert admit(Load(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
+    assert admit(QueueLoad(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
 
 
 @settings(deadline=None, derandomize=True)
@@ -71,7 +79,7 @@ def test_work_alone_needs_nothing_in_hand() -> None:
 )
 def test_retry_after_is_truthful(running: int, rows: int, wanted: int, seconds: int) -> None:
     """When so many seconds of the work are done the same is admitted, and not before."""
-    load = Load(running, {A: rows})
+    load = QueueLoad(running, {A: rows})
     wait = admit(load, {A: wanted}, COSTS, seconds).retry_after
     if 0 < wait <= running:
         assert admit(replace(load, running=running - wait), {A: wanted}, COSTS, seconds).admitted
@@ -81,17 +89,17 @@ def test_retry_after_is_truthful(running: int, rows: int, wanted: int, seconds: 
 
 def test_one_batch_that_hung_is_no_reason_to_refuse_for_ever() -> None:
     """Thirty seconds, seen once, must not be what is kept in hand from then on."""
-    costs = Costs({A: Buckets({1: 0.01, 8: 0.04})}).observed(A, 8, 30)
+    costs = CostModel({A: Buckets({1: 0.01, 8: 0.04})}).observed(A, 8, 30)
     assert costs.of(A, 8) < 0.1
-    assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
+    assert admit(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
 
 
 def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
-    costs = Costs({A: Buckets({1: 0.01, 8: 0.04})})
+    costs = CostModel({A: Buckets({1: 0.01, 8: 0.04})})
     for _ in range(10):
         costs = costs.observed(A, 8, 30)
     assert costs.seconds(A, 8) > 8 * 0.01  # so that nobody runs it
-    assert admit(Load(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
+    assert admit(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
     for _ in range(200):
         costs = costs.observed(A, 1, 0.01)
     assert costs.seconds(A, 8) < 8 * 0.01
@@ -101,17 +109,17 @@ def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
 
 
 def test_pictures_that_find_a_thread_each_wait_for_nothing() -> None:
-    assert Decoders(2, seconds=3.0).lead(2) == 0
+    assert Decoders(2, seconds=3.0).decode_wait(2) == 0
 
 
 def test_pictures_beyond_wait_for_those_before_them() -> None:
-    assert Decoders(2, seconds=3.0).lead(12) == 10 * 3 / 2
+    assert Decoders(2, seconds=3.0).decode_wait(12) == 10 * 3 / 2
 
 
 def test_nothing_is_known_of_decoding_before_the_first_picture() -> None:
     unknown = Decoders(2)
-    assert unknown.lead(100) == 0
-    assert unknown.observed(3.0).lead(12) == 10 * 3 / 2
+    assert unknown.decode_wait(100) == 0
+    assert unknown.observed(3.0).decode_wait(12) == 10 * 3 / 2
 
 
 def test_one_picture_says_little_and_many_say_all() -> None:
@@ -123,9 +131,9 @@ def test_one_picture_says_little_and_many_say_all() -> None:
 
 
 def test_what_has_to_wait_for_decoding_has_less_time_for_the_rest() -> None:
-    load = Load(running=7, rows={A: 16})
+    load = QueueLoad(running=7, rows={A: 16})
     needed = admit(load, {A: 1}, COSTS, seconds=1000).done_in
-    behind = replace(load, lead=30)
+    behind = replace(load, decode_wait=30)
     assert admit(behind, {A: 1}, COSTS, seconds=1000).done_in == needed + 30
     assert admit(load, {A: 1}, COSTS, seconds=60).admitted
     assert admit(behind, {A: 1}, COSTS, seconds=60).retry_after == needed + 30 + 20 - 60
@@ -133,21 +141,21 @@ def test_what_has_to_wait_for_decoding_has_less_time_for_the_rest() -> None:
 
 def test_who_has_to_wait_for_a_decoder_is_not_alone() -> None:
     """Whoever was decoded for may have left, and the thread is at it still."""
-    assert admit(Load(0, {}), {A: 1}, COSTS, seconds=60).idle
-    behind = admit(Load(0, {}, lead=100), {A: 1}, COSTS, seconds=60)
+    assert admit(QueueLoad(0, {}), {A: 1}, COSTS, seconds=60).idle
+    behind = admit(QueueLoad(0, {}, decode_wait=100), {A: 1}, COSTS, seconds=60)
     assert not behind.idle
     assert not behind.admitted
 
 
 def test_decoding_is_no_reason_to_say_never() -> None:
-    assert admit(Load(0, {A: 1}, lead=1000), {A: 1}, COSTS, seconds=60).possible
+    assert admit(QueueLoad(0, {A: 1}, decode_wait=1000), {A: 1}, COSTS, seconds=60).possible
 
 
 # Room for long jobs.
 
 
 def test_small_jobs_leave_room_for_the_largest_while_they_hold_most() -> None:
-    small = Load(running=0, rows={A: 16})
+    small = QueueLoad(running=0, rows={A: 16})
     least = admit(small, {A: 1}, COSTS, seconds=1000).done_in + 20  # with what is in hand
     assert admit(small, {A: 1}, COSTS, seconds=least).admitted
     refused = admit(replace(small, room=12), {A: 1}, COSTS, seconds=least)
@@ -157,7 +165,7 @@ def test_small_jobs_leave_room_for_the_largest_while_they_hold_most() -> None:
 
 def test_a_long_job_comes_in_just_when_a_small_one_does() -> None:
     """Neither can fill what the other needs: they are refused in the same proportion."""
-    load = Load(running=0, rows={A: 16})
+    load = QueueLoad(running=0, rows={A: 16})
     long = {A: 64}
     room = admit(load, long, COSTS, seconds=1000).alone
     load = replace(load, room=room, doubt=1.5)
@@ -170,23 +178,23 @@ def test_a_long_job_comes_in_just_when_a_small_one_does() -> None:
 
 
 def test_small_jobs_need_not_leave_room_once_long_ones_hold_most() -> None:
-    load = Load(running=0, rows={A: 64, B: 1}, long={A: 64})
+    load = QueueLoad(running=0, rows={A: 64, B: 1}, long={A: 64})
     assert not load.is_mostly_short(COSTS)
     least = admit(load, {A: 1}, COSTS, seconds=1000).done_in + 20 + 20
     assert admit(replace(load, room=50), {A: 1}, COSTS, seconds=least).admitted
 
 
 def test_room_takes_no_more_than_half_of_the_time_of_a_small_job() -> None:
-    load = Load(running=0, rows={A: 1}, room=math.inf)
+    load = QueueLoad(running=0, rows={A: 1}, room=math.inf)
     assert admit(load, {A: 1}, COSTS, seconds=100).admitted
 
 
 def test_an_idle_device_needs_no_room() -> None:
-    assert admit(Load(0, {}, room=50), {A: 1}, COSTS, seconds=5).admitted
+    assert admit(QueueLoad(0, {}, room=50), {A: 1}, COSTS, seconds=5).admitted
 
 
 def test_room_is_forgotten_when_no_long_job_is_asked_for() -> None:
-    room = Room().asked(8.0, now=100.0)
+    room = Headroom().asked(8.0, now=100.0)
     assert room.left(100.0) == 8
     assert room.left(110.0) == 4
     assert room.asked(3.0, now=110.0) is room
@@ -194,7 +202,7 @@ def test_room_is_forgotten_when_no_long_job_is_asked_for() -> None:
 
 
 def test_what_is_long_depends_on_what_is_asked_for() -> None:
-    room = Room(8.0, 0.0)
+    room = Headroom(8.0, 0.0)
     assert not room.needs(3.0, now=0.0)
     assert room.needs(4.0, now=0.0)
     assert room.needs(3.0, now=10.0)
@@ -204,7 +212,7 @@ def test_what_is_long_depends_on_what_is_asked_for() -> None:
 
 
 def test_what_takes_longer_than_promised_is_doubted_until_it_does_not() -> None:
-    doubt = Doubt()
+    doubt = SafetyFactor()
     for _ in range(100):
         doubt = doubt.learnt(promised=2.0, took=3.0)
     assert doubt.factor == pytest.approx(1.5, rel=1e-3)
@@ -217,11 +225,11 @@ def test_what_takes_longer_than_promised_is_doubted_until_it_does_not() -> None:
 
 
 def test_one_that_hung_is_no_reason_to_doubt_everything() -> None:
-    assert Doubt().learnt(promised=2.0, took=1e9).factor < 1.5
+    assert SafetyFactor().learnt(promised=2.0, took=1e9).factor < 1.5
 
 
 def test_what_is_doubted_has_to_be_done_so_much_sooner() -> None:
-    load = Load(running=7, rows={A: 16})
+    load = QueueLoad(running=7, rows={A: 16})
     promised = admit(load, {A: 1}, COSTS, seconds=1000).promised
     doubted = replace(load, doubt=2.0)
     assert admit(doubted, {A: 1}, COSTS, seconds=2 * promised).admitted
@@ -229,7 +237,7 @@ def test_what_is_doubted_has_to_be_done_so_much_sooner() -> None:
 
 
 def test_who_comes_alone_is_not_doubted() -> None:
-    assert admit(Load(0, {}, doubt=4.0), {A: 16}, COSTS, seconds=20).admitted
+    assert admit(QueueLoad(0, {}, doubt=4.0), {A: 16}, COSTS, seconds=20).admitted
 
 
 # When to come again.
@@ -240,11 +248,11 @@ def refused(retry_after: float, alone: float = 2.0) -> Admission:
 
 
 def test_the_first_to_be_refused_may_come_as_soon_as_there_is_room() -> None:
-    assert Invitation().another(refused(3.0), now=10.0).at == 13
+    assert RetrySlot().another(refused(3.0), now=10.0).at == 13
 
 
 def test_each_who_is_refused_is_told_another_time_as_far_apart_as_they_take() -> None:
-    invitation, times = Invitation(), []
+    invitation, times = RetrySlot(), []
     for _ in range(5):
         invitation = invitation.another(refused(3.0), now=10.0)
         times.append(invitation.at)
@@ -253,12 +261,12 @@ def test_each_who_is_refused_is_told_another_time_as_far_apart_as_they_take() ->
 
 
 def test_invitations_that_have_passed_are_forgotten() -> None:
-    invitation = Invitation().another(refused(3.0), now=10.0)
+    invitation = RetrySlot().another(refused(3.0), now=10.0)
     assert invitation.another(refused(3.0), now=100.0).at == 103
 
 
 def test_nobody_is_told_to_wait_for_ever_for_those_who_do_not_come() -> None:
-    invitation = Invitation()
+    invitation = RetrySlot()
     for _ in range(1000):
         invitation = invitation.another(refused(3.0), now=10.0)
         assert invitation.at <= 10 + 3 + 60

@@ -22,14 +22,14 @@ from service.errors import (
     TooLarge,
 )
 from service.scheduling.batcher import Batcher
-from service.scheduling.cost_model import Buckets, Costs, Key
+from service.scheduling.cost_model import Buckets, CostModel, Key
 from service.scheduling.types import (
     Backlog,
     Batch,
     BatchReport,
-    Demand,
     DropReport,
-    Lane,
+    Executor,
+    JobSpec,
     Outcome,
     Wait,
 )
@@ -118,19 +118,19 @@ def table(seconds: float = 0.1) -> dict[Key, dict[int, float]]:
     return {key: {size: (10 + size) * seconds for size in BUCKETS} for key in KEYS}
 
 
-def costs_of(tables: Mapping[Key, Mapping[int, float]]) -> Costs:
-    return Costs({key: Buckets(seconds) for key, seconds in tables.items()})
+def costs_of(tables: Mapping[Key, Mapping[int, float]]) -> CostModel:
+    return CostModel({key: Buckets(seconds) for key, seconds in tables.items()})
 
 
 def batcher_of(
     *devices: Device,
-    costs: Costs | None = None,
+    costs: CostModel | None = None,
     max_bytes: int = 1_000,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
 ) -> Batcher[str, Part]:
     """Make a batcher of a lane for each device."""
-    lanes = [Lane(device.run, number) for number, device in enumerate(devices)]
-    return Batcher(lanes, costs or costs_of(table()), max_bytes=max_bytes, report=report)
+    executors = [Executor(device.run, number) for number, device in enumerate(devices)]
+    return Batcher(executors, costs or costs_of(table()), max_bytes=max_bytes, report=report)
 
 
 async def ask(
@@ -141,8 +141,8 @@ async def ask(
     *,
     seconds: float = MINUTE,
 ) -> Outcome[Part]:
-    with batcher.reserve([Demand(key, rows, 1)], time.monotonic() + seconds) as [seat]:
-        return await batcher.submit(seat, name)
+    with batcher.reserve([JobSpec(key, rows, 1)], time.monotonic() + seconds) as [reservation]:
+        return await batcher.submit(reservation, name)
 
 
 def asking(
@@ -190,7 +190,7 @@ def test_a_batch_is_bound_late_so_who_comes_while_the_lane_is_busy_shares_the_ne
 def test_batches_are_formed_by_deadline_not_by_arrival() -> None:
     async def scene() -> None:
         device = Device()
-        async with batcher_of(device, costs=Costs({A: Buckets({1: 1e-6})})) as batcher:
+        async with batcher_of(device, costs=CostModel({A: Buckets({1: 1e-6})})) as batcher:
             tasks = [asking(batcher, "first")]
             await device.begun()
             for name, seconds in (("patient", 3 * MINUTE), ("urgent", MINUTE)):
@@ -273,8 +273,10 @@ def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
 
     async def scene() -> None:
         one, two = Device(), Device()
-        lanes = [Lane(device.run, number) for number, device in enumerate((one, two)) for _ in "12"]
-        batcher = Batcher(lanes, costs_of(table()), max_bytes=1_000, report=lambda _: None)
+        executors = [
+            Executor(device.run, number) for number, device in enumerate((one, two)) for _ in "12"
+        ]
+        batcher = Batcher(executors, costs_of(table()), max_bytes=1_000, report=lambda _: None)
         async with batcher:
             tasks = [asking(batcher, "a")]
             await one.begun()
@@ -307,7 +309,7 @@ def test_an_outcome_and_its_report_tell_where_the_time_went() -> None:
         [report] = reports.batches
         assert (report.key, report.size, report.rows) == (A, 4, 3)
         assert (report.reason, report.failed) == ("drained", False)
-        assert report.waits == (Wait(outcome.queue_seconds, bulk=False),)
+        assert report.waits == (Wait(outcome.queue_seconds, background=False),)
         assert 0 <= report.seconds <= outcome.run_seconds
 
     play(scene)
@@ -330,8 +332,10 @@ def test_only_a_job_s_first_rows_are_reported_as_having_queued() -> None:
 def test_the_second_lane_of_a_device_is_predicted_to_begin_when_the_first_ends() -> None:
     async def scene() -> None:
         one, two = Device(), Device()
-        lanes = [Lane(one.run), Lane(two.run)]  # both of device 0
-        batcher = Batcher(lanes, Costs({A: Buckets({1: 10.0})}), max_bytes=9, report=lambda _: None)
+        executors = [Executor(one.run), Executor(two.run)]  # both of device 0
+        batcher = Batcher(
+            executors, CostModel({A: Buckets({1: 10.0})}), max_bytes=9, report=lambda _: None
+        )
         async with batcher:
             asks = [asking(batcher, "first"), asking(batcher, "second")]
             await one.begun()
@@ -380,8 +384,10 @@ def test_a_caller_that_is_cancelled_with_its_outcome_in_hand_is_no_drop() -> Non
 def test_the_seconds_of_two_lanes_of_one_device_do_not_overlap() -> None:
     async def scene() -> None:
         one, two, reports = Device(), Device(), Reports()
-        lanes = [Lane(one.run), Lane(two.run)]  # both of device 0
-        batcher: Batcher[str, Part] = Batcher(lanes, costs_of(table()), max_bytes=9, report=reports)
+        executors = [Executor(one.run), Executor(two.run)]  # both of device 0
+        batcher: Batcher[str, Part] = Batcher(
+            executors, costs_of(table()), max_bytes=9, report=reports
+        )
         async with batcher:
             first = asking(batcher, "first")
             await one.begun()
@@ -402,13 +408,13 @@ def test_what_batches_take_teaches_the_batcher_what_to_expect() -> None:
     async def scene() -> None:
         device = Device()
         async with batcher_of(device, costs=costs_of(table(seconds=1.0))) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+            with batcher.reserve([JobSpec(A, 1, 1)], time.monotonic() + MINUTE):
                 before = batcher.backlog().seconds
             task = asking(batcher, "quick")
             await device.begun()
             device.end()
             await task
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+            with batcher.reserve([JobSpec(A, 1, 1)], time.monotonic() + MINUTE):
                 assert batcher.backlog().seconds < before
 
     play(scene)
@@ -476,11 +482,11 @@ def test_of_jobs_with_one_deadline_only_the_cancelled_one_leaves_the_queue() -> 
         async with batcher_of(device) as batcher:
             first = asking(batcher, "first")
             await device.begun()
-            demands = [Demand(A, 1, 1)] * 3
-            with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
+            specs = [JobSpec(A, 1, 1)] * 3
+            with batcher.reserve(specs, time.monotonic() + MINUTE) as reservations:
                 tasks = [
-                    asyncio.create_task(batcher.submit(seat, name))
-                    for seat, name in zip(seats, "abc", strict=True)
+                    asyncio.create_task(batcher.submit(reservation, name))
+                    for reservation, name in zip(reservations, "abc", strict=True)
                 ]
                 await settle()
                 tasks[1].cancel()
@@ -535,11 +541,11 @@ def test_a_caller_whose_time_runs_out_in_a_batch_is_reported_as_late() -> None:
         async with batcher_of(device, costs=costs_of(table(1e-6)), report=reports) as batcher:
             deadline = time.monotonic() + 0.05
             with (
-                batcher.reserve([Demand(A, 1, 1)], deadline) as [seat],
+                batcher.reserve([JobSpec(A, 1, 1)], deadline) as [reservation],
                 pytest.raises(TimeoutError),
             ):
                 async with asyncio.timeout_at(deadline):
-                    await batcher.submit(seat, "late")
+                    await batcher.submit(reservation, "late")
             await device.begun()
             device.end()
         assert reports.drops == [DropReport("late", "batch")]
@@ -751,11 +757,14 @@ def test_a_lane_that_gives_a_wrong_number_of_results_has_failed_for_all(count: i
 def test_a_policy_that_raises_fails_who_waits_and_the_loop_goes_on() -> None:
     async def scene() -> None:
         device, curves = Device(), dict(costs_of(table()).curves)
-        async with batcher_of(device, costs=Costs(curves)) as batcher:
-            demands = [Demand(A, 1, 1), Demand(B, 1, 1)]
-            with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
+        async with batcher_of(device, costs=CostModel(curves)) as batcher:
+            specs = [JobSpec(A, 1, 1), JobSpec(B, 1, 1)]
+            with batcher.reserve(specs, time.monotonic() + MINUTE) as reservations:
                 lost = curves.pop(A)
-                tasks = [asyncio.create_task(batcher.submit(seat, "lost")) for seat in seats]
+                tasks = [
+                    asyncio.create_task(batcher.submit(reservation, "lost"))
+                    for reservation in reservations
+                ]
                 errors = await asyncio.gather(*tasks, return_exceptions=True)
                 assert [type(error) for error in errors] == [InferenceFailed] * 2
                 assert errors[0] is not errors[1]
@@ -778,7 +787,7 @@ def test_stopping_fails_who_waits_and_who_runs() -> None:
             await device.begun()
             waits = asking(batcher, "waits")
             await settle()
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
+            with batcher.reserve([JobSpec(A, 1, 1)], time.monotonic() + MINUTE):
                 await life.aclose()  # with a seat that is reserved only
         device.end()
         errors = await asyncio.gather(runs, waits, return_exceptions=True)
@@ -811,11 +820,11 @@ def test_the_batcher_is_alive_until_it_is_left() -> None:
 def test_a_job_that_became_late_while_it_waited_is_told_at_formation_and_costs_no_forward() -> None:
     async def scene() -> None:
         device, reports, curves = Device(), Reports(), dict(costs_of(table()).curves)
-        async with batcher_of(device, costs=Costs(curves), report=reports) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE) as [seat]:
+        async with batcher_of(device, costs=CostModel(curves), report=reports) as batcher:
+            with batcher.reserve([JobSpec(A, 1, 1)], time.monotonic() + MINUTE) as [reservation]:
                 curves[A] = Buckets(dict.fromkeys(BUCKETS, 2 * MINUTE))  # the device turned slow
                 with pytest.raises(DeadlineExceeded):
-                    await batcher.submit(seat, "late")
+                    await batcher.submit(reservation, "late")
             other = asking(batcher, "other", key=B)
             assert truth(await device.begun()) == [("other", 0, 1)]
             device.end()
@@ -827,9 +836,9 @@ def test_a_job_that_became_late_while_it_waited_is_told_at_formation_and_costs_n
 
 def test_what_would_not_be_done_in_time_now_is_refused_with_when_to_come_again() -> None:
     async def scene() -> None:
-        costs = Costs({A: Buckets({1: 10.0})})
+        costs = CostModel({A: Buckets({1: 10.0})})
         async with batcher_of(Device(), costs=costs) as batcher:
-            job = [Demand(A, 1, 1)]
+            job = [JobSpec(A, 1, 1)]
             now = time.monotonic()
             with batcher.reserve(job, now + 15):
                 with pytest.raises(Overloaded) as refused, batcher.reserve(job, now + 15):
@@ -844,11 +853,11 @@ def test_what_would_not_be_done_in_time_now_is_refused_with_when_to_come_again()
 
 def test_what_idle_devices_could_not_do_in_time_either_is_refused_for_good() -> None:
     async def scene() -> None:
-        async with batcher_of(Device(), costs=Costs({A: Buckets({1: 10.0})})) as batcher:
-            demands = [Demand(A, 1, 1)] * 2
+        async with batcher_of(Device(), costs=CostModel({A: Buckets({1: 10.0})})) as batcher:
+            specs = [JobSpec(A, 1, 1)] * 2
             with (
                 pytest.raises(DeadlineExceeded),
-                batcher.reserve(demands, time.monotonic() + 15),
+                batcher.reserve(specs, time.monotonic() + 15),
             ):
                 pass
             assert batcher.backlog() == Backlog()
@@ -858,8 +867,10 @@ def test_what_idle_devices_could_not_do_in_time_either_is_refused_for_good() -> 
 
 def test_more_devices_admit_more() -> None:
     async def scene() -> None:
-        async with batcher_of(Device(), Device(), costs=Costs({A: Buckets({1: 10.0})})) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)] * 2, time.monotonic() + 15):
+        async with batcher_of(
+            Device(), Device(), costs=CostModel({A: Buckets({1: 10.0})})
+        ) as batcher:
+            with batcher.reserve([JobSpec(A, 1, 1)] * 2, time.monotonic() + 15):
                 assert (
                     batcher.backlog().seconds == 15
                 )  # an even share, and half of the longest batch
@@ -868,17 +879,17 @@ def test_more_devices_admit_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("demand", "seconds", "error"),
+    ("spec", "seconds", "error"),
     [
-        (Demand(A, 1, 1), MINUTE, None),
-        (Demand(A, 1, 1), 15.0, Overloaded),
-        (Demand(A, 2, 1), 15.0, DeadlineExceeded),
-        (Demand(A, 1, 101), MINUTE, TooLarge),
-        (Demand(A, 1, 60), MINUTE, Overloaded),
+        (JobSpec(A, 1, 1), MINUTE, None),
+        (JobSpec(A, 1, 1), 15.0, Overloaded),
+        (JobSpec(A, 2, 1), 15.0, DeadlineExceeded),
+        (JobSpec(A, 1, 101), MINUTE, TooLarge),
+        (JobSpec(A, 1, 60), MINUTE, Overloaded),
     ],
 )
 def test_a_check_raises_what_reserving_would_and_holds_nothing(
-    demand: Demand, seconds: float, error: type[ServiceError] | None
+    spec: JobSpec, seconds: float, error: type[ServiceError] | None
 ) -> None:
     def refusal(attempt: Callable[[], None]) -> type[ServiceError] | None:
         try:
@@ -889,16 +900,16 @@ def test_a_check_raises_what_reserving_would_and_holds_nothing(
 
     async def scene() -> None:
         async with batcher_of(
-            Device(), costs=Costs({A: Buckets({1: 10.0})}), max_bytes=100
+            Device(), costs=CostModel({A: Buckets({1: 10.0})}), max_bytes=100
         ) as batcher:
 
             def reserve() -> None:
-                with batcher.reserve([demand], time.monotonic() + seconds):
+                with batcher.reserve([spec], time.monotonic() + seconds):
                     pass
 
-            with batcher.reserve([Demand(A, 1, 50)], time.monotonic() + MINUTE):
+            with batcher.reserve([JobSpec(A, 1, 50)], time.monotonic() + MINUTE):
                 held = batcher.backlog()
-                assert refusal(lambda: batcher.check([demand], seconds)) is error
+                assert refusal(lambda: batcher.check([spec], seconds)) is error
                 assert batcher.backlog() == held
                 assert refusal(reserve) is error
 
@@ -909,8 +920,8 @@ def test_payloads_are_bounded_in_bytes() -> None:
     async def scene() -> None:
         async with batcher_of(Device(), max_bytes=100) as batcher:
             deadline = time.monotonic() + MINUTE
-            with batcher.reserve([Demand(A, 1, 60)], deadline):
-                too_much = [Demand(A, 1, 25)] * 2
+            with batcher.reserve([JobSpec(A, 1, 60)], deadline):
+                too_much = [JobSpec(A, 1, 25)] * 2
                 with (
                     pytest.raises(Overloaded, match="100 bytes"),
                     batcher.reserve(too_much, deadline),
@@ -918,10 +929,10 @@ def test_payloads_are_bounded_in_bytes() -> None:
                     pass
                 with (
                     pytest.raises(TooLarge, match="101 bytes"),
-                    batcher.reserve([Demand(A, 1, 101)], deadline),
+                    batcher.reserve([JobSpec(A, 1, 101)], deadline),
                 ):
                     pass
-                with batcher.reserve([Demand(A, 1, 40)], deadline):
+                with batcher.reserve([JobSpec(A, 1, 40)], deadline):
                     assert batcher.backlog().nbytes == 100
 
     play(scene)
@@ -933,9 +944,9 @@ def test_payloads_are_bounded_in_bytes() -> None:
 def test_leaving_gives_back_the_seats_that_were_not_used() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
-            demands = [Demand(A, 3, 10), Demand(B, 4, 20)]
-            with batcher.reserve(demands, time.monotonic() + MINUTE) as seats:
-                assert [seat.demand for seat in seats] == demands
+            specs = [JobSpec(A, 3, 10), JobSpec(B, 4, 20)]
+            with batcher.reserve(specs, time.monotonic() + MINUTE) as reservations:
+                assert [reservation.spec for reservation in reservations] == specs
                 assert (batcher.backlog().rows, batcher.backlog().nbytes) == (7, 30)
             assert batcher.backlog() == Backlog()
 
@@ -945,7 +956,7 @@ def test_leaving_gives_back_the_seats_that_were_not_used() -> None:
 def test_an_error_between_reserving_and_submitting_gives_the_seats_back() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
-            reserved = batcher.reserve([Demand(A, 3, 10)], time.monotonic() + MINUTE)
+            reserved = batcher.reserve([JobSpec(A, 3, 10)], time.monotonic() + MINUTE)
             with pytest.raises(ZeroDivisionError), reserved:
                 raise ZeroDivisionError
             assert batcher.backlog() == Backlog()
@@ -957,9 +968,12 @@ def test_giving_a_seat_back_twice_is_harmless() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             deadline = time.monotonic() + MINUTE
-            with batcher.reserve([Demand(A, 3, 10), Demand(A, 1, 1)], deadline) as [seat, _]:
-                batcher.release(seat)
-                batcher.release(seat)
+            with batcher.reserve([JobSpec(A, 3, 10), JobSpec(A, 1, 1)], deadline) as [
+                reservation,
+                _,
+            ]:
+                batcher.release(reservation)
+                batcher.release(reservation)
                 assert (batcher.backlog().rows, batcher.backlog().nbytes) == (1, 1)
             assert batcher.backlog() == Backlog()
 
@@ -969,12 +983,12 @@ def test_giving_a_seat_back_twice_is_harmless() -> None:
 def test_the_backlog_counts_rows_until_they_are_taken_and_bytes_until_they_are_done() -> None:
     async def scene() -> None:
         device = Device()
-        async with batcher_of(device, costs=Costs({A: Buckets({1: 10.0})})) as batcher:
+        async with batcher_of(device, costs=CostModel({A: Buckets({1: 10.0})})) as batcher:
             assert batcher.backlog() == Backlog()
             deadline = time.monotonic() + MINUTE
-            with batcher.reserve([Demand(A, 2, 5)], deadline) as [seat]:
+            with batcher.reserve([JobSpec(A, 2, 5)], deadline) as [reservation]:
                 assert batcher.backlog() == Backlog(rows=2, nbytes=5, seconds=20.0)
-                task = asyncio.create_task(batcher.submit(seat, "a"))
+                task = asyncio.create_task(batcher.submit(reservation, "a"))
                 began = time.monotonic()
                 await device.begun()
                 backlog = batcher.backlog()
@@ -1054,9 +1068,9 @@ events = st.one_of(*[arrivals] * 4, *[ends] * 4, *[cancels] * 2, slows, *[calms]
 class Story:
     """Callers and devices that do what they like, and what must be true all the same."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, executors: int) -> None:
         self.seconds = table()
-        self.devices = [Device() for _ in range(lanes)]
+        self.devices = [Device() for _ in range(executors)]
         self.reports = Reports()
         self.batcher = batcher_of(
             *self.devices,
@@ -1078,11 +1092,11 @@ class Story:
         self._changed.set()
 
     async def _call(self, arrive: Arrive, name: str) -> Outcome[Part]:
-        demand = Demand(arrive.key, arrive.rows, arrive.rows)
+        spec = JobSpec(arrive.key, arrive.rows, arrive.rows)
         deadline = time.monotonic() + arrive.seconds
-        with self.batcher.reserve([demand], deadline) as [seat]:
+        with self.batcher.reserve([spec], deadline) as [reservation]:
             await self._prepare(arrive)
-            return await self.batcher.submit(seat, name)
+            return await self.batcher.submit(reservation, name)
 
     async def _prepare(self, arrive: Arrive) -> None:
         self.preparing += arrive.rows
@@ -1180,9 +1194,11 @@ class Story:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.lists(events, min_size=10, max_size=60))
-def test_everybody_gets_his_own_answer_or_his_own_error(lanes: int, events: list[Event]) -> None:
+def test_everybody_gets_his_own_answer_or_his_own_error(
+    executors: int, events: list[Event]
+) -> None:
     async def scene() -> None:
-        story = Story(lanes)
+        story = Story(executors)
         async with story.batcher:
             for event in events:
                 await story.happen(event)
@@ -1203,10 +1219,10 @@ def test_a_check_of_long_work_leaves_no_room_for_it() -> None:
 
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
-            with batcher.reserve([Demand(A, 1, 1)], time.monotonic() + MINUTE):
-                before = batcher.check([Demand(A, 1, 1)], MINUTE).retry_after
-                batcher.check([Demand(A, 16 * 10, 1)], 100 * MINUTE)
-                assert batcher.check([Demand(A, 1, 1)], MINUTE).retry_after == before
+            with batcher.reserve([JobSpec(A, 1, 1)], time.monotonic() + MINUTE):
+                before = batcher.check([JobSpec(A, 1, 1)], MINUTE).retry_after
+                batcher.check([JobSpec(A, 16 * 10, 1)], 100 * MINUTE)
+                assert batcher.check([JobSpec(A, 1, 1)], MINUTE).retry_after == before
             assert batcher._room.seconds == pytest.approx(1.1)  # noqa: SLF001 - of the one reserved
 
     play(scene)

@@ -4,21 +4,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.scheduling.cost_model import Buckets, Costs, Curve, Key, Line
+from service.scheduling.cost_model import Buckets, CostCurve, CostModel, Key, LinearCost
 
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
 MEASURED = {1: 5, 2: 6, 4: 8, 8: 12, 16: 20}
 BUCKETS = Buckets(MEASURED)
-LINE = Line(4, 1, 16)
-COSTS = Costs({A: BUCKETS, B: LINE})
+LINE = LinearCost(4, 1, 16)
+COSTS = CostModel({A: BUCKETS, B: LINE})
 
 
 # A line.
 
 
 def test_a_line_goes_through_what_was_measured() -> None:
-    line = Line.fit({1: 5.0, 4: 8.0, 16: 20.0}, 16)
+    line = LinearCost.fit({1: 5.0, 4: 8.0, 16: 20.0}, 16)
     assert (line.fixed, line.each) == (pytest.approx(4), pytest.approx(1))
     assert line.largest == 16
 
@@ -26,7 +26,7 @@ def test_a_line_goes_through_what_was_measured() -> None:
 def test_where_sizes_are_not_on_a_line_none_is_far_off_by_its_own_measure() -> None:
     """Fitted by absolute errors, the smallest would be far off for the largest's sake."""
     measured = {1: 1.0, 4: 5.0, 16: 16.0}
-    line = Line.fit(measured, 16)
+    line = LinearCost.fit(measured, 16)
     for size, seconds in measured.items():
         assert line.seconds(size) == pytest.approx(seconds, rel=0.25)
 
@@ -43,7 +43,7 @@ def test_where_sizes_are_not_on_a_line_none_is_far_off_by_its_own_measure() -> N
 def test_neither_part_of_a_line_is_below_zero(
     measured: dict[int, float], fixed: float | None, each: float | None
 ) -> None:
-    line = Line.fit(measured, 4)
+    line = LinearCost.fit(measured, 4)
     assert line.fixed >= 0
     assert line.each >= 0
     assert line.seconds(1) > 0
@@ -55,7 +55,7 @@ def test_neither_part_of_a_line_is_below_zero(
     ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (3, [1, 3]), (16, [1, 4, 16]), (64, [1, 8, 64])]
 )
 def test_a_few_sizes_show_a_line(largest: int, sizes: list[int]) -> None:
-    assert Line(0.0, 1.0, largest).sizes == sizes
+    assert LinearCost(0.0, 1.0, largest).sizes == sizes
 
 
 @pytest.mark.parametrize("rows", [1, 3, 13, 16])
@@ -88,7 +88,7 @@ def test_as_many_rows_are_chosen_as_are_done_in_time(within: float, rows: int) -
 def test_what_is_predicted_to_be_in_time_is_chosen(
     fixed: float, each: float, slower: float, rows: int
 ) -> None:
-    line = Line(fixed, each, 64, slower)
+    line = LinearCost(fixed, each, 64, slower)
     assert line.choose(64, line.seconds(rows)) in {rows, rows - 1 or 1}  # floats are rounded
 
 
@@ -185,7 +185,7 @@ def test_what_a_forgotten_size_took_is_not_learnt() -> None:
 
 
 @pytest.mark.parametrize("curve", [LINE, BUCKETS], ids=["line", "buckets"])
-def test_what_is_predicted_rises_quickly_and_falls_slowly(curve: Curve) -> None:
+def test_what_is_predicted_rises_quickly_and_falls_slowly(curve: CostCurve) -> None:
     predicted = curve.seconds(4)
     risen = curve.observed(4, 2 * predicted).seconds(4) - predicted
     fallen = predicted - curve.observed(4, 0.0).seconds(4)
@@ -194,15 +194,15 @@ def test_what_is_predicted_rises_quickly_and_falls_slowly(curve: Curve) -> None:
 
 @pytest.mark.parametrize("curve", [LINE, BUCKETS], ids=["line", "buckets"])
 @pytest.mark.parametrize("now", [1.0, 15.0])
-def test_observations_converge_on_what_a_batch_takes_now(curve: Curve, now: float) -> None:
+def test_observations_converge_on_what_a_batch_takes_now(curve: CostCurve, now: float) -> None:
     for _ in range(500):
         curve = curve.observed(4, now)
     assert curve.seconds(4) == pytest.approx(now)
 
 
 @pytest.mark.parametrize("curve", [LINE, BUCKETS], ids=["line", "buckets"])
-def test_the_largest_batch_and_the_rate_are_those_of_the_curve(curve: Curve) -> None:
-    costs = Costs({A: curve})
+def test_the_largest_batch_and_the_rate_are_those_of_the_curve(curve: CostCurve) -> None:
+    costs = CostModel({A: curve})
     assert costs.largest(A) == 16
     assert costs.rate(A) == 16 / 20
     assert costs.seconds(A, 4) == 8

@@ -13,7 +13,7 @@ from conftest import FakeBackend, fake_backend, mean_colour
 from fastapi import FastAPI
 from known import colours
 
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
 from service.server.app import create_app
@@ -27,7 +27,7 @@ MEAN = sum(ROWS[views] * share for views, share in MIX.items()) / 100
 PICTURE = colours(1)[0]
 
 
-def run(batch: Batch[Cuts]) -> list[Probabilities]:
+def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
     """Take as long as a device that does nothing else."""
     time.sleep(ROW * batch.size)
     return mean_colour(batch)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.scheduling.admission import Load, admit
-from service.scheduling.cost_model import Buckets, Costs, Key, Line
+from service.scheduling.admission import QueueLoad, admit
+from service.scheduling.cost_model import Buckets, CostModel, Key, LinearCost
 from service.scheduling.policy import (
+    BatchPlan,
     Decision,
-    Formation,
-    Shares,
-    Waiting,
+    FairShare,
+    QueuedJob,
     form,
     remaining,
     rows_left,
@@ -24,15 +24,15 @@ from service.scheduling.policy import (
 A, B = Key(0, 224), Key(1, 256)
 # Like a device: a batch costs something, and each row a little more. Whole numbers add up exactly.
 MEASURED = {1: 5, 2: 6, 4: 8, 8: 12, 16: 20}
-COSTS = Costs(dict.fromkeys((A, B), Buckets(MEASURED)))
+COSTS = CostModel(dict.fromkeys((A, B), Buckets(MEASURED)))
 FAR = 1_000_000
 
 
-def job(left: int = 1, deadline: float = FAR, key: Key = A, *, large: bool = False) -> Waiting:
-    return Waiting(key, left, deadline, large)
+def job(left: int = 1, deadline: float = FAR, key: Key = A, *, large: bool = False) -> QueuedJob:
+    return QueuedJob(key, left, deadline, large)
 
 
-def run(queue: Sequence[Waiting], costs: Costs = COSTS, now: float = 0) -> Formation:
+def run(queue: Sequence[QueuedJob], costs: CostModel = COSTS, now: float = 0) -> BatchPlan:
     chosen = form(queue, costs, now).run
     assert chosen is not None
     return chosen
@@ -61,27 +61,27 @@ def test_the_bucket_is_the_one_that_serves_most_rows_a_second(rows: int, size: i
 
 
 def test_of_two_buckets_that_serve_alike_the_smaller_is_taken() -> None:
-    assert run([job()] * 8, Costs({A: Buckets({4: 4, 8: 8})})).size == 4
+    assert run([job()] * 8, CostModel({A: Buckets({4: 4, 8: 8})})).size == 4
 
 
 def test_a_larger_bucket_that_was_measured_slower_is_left_alone() -> None:
-    assert run([job()] * 16, Costs({A: Buckets({8: 8, 16: 100})})).size == 8
+    assert run([job()] * 16, CostModel({A: Buckets({8: 8, 16: 100})})).size == 8
 
 
 def test_a_full_batch_says_so() -> None:
     chosen = run([job(10), job(10)])
-    assert chosen == Formation(A, 16, ((0, 10), (1, 6)), "full")
+    assert chosen == BatchPlan(A, 16, ((0, 10), (1, 6)), "full")
     assert chosen.rows == 16
 
 
 def test_a_batch_that_took_everything_and_has_room_says_drained() -> None:
     chosen = run([job(2), job(1)])
-    assert chosen == Formation(A, 4, ((0, 2), (1, 1)), "drained")
+    assert chosen == BatchPlan(A, 4, ((0, 2), (1, 1)), "drained")
     assert chosen.rows == 3
 
 
 def test_a_bucket_kept_small_for_the_sake_of_the_first_deadline_says_so() -> None:
-    assert run([job(deadline=6), *[job()] * 15]) == Formation(A, 2, ((0, 1), (1, 1)), "deadline")
+    assert run([job(deadline=6), *[job()] * 15]) == BatchPlan(A, 2, ((0, 1), (1, 1)), "deadline")
 
 
 def test_a_bucket_that_just_meets_the_first_deadline_is_allowed() -> None:
@@ -92,7 +92,7 @@ def test_a_bucket_that_just_meets_the_first_deadline_is_allowed() -> None:
 # Devices that are free together.
 
 
-def shared(rows: int, free: int) -> Formation:
+def shared(rows: int, free: int) -> BatchPlan:
     chosen = form([job()] * rows, COSTS, 0, free=free).run
     assert chosen is not None
     return chosen
@@ -119,17 +119,17 @@ def test_a_device_takes_its_share_and_leaves_theirs_to_the_others(
 
 def test_the_share_is_of_the_rows_that_may_be_in_one_batch() -> None:
     queue = [*[job()] * 4, *[job(key=B)] * 12]
-    assert form(queue, COSTS, 0, free=2).run == Formation(A, 2, ((0, 1), (1, 1)), "drained")
+    assert form(queue, COSTS, 0, free=2).run == BatchPlan(A, 2, ((0, 1), (1, 1)), "drained")
 
 
 def test_a_share_is_taken_in_order_of_deadlines_too() -> None:
     chosen = form([job(3, 100), job(9, 200), job(4, 300)], COSTS, 0, free=2).run
-    assert chosen == Formation(A, 8, ((0, 3), (1, 5)), "drained")
+    assert chosen == BatchPlan(A, 8, ((0, 3), (1, 5)), "drained")
 
 
 def test_a_share_is_done_by_the_first_deadline_as_a_whole_would_be() -> None:
     chosen = form([job(deadline=6), *[job()] * 31], COSTS, 0, free=2).run
-    assert chosen == Formation(A, 2, ((0, 1), (1, 1)), "deadline")
+    assert chosen == BatchPlan(A, 2, ((0, 1), (1, 1)), "deadline")
 
 
 @given(st.integers(1, 8), st.integers(0, 60))
@@ -156,13 +156,13 @@ def test_rows_are_taken_in_order_of_deadlines() -> None:
 
 def test_rows_of_another_key_wait_for_their_own_batch() -> None:
     queue = [job(3), job(3, key=B), job(1)]
-    assert run(queue) == Formation(A, 4, ((0, 3), (2, 1)), "drained")
-    assert run(queue[1:]) == Formation(B, 4, ((0, 3),), "drained")
+    assert run(queue) == BatchPlan(A, 4, ((0, 3), (2, 1)), "drained")
+    assert run(queue[1:]) == BatchPlan(B, 4, ((0, 3),), "drained")
 
 
 def test_a_job_that_can_no_longer_be_in_time_is_dropped_and_costs_no_room() -> None:
     decision = form([job(1, deadline=104), job(2, deadline=200)], COSTS, now=100)
-    assert decision == Decision((0,), Formation(A, 2, ((1, 2),), "drained"))
+    assert decision == Decision((0,), BatchPlan(A, 2, ((1, 2),), "drained"))
 
 
 def test_a_job_that_is_just_in_time_is_not_dropped() -> None:
@@ -187,7 +187,7 @@ def test_a_large_job_that_can_afford_it_lets_later_deadlines_pass() -> None:
 
 
 def test_a_large_job_lets_other_keys_pass_too() -> None:
-    assert run([job(144, 500, large=True), job(1, 600, B)]) == Formation(B, 1, ((1, 1),), "drained")
+    assert run([job(144, 500, large=True), job(1, 600, B)]) == BatchPlan(B, 1, ((1, 1),), "drained")
 
 
 def test_a_large_job_yields_until_being_served_last_would_make_it_late() -> None:
@@ -226,12 +226,12 @@ def test_an_overdue_batch_is_expected_to_take_as_long_again(elapsed: int, second
 
 buckets = st.dictionaries(st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 40), min_size=1)
 lines = st.builds(
-    Line, st.integers(0, 10), st.integers(0, 5), st.integers(1, 16), st.integers(1, 4)
+    LinearCost, st.integers(0, 10), st.integers(0, 5), st.integers(1, 16), st.integers(1, 4)
 )
 curves = st.one_of(st.builds(Buckets, buckets), lines)
-any_costs = st.builds(lambda a, b: Costs({A: a, B: b}), curves, curves)
+any_costs = st.builds(lambda a, b: CostModel({A: a, B: b}), curves, curves)
 waiting = st.builds(
-    Waiting,
+    QueuedJob,
     key=st.sampled_from([A, B]),
     left=st.integers(1, 40),
     deadline=st.integers(0, 300),
@@ -242,7 +242,9 @@ queues = st.lists(waiting, max_size=12).map(lambda jobs: sorted(jobs, key=attrge
 
 @settings(deadline=None, derandomize=True)
 @given(queues, any_costs, st.integers(0, 100), st.integers(1, 4))
-def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int, free: int) -> None:
+def test_a_formation_is_sound(
+    queue: list[QueuedJob], costs: CostModel, now: int, free: int
+) -> None:
     decision = form(queue, costs, now, free=free)
     late = [costs.of(job.key, job.left) > job.deadline - now for job in queue]
     assert all(late[at] for at in decision.late)
@@ -251,10 +253,10 @@ def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int, free
         return
     chosen = decision.run
     curve = costs.curves[chosen.key]
-    sizes = range(1, curve.largest + 1) if isinstance(curve, Line) else curve.sizes
+    sizes = range(1, curve.largest + 1) if isinstance(curve, LinearCost) else curve.sizes
     assert chosen.size in sizes
     assert 0 < chosen.rows <= chosen.size
-    if isinstance(curve, Line):
+    if isinstance(curve, LinearCost):
         assert chosen.rows == chosen.size  # nothing is padded
     assert {queue[at].key for at, _ in chosen.takes} == {chosen.key}
     assert all(0 < rows <= queue[at].left for at, rows in chosen.takes)
@@ -269,7 +271,7 @@ def test_a_formation_is_sound(queue: list[Waiting], costs: Costs, now: int, free
 @settings(deadline=None, derandomize=True)
 @given(queues, any_costs, st.integers(0, 100), st.integers(1, 4))
 def test_the_first_job_that_is_not_late_always_gets_on(
-    queue: list[Waiting], costs: Costs, now: int, free: int
+    queue: list[QueuedJob], costs: CostModel, now: int, free: int
 ) -> None:
     small = [replace(job, large=False) for job in queue]
     first = next(
@@ -291,19 +293,19 @@ class Arrival:
     key: Key
     rows: int
     seconds: int
-    bulk: bool = False
+    background: bool = False
 
 
 @dataclass
 class Simulation:
     """Devices that take exactly as long as their table says, ruled by `admit` and `form`."""
 
-    costs: Costs
+    costs: CostModel
     devices: int = 1
-    shares: Shares = field(default_factory=lambda: Shares(0.25))
+    shares: FairShare = field(default_factory=lambda: FairShare(0.25))
     now: float = 0
     busy_until: list[float] = field(default_factory=list)  # each device
-    queue: list[tuple[Waiting, int]] = field(default_factory=list)  # in order, with who it is
+    queue: list[tuple[QueuedJob, int]] = field(default_factory=list)  # in order, with who it is
     bulk_asked: float = -math.inf  # when it last was
     admitted: dict[int, float] = field(default_factory=dict)  # deadlines
     ends: dict[int, float] = field(default_factory=dict)  # of the batches that each was in
@@ -326,25 +328,32 @@ class Simulation:
         self.now = arrival.at
         self.batches_before[who] = len(self.batches)
         running = sum(max(0, until - self.now) for until in self.busy_until)
-        rows, bulk = (
-            rows_left(job for job, _ in self.queue if job.bulk == is_bulk)
-            for is_bulk in (False, True)
+        rows, background = (
+            rows_left(job for job, _ in self.queue if job.background == is_background)
+            for is_background in (False, True)
         )
-        if arrival.bulk:
+        if arrival.background:
             self.bulk_asked = self.now
-        shared = any(bulk.values()) or self.now - self.bulk_asked < 100
-        load = Load(running, rows, self.devices, bulk=bulk, share=self.shares.bulk, shared=shared)
+        shared = any(background.values()) or self.now - self.bulk_asked < 100
+        load = QueueLoad(
+            running,
+            rows,
+            self.devices,
+            background=background,
+            share=self.shares.background,
+            shared=shared,
+        )
         wanted = {arrival.key: arrival.rows}
-        if admit(load, wanted, self.costs, arrival.seconds, bulk=arrival.bulk).admitted:
+        if admit(load, wanted, self.costs, arrival.seconds, background=arrival.background).admitted:
             deadline = self.admitted[who] = self.now + arrival.seconds
             large = arrival.rows > self.costs.largest(arrival.key)
-            waiting = Waiting(
+            waiting = QueuedJob(
                 arrival.key,
                 arrival.rows,
                 deadline,
                 large,
-                arrival.bulk,
-                firm=not (shared or arrival.bulk),
+                arrival.background,
+                promised_full_share=not (shared or arrival.background),
             )
             self.queue.append((waiting, who))
             self.queue.sort(key=lambda entry: (entry[0].deadline, entry[1]))
@@ -363,14 +372,14 @@ class Simulation:
                 free=free,
                 devices=self.devices,
                 running=running,
-                bulk_first=self.shares.is_bulks,
+                background_first=self.shares.is_background,
             )
             if run := decision.run:
-                bulk = jobs[run.takes[0][0]].bulk
+                background = jobs[run.takes[0][0]].background
                 self.shares = self.shares.took(
                     self.costs.seconds(run.key, run.size),
-                    bulk=bulk,
-                    others=any(job.bulk != bulk for job in jobs),
+                    background=background,
+                    others=any(job.background != background for job in jobs),
                 )
             self._start(decision)
 
@@ -408,7 +417,7 @@ arrivals = st.lists(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(arrivals, any_costs, st.integers(1, 3))
 def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
-    arrivals: list[Arrival], costs: Costs, devices: int
+    arrivals: list[Arrival], costs: CostModel, devices: int
 ) -> None:
     """What holds for every table: an admitted job ends by its deadline, with an answer or without.
 
@@ -425,7 +434,7 @@ def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
 # Tables by which larger batches cost more, but less for each row: those that machines measure.
 growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
     lambda ab: st.sampled_from(
-        [Buckets({size: ab[0] + size * ab[1] for size in (1, 2, 4, 8, 16)}), Line(*ab, 16)]
+        [Buckets({size: ab[0] + size * ab[1] for size in (1, 2, 4, 8, 16)}), LinearCost(*ab, 16)]
     )
 )
 
@@ -433,11 +442,11 @@ growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     arrivals,
-    st.builds(lambda a, b: Costs({A: a, B: b}), growing, growing),
+    st.builds(lambda a, b: CostModel({A: a, B: b}), growing, growing),
     st.integers(1, 4),
 )
 def test_who_is_admitted_is_answered_in_time(
-    arrivals: list[Arrival], costs: Costs, devices: int
+    arrivals: list[Arrival], costs: CostModel, devices: int
 ) -> None:
     """The promise, to the letter, on devices that cost what they were measured to."""
     end = Simulation(costs, devices).play(arrivals)

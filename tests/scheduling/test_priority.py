@@ -20,14 +20,14 @@ from test_grpc import hosting, image
 from test_metrics import value
 from test_policy import COSTS, FAR, A, Arrival, B, Simulation, job
 
-from service.api.middleware.security_headers import is_bulk
+from service.api.middleware.security_headers import is_background
 from service.client import Client
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
 from service.imaging.image_decoder import Bounds
-from service.scheduling.admission import Load, admit
-from service.scheduling.cost_model import Buckets, Costs
-from service.scheduling.policy import Shares, Waiting, form
-from service.scheduling.types import Demand
+from service.scheduling.admission import QueueLoad, admit
+from service.scheduling.cost_model import Buckets, CostModel
+from service.scheduling.policy import FairShare, QueuedJob, form
+from service.scheduling.types import JobSpec
 from service.serving.types import Limits
 
 QUARTER = 0.25
@@ -55,77 +55,77 @@ BACKGROUND = {"Priority": "u=7"}
 def test_urgency_seven_is_bulk_and_what_is_no_priority_is_ignored(
     priority: str | None, *, expected: bool
 ) -> None:
-    assert is_bulk(priority) is expected
+    assert is_background(priority) is expected
 
 
 # Whose turn it is.
 
 
 def test_while_both_wait_bulk_is_owed_its_share() -> None:
-    shares, turns = Shares(QUARTER), []
+    shares, turns = FairShare(QUARTER), []
     for _ in range(400):
-        turns.append(bulk := shares.is_bulks)
-        shares = shares.took(3.0, bulk=bulk, others=True)
+        turns.append(background := shares.is_background)
+        shares = shares.took(3.0, background=background, others=True)
     assert turns[:2] == [False, True]
     assert sum(turns) == 100
 
 
 def test_what_batches_cost_is_what_is_shared() -> None:
-    shares, took = Shares(QUARTER), Counter[bool]()
+    shares, took = FairShare(QUARTER), Counter[bool]()
     for _ in range(1000):
-        seconds = 8.0 if shares.is_bulks else 1.0
-        took[shares.is_bulks] += seconds
-        shares = shares.took(seconds, bulk=shares.is_bulks, others=True)
+        seconds = 8.0 if shares.is_background else 1.0
+        took[shares.is_background] += seconds
+        shares = shares.took(seconds, background=shares.is_background, others=True)
     assert took[True] / took.total() == pytest.approx(QUARTER, abs=0.01)
 
 
 def test_nothing_is_owed_for_a_time_in_which_one_waited_alone() -> None:
-    shares = Shares(QUARTER).took(9.0, bulk=False, others=True)
-    assert shares.is_bulks
-    assert shares.took(1.0, bulk=False, others=False) == Shares(QUARTER)
+    shares = FairShare(QUARTER).took(9.0, background=False, others=True)
+    assert shares.is_background
+    assert shares.took(1.0, background=False, others=False) == FairShare(QUARTER)
 
 
 def test_who_comes_to_bulk_that_was_alone_is_let_pass_for_as_long_as_its_last_batch_took() -> None:
-    shares = Shares(QUARTER, 5.0).took(8.0, bulk=True, others=False)
+    shares = FairShare(QUARTER, 5.0).took(8.0, background=True, others=False)
     for _ in range(8 * 3):
-        assert not shares.is_bulks
-        shares = shares.took(1.0, bulk=False, others=True)
-    assert shares.took(0.1, bulk=False, others=True).is_bulks
+        assert not shares.is_background
+        shares = shares.took(1.0, background=False, others=True)
+    assert shares.took(0.1, background=False, others=True).is_background
 
 
 # What shares a batch.
 
 
-def bulk(left: int = 1, deadline: float = FAR, *, large: bool = False) -> Waiting:
-    return replace(job(left, deadline, large=large), bulk=True)
+def background(left: int = 1, deadline: float = FAR, *, large: bool = False) -> QueuedJob:
+    return replace(job(left, deadline, large=large), background=True)
 
 
-def taken(*queue: Waiting, first: bool = False) -> tuple[int, tuple[tuple[int, int], ...]]:
-    chosen = form(queue, COSTS, 0, bulk_first=first).run
+def taken(*queue: QueuedJob, first: bool = False) -> tuple[int, tuple[tuple[int, int], ...]]:
+    chosen = form(queue, COSTS, 0, background_first=first).run
     assert chosen is not None
     return chosen.size, chosen.takes
 
 
 def test_interactive_rows_decide_how_large_a_batch_is() -> None:
-    assert taken(bulk(5), job(2), job()) == (4, ((1, 2), (2, 1), (0, 1)))
-    assert taken(bulk(5), job()) == (1, ((1, 1),))
+    assert taken(background(5), job(2), job()) == (4, ((1, 2), (2, 1), (0, 1)))
+    assert taken(background(5), job()) == (1, ((1, 1),))
 
 
 def test_bulk_has_what_nobody_else_wants() -> None:
-    assert taken(bulk(5), bulk(3)) == (8, ((0, 5), (1, 3)))
+    assert taken(background(5), background(3)) == (8, ((0, 5), (1, 3)))
 
 
 def test_when_it_is_bulks_turn_the_others_fill_what_it_leaves() -> None:
-    assert taken(job(2), bulk(7), first=True) == (8, ((1, 7), (0, 1)))
+    assert taken(job(2), background(7), first=True) == (8, ((1, 7), (0, 1)))
     assert taken(job(2), first=True) == (2, ((0, 2),))
 
 
 def test_a_batch_is_not_filled_with_what_would_be_late_in_it() -> None:
-    assert taken(bulk(1, deadline=7), job(3)) == (4, ((1, 3),))  # which takes 8
+    assert taken(background(1, deadline=7), job(3)) == (4, ((1, 3),))  # which takes 8
 
 
 def test_large_jobs_let_those_of_their_class_pass_only() -> None:
-    queue = job(20, large=True), job(2), bulk(20, large=True), bulk(3)
+    queue = job(20, large=True), job(2), background(20, large=True), background(3)
     assert taken(*queue) == (16, ((1, 2), (0, 14)))
     assert taken(*queue, first=True) == (16, ((3, 3), (2, 13)))
 
@@ -134,51 +134,51 @@ def test_large_jobs_let_those_of_their_class_pass_only() -> None:
 
 
 def test_bulk_is_promised_what_its_share_brings_whoever_else_comes() -> None:
-    alone = Load(8, {}, bulk={A: 16}, share=QUARTER)
+    alone = QueueLoad(8, {}, background={A: 16}, share=QUARTER)
     promised = (8 + 20 + 20) / QUARTER + 20  # with a largest run in hand
     for rows in (0, 16, 64):
         load = replace(alone, rows={A: rows})
-        assert admit(load, {A: 16}, COSTS, promised, bulk=True).admitted
-        assert not admit(load, {A: 16}, COSTS, promised - 1, bulk=True).admitted
+        assert admit(load, {A: 16}, COSTS, promised, background=True).admitted
+        assert not admit(load, {A: 16}, COSTS, promised - 1, background=True).admitted
 
 
 def test_once_bulk_is_asked_for_others_are_promised_the_rest_of_the_time() -> None:
-    load = Load(0, {A: 16}, bulk={A: 1600}, share=QUARTER)
+    load = QueueLoad(0, {A: 16}, background={A: 1600}, share=QUARTER)
     assert admit(load, {A: 16}, COSTS, 1000).done_in == 20 + 20
     shared = replace(load, shared=True)
     assert admit(shared, {A: 16}, COSTS, 1000).done_in == (20 + 20) / (1 - QUARTER)
 
 
 def test_bulk_comes_after_those_who_were_promised_all_of_the_time() -> None:
-    load = Load(0, {A: 1600})
+    load = QueueLoad(0, {A: 1600})
     needed = 101 * 20 + 20  # with a largest run in hand
-    assert admit(load, {A: 16}, COSTS, needed, bulk=True).admitted
-    assert not admit(load, {A: 16}, COSTS, needed - 1, bulk=True).admitted
+    assert admit(load, {A: 16}, COSTS, needed, background=True).admitted
+    assert not admit(load, {A: 16}, COSTS, needed - 1, background=True).admitted
 
 
 def test_bulk_that_its_share_is_not_enough_for_is_never_admitted() -> None:
-    assert admit(Load(0, {}), {A: 16}, COSTS, 80, bulk=True).admitted
-    assert not admit(Load(0, {}), {A: 16}, COSTS, 79, bulk=True).possible
-    assert not admit(Load(0, {A: 1}), {A: 16}, COSTS, 79, bulk=True).possible
+    assert admit(QueueLoad(0, {}), {A: 16}, COSTS, 80, background=True).admitted
+    assert not admit(QueueLoad(0, {}), {A: 16}, COSTS, 79, background=True).possible
+    assert not admit(QueueLoad(0, {A: 1}), {A: 16}, COSTS, 79, background=True).possible
 
 
 def test_bulk_may_come_again_sooner_where_it_has_all_of_the_time() -> None:
-    load = Load(0, {}, bulk={A: 16}, share=QUARTER)
-    sooner = admit(load, {A: 16}, COSTS, 100, bulk=True).retry_after
+    load = QueueLoad(0, {}, background={A: 16}, share=QUARTER)
+    sooner = admit(load, {A: 16}, COSTS, 100, background=True).retry_after
     assert sooner == QUARTER * (160 + 20 - 100)
-    beside = admit(replace(load, rows={A: 1}), {A: 16}, COSTS, 100, bulk=True).retry_after
+    beside = admit(replace(load, rows={A: 1}), {A: 16}, COSTS, 100, background=True).retry_after
     assert beside == sooner / QUARTER
 
 
 def test_who_is_refused_is_told_by_what_his_class_has_of_the_time() -> None:
-    load = Load(0, {A: 160}, share=QUARTER, shared=True)
+    load = QueueLoad(0, {A: 160}, share=QUARTER, shared=True)
     whole = admit(load, {A: 16}, COSTS, 100)
     assert whole.retry_after == pytest.approx((1 - QUARTER) * (220 / (1 - QUARTER) + 20 - 100))
     assert whole.every == 20
-    beside = admit(replace(load, bulk={A: 1}), {A: 16}, COSTS, 100)
+    beside = admit(replace(load, background={A: 1}), {A: 16}, COSTS, 100)
     assert beside.retry_after == pytest.approx(whole.retry_after / (1 - QUARTER))
     assert beside.every == 20 / (1 - QUARTER)
-    assert admit(load, {A: 16}, COSTS, 100, bulk=True).every == 20 / QUARTER
+    assert admit(load, {A: 16}, COSTS, 100, background=True).every == 20 / QUARTER
 
 
 def traffic(seed: int) -> list[Arrival]:
@@ -189,7 +189,7 @@ def traffic(seed: int) -> list[Arrival]:
             key=chance.choice([A, B]),
             rows=chance.randint(1, 40) if chance.random() < 0.2 else chance.randint(1, 4),
             seconds=chance.randint(1, 400),
-            bulk=chance.random() < 0.5,
+            background=chance.random() < 0.5,
         )
         for _ in range(40)
     ]
@@ -212,14 +212,14 @@ def test_one_that_was_promised_all_of_the_time_keeps_bulk_from_its_share_not_for
     admitted = Counter[bool]()
     for seed in range(10):
         chance = random.Random(seed)
-        firm = Arrival(0, A, 64, 4000)
+        promised_full_share = Arrival(0, A, 64, 4000)
         others = [Arrival(chance.randint(1, 4000), A, 16, 250) for _ in range(260)]
-        much = [Arrival(chance.randint(1, 4000), A, 16, 1000, bulk=True) for _ in range(70)]
-        arrivals = sorted([firm, *others, *much], key=attrgetter("at"))
+        much = [Arrival(chance.randint(1, 4000), A, 16, 1000, background=True) for _ in range(70)]
+        arrivals = sorted([promised_full_share, *others, *much], key=attrgetter("at"))
         end = Simulation(COSTS).play(arrivals)
         for who, by in end.admitted.items():
-            admitted[arrivals[who].bulk] += 1
-            late[arrivals[who].bulk] += end.done.get(who, math.inf) > by
+            admitted[arrivals[who].background] += 1
+            late[arrivals[who].background] += end.done.get(who, math.inf) > by
     assert admitted[True] > 300
     assert admitted[False] > 1000
     assert late.total() <= admitted.total() / 500
@@ -228,22 +228,24 @@ def test_one_that_was_promised_all_of_the_time_keeps_bulk_from_its_share_not_for
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, QUARTER, 0.5])
 def test_under_overload_each_class_has_its_share(share: float) -> None:
-    costs = Costs({A: Buckets({1: 1, 4: 4})})
-    arrivals = [Arrival(at, A, 4, 200, bulk) for at in range(4000) for bulk in (False, True)]
-    end = Simulation(costs, shares=Shares(share)).play(arrivals)
+    costs = CostModel({A: Buckets({1: 1, 4: 4})})
+    arrivals = [
+        Arrival(at, A, 4, 200, background) for at in range(4000) for background in (False, True)
+    ]
+    end = Simulation(costs, shares=FairShare(share)).play(arrivals)
     order = sorted(arrivals, key=attrgetter("at"))
-    rows = Counter(order[who].bulk for who in end.done)
+    rows = Counter(order[who].background for who in end.done)
     assert rows.total() > 900  # of a thousand batches that there is time for
     assert rows[True] / rows.total() == pytest.approx(share, abs=0.02)
     assert end.dropped == {}
 
 
 def test_bulk_without_end_makes_interactive_work_wait_for_one_batch() -> None:
-    flood = [Arrival(at, A, 16, 1000, bulk=True) for at in range(0, 2000, 10)]
+    flood = [Arrival(at, A, 16, 1000, background=True) for at in range(0, 2000, 10)]
     few = [Arrival(at, A, 1, 1000) for at in range(55, 2000, 200)]
     end = Simulation(COSTS).play([*flood, *few])
     order = sorted([*flood, *few], key=attrgetter("at"))
-    mine = [who for who, one in enumerate(order) if not one.bulk]
+    mine = [who for who, one in enumerate(order) if not one.background]
     assert [who for who in mine if end.done[who] - order[who].at > 20 + 5] == []
     assert len(end.done) > len(few) + 50
 
@@ -256,19 +258,21 @@ def test_interactive_jobs_pass_bulk_that_came_before_and_is_due_before() -> None
         device = Device()
         async with batcher_of(device) as batcher:
 
-            async def ask(name: str, rows: int, *, bulk: bool) -> None:
-                deadline = time.monotonic() + (1000 if bulk else 2000)
-                with batcher.reserve([Demand(A, rows, 1)], deadline, bulk=bulk) as [seat]:
-                    await batcher.submit(seat, name)
+            async def ask(name: str, rows: int, *, background: bool) -> None:
+                deadline = time.monotonic() + (1000 if background else 2000)
+                with batcher.reserve([JobSpec(A, rows, 1)], deadline, background=background) as [
+                    reservation
+                ]:
+                    await batcher.submit(reservation, name)
 
-            tasks = [asyncio.create_task(ask("first", 8, bulk=True))]
+            tasks = [asyncio.create_task(ask("first", 8, background=True))]
             await device.begun()
-            tasks += [asyncio.create_task(ask("bulk", 16, bulk=True)) for _ in range(2)]
+            tasks += [asyncio.create_task(ask("bulk", 16, background=True)) for _ in range(2)]
             await settle()
-            tasks += [asyncio.create_task(ask(name, 4, bulk=False)) for name in ("a", "b")]
+            tasks += [asyncio.create_task(ask(name, 4, background=False)) for name in ("a", "b")]
             await settle()
             backlog = batcher.backlog()
-            assert (backlog.rows, backlog.bulk) == (40, 32)
+            assert (backlog.rows, backlog.background) == (40, 32)
             served = []
             for _ in range(5):
                 device.end()
@@ -276,7 +280,7 @@ def test_interactive_jobs_pass_bulk_that_came_before_and_is_due_before() -> None
             assert served == ["a", "bulk", "bulk", "bulk", "bulk"]
             device.end()
             await asyncio.gather(*tasks)
-            assert batcher.backlog().bulk == 0
+            assert batcher.backlog().background == 0
 
     play(scene)
 
@@ -284,9 +288,9 @@ def test_interactive_jobs_pass_bulk_that_came_before_and_is_due_before() -> None
 def test_bulk_without_time_is_told_that_it_has_a_share_only() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
-            batcher.check([Demand(A, 8, 1)], 2.0)  # takes 1.8
+            batcher.check([JobSpec(A, 8, 1)], 2.0)  # takes 1.8
             with pytest.raises(DeadlineExceeded, match=r"about 7\.20 s as bulk, beside others"):
-                batcher.check([Demand(A, 8, 1)], 2.0, bulk=True)
+                batcher.check([JobSpec(A, 8, 1)], 2.0, background=True)
 
     play(scene)
 
@@ -296,15 +300,17 @@ def test_bulk_leaves_half_of_the_memory_to_others() -> None:
         async with batcher_of(Device(), max_bytes=100) as batcher:
             deadline = time.monotonic() + 1000
             with pytest.raises(TooLarge, match="the limit is 50"):
-                batcher.check([Demand(A, 1, 51)], 1000, bulk=True)
-            with batcher.reserve([Demand(A, 1, 40)], deadline, bulk=True):
+                batcher.check([JobSpec(A, 1, 51)], 1000, background=True)
+            with batcher.reserve([JobSpec(A, 1, 40)], deadline, background=True):
                 with pytest.raises(Overloaded, match="fill their 50 bytes"):
-                    batcher.check([Demand(A, 1, 11)], 1000, bulk=True)
-                batcher.check([Demand(A, 1, 60)], 1000)
+                    batcher.check([JobSpec(A, 1, 11)], 1000, background=True)
+                batcher.check([JobSpec(A, 1, 60)], 1000)
                 with pytest.raises(Overloaded, match="fill their 100 bytes"):
-                    batcher.check([Demand(A, 1, 61)], 1000)
-                assert batcher.outlook([Demand(A, 1, 20)])[1] == 0.6  # bulk's bytes are filled, too
-                assert batcher.outlook([Demand(A, 1, 5)], bulk=True)[1] == 0.9
+                    batcher.check([JobSpec(A, 1, 61)], 1000)
+                assert (
+                    batcher.predict([JobSpec(A, 1, 20)])[1] == 0.6
+                )  # bulk's bytes are filled, too
+                assert batcher.predict([JobSpec(A, 1, 5)], background=True)[1] == 0.9
 
     play(scene)
 
@@ -313,18 +319,20 @@ def test_bulk_that_has_no_chance_lowers_nobodys_promise() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             deadline = time.monotonic() + 1000
-            with batcher.reserve([Demand(A, 8, 1)], deadline):
-                before, _ = batcher.outlook([Demand(A, 8, 1)])
+            with batcher.reserve([JobSpec(A, 8, 1)], deadline):
+                before, _ = batcher.predict([JobSpec(A, 8, 1)])
                 for seconds in (-1.0, 0.001):
                     with pytest.raises(DeadlineExceeded):
-                        batcher.check([Demand(A, 8, 1)], seconds, bulk=True)
-                assert batcher.outlook([Demand(A, 8, 1)])[0] == before
-                batcher.check([Demand(A, 1, 1)], 1000, bulk=True)
-                assert batcher.outlook([Demand(A, 8, 1)])[0] == before  # nothing has come of it
-                with batcher.reserve([Demand(A, 1, 1)], deadline, bulk=True) as [seat]:
-                    queued = asyncio.create_task(batcher.submit(seat, "bulk"))
+                        batcher.check([JobSpec(A, 8, 1)], seconds, background=True)
+                assert batcher.predict([JobSpec(A, 8, 1)])[0] == before
+                batcher.check([JobSpec(A, 1, 1)], 1000, background=True)
+                assert batcher.predict([JobSpec(A, 8, 1)])[0] == before  # nothing has come of it
+                with batcher.reserve([JobSpec(A, 1, 1)], deadline, background=True) as [
+                    reservation
+                ]:
+                    queued = asyncio.create_task(batcher.submit(reservation, "bulk"))
                     await settle()
-                    assert batcher.outlook([Demand(A, 8, 1)])[0] > before
+                    assert batcher.predict([JobSpec(A, 8, 1)])[0] > before
                     queued.cancel()
 
     play(scene)
@@ -339,14 +347,16 @@ def test_bulk_lets_others_be_decoded_before_it() -> None:
         async with classifying(limits=limits) as served:
             ask = served.classifier.classify
             much = [
-                asyncio.create_task(ask([RED] * 8, plan="single", top_k=1, seconds=30, bulk=True))
+                asyncio.create_task(
+                    ask([RED] * 8, plan="single", top_k=1, seconds=30, background=True)
+                )
                 for _ in range(5)
             ]
             await asyncio.sleep(0)
             assert best(await ask([RED], plan="single", top_k=1, seconds=30)) == ["red"]
             waiting = [task for task in much if not task.done()]
             assert waiting  # it came after them and was there before
-            assert served.backlog().bulk > 8
+            assert served.backlog().background > 8
             for answers in await asyncio.gather(*much):
                 assert best(answers) == ["red"] * 8
 
@@ -362,13 +372,15 @@ def test_bulk_pictures_that_wait_for_a_decoder_are_predicted_to() -> None:
             go = threading.Event()
             backend.decoder.submit(go.wait)
             much = asyncio.create_task(
-                served.classifier.classify([RED] * 3, plan="single", top_k=1, seconds=99, bulk=True)
+                served.classifier.classify(
+                    [RED] * 3, plan="single", top_k=1, seconds=99, background=True
+                )
             )
             try:
                 await asyncio.sleep(0.01)
                 served.classifier.check(plan="single", seconds=15)  # one is before it
                 with pytest.raises(Overloaded, match="rows are queued"):
-                    served.classifier.check(plan="single", seconds=15, bulk=True)
+                    served.classifier.check(plan="single", seconds=15, background=True)
             finally:
                 go.set()
             await much
@@ -400,7 +412,7 @@ def test_a_bulk_request_is_answered_as_any_other() -> None:
         assert answer.json()["predictions"][0]["label"] == "red"
         chosen = client.post("/classify?views=auto", files=parts(plain("red")), headers=BACKGROUND)
         assert chosen.json()["views"] == "paper"
-        assert value(client, "googlenet_queue_bulk_rows") == 0
+        assert value(client, "googlenet_queue_background_rows") == 0
 
 
 def test_a_call_over_grpc_is_bulk_by_its_metadata() -> None:
@@ -413,7 +425,7 @@ def test_a_call_over_grpc_is_bulk_by_its_metadata() -> None:
 
 def test_the_client_says_what_can_wait() -> None:
     with misbehaving(GOOD, GOOD) as (url, asked), Client(url) as client:
-        client.classify(plain("red"), bulk=True)
+        client.classify(plain("red"), background=True)
         client.classify(plain("red"))
     assert [b"priority: u=7" in one.lower() for one in asked] == [True, False]
     assert b"bulk" not in asked[0]
@@ -424,13 +436,13 @@ def test_bulk_that_was_refused_keeps_nobody_else_waiting() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
             deadline = time.monotonic() + 20.0
-            with batcher.reserve([Demand(A, 80, 1)], deadline):  # takes 18
+            with batcher.reserve([JobSpec(A, 80, 1)], deadline):  # takes 18
                 for _ in range(50):
-                    with pytest.raises(Overloaded) as bulk:
-                        batcher.check([Demand(A, 8, 1)], 10.0, bulk=True)
+                    with pytest.raises(Overloaded) as background:
+                        batcher.check([JobSpec(A, 8, 1)], 10.0, background=True)
                 with pytest.raises(Overloaded) as ours:
-                    batcher.check([Demand(A, 8, 1)], 18.0)
+                    batcher.check([JobSpec(A, 8, 1)], 18.0)
             assert ours.value.retry_after < 15  # though fifty have been told of later times
-            assert bulk.value.retry_after > 50
+            assert background.value.retry_after > 50
 
     play(scene)

@@ -113,7 +113,9 @@ def hosted() -> Iterator[Hosted]:
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Hosted]:
     """A server that loses patience soon."""
-    with hosting(header_seconds=SHORT, upload_seconds=SHORT, send_seconds=SHORT) as ours:
+    with hosting(
+        header_timeout_seconds=SHORT, upload_timeout_seconds=SHORT, send_timeout_seconds=SHORT
+    ) as ours:
         yield ours
 
 
@@ -313,7 +315,7 @@ def test_a_body_that_comes_too_slowly_is_answered_with_408(hasty: Hosted) -> Non
 def test_chunks_without_end_are_answered_within_the_time_or_size_of_a_body(
     more: bytes,
 ) -> None:
-    with hosting(max_body_bytes=100_000, upload_seconds=SHORT) as ours:
+    with hosting(max_body_bytes=100_000, upload_timeout_seconds=SHORT) as ours:
         head = b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked"
         reply = meanwhile(ours.port, attacks.endless(ours.port, head + b"\r\n\r\n", more))
     assert reply.statuses[0] in {408, 413}
@@ -366,7 +368,7 @@ def test_a_broken_chunk_of_a_request_that_waits_is_told_after_the_answers_before
 
 def test_a_slow_head_behind_a_request_is_told_after_its_answer() -> None:
     gate = Gate()
-    with hosting(fake_backend(gate), header_seconds=SHORT) as ours:
+    with hosting(fake_backend(gate), header_timeout_seconds=SHORT) as ours:
 
         async def ask() -> Reply:
             with gate.shut():
@@ -649,8 +651,15 @@ def test_what_files_do_not_allow_is_told(caplog: pytest.LogCaptureFixture) -> No
 @pytest.fixture(scope="module")
 def real() -> Iterator[Served]:
     """A process that serves the bundled model."""
-    quick = ("--max-batch", "1", "--cores", "1", "--precision", "float32")
-    soon = ("--header-seconds", "2", "--upload-seconds", "2", "--send-seconds", "2")
+    quick = ("--max-batch", "1", "--cpu-threads", "1", "--precision", "float32")
+    soon = (
+        "--header-timeout-seconds",
+        "2",
+        "--upload-timeout-seconds",
+        "2",
+        "--send-timeout-seconds",
+        "2",
+    )
     many = ("--max-connections", "0")  # as many as files allow
     with serving("--model", "digits", "--device", "cpu", *quick, *soon, *many) as ours:
         with httpx2.Client(base_url=f"http://{HOST}:{ours.port}") as client:

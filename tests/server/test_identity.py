@@ -18,8 +18,8 @@ from known import SAME, Known, apart, colours, distance, scores
 from test_worker import Threads
 
 from service.engine.engine import Engine
-from service.engine.executor import Executor
-from service.engine.prepared_image import Cuts, prepare
+from service.engine.executor import DeviceExecutor
+from service.engine.prepared_image import PreparedImage, prepare
 from service.imaging.image_decoder import Bounds
 from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
@@ -41,7 +41,9 @@ RATES = Rates(
     broken_decoder=0.02,
     slow_decoder=0.02,
 )
-SETTINGS = Settings(timeout_seconds=600, max_queue_bytes=4 * 1024**3, max_upload_bytes=2 * 1024**3)
+SETTINGS = Settings(
+    timeout_seconds=600, max_queue_bytes=4 * 1024**3, max_inflight_body_bytes=2 * 1024**3
+)
 
 
 class ColourEngine:
@@ -49,16 +51,16 @@ class ColourEngine:
 
     def __init__(self) -> None:
         self.ensemble = fake_backend(sizes=(1, 2, 4, 8, 16, 32, 64)).ensemble
-        self.lanes = [Executor(self._run, number) for number in range(2)]
+        self.executors = [DeviceExecutor(self._run, number) for number in range(2)]
 
     def prepare(
         self, picture: bytes, views: str, bounds: Bounds, target: int = 0
-    ) -> Sequence[Cuts]:
+    ) -> Sequence[PreparedImage]:
         """Decode a picture."""
         return prepare(picture, self.ensemble.plans(views), bounds, target)
 
     @staticmethod
-    def _run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def _run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         time.sleep(BATCH)
         return mean_colour(batch)
 
@@ -68,7 +70,7 @@ def engine_apart() -> Iterator[Faulty]:
     """Serve such an engine as the worker does, in threads of this process, with faults."""
     engine = ColourEngine()
     threads = Threads(cast("Engine", engine))
-    loaded = Loaded(engine.ensemble, tuple(lane.device for lane in engine.lanes))
+    loaded = Loaded(engine.ensemble, tuple(executor.device for executor in engine.executors))
     try:
         yield Faulty(Worker(threads, loaded, 2), RATES)  # type: ignore[arg-type]  # no process
     finally:

@@ -32,9 +32,9 @@ from service.serving.served_model import RESTARTING
 def options(store: Path, max_batch: int = 1) -> list[str]:
     """Serve the real weights, loaded quickly, with time for a busy machine."""
     return [
-        *("--model", "bvlc_googlenet", "--store", str(store), "--device", "cpu"),
+        *("--model", "bvlc_googlenet", "--model-store", str(store), "--device", "cpu"),
         *("--max-batch", str(max_batch), "--timeout-seconds", "600"),
-        *("--precision", "float32", "--cores", "1"),
+        *("--precision", "float32", "--cpu-threads", "1"),
     ]
 
 
@@ -313,7 +313,7 @@ def test_a_signal_ends_it_while_it_loads(number: signal.Signals, real_store: Sto
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("role", ["model", "beside"])
+@pytest.mark.parametrize("role", ["model", "additional-models"])
 def test_a_signal_ends_it_while_it_downloads(
     number: signal.Signals, role: str, tmp_path: Path
 ) -> None:
@@ -330,9 +330,10 @@ def test_a_signal_ends_it_while_it_downloads(
         source = re.sub(r'url = "[^"]*"', f'url = "{address}/far.pth"', text)
         folder.joinpath("model.toml").write_text(source)
         shutil.copy(ROOT / "model_store/imagenet.tsv", tmp_path)
-        models = {"model": "digits", "beside": None} | {role: "far"}
+        models = {"model": "digits", "additional-models": None} | {role: "far"}
         process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "service", "serve", "--port", "0", "--store", str(tmp_path),
+            [sys.executable, "-m", "service", "serve", "--port", "0",
+             "--model-store", str(tmp_path),
              *(f"--{name}={value}" for name, value in models.items() if value)],
             cwd=ROOT, stderr=subprocess.PIPE, text=True, process_group=0,
         )  # fmt: skip
@@ -365,7 +366,7 @@ RESTARTS = 'googlenet_worker_restarts_total{model="digits"}'
 
 def test_a_worker_that_is_killed_is_started_again_a_few_times(beagle: bytes) -> None:
     """Then the process ends, too: whatever started it may do better."""
-    digits = ("--model", "digits", "--cores", "1")
+    digits = ("--model", "digits", "--cpu-threads", "1")
     with serving(*digits) as ours, client_of(ours.port) as client:
         killed: list[Path] = []
         for count in range(MOST):
@@ -439,8 +440,8 @@ def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path:
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
     five = (ROOT / "model_store/digits/held_out/5.png").read_bytes()
     file = tmp_path / "digits" / WEIGHTS
-    small = ("--max-batch", "1", "--cores", "1", "--precision", "float32", "--device", "cpu")
-    patient = ("--timeout-seconds", "600", "--store", str(tmp_path))
+    small = ("--max-batch", "1", "--cpu-threads", "1", "--precision", "float32", "--device", "cpu")
+    patient = ("--timeout-seconds", "600", "--model-store", str(tmp_path))
     with serving("--model", "digits", *small, *patient) as ours, client_of(ours.port) as client:
         wait_ready(client)
 
@@ -464,11 +465,11 @@ def test_a_model_that_is_replaced_under_load_loses_nothing(tmp_path: Path) -> No
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
     five = (ROOT / "model_store/digits/held_out/5.png").read_bytes()
     manifest = tmp_path / "digits/model.toml"
-    small = ("--max-batch", "4", "--cores", "1", "--precision", "float32", "--device", "cpu")
+    small = ("--max-batch", "4", "--cpu-threads", "1", "--precision", "float32", "--device", "cpu")
     told: Counter[tuple[int, str]] = Counter()
     done = threading.Event()
     with (
-        serving("--model", "digits", "--store", str(tmp_path), *small) as ours,
+        serving("--model", "digits", "--model-store", str(tmp_path), *small) as ours,
         client_of(ours.port) as client,
         ThreadPoolExecutor(4) as threads,
     ):

@@ -14,9 +14,9 @@ import pytest
 from conftest import FakeBackend, fake_backend, mean_colour
 from PIL import Image
 
-from service.engine.prepared_image import Cuts, prepare
+from service.engine.prepared_image import PreparedImage, prepare
 from service.errors import (
-    CallerGone,
+    ClientDisconnected,
     DeadlineExceeded,
     InferenceFailed,
     ModelError,
@@ -35,7 +35,7 @@ from service.scheduling.admission import Decoders
 from service.scheduling.types import Backlog, Batch, BatchReport, DropReport, RestartReport
 from service.serving.backend import Backend
 from service.serving.restart_policy import MOST, Restarts
-from service.serving.served_model import LOADING_RETRY, RESTARTING, Servable
+from service.serving.served_model import LOADING_RETRY, RESTARTING, ServedModel
 from service.serving.types import Answer, Limits
 
 LIMITS = Limits(picture=Bounds(100_000), max_queue_bytes=10**9, stall_seconds=60)
@@ -59,11 +59,11 @@ class Device:
     blocked: bool = False
     fails_member: int | None = None
     blocks_member: int | None = None
-    batches: list[Batch[Cuts]] = field(default_factory=list)
+    batches: list[Batch[PreparedImage]] = field(default_factory=list)
     started: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(self, batch: Batch[PreparedImage]) -> list[Probabilities]:
         """Note the batch, wait if held up, and answer by colour."""
         self.batches.append(batch)
         member = batch.key.member
@@ -80,13 +80,13 @@ class Device:
         assert await asyncio.to_thread(self.started.wait, PATIENCE)
 
 
-def servable(
+def served_model(
     load: Callable[[object], Backend] = lambda *_: fake_backend(),
     *,
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
-) -> Servable:
-    return Servable(load, limits, report)
+) -> ServedModel:
+    return ServedModel(load, limits, report)
 
 
 @asynccontextmanager
@@ -96,12 +96,12 @@ async def serving(
     limits: Limits = LIMITS,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
     device: Device | None = None,
-) -> AsyncIterator[Servable]:
+) -> AsyncIterator[ServedModel]:
     """A classifier that has loaded; a device that is held up is let go in the end."""
     if backend is None:
         backend = fake_backend(device.run if device else mean_colour)
     try:
-        async with servable(lambda _: backend, limits=limits, report=report) as entered:
+        async with served_model(lambda _: backend, limits=limits, report=report) as entered:
             await entered.ready()
             yield entered
     finally:
@@ -110,7 +110,7 @@ async def serving(
 
 
 async def ask(
-    served: Servable, *pictures: bytes, plan: str = "single", seconds: float = PATIENCE
+    served: ServedModel, *pictures: bytes, plan: str = "single", seconds: float = PATIENCE
 ) -> list[Answer | ServiceError]:
     return await served.classifier.classify(pictures, plan=plan, top_k=3, seconds=seconds)
 
@@ -123,14 +123,14 @@ def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
     ]
 
 
-def nothing_is_held(served: Servable, *, running: int = 0) -> None:
+def nothing_is_held(served: ServedModel, *, running: int = 0) -> None:
     """All seats are given back but those of the pictures that the device is at."""
-    one = served.ensemble.demands(served.ensemble.plans("single"))[0].nbytes
+    one = served.ensemble.specs(served.ensemble.plans("single"))[0].nbytes
     backlog = served.backlog()
     assert (backlog.rows, backlog.nbytes) == (0, running * one)
 
 
-async def all_are_decoded(served: Servable) -> None:
+async def all_are_decoded(served: ServedModel) -> None:
     """A sole decoder takes pictures in order: when this one is refused, the others are queued."""
     await asyncio.sleep(0)  # a task that was just made begins
     assert best(await ask(served, b"text")) == ["UnsupportedType"]
@@ -147,18 +147,18 @@ def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
             assert loaded.wait(PATIENCE)
             return fake_backend()
 
-        async with servable(load) as served:
+        async with served_model(load) as served:
             with pytest.raises(NotReady, match="being loaded, warmed and timed") as refused:
                 await ask(served, RED)
             assert refused.value.retry_after == LOADING_RETRY
-            assert served.loaded == "the model is being loaded, warmed and timed"
-            assert served.worked is None  # to load is no standstill
+            assert served.not_loaded_reason == "the model is being loaded, warmed and timed"
+            assert served.failure_reason is None  # to load is no standstill
             assert served.backlog() == NOTHING
             with pytest.raises(NotReady):
                 _ = served.ensemble
             loaded.set()
             await served.ready()
-            assert served.loaded is served.worked is None
+            assert served.not_loaded_reason is served.failure_reason is None
             assert served.ensemble.name == "fake0"
             assert best(await ask(served, RED)) == ["red"]
 
@@ -171,12 +171,12 @@ def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
         raise ModelError(message)
 
     async def main() -> None:
-        async with servable(load) as served:
+        async with served_model(load) as served:
             for _ in range(2):
                 with pytest.raises(ModelError, match="the weights are damaged"):
                     await served.ready()
-            assert served.loaded == "the model could not be loaded; the log says why"
-            assert served.worked == served.loaded
+            assert served.not_loaded_reason == "the model could not be loaded; the log says why"
+            assert served.failure_reason == served.not_loaded_reason
             with pytest.raises(NotReady, match="could not be loaded"):
                 await ask(served, RED)
 
@@ -188,10 +188,10 @@ def test_a_load_that_fails_by_a_bug_is_no_service_either(caplog: pytest.LogCaptu
         raise RuntimeError("out of memory")
 
     async def scene() -> None:
-        async with servable(broken) as served:
+        async with served_model(broken) as served:
             with pytest.raises(RuntimeError, match="out of memory"):
                 await served.ready()
-            assert served.loaded == "the model could not be loaded; the log says why"
+            assert served.not_loaded_reason == "the model could not be loaded; the log says why"
 
     asyncio.run(scene())
     assert "out of memory" in caplog.text
@@ -218,9 +218,9 @@ class Loading:
     async def is_left(self) -> None:
         """Enter a classifier and leave it before it has loaded, without a wait for that."""
         async with asyncio.timeout(PATIENCE / 2):
-            async with servable(self) as served:
+            async with served_model(self) as served:
                 assert await asyncio.to_thread(self.begun.wait, PATIENCE)
-        assert served.loaded is not None
+        assert served.not_loaded_reason is not None
         assert not self.backend.closed.is_set()
         assert self.cancelled.done()
 
@@ -329,7 +329,7 @@ class Timed(FakeBackend):
 
     given: list[float] = field(default_factory=list)
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[Cuts]:
+    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[PreparedImage]:
         """Note it."""
         self.given.append(bounds.seconds)
         return await super().prepare(picture, views, bounds)
@@ -341,7 +341,7 @@ def test_a_picture_is_not_decoded_for_longer_than_its_request_has(
 ) -> None:
     async def main() -> None:
         plain = fake_backend()
-        backend = Timed(plain.ensemble, plain.lanes)
+        backend = Timed(plain.ensemble, plain.executors)
         limits = Limits(Bounds(100_000, seconds=10.0), 10**9, stall_seconds=60.0)
         async with serving(backend, limits=limits) as served:
             await ask(served, RED, seconds=seconds)
@@ -480,7 +480,7 @@ def test_while_the_model_loads_any_picture_would_be_refused() -> None:
             assert loaded.wait(PATIENCE)
             return fake_backend()
 
-        async with servable(load) as served:
+        async with served_model(load) as served:
             with pytest.raises(NotReady):
                 served.classifier.check(plan="single", seconds=PATIENCE)
             loaded.set()
@@ -541,7 +541,7 @@ def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
             await all_are_decoded(served)
             assert served.backlog().rows == 20
             hung_up.set()
-            with pytest.raises(CallerGone, match="hung up"):
+            with pytest.raises(ClientDisconnected, match="hung up"):
                 await second
             nothing_is_held(served, running=1)
             device.go.set()
@@ -559,7 +559,7 @@ def test_a_caller_that_is_gone_already_costs_nothing() -> None:
 
         device = Device()
         async with serving(device=device) as served:
-            with pytest.raises(CallerGone):
+            with pytest.raises(ClientDisconnected):
                 await served.classifier.classify(
                     [RED], plan="ten", top_k=1, seconds=PATIENCE, gone=gone
                 )
@@ -682,8 +682,8 @@ def test_leaving_while_a_picture_is_decoded_answers_and_does_not_hang() -> None:
 def test_after_leaving_nothing_is_served() -> None:
     async def main() -> None:
         async with serving() as served:
-            assert served.worked is None
-        assert served.loaded is not None
+            assert served.failure_reason is None
+        assert served.not_loaded_reason is not None
         with pytest.raises(NotReady):
             _ = served.classifier
 
@@ -717,7 +717,7 @@ def test_the_members_of_an_ensemble_share_a_decoded_picture() -> None:
 
 
 def test_an_ensembles_answer_is_the_mean_of_its_members() -> None:
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         """The first member is sure of red, the second of blue, but less so."""
         row = ([1.0, 0.0, 0.0], [0.0, 0.2, 0.8])[batch.key.member]
         return [np.array(row) * part.rows for part in batch.slices]
@@ -735,7 +735,7 @@ def test_an_ensembles_answer_is_the_mean_of_its_members() -> None:
 def test_an_error_in_one_member_ends_the_wait_for_the_other() -> None:
     async def main() -> None:
         device = Device(blocks_member=0, fails_member=1)
-        backend = fake_backend(device.run, members=2, lanes=2)
+        backend = fake_backend(device.run, members=2, executors=2)
         async with serving(backend, device=device) as served:
             (answer,) = await ask(served, RED)
             assert isinstance(answer, InferenceFailed)
@@ -753,7 +753,7 @@ def test_a_device_that_fails_fails_its_batch_and_serves_the_next() -> None:
             nothing_is_held(served)
             device.fails_member = None
             assert best(await ask(served, RED)) == ["red"]
-            assert served.worked is None
+            assert served.failure_reason is None
 
     asyncio.run(main())
 
@@ -765,10 +765,10 @@ def test_a_device_that_fails_again_and_again_is_a_standstill_until_it_does_not()
             for number in range(1, 5):
                 assert best(await ask(served, RED)) == ["InferenceFailed"]
                 told = f"the device failed on the last {number} batches" if number > 2 else None
-                assert served.worked == told
+                assert served.failure_reason == told
             device.fails_member = None
             assert best(await ask(served, RED)) == ["red"]
-            assert served.worked is None
+            assert served.failure_reason is None
 
     asyncio.run(main())
 
@@ -778,7 +778,7 @@ AT_ONCE = Restarts(first_delay=0.0)
 
 def loads_again(
     reports: list[object], gave_up: Callable[[], None] = lambda: None
-) -> tuple[Servable, list[FakeBackend]]:
+) -> tuple[ServedModel, list[FakeBackend]]:
     """A servable whose worker is replaced at once when it ends; and all its workers so far."""
     made: list[FakeBackend] = []
 
@@ -786,7 +786,7 @@ def loads_again(
         made.append(fake_backend())
         return made[-1]
 
-    return Servable(load, LIMITS, reports.append, gave_up, AT_ONCE), made
+    return ServedModel(load, LIMITS, reports.append, gave_up, AT_ONCE), made
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -798,17 +798,17 @@ async def until(holds: Callable[[], bool]) -> None:
 def test_a_worker_that_ended_is_replaced() -> None:
     async def main() -> None:
         reports: list[object] = []
-        servable, made = loads_again(reports)
-        async with servable as served:
+        served_model, made = loads_again(reports)
+        async with served_model as served:
             await served.ready()
             for count in (1, 2):
                 made[-1].die()
-                await until(lambda: served.loaded is not None)
-                assert served.loaded == RESTARTING
-                assert served.worked is None  # so that nothing ends this process meanwhile
+                await until(lambda: served.not_loaded_reason is not None)
+                assert served.not_loaded_reason == RESTARTING
+                assert served.failure_reason is None  # so that nothing ends this process meanwhile
                 with pytest.raises(NotReady):
                     _ = served.classifier
-                await until(lambda: served.loaded is None)
+                await until(lambda: served.not_loaded_reason is None)
                 assert len(made) == 1 + count
                 assert made[count - 1].closed.is_set()
                 assert best(await ask(served, RED)) == ["red"]
@@ -823,7 +823,7 @@ def test_whoever_waits_for_a_worker_that_ends_has_an_error() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         backend = fake_backend(device.run)
-        async with servable(lambda _: backend) as served:
+        async with served_model(lambda _: backend) as served:
             await served.ready()
             asked = asyncio.create_task(ask(served, RED))
             await device.is_busy()
@@ -838,16 +838,18 @@ def test_whoever_waits_for_a_worker_that_ends_has_an_error() -> None:
 def test_a_worker_that_ends_again_and_again_is_given_up() -> None:
     async def main() -> None:
         gave_up = asyncio.Event()
-        servable, made = loads_again([], gave_up.set)
-        async with servable as served:
+        served_model, made = loads_again([], gave_up.set)
+        async with served_model as served:
             await served.ready()
             for count in range(1, MOST + 1):
-                await until(lambda count=count: len(made) == count and served.loaded is None)
+                await until(
+                    lambda count=count: len(made) == count and served.not_loaded_reason is None
+                )
                 made[-1].die()
             async with asyncio.timeout(10):
                 await gave_up.wait()
             assert len(made) == MOST
-            assert served.worked == "the model could not be loaded; the log says why"
+            assert served.failure_reason == "the model could not be loaded; the log says why"
 
     asyncio.run(main())
 
@@ -863,7 +865,7 @@ class Ended(FakeBackend):
 def test_a_backend_that_cannot_decode_is_told_to_all_who_ask() -> None:
     async def main() -> None:
         whole = fake_backend()
-        async with serving(Ended(whole.ensemble, whole.lanes)) as served:
+        async with serving(Ended(whole.ensemble, whole.executors)) as served:
             answers = await ask(served, RED, GREEN)
             assert [str(answer) for answer in answers] == ["it has ended"] * 2
             nothing_is_held(served)
@@ -876,13 +878,13 @@ def test_a_batch_that_runs_for_too_long_is_a_standstill() -> None:
         limits = Limits(Bounds(100_000), 10**9, stall_seconds=0.0)
         device = Device(blocked=True)
         async with serving(device=device, limits=limits) as served:
-            assert served.worked is None
+            assert served.failure_reason is None
             asking = asyncio.create_task(ask(served, RED))
             await device.is_busy()
-            assert served.worked == "the device has not answered for 0 s"
+            assert served.failure_reason == "the device has not answered for 0 s"
             device.go.set()
             assert best(await asking) == ["red"]
-            assert served.worked is None
+            assert served.failure_reason is None
 
     asyncio.run(main())
 
@@ -893,7 +895,7 @@ def test_a_batch_that_runs_is_no_standstill_yet() -> None:
         async with serving(device=device) as served:
             asking = asyncio.create_task(ask(served, RED))
             await device.is_busy()
-            assert served.worked is None
+            assert served.failure_reason is None
             device.go.set()
             await asking
 

@@ -25,7 +25,7 @@ from test_classify import JPEG, Gate, parts, plain, service
 from test_uploads import asgi
 
 from service.api.problem_details import STATUS
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.imaging import crops
 from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
@@ -85,8 +85,8 @@ ZEROS = {
     "googlenet_batches_total": [("full",), ("drained",), ("deadline",)],
     "googlenet_batch_failures_total": [()],
     "googlenet_batch_padding_rows_total": [()],
-    "googlenet_stage_duration_seconds_count": [*product(("bulk", "interactive"), STAGES)],
-    "googlenet_queue_wait_seconds_count": [("bulk",), ("interactive",)],
+    "googlenet_stage_duration_seconds_count": [*product(("background", "interactive"), STAGES)],
+    "googlenet_queue_wait_seconds_count": [("background",), ("interactive",)],
     "googlenet_batch_rows_count": [()],
     "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
     "googlenet_shadow_pictures_total": [(outcome,) for outcome in SHADOW],
@@ -171,7 +171,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
         "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
         "views": {*crops.NAMES},
-        "priority": {"interactive", "bulk"},
+        "priority": {"interactive", "background"},
         "reason": {*REASONS, *CLOSED, "full", "drained", "deadline"},
         "outcome": {"ok", *REASONS, *SHADOW},
     }
@@ -214,23 +214,26 @@ def test_what_lets_others_pass_is_counted_apart(client: TestClient) -> None:
     asked = nonzero(client, "googlenet_requests_total")
     assert {key: asked[key] for key in asked if key[3] == "/classify"} == {
         ("200", "POST", "interactive", "/classify"): 1,
-        ("200", "POST", "bulk", "/classify"): 1,
-        ("415", "POST", "bulk", "/classify"): 1,
+        ("200", "POST", "background", "/classify"): 1,
+        ("415", "POST", "background", "/classify"): 1,
         ("415", "POST", "interactive", "/classify"): 1,
     }
     timed = counts(client, "googlenet_request_duration_seconds_count")
-    assert timed["200", "bulk", "/classify"] == 1
+    assert timed["200", "background", "/classify"] == 1
     waited = counts(client, "googlenet_queue_wait_seconds_count")
-    assert waited == {("bulk",): 1, ("interactive",): 1}
+    assert waited == {("background",): 1, ("interactive",): 1}
     stages = counts(client, "googlenet_stage_duration_seconds_count")
     assert {key: stages[key] for key in stages if key[1] in {"upload", "decode"}} == {
-        ("bulk", "upload"): 2,
-        ("bulk", "decode"): 1,
+        ("background", "upload"): 2,
+        ("background", "decode"): 1,
         ("interactive", "upload"): 2,
         ("interactive", "decode"): 1,
     }
     refused = nonzero(client, "googlenet_rejected_total")
-    assert refused == {("bulk", "unsupported_type"): 2, ("interactive", "unsupported_type"): 1}
+    assert refused == {
+        ("background", "unsupported_type"): 2,
+        ("interactive", "unsupported_type"): 1,
+    }
 
 
 def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
@@ -279,7 +282,7 @@ def test_batches_their_rows_and_their_padding_are_counted() -> None:
 def test_batches_that_fail_are_counted() -> None:
     failures = iter([RuntimeError()])
 
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         for failure in failures:
             raise failure
         return mean_colour(batch)
@@ -376,7 +379,7 @@ def test_a_caller_that_hangs_up_while_its_batch_runs_is_counted_too() -> None:
 
 
 def test_a_bug_is_counted_as_a_500() -> None:
-    def run(batch: Batch[Cuts]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
         return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
     with service(lambda *_: fake_backend(run), raise_server_exceptions=False) as client:
@@ -460,7 +463,7 @@ def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -
 
 def test_the_most_rows_a_second_are_told_and_follow_what_batches_take() -> None:
     name = "googlenet_capacity_rows_per_second"
-    with service(lambda *_: fake_backend(seconds_per_row=1e-6, sizes=[1], lanes=2)) as client:
+    with service(lambda *_: fake_backend(seconds_per_row=1e-6, sizes=[1], executors=2)) as client:
         assert counts(client, name) == {
             ("fake0", "fake", side): pytest.approx(2e6) for side in ("224", "288")
         }

@@ -23,7 +23,7 @@ from test_classify import Gate, assert_problem, parts, plain, service
 from test_metrics import counts, nonzero, value
 
 from service.api.auth import api_keys
-from service.engine.prepared_image import Cuts
+from service.engine.prepared_image import PreparedImage
 from service.errors import BadWeights, Conflict, ModelError
 from service.models.ensemble import Prediction, Probabilities
 from service.models.store import Store
@@ -39,7 +39,7 @@ RED = parts(plain("red"))
 ADMIN = {"X-API-Key": KEY}
 
 
-def reversed_colour(batch: Batch[Cuts]) -> list[Probabilities]:
+def reversed_colour(batch: Batch[PreparedImage]) -> list[Probabilities]:
     """Say blue where the other fake says red."""
     return [colours[::-1] for colours in mean_colour(batch)]
 
@@ -50,7 +50,9 @@ class World:
 
     folder: Path
     made: dict[str, list[FakeBackend]] = field(default_factory=lambda: defaultdict(list))
-    runs: dict[str, Callable[[Batch[Cuts]], list[Probabilities]]] = field(default_factory=dict)
+    runs: dict[str, Callable[[Batch[PreparedImage]], list[Probabilities]]] = field(
+        default_factory=dict
+    )
     wrong: dict[str, Exception] = field(default_factory=dict)
     door: dict[str, threading.Event] = field(default_factory=dict)  # to wait for before it loads
     pids: dict[str, int] = field(default_factory=dict)  # if it is not that of this process
@@ -105,7 +107,9 @@ def serving(world: World, **settings: Any) -> Iterator[TestClient]:
     file.write_text(
         f'[admin]\nsha256 = "{digests[0]}"\nmanages = true\n\n[web]\nsha256 = "{digests[1]}"\n'
     )
-    chosen = Settings(**{"model": "a", "store": world.folder, "keys": file, **settings})
+    chosen = Settings(
+        **{"model": "a", "model_store": world.folder, "api_keys_file": file, **settings}
+    )
     with service(world.load, chosen) as client:
         client.headers.update(ADMIN)
         # A candidate is not waited for by the probes.
@@ -128,7 +132,9 @@ def serving_unready(world: World, **settings: Any) -> Iterator[TestClient]:
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     file = world.folder.parent / "keys.toml"
     file.write_text(f'[admin]\nsha256 = "{digest}"\nmanages = true\n')
-    chosen = Settings(**{"model": "a", "store": world.folder, "keys": file, **settings})
+    chosen = Settings(
+        **{"model": "a", "model_store": world.folder, "api_keys_file": file, **settings}
+    )
     with TestClient(create_app(chosen, load=world.load), headers=ADMIN) as client:
         yield client
 
@@ -149,14 +155,14 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_models_are_served_side_by_side_and_the_first_is_the_default(world: World) -> None:
-    with serving(world, beside="b:a,c") as client:
+    with serving(world, additional_models="b:a,c") as client:
         assert [asked(client, name) for name in (None, "a", "b", "a,c")] == ["a", "a", "b", "a,c"]
         assert versions(client).keys() == {"a", "b", "a,c"}
         assert client.get("/models").json()["default"] == "a"
 
 
 def test_a_model_that_is_not_served_is_unknown(world: World) -> None:
-    with serving(world, beside="b") as client:
+    with serving(world, additional_models="b") as client:
         problem = assert_problem(client.post("/classify?model=c", files=RED), 404, "unknown_model")
         assert problem["detail"] == "there is no model 'c' here; there are a, b"
         wrong = client.post("/classify?model=no+name", files=RED)
@@ -166,7 +172,7 @@ def test_a_model_that_is_not_served_is_unknown(world: World) -> None:
 def test_a_version_can_be_asked_for(world: World) -> None:
     world.add("a", "7")
     world.add("b@2", "2")
-    with serving(world, beside="b:b@2") as client:
+    with serving(world, additional_models="b:b@2") as client:
         assert [asked(client, name) for name in ("a@7", "b@1", "b@2")] == ["a", "b", "b@2"]
         for unknown in ("a@1", "a@", "c@1", "b@1@2"):
             assert client.post(f"/classify?model={unknown}", files=RED).status_code in {404, 422}
@@ -174,7 +180,7 @@ def test_a_version_can_be_asked_for(world: World) -> None:
 
 def test_all_that_were_asked_for_are_loaded_before_it_is_ready(world: World) -> None:
     world.door["b"] = threading.Event()
-    settings = Settings(model="a", beside="b", store=world.folder)
+    settings = Settings(model="a", additional_models="b", model_store=world.folder)
     with TestClient(create_app(settings, load=world.load)) as client:
         until(lambda: client.post("/classify", files=RED).status_code == 200)
         assert client.get("/startupz").status_code == 503
@@ -187,7 +193,7 @@ def test_all_that_were_asked_for_are_loaded_before_it_is_ready(world: World) -> 
 
 def test_one_that_cannot_be_loaded_at_the_start_fails_the_probes(world: World) -> None:
     world.wrong["b"] = BadWeights("they are broken")
-    settings = Settings(model="a", beside="b", store=world.folder)
+    settings = Settings(model="a", additional_models="b", model_store=world.folder)
     with TestClient(create_app(settings, load=world.load)) as client:
         until(lambda: client.get("/livez").status_code == 503)
         told = {*client.get("/readyz").text.splitlines()}
@@ -195,7 +201,7 @@ def test_one_that_cannot_be_loaded_at_the_start_fails_the_probes(world: World) -
 
 
 def test_one_that_stands_still_fails_the_probes(world: World) -> None:
-    with serving(world, beside="b") as client:
+    with serving(world, additional_models="b") as client:
         world.made["b"][0].stalled = 99.0
         assert client.get("/livez").text == "the device has not answered for 99 s\n"
 
@@ -203,7 +209,7 @@ def test_one_that_stands_still_fails_the_probes(world: World) -> None:
 def test_what_waits_is_summed_up(world: World) -> None:
     gates = {name: Gate() for name in ("a", "b")}
     world.runs.update(gates)
-    one = {"beside": "b", "views": "single"}
+    one = {"additional_models": "b", "views": "single"}
     with serving(world, **one) as client, ThreadPoolExecutor() as threads:
         with gates["a"].shut(), gates["b"].shut():
             for name in gates:
@@ -235,11 +241,11 @@ def test_a_model_is_loaded_preferred_and_let_go(world: World) -> None:
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/models/b"), ("DELETE", "/models/a")])
 def test_who_may_not_manage_changes_nothing(method: str, path: str, world: World) -> None:
-    with serving(world, beside="b") as client:
+    with serving(world, additional_models="b") as client:
         refused = client.request(method, path, headers={"X-API-Key": OTHER})
         assert "manages = true" in assert_problem(refused, 403, "forbidden")["detail"]
         assert versions(client).keys() == {"a", "b"}
-    open_to_all = Settings(model="a", beside="b", store=world.folder)
+    open_to_all = Settings(model="a", additional_models="b", model_store=world.folder)
     with service(world.load, open_to_all) as client:
         assert_problem(client.request(method, path), 403, "forbidden")
 
@@ -317,9 +323,9 @@ def test_of_two_loads_at_once_one_is_refused(world: World) -> None:
     """Also if neither has begun to work."""
 
     async def main() -> None:
-        settings = Settings(model="a", store=world.folder, max_models=2)
+        settings = Settings(model="a", model_store=world.folder, max_models=2)
         async with create_catalogue(settings, world.load, Metrics()) as models:
-            await happening(lambda: models.loaded is None)
+            await happening(lambda: models.not_loaded_reason is None)
             loads = (models.load("b"), models.load("c"))
             ends = await asyncio.gather(*loads, return_exceptions=True)
             (loaded,) = (name for name, end in zip("bc", ends, strict=True) if end is None)
@@ -334,7 +340,7 @@ async def happening(condition: Callable[[], bool]) -> None:
 
 
 def test_a_model_is_not_let_go_while_it_is_loaded_anew(world: World) -> None:
-    with serving(world, beside="b") as client, ThreadPoolExecutor() as threads:
+    with serving(world, additional_models="b") as client, ThreadPoolExecutor() as threads:
         world.door["b"] = threading.Event()
         world.begun.clear()
         world.add("b", "2")
@@ -348,7 +354,7 @@ def test_a_model_is_not_let_go_while_it_is_loaded_anew(world: World) -> None:
 
 def test_what_could_not_be_loaded_at_the_start_can_be_later(world: World) -> None:
     world.wrong["b"] = BadWeights("they are broken")
-    with serving_unready(world, beside="b") as client:
+    with serving_unready(world, additional_models="b") as client:
         until(lambda: client.get("/livez").status_code == 503)
         del world.wrong["b"]
         assert client.put("/models/b").status_code == 200
@@ -356,7 +362,7 @@ def test_what_could_not_be_loaded_at_the_start_can_be_later(world: World) -> Non
 
 
 def test_closing_a_model_that_takes_its_time_keeps_nobody(world: World) -> None:
-    with serving(world, beside="b") as client:
+    with serving(world, additional_models="b") as client:
         slow = threading.Event()
         backend = world.made["b"][0]
         backend.close = lambda: assert_waits(slow)  # type: ignore[method-assign]
@@ -370,7 +376,7 @@ def assert_waits(event: threading.Event) -> None:
 
 
 def test_more_models_than_may_be_are_refused(world: World) -> None:
-    with serving(world, beside="b", max_models=2) as client:
+    with serving(world, additional_models="b", max_models=2) as client:
         assert_problem(client.put("/models/c"), 507, "no_room")
         world.add("b", "2")
         assert client.put("/models/b").status_code == 200  # in the place of another
@@ -399,7 +405,7 @@ def test_a_process_that_has_ended_has_no_memory() -> None:
 def test_without_memory_even_for_the_first_it_is_told(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings(model="a", store=world.folder, max_model_bytes=1)
+    settings = Settings(model="a", model_store=world.folder, max_model_bytes=1)
     with TestClient(create_app(settings, load=world.load)) as client:
         until(lambda: client.get("/livez").status_code == 503)
     assert "a cannot be served: with a the models would take" in caplog.text
@@ -413,7 +419,7 @@ def refresh(client: TestClient) -> None:
 
 
 def test_told_to_look_it_loads_anew_what_has_changed_and_nothing_else(world: World) -> None:
-    with serving(world, beside="b") as client:
+    with serving(world, additional_models="b") as client:
         world.add("b", "2")
         refresh(client)
         until(lambda: versions(client) == {"a": "1", "b": "2"})
@@ -421,7 +427,7 @@ def test_told_to_look_it_loads_anew_what_has_changed_and_nothing_else(world: Wor
 
 
 def test_it_looks_by_itself_if_it_is_to(world: World) -> None:
-    with serving(world, watch_seconds=0.05) as client:
+    with serving(world, model_poll_seconds=0.05) as client:
         world.add("a", "2")
         until(lambda: versions(client) == {"a": "2"})
 
@@ -429,7 +435,7 @@ def test_it_looks_by_itself_if_it_is_to(world: World) -> None:
 def test_changed_files_that_cannot_be_served_are_told_of_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with serving(world, watch_seconds=0.01) as client:
+    with serving(world, model_poll_seconds=0.01) as client:
         world.wrong["a"] = BadWeights("they are broken")
         world.add("a", "2")
         until(lambda: "a stays as it was: they are broken" in caplog.text)
@@ -459,7 +465,7 @@ def test_while_another_is_loaded_changed_files_have_to_wait(world: World) -> Non
 
 def test_one_that_is_let_go_meanwhile_is_not_loaded_anew(world: World) -> None:
     world.door["c"] = threading.Event()
-    with serving(world, beside="b") as client, ThreadPoolExecutor() as threads:
+    with serving(world, additional_models="b") as client, ThreadPoolExecutor() as threads:
         loading = threads.submit(client.put, "/models/c")
         assert world.begun.wait(10)
         world.add("b", "2")
@@ -479,7 +485,7 @@ def test_changed_files_for_which_there_is_no_room_are_tried_again(
     ended.wait()
     world.pids["a"] = ended.pid
     most = int(1.5 * resident(os.getpid()))
-    with serving(world, beside="b", max_model_bytes=most) as client:
+    with serving(world, additional_models="b", max_model_bytes=most) as client:
         del world.pids["a"]
         world.add("a", "2")
         refresh(client)
@@ -490,7 +496,7 @@ def test_changed_files_for_which_there_is_no_room_are_tried_again(
 
 
 def test_files_that_cannot_be_read_change_nothing(world: World) -> None:
-    with serving(world, watch_seconds=0.02) as client:
+    with serving(world, model_poll_seconds=0.02) as client:
         manifest = world.folder / "a/model.toml"
         text = manifest.read_text()
         manifest.write_bytes(b"\xff\xfe not TOML")
@@ -513,11 +519,11 @@ def test_files_that_make_a_model_another_change_its_stamp(
     file: str, text: str, world: World
 ) -> None:
     store = Store(world.folder, world.folder)
-    before = store.stamp("a")
-    assert store.stamp("a") == before != store.stamp("nothing")
+    before = store.fingerprint("a")
+    assert store.fingerprint("a") == before != store.fingerprint("nothing")
     (world.folder / "a" / file).write_text(text)
-    assert store.stamp("a") not in {before, None}
-    assert store.stamp("nothing") is None
+    assert store.fingerprint("a") not in {before, None}
+    assert store.fingerprint("nothing") is None
 
 
 def test_a_folder_of_a_version_holds_that_version(world: World) -> None:
@@ -555,7 +561,7 @@ def test_the_metrics_tell_of_what_is_served_and_of_nothing_else(world: World) ->
 def test_batches_of_a_model_that_was_let_go_are_counted_still(world: World) -> None:
     gate = Gate()
     world.runs["b"] = gate
-    with serving(world, beside="b") as client, ThreadPoolExecutor() as threads:
+    with serving(world, additional_models="b") as client, ThreadPoolExecutor() as threads:
         with gate.shut():
             begun = threads.submit(asked, client, "b")
             assert gate.entered.wait(10)
@@ -710,7 +716,7 @@ def test_a_candidate_that_is_busy_or_gone_keeps_nobody(world: World) -> None:
             assert gate.entered.wait(10)  # and ends with the service
 
 
-def broken(batch: Batch[Cuts]) -> list[Probabilities]:
+def broken(batch: Batch[PreparedImage]) -> list[Probabilities]:
     return [np.arange(9.0) for _ in batch.slices]  # there are three labels
 
 
@@ -728,7 +734,7 @@ def test_rankings_of_other_labels_can_be_compared() -> None:
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_what_is_loaded_when_the_service_ends_is_closed(name: str, world: World) -> None:
     world.door[name] = threading.Event()
-    settings = Settings(model="a", beside="b", store=world.folder)
+    settings = Settings(model="a", additional_models="b", model_store=world.folder)
     with TestClient(create_app(settings, load=world.load)):
         threading.Event().wait(0.1)
     world.door[name].set()
@@ -739,9 +745,9 @@ def test_what_is_loaded_when_the_service_ends_is_closed(name: str, world: World)
 def test_who_leaves_while_a_model_is_loaded_has_it_loaded_all_the_same(world: World) -> None:
     async def main() -> None:
         world.door["b"] = threading.Event()
-        settings = Settings(model="a", store=world.folder)
+        settings = Settings(model="a", model_store=world.folder)
         async with create_catalogue(settings, world.load, Metrics()) as models:
-            await happening(lambda: models.loaded is None)
+            await happening(lambda: models.not_loaded_reason is None)
             asking = asyncio.create_task(models.load("b"))
             await asyncio.to_thread(world.begun.wait, 10)
             asking.cancel()

@@ -68,7 +68,7 @@ def options(pictures: Path, name: str = "stripes", **chosen: object) -> Options:
 
 def settings(root: Path, **chosen: object) -> Settings:
     return Settings.model_validate(
-        {"store": root, "device": "cpu", "precision": "float32", **chosen}
+        {"model_store": root, "device": "cpu", "precision": "float32", **chosen}
     )
 
 
@@ -139,7 +139,7 @@ def test_it_is_served_with_its_labels_and_its_notice(
     trained: tuple[Path, Outcome], pictures: Path
 ) -> None:
     root, outcome = trained
-    chosen = settings(root, model="stripes", max_batch=2, cores=1)
+    chosen = settings(root, model="stripes", max_batch=2, cpu_threads=1)
     with TestClient(create_app(chosen)) as client:
         wait_ready(client)
         file = (pictures / "down/3.png").read_bytes()
@@ -255,7 +255,7 @@ def test_killed_at_any_time_it_goes_on(pictures: Path, tmp_path: Path) -> None:
     """The real command, killed as nothing can be cleaned up after, until it has come through."""
     command = [sys.executable, "-m", "service", "train", str(pictures), "--name", "stripes"]
     tiny = [f"--{name}={value}" for name, value in TINY.items()]
-    where = [f"--store={tmp_path}", "--device=cpu", "--precision=float32"]
+    where = [f"--model-store={tmp_path}", "--device=cpu", "--precision=float32"]
     history = tmp_path / "stripes/training/history.csv"
     first = subprocess.Popen([*command, *tiny, *where], cwd=ROOT, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
     while first.poll() is None and not history.exists():
@@ -303,7 +303,7 @@ def test_processes_that_train_together_come_to_what_one_does(
         done = subprocess.run(  # noqa: S603 - ourselves
             [
                 *(*launch, "service", "train", str(pictures), "--name", "stripes", *chosen),
-                *("--device=cpu", "--precision=float32", f"--store={root}"),
+                *("--device=cpu", "--precision=float32", f"--model-store={root}"),
             ],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -333,7 +333,14 @@ def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     """One of two is the test's own, as `torchrun` would have started it."""
     group = {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2"}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    arguments = ["train", str(pictures), "--name", "stripes", "--device=cpu", f"--store={tmp_path}"]
+    arguments = [
+        "train",
+        str(pictures),
+        "--name",
+        "stripes",
+        "--device=cpu",
+        f"--model-store={tmp_path}",
+    ]
     arguments += [f"--{name}={value}" for name, value in TINY.items()]
     theirs, ours = ({"RANK": str(one), "LOCAL_RANK": str(one)} for one in (1 - rank, rank))
     other = subprocess.Popen(  # noqa: S603 - ourselves
@@ -478,7 +485,7 @@ def test_who_goes_on_from_a_model_has_its_network_and_no_other(
 ) -> None:
     option, wanted = other.split()
     command = ["train", str(pictures), "--name", "mine", "--from", "bvlc_googlenet"]
-    assert main([*command, f"--{option}", wanted, "--store", str(tmp_path)]) == 2
+    assert main([*command, f"--{option}", wanted, "--model-store", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (  # after the bar
         f"googlenet-service: --{other} is for a network that begins anew, and 'bvlc_googlenet' has"
         f" {option} {has}: leave out --{option}, or --from"
@@ -492,7 +499,7 @@ def test_who_goes_on_from_a_model_has_its_network_and_no_other(
 def test_the_command_tells_what_came_of_it(
     pictures: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    arguments = ["train", str(pictures), "--name", "stripes", "--store", str(tmp_path)]
+    arguments = ["train", str(pictures), "--name", "stripes", "--model-store", str(tmp_path)]
     arguments += [f"--{name}={value}" for name, value in {**TINY, "epochs": 1}.items()]
     (pictures / "down/notes.txt").write_text("to do")
     try:
@@ -523,7 +530,7 @@ def test_the_command_tells_what_came_of_it(
 def test_what_is_wrong_with_a_call_is_told(
     wrong: list[str], sentence: str, pictures: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    assert main(["train", str(pictures), *wrong, "--store", str(tmp_path)]) in {1, 2}
+    assert main(["train", str(pictures), *wrong, "--model-store", str(tmp_path)]) in {1, 2}
     assert sentence in capsys.readouterr().err
 
 
@@ -534,7 +541,7 @@ def test_a_model_is_not_calibrated_on_few_photos(
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
     before = (root / "stripes" / MANIFEST).read_bytes()
-    where = ["--store", str(root), "--device", "cpu", "--precision", "float32"]
+    where = ["--model-store", str(root), "--device", "cpu", "--precision", "float32"]
     assert main(["models", "calibrate", "stripes", str(pictures), *where, "--max-batch=2"]) == 1
     assert "100 labelled pictures or more, and here are 24: " in capsys.readouterr().err
     assert (root / "stripes" / MANIFEST).read_bytes() == before
@@ -552,7 +559,7 @@ def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
-    command = ["models", "calibrate", "stripes", str(tmp_path), "--store", str(root)]
+    command = ["models", "calibrate", "stripes", str(tmp_path), "--model-store", str(root)]
     monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.99, right=160))
     assert main(command) == 0
     assert re.match(r"stripes has temperature 3\.\d+: on 200 ", capsys.readouterr().out)

@@ -47,12 +47,12 @@ from service.imaging.crops import CROP
 from service.imaging.image_decoder import Bounds
 from service.models.store import Store
 from service.scheduling.cost_model import Key
-from service.scheduling.types import Batch, Lane, Slice
+from service.scheduling.types import Batch, Executor, Slice
 from service.server.app import create_app
 from service.settings import Settings
 from service.worker import client, process
-from service.worker.client import _CLOSE_SECONDS, Token, Worker, _Process
-from service.worker.messages import LENGTH, Loaded
+from service.worker.client import _CLOSE_SECONDS, RemoteHandle, Worker, _Process
+from service.worker.messages import LENGTH, Call, Loaded, Prepare
 
 BOUNDS = Bounds(10**8)
 PATIENCE = 30.0  # seconds, for what happens at once
@@ -74,9 +74,9 @@ class Prepared:
 class FakeEngine:
     """Prepares pictures that are names, and runs batches by telling whose slices they have."""
 
-    def __init__(self, members: int = 1, lanes: int = 1) -> None:
+    def __init__(self, members: int = 1, executors: int = 1) -> None:
         self.ensemble = fake_backend(members=members).ensemble
-        self.lanes = tuple(Lane(self._run, number) for number in range(lanes))
+        self.executors = tuple(Executor(self._run, number) for number in range(executors))
         self.go = threading.Event()  # to end what is being prepared
         self.go.set()
         self.most = 0  # that were prepared at once
@@ -134,7 +134,7 @@ class Threads:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.ended: Future[None] = Future()
-        self._answers = process.Answers(cast("Engine", engine))
+        self._answers = process.Handler(cast("Engine", engine))
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 
@@ -201,15 +201,17 @@ class Pair:
     engine: FakeEngine
     process: Threads
 
-    async def prepare(self, name: str = "a") -> Sequence[Token]:
+    async def prepare(self, name: str = "a") -> Sequence[RemoteHandle]:
         """Have a picture prepared."""
         await asyncio.sleep(0)  # the loop holds what it last gave for as long as a task goes on
         return await self.worker.prepare(name.encode(), "single", Bounds(99))
 
-    async def run(self, *tokens: Token, size: int = 8, member: int = 0, lane: int = 0) -> object:
+    async def run(
+        self, *tokens: RemoteHandle, size: int = 8, member: int = 0, executor: int = 0
+    ) -> object:
         """Have a lane run one batch of two rows of each."""
         await asyncio.sleep(0)
-        results: object = await self.worker.lanes[lane].run(batch_of(tokens, size, member))
+        results: object = await self.worker.executors[executor].run(batch_of(tokens, size, member))
         return results
 
 
@@ -217,7 +219,7 @@ class Pair:
 def pair(process: Threads | None = None, *, decoders: int = 2, **shape: int) -> Iterator[Pair]:
     process = process or Threads(FakeEngine(**shape))
     engine = process.engine
-    loaded = Loaded(engine.ensemble, tuple(lane.device for lane in engine.lanes))
+    loaded = Loaded(engine.ensemble, tuple(executor.device for executor in engine.executors))
     try:
         ours = Worker(cast("_Process", process), loaded, decoders)
         yield Pair(ours, engine, process)
@@ -233,11 +235,11 @@ def batch_of(payloads: Sequence[T], size: int, member: int = 0, rows: int = 2) -
 
 def test_a_lane_computes_with_what_was_prepared_for_its_member() -> None:
     async def scene() -> None:
-        with pair(members=2, lanes=2) as both:
+        with pair(members=2, executors=2) as both:
             a, b = await both.prepare("a"), await both.prepare("b")
             assert len(a) == len(b) == 2  # one for each member
             assert await both.run(a[0], b[0]) == [("a 0", 0, 2), ("b 0", 0, 2)]
-            assert await both.run(b[1], member=1, lane=1) == [("b 1", 0, 2)]
+            assert await both.run(b[1], member=1, executor=1) == [("b 1", 0, 2)]
 
     play(scene)
 
@@ -246,7 +248,7 @@ def test_lanes_have_their_devices() -> None:
     loaded = Loaded(fake_backend().ensemble, (0, 1, 0))
     process = Threads(FakeEngine())
     ours = Worker(cast("_Process", process), loaded, 1)
-    assert [lane.device for lane in ours.lanes] == [0, 1, 0]
+    assert [executor.device for executor in ours.executors] == [0, 1, 0]
     process.end()
 
 
@@ -254,12 +256,12 @@ def test_two_lanes_run_at_the_same_time_and_beside_decoders() -> None:
     """Each has a connection of its own: the one that is held up holds up no other."""
 
     async def scene() -> None:
-        with pair(lanes=2, decoders=2) as both:
+        with pair(executors=2, decoders=2) as both:
             (token,) = await both.prepare()
             both.engine.go.clear()
             held = asyncio.create_task(both.prepare("held"))
             await both.engine.begun()
-            answers = await asyncio.gather(both.run(token), both.run(token, lane=1))
+            answers = await asyncio.gather(both.run(token), both.run(token, executor=1))
             assert answers == [[("a 0", 0, 2)]] * 2
             assert not held.done()
             both.engine.go.set()
@@ -360,9 +362,9 @@ def test_what_one_member_still_needs_is_kept() -> None:
 
 def test_what_is_in_a_batch_is_kept_until_the_batch_is_done() -> None:
     async def scene() -> None:
-        with pair(lanes=2) as both:
+        with pair(executors=2) as both:
             running = asyncio.create_task(both.run(*await both.prepare("a")))
-            await both.run(lane=1)  # the first call after nobody but the batch holds it
+            await both.run(executor=1)  # the first call after nobody but the batch holds it
             assert await running == [("a 0", 0, 2)]
             del running
             await both.run()
@@ -446,13 +448,13 @@ def test_what_is_drawn_comes_back_and_is_no_measure_of_decoding() -> None:
     async def scene() -> None:
         with pair(decoders=1) as both:
             await both.prepare()
-            before = both.worker.lead(100)
+            before = both.worker.decode_wait(100)
             file = io.BytesIO()
             Image.new("RGB", (2000, 2000), "red").save(file, "PNG")
             heat = np.ones((2, 2), np.float32)
             drawn = await both.worker.paint(file.getvalue(), heat, BOUNDS)
             assert drawn.startswith(b"\x89PNG")
-            assert both.worker.lead(100) == before
+            assert both.worker.decode_wait(100) == before
             with pytest.raises(UnsupportedType):
                 await both.worker.paint(b"no picture", heat, BOUNDS)
 
@@ -558,7 +560,7 @@ def test_a_connection_that_breaks_is_told_to_who_waits_and_to_all_who_come_after
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"no pickle", pickle.dumps(client.Call(client.Prepare(b"a", "single", Bounds(99)), (99,)))],
+    [b"no pickle", pickle.dumps(Call(Prepare(b"a", "single", Bounds(99)), (99,)))],
     ids=["no call", "a call that forgets what is not there"],
 )
 def test_a_thread_that_ends_is_told_to_who_waits_and_replaced_for_all_who_come_after(
@@ -584,7 +586,7 @@ def test_a_thread_that_ends_is_told_to_who_waits_and_replaced_for_all_who_come_a
 
 def test_closing_ends_every_connection_and_one_that_is_in_use_when_its_call_ends() -> None:
     async def scene() -> None:
-        with pair(lanes=2, decoders=2) as both:
+        with pair(executors=2, decoders=2) as both:
             both.engine.go.clear()
             held = asyncio.create_task(both.prepare())
             await both.engine.begun()
@@ -623,7 +625,7 @@ def test_a_thread_ends_quietly_when_nobody_takes_its_answer() -> None:
     engine = FakeEngine()
     engine.go.clear()
     process = Threads(engine)
-    content = pickle.dumps(client.Call(client.Prepare(b"a", "single", Bounds(99)), ()))
+    content = pickle.dumps(Call(Prepare(b"a", "single", Bounds(99)), ()))
     connection = process.connect()
     connection.sendall(LENGTH.pack(len(content)) + content)
     connection.close()
@@ -639,11 +641,11 @@ def small(real_store: Store) -> Settings:
     """The real weights, loaded quickly."""
     return Settings(
         model="bvlc_googlenet",
-        store=real_store.root,
+        model_store=real_store.root,
         device="cpu",
         precision="float32",
         max_batch=4,
-        cores=1,
+        cpu_threads=1,
         decode_threads=2,
     )
 
@@ -716,7 +718,7 @@ def test_it_loads_says_so_and_answers_until_nobody_can_call_it(
 
         async def ask() -> object:
             (token,) = await ours.prepare(beagle, "single", BOUNDS)
-            return await ours.lanes[0].run(batch_of([token], 1, rows=1))
+            return await ours.executors[0].run(batch_of([token], 1, rows=1))
 
         try:
             ((probabilities,)) = asyncio.run(ask())
@@ -734,7 +736,7 @@ def test_it_loads_says_so_and_answers_until_nobody_can_call_it(
 
 def test_a_model_that_cannot_be_loaded_is_told_and_nothing_is_answered(tmp_path: Path) -> None:
     def talk(news: Connection, _: socket.socket) -> object:
-        news.send((Settings(store=tmp_path), logging.INFO))
+        news.send((Settings(model_store=tmp_path), logging.INFO))
         return heard(news)
 
     error = talking(talk)
@@ -751,12 +753,12 @@ def test_a_load_that_fails_by_a_bug_is_logged_with_where_it_was_and_told() -> No
     assert (record.name, record.levelname) == ("service.worker.process", "ERROR")
     assert record.getMessage().startswith("loading failed\nTraceback (most recent call last):\n")
     assert type(error) is RuntimeError
-    assert str(error) == "AttributeError: 'NoneType' object has no attribute 'store'"
+    assert str(error) == "AttributeError: 'NoneType' object has no attribute 'model_store'"
 
 
 def test_it_ends_quietly_when_the_other_has_ended_while_it_loaded(tmp_path: Path) -> None:
     def talk(news: Connection, _: socket.socket) -> None:
-        news.send((Settings(store=tmp_path), logging.INFO))
+        news.send((Settings(model_store=tmp_path), logging.INFO))
 
     talking(talk)
 
@@ -771,7 +773,7 @@ def test_the_program_heeds_no_signal_is_given_its_connections_and_ends_without_w
     monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.delitem(sys.modules, "service.worker.process")
     with ours, Connection(told.detach()) as front, as_before():
-        front.send((Settings(store=tmp_path), logging.INFO))
+        front.send((Settings(model_store=tmp_path), logging.INFO))
         with pytest.raises(SystemExit) as stop:
             runpy.run_module("service.worker.process", run_name="__main__")
         for number in (signal.SIGINT, signal.SIGTERM):  # who sends them to both: the other decides
@@ -790,16 +792,18 @@ class Real:
     worker: Worker
     wait: Callable[[Coroutine[Any, Any, Any]], Any]
 
-    def prepared(self, picture: bytes, plan: str = "single", bounds: Bounds = BOUNDS) -> Token:
+    def prepared(
+        self, picture: bytes, plan: str = "single", bounds: Bounds = BOUNDS
+    ) -> RemoteHandle:
         """Have a picture prepared."""
         (token,) = self.wait(self.worker.prepare(picture, plan, bounds))
-        return cast("Token", token)
+        return cast("RemoteHandle", token)
 
-    def run(self, batch: Batch[Token]) -> list[np.ndarray]:
+    def run(self, batch: Batch[RemoteHandle]) -> list[np.ndarray]:
         """Have a batch run."""
 
         async def run() -> list[np.ndarray]:
-            return [*await self.worker.lanes[0].run(batch)]
+            return [*await self.worker.executors[0].run(batch)]
 
         return cast("list[np.ndarray]", self.wait(run()))
 
@@ -838,7 +842,7 @@ def test_its_answers_are_those_of_the_engine(
             Batch(Key(0, plans[0].side), 4, (Slice(payload, start, stop),), "full")
             for payload in (cut, token)
         )
-        (expected,), (answer,) = here.lanes[0].run(mine), real.run(other)
+        (expected,), (answer,) = here.executors[0].run(mine), real.run(other)
         assert answer.dtype == expected.dtype
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
         total += answer
@@ -853,7 +857,7 @@ def test_pictures_that_share_a_batch_are_not_mixed_up(
         (shared / f"photos/flickr/{name}.jpg").read_bytes()
         for name in ("beagle", "tractor", "koala")
     ]
-    mine = here.lanes[0].run(
+    mine = here.executors[0].run(
         batch_of([here.prepare(photo, "single", BOUNDS)[0] for photo in photos], 4, rows=1)
     )
     other = real.run(batch_of([real.prepared(photo) for photo in photos], 4, rows=1))
@@ -869,7 +873,9 @@ def test_it_serves_what_the_engine_does(real: Real, here: Engine) -> None:
         key: curve.sizes for key, curve in ours.costs.curves.items()
     }
     assert theirs.warmup_seconds > 0
-    assert [lane.device for lane in real.worker.lanes] == [lane.device for lane in here.lanes]
+    assert [executor.device for executor in real.worker.executors] == [
+        executor.device for executor in here.executors
+    ]
 
 
 @pytest.mark.parametrize(
@@ -888,7 +894,7 @@ def test_what_is_wrong_with_a_picture_is_told_in_the_same_words(  # noqa: PLR091
 
 
 def test_more_pictures_than_it_has_threads_are_all_decoded(real: Real, beagle: bytes) -> None:
-    async def all_of_them() -> list[Sequence[Token]]:
+    async def all_of_them() -> list[Sequence[RemoteHandle]]:
         return await asyncio.gather(
             *[real.worker.prepare(beagle, "single", BOUNDS) for _ in range(20)]
         )
@@ -918,7 +924,7 @@ def test_a_batch_that_fails_is_reported_with_its_traceback_and_the_next_one_is_r
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "wrong", [{"store": Path("/nowhere")}, {"device": "cuda:7"}, {"model": "absent"}]
+    "wrong", [{"model_store": Path("/nowhere")}, {"device": "cuda:7"}, {"model": "absent"}]
 )
 def test_what_cannot_be_loaded_is_told_in_the_same_words_and_leaves_no_process(
     wrong: dict[str, object], small: Settings, caplog: pytest.LogCaptureFixture
@@ -940,7 +946,7 @@ def test_what_the_process_logs_is_logged_here_under_its_name(
 ) -> None:
     before = children()
     with pytest.raises(RuntimeError, match=r"^TypeError: "):
-        client.load(Settings.model_construct(store=5), Future())
+        client.load(Settings.model_construct(model_store=5), Future())
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("service.worker.process", "ERROR")
     assert "Traceback (most recent call last):" in record.getMessage()
@@ -959,7 +965,7 @@ def test_what_cannot_be_logged_here_leaves_nobody_waiting(error: Exception) -> N
     log.addFilter(fail)
     try:
         with pytest.raises(InferenceFailed, match=GONE):
-            client.load(Settings.model_construct(store=5), Future())
+            client.load(Settings.model_construct(model_store=5), Future())
     finally:
         log.removeFilter(fail)
     for thread in {*threading.enumerate()} - threads:
@@ -1099,7 +1105,7 @@ def test_closing_while_it_computes_ends_it_at_once_and_tells_who_waits(
 
         async def go_on() -> None:
             while True:
-                await ours.lanes[0].run(batch_of([token], 1, rows=1))
+                await ours.executors[0].run(batch_of([token], 1, rows=1))
                 once.set()
 
         computing = asyncio.create_task(go_on())
@@ -1139,7 +1145,7 @@ def test_closing_leaves_nothing_open(small: Settings) -> None:
     for thread in {*threading.enumerate()} - {*threads}:
         thread.join(PATIENCE)  # that of the news
     assert opened() <= before
-    assert ours.lanes  # it is still there
+    assert ours.executors  # it is still there
 
 
 def opened() -> set[str]:

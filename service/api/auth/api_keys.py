@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[Caller, ...]:
 def parse(digests: str) -> tuple[Caller, ...]:
     """Understand NAME:SHA256,NAME:SHA256; raises `KeysError` if two are the same."""
     pairs = (pair.split(":") for pair in digests.split(","))
-    return _distinct("--key-digests", [Caller(name, bytes.fromhex(of)) for name, of in pairs])
+    return _distinct("--api-key-hashes", [Caller(name, bytes.fromhex(of)) for name, of in pairs])
 
 
 def _caller(name: str, entry: _Entry) -> Caller:
@@ -132,7 +132,7 @@ class Keyring:
         self._file, self._report = file, report
         self._given = parse(digests) if digests else ()
         self._looks_at = 0.0
-        self._stamp = _stamp(file) if file else None
+        self._fingerprint = _fingerprint(file) if file else None
         self._callers: tuple[tuple[Caller, Quota], ...] = ()
         self._take(self._read())
 
@@ -144,10 +144,10 @@ class Keyring:
         if self._file is None or now < self._looks_at:
             return
         self._looks_at = now + _EVERY
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
+        fingerprint = _fingerprint(self._file)
+        if fingerprint == self._fingerprint:
             return
-        self._stamp = stamp
+        self._fingerprint = fingerprint
         try:
             callers = self._read()
         except KeysError as error:
@@ -177,7 +177,7 @@ class Keyring:
         self._report([caller.name for caller in callers])
 
 
-def _stamp(file: Path) -> tuple[int, ...] | None:
+def _fingerprint(file: Path) -> tuple[int, ...] | None:
     """Give what is different once a file was written or replaced; nothing if it is not there."""
     try:
         found = file.stat()

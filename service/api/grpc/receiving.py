@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from service.api.uploads import Budget
-from service.errors import MalformedRequest, SlowUpload
+from service.errors import BodyTimeout, MalformedRequest
 from service.settings import Settings
 
 _COPIES = 2  # of a message besides those of a body: as it came, and as it was parsed
@@ -21,14 +21,15 @@ class Receiving:
     def __init__(self, budget: Budget, settings: Settings) -> None:
         self._budget = budget
         self._largest = min(settings.max_body_bytes, budget.largest)
-        self._seconds = settings.upload_seconds
+        self._seconds = settings.upload_timeout_seconds
         self._turns = asyncio.Semaphore(max(1, budget.largest // 2 // self._largest))
 
     @asynccontextmanager
     async def message(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Give a call's one message, whose memory is its share of the budget until it is left.
 
-        Raises `Overloaded`, `TooLarge`, `SlowUpload` when it takes too long, or `MalformedRequest`.
+        Raises `Overloaded`, `TooLarge`, `BodyTimeout` when it takes too long, or
+        `MalformedRequest`.
         """
         with self._budget.share() as share:
             try:
@@ -36,7 +37,7 @@ class Receiving:
                     share.add(self._largest)
                     data = await anext(aiter(messages))
             except TimeoutError:
-                raise SlowUpload(
+                raise BodyTimeout(
                     f"the message was not there after {self._seconds:g} s; send it again"
                 ) from None
             except StopAsyncIteration:

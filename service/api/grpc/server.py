@@ -27,8 +27,8 @@ from service.api.open_inference import codec
 from service.api.open_inference.handler import Inference
 from service.api.uploads import Budget
 from service.errors import (
-    CallerGone,
     CannotListen,
+    ClientDisconnected,
     RateLimited,
     ServiceError,
     Unauthorized,
@@ -65,9 +65,9 @@ class _Call:
         return str(self.notes["id"])
 
     @property
-    def is_bulk(self) -> bool:
+    def is_background(self) -> bool:
         """Tell whether nobody waits for the answer."""
-        return security_headers.is_bulk(self.headers.get(_PRIORITY, b"").decode("latin-1"))
+        return security_headers.is_background(self.headers.get(_PRIORITY, b"").decode("latin-1"))
 
 
 class Service:
@@ -81,7 +81,7 @@ class Service:
         is_leaving: Callable[[], bool],
     ) -> None:
         self._inferring, self._keyring = inferring, keyring
-        self._catalogue, self._metrics = inferring.catalogue, inferring.metrics
+        self._catalogue, self._metrics = inferring.model_registry, inferring.metrics
         self._is_leaving = is_leaving
         self._receiving = Receiving(budget, inferring.settings)
         self._messages = Messages()
@@ -128,7 +128,7 @@ class Service:
         try:
             found = await self._answer(call, messages, context)
         except asyncio.CancelledError:
-            call.status = problem_details.STATUS[CallerGone]
+            call.status = problem_details.STATUS[ClientDisconnected]
             raise
         finally:
             self._metrics.in_flight(-1)
@@ -151,7 +151,7 @@ class Service:
                 asked = await self._inferring.parse(len(data), reading)
                 answer = await self._methods[call.method](self, call, asked, len(data), context)
         except ServiceError as error:
-            self._metrics.rejected(error, bulk=call.is_bulk)
+            self._metrics.rejected(error, background=call.is_background)
             call.notes["code"], call.status = error.code, problem_details.STATUS[type(error)]
             return error
         except Exception:
@@ -162,7 +162,7 @@ class Service:
         return message
 
     def _admit(self, call: _Call) -> None:
-        """Raise what `service.api.middleware.auth.Guard` refuses with."""
+        """Raise what `service.api.middleware.auth.Authentication` refuses with."""
         if self._keyring is None or call.method in _OPEN:
             return
         self._keyring.refresh(call.started)
@@ -178,8 +178,8 @@ class Service:
 
     def _tell(self, call: _Call) -> None:
         seconds = time.monotonic() - call.started
-        route, bulk = _route(call.method), call.is_bulk
-        self._metrics.request(route, "POST", call.status, seconds, {}, bulk=bulk)
+        route, background = _route(call.method), call.is_background
+        self._metrics.request(route, "POST", call.status, seconds, {}, background=background)
         about = {"route": route, "status": call.status, "seconds": round(seconds, 6)}
         level = logging.DEBUG if call.method in _OPEN else logging.INFO
         extra = {"request": {"method": "POST", **about, **call.notes}}
@@ -188,7 +188,9 @@ class Service:
     # The methods.
 
     async def _live(self, *_: Any) -> Any:
-        return self._messages.make("ServerLiveResponse", live=self._catalogue.worked is None)
+        return self._messages.make(
+            "ServerLiveResponse", live=self._catalogue.failure_reason is None
+        )
 
     async def _ready(self, *_: Any) -> Any:
         return self._messages.make("ServerReadyResponse", ready=self._is_serving())
@@ -231,7 +233,7 @@ class Service:
             asked.model_version,
             wish,
             seconds=seconds,
-            bulk=call.is_bulk,
+            background=call.is_background,
         )
         call.notes |= request_stats.add_up(found.answers).notes(found.plan, 0.0)
         return self._messages.answer(found.answered, is_raw=bool(asked.raw_input_contents))

@@ -45,7 +45,7 @@ def is_manager(scope: Scope) -> bool:
     return bool(scope.get(_MANAGES))
 
 
-class Guard:
+class Authentication:
     """Lets in who has a key and has not used it up; reads nothing but the request's head."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:

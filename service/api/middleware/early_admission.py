@@ -11,25 +11,25 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import problem_details
-from service.api.middleware.request_log import is_bulk, name_route, path
+from service.api.middleware.request_log import is_background, name_route, path
 from service.api.open_inference.routes import target
 from service.api.routes import classify, explain
 from service.errors import ServiceError
 from service.imaging import crops
 from service.serving.metrics.metrics import Metrics
-from service.serving.registry import Catalogue
+from service.serving.registry import ModelRegistry
 from service.settings import AUTO, Settings
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
 
-class Gate:
+class EarlyAdmission:
     """Lets a request in, unless not even one picture of its views can be answered in its time."""
 
     def __init__(
-        self, app: ASGIApp, catalogue: Catalogue, settings: Settings, metrics: Metrics
+        self, app: ASGIApp, model_registry: ModelRegistry, settings: Settings, metrics: Metrics
     ) -> None:
-        self._app, self._catalogue, self._metrics = app, catalogue, metrics
+        self._app, self._catalogue, self._metrics = app, model_registry, metrics
         self._views = {classify.PATH: settings.views, explain.PATH: explain.VIEWS}
         self._most = str(int(settings.timeout_seconds * 1000))
 
@@ -59,9 +59,11 @@ class Gate:
         if plan in crops.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._most)) / 1000
             classifier = self._catalogue.find(model).classifier
-            classifier.check(plan=plan, seconds=seconds, maps=maps, bulk=is_bulk(scope))
+            classifier.check(plan=plan, seconds=seconds, maps=maps, background=is_background(scope))
 
     def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same; which views are asked for, and by when, is in the body: so the least."""
         classifier = self._catalogue.find(model).classifier
-        classifier.check(plan="single", seconds=int(self._most) / 1000, bulk=is_bulk(scope))
+        classifier.check(
+            plan="single", seconds=int(self._most) / 1000, background=is_background(scope)
+        )

@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class HeadAsGet:
+class HeadMethod:
     """Has the app answer HEAD as it answers GET, and sends the head of that only."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -11,7 +11,7 @@ _OTHERS = "only probes and metrics are on this port; ask the service's own"
 _PROBES = "probes and metrics have a port of their own here (--probe-port)"
 
 
-class Ports:
+class ProbePort:
     """Answers probes and metrics on their port, all else on the others, and 404 otherwise."""
 
     def __init__(self, app: ASGIApp, probe_port: int) -> None:

@@ -58,9 +58,9 @@ def name_route(scope: Scope, template: str) -> None:
     scope[_ROUTE] = template
 
 
-def is_bulk(scope: Scope) -> bool:
+def is_background(scope: Scope) -> bool:
     """Tell whether nobody waits for the answer."""
-    return path(scope) != _AT_ONCE and security_headers.is_bulk(
+    return path(scope) != _AT_ONCE and security_headers.is_background(
         Headers(scope=scope).get(security_headers.PRIORITY)
     )
 
@@ -70,7 +70,7 @@ def note(scope: Scope, notes: Mapping[str, Any]) -> None:
     scope[_NOTES] |= notes
 
 
-class Requests:
+class RequestLog:
     """Names, counts, times and logs requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, is_leaving: Callable[[], bool]) -> None:
@@ -132,7 +132,9 @@ class Requests:
         route: str = scope.get(_ROUTE, matched)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         traced = {"trace_id": f"{span.trace_id:032x}"} if span.is_valid else {}
-        self._metrics.request(route, method, status, seconds, traced, bulk=is_bulk(scope))
+        self._metrics.request(
+            route, method, status, seconds, traced, background=is_background(scope)
+        )
         fields = {
             "id": scope[_KEY],
             "method": method,

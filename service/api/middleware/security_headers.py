@@ -40,7 +40,7 @@ PRIORITY = "priority"
 _BACKGROUND = re.compile(r"(?:^|,)[ \t]*u=7[ \t]*(?:$|[,;])")
 
 
-def is_bulk(priority: str | None) -> bool:
+def is_background(priority: str | None) -> bool:
     """Tell whether a `Priority` (RFC 9218) says that nobody waits for the answer: urgency 7.
 
     What is no priority is ignored, as that standard has it.

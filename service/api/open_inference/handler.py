@@ -14,7 +14,7 @@ from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedT
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
 from service.serving.metrics.metrics import Metrics
-from service.serving.registry import Catalogue
+from service.serving.registry import ModelRegistry
 from service.serving.types import Answer
 from service.settings import AUTO, Settings
 
@@ -47,7 +47,7 @@ class Indexed:
 class Inference:
     """Answers requests by the models of a catalogue, as /classify does."""
 
-    catalogue: Catalogue
+    model_registry: ModelRegistry
     settings: Settings
     metrics: Metrics
     parser: ThreadPoolExecutor = field(  # of one thread: several would take turns with the loop
@@ -62,16 +62,16 @@ class Inference:
 
     async def understand(self, nbytes: int, read: Callable[[], codec.Request]) -> Asked:
         """Check the request that `read` parses from so many bytes; raises what both raise."""
-        most = self.settings.max_files
+        most = self.settings.max_images_per_request
         return await self.parse(nbytes, lambda: codec.understand(read(), most))
 
     def ensemble(self, name: str, version: str) -> Ensemble:
         """Give what a model is, of any version if that is empty; raises what `find` does."""
-        return self.catalogue.find(named(name, version)).ensemble
+        return self.model_registry.find(named(name, version)).ensemble
 
     def works(self, name: str, version: str) -> bool:
         """Tell whether a model can be asked; raises what `find` does."""
-        return self.catalogue.find(named(name, version)).worked is None
+        return self.model_registry.find(named(name, version)).failure_reason is None
 
     def index(self, *, only_ready: bool) -> list[Indexed]:
         """List the models that are served, and say of each whether it is ready."""
@@ -79,10 +79,10 @@ class Inference:
             Indexed(
                 name,
                 served.ensemble.version,
-                "UNAVAILABLE" if served.worked else "READY",
-                served.worked or "",
+                "UNAVAILABLE" if served.failure_reason else "READY",
+                served.failure_reason or "",
             )
-            for name, served in self.catalogue.served.items()
+            for name, served in self.model_registry.served.items()
         ]
         return [one for one in found if one.state == "READY" or not only_ready]
 
@@ -93,7 +93,7 @@ class Inference:
         asked: Asked,
         *,
         seconds: float | None,
-        bulk: bool = False,
+        background: bool = False,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> Inferred:
         """Classify all pictures of a request; raises what is wrong with the first that fails.
@@ -101,21 +101,21 @@ class Inference:
         `seconds` is what the caller still has, if it has said so.
         """
         most = self.settings.timeout_seconds
-        with self.catalogue.use(named(name, version)) as classifier:
+        with self.model_registry.use(named(name, version)) as classifier:
             left = most if seconds is None else min(most, seconds)
             plan = asked.views or self.settings.views
             if plan == AUTO:
-                plan = classifier.most_views(len(asked.pictures), left, bulk=bulk)
+                plan = classifier.choose_views(len(asked.pictures), left, background=background)
             found = await classifier.classify(
                 asked.pictures,
                 plan=plan,
                 top_k=asked.labels or 1,
                 seconds=left,
-                bulk=bulk,
+                background=background,
                 **({"gone": gone} if gone else {}),
             )
             served = classifier.ensemble
-        request_stats.count(self.metrics, plan, found, bulk=bulk)
+        request_stats.count(self.metrics, plan, found, background=background)
         good = _good(found)
         answered = Answered(
             asked.id,

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.api import parameters, problem_details
 from service.api.middleware.request_log import note
-from service.api.middleware.security_headers import is_bulk
+from service.api.middleware.security_headers import is_background
 from service.api.open_inference import codec
 from service.api.open_inference.codec import HEADER_LENGTH, Answered
 from service.api.open_inference.handler import Inference, named
@@ -188,7 +188,7 @@ def target(path: str) -> tuple[str, str] | None:
 def about(inferring: Inference, is_leaving: Callable[[], bool]) -> APIRouter:
     """Make the routes that tell what is served, and how it is."""
     routes = APIRouter(responses=problem_details.documented(422, template=MODELS))
-    catalogue = inferring.catalogue
+    model_registry = inferring.model_registry
     server = Server(
         name="googlenet-service",
         version=metadata.version("googlenet-service"),
@@ -198,13 +198,13 @@ def about(inferring: Inference, is_leaving: Callable[[], bool]) -> APIRouter:
     @routes.get("/v2/health/live", responses=_failing(Live))
     async def live() -> Response:
         """Tell whether this process goes on living, as /livez does."""
-        is_live = catalogue.worked is None
+        is_live = model_registry.failure_reason is None
         return JSONResponse({"live": is_live}, 200 if is_live else 503)
 
     @routes.get("/v2/health/ready", responses=_failing(Ready))
     async def ready() -> Response:
         """Tell whether requests should be sent here now, as /readyz does."""
-        is_ready = catalogue.is_ready and not is_leaving()
+        is_ready = model_registry.is_ready and not is_leaving()
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     @routes.get("/v2")
@@ -242,7 +242,9 @@ def router(
     routes = APIRouter()
     settings, metrics = inferring.settings, inferring.metrics
     stages = Stages(tracer_provider)
-    bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
+    bounds = Bounds(
+        settings.max_body_bytes, settings.max_images_per_request, settings.upload_timeout_seconds
+    )
     small = replace(bounds, nbytes=_MOST_OF_INDEX)
 
     @routes.post(INFER, responses=_ANSWERED, openapi_extra=_body())
@@ -292,15 +294,15 @@ def router(
             wish = await inferring.understand(len(body), reading)
             del body, reading  # what is needed of it is there
             uploaded = time.monotonic() - started
-            bulk = is_bulk(priority)
-            metrics.stage("upload", uploaded, bulk=bulk)
+            background = is_background(priority)
+            metrics.stage("upload", uploaded, background=background)
             # A deadline is the caller's, whose clock has run since; ours is for our own work.
             left = None if wish.seconds is None else wish.seconds - uploaded
             found = await inferring.infer(
                 *model,
                 wish,
                 seconds=left,
-                bulk=bulk,
+                background=background,
                 gone=lambda: gone(request),
             )
         stages.trace(started, uploaded, found.answers)

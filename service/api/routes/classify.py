@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service.api import parameters, problem_details
 from service.api.middleware.request_log import note
-from service.api.middleware.security_headers import is_bulk
+from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.tracing import Stages
 from service.api.uploads import EMPTY, FIELD, RAW, Bounds, Budget, Upload, read
@@ -22,8 +22,8 @@ from service.imaging import image_decoder
 from service.models.ensemble import Ensemble
 from service.serving import request_stats as summed
 from service.serving.metrics.metrics import Metrics
-from service.serving.registry import Catalogue
-from service.serving.shadow import Shadow
+from service.serving.registry import ModelRegistry
+from service.serving.shadow import ShadowCandidate
 from service.serving.types import Answer
 from service.settings import AUTO, MODEL, PlanName, Settings, Views
 
@@ -138,8 +138,8 @@ def _properties(fields: type[BaseModel]) -> dict[str, Any]:
 
 
 def router(  # noqa: PLR0913, PLR0917 - all that it works with
-    catalogue: Catalogue,
-    shadow: Shadow,
+    model_registry: ModelRegistry,
+    shadow: ShadowCandidate,
     settings: Settings,
     budget: Budget,
     metrics: Metrics,
@@ -149,7 +149,9 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
     routes = APIRouter()
     stages = Stages(tracer_provider)
     most_ms = int(settings.timeout_seconds * 1000)
-    bounds = Bounds(settings.max_body_bytes, settings.max_files, settings.upload_seconds)
+    bounds = Bounds(
+        settings.max_body_bytes, settings.max_images_per_request, settings.upload_timeout_seconds
+    )
 
     @routes.post(
         PATH,
@@ -158,7 +160,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
             **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
         },
-        openapi_extra=body(settings.max_files, Fields),
+        openapi_extra=body(settings.max_images_per_request, Fields),
     )
     async def classify(  # noqa: PLR0913, PLR0917 - all that may be asked
         request: Request,
@@ -181,22 +183,22 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         order, each with its own `predictions` or `error`.
         """
         with ExitStack() as held:
-            classifier = held.enter_context(catalogue.use(model))
+            classifier = held.enter_context(model_registry.use(model))
             share = held.enter_context(budget.share())
             started = time.monotonic()
             form = await read(request, bounds, share, Fields.model_fields)
             fields = parameters.parse(Fields, form.fields)
             if fields.model:
                 model = fields.model
-                classifier = held.enter_context(catalogue.use(model))
+                classifier = held.enter_context(model_registry.use(model))
             uploaded = time.monotonic() - started
-            bulk = is_bulk(priority)
-            metrics.stage("upload", uploaded, bulk=bulk)
+            background = is_background(priority)
+            metrics.stage("upload", uploaded, background=background)
             seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
             uploads, pictures = form.uploads, [one.data for one in form.uploads if one.data]
             chosen = fields.views or views
             plan = (
-                classifier.most_views(len(pictures), seconds, bulk=bulk)
+                classifier.choose_views(len(pictures), seconds, background=background)
                 if chosen == AUTO
                 else chosen
             )
@@ -206,17 +208,17 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
                     plan=plan,
                     top_k=fields.top_k or top_k,
                     seconds=seconds,
-                    bulk=bulk,
+                    background=background,
                     gone=lambda: gone(request),
                 )
                 if pictures
                 else []
             )
             about = _about(classifier.ensemble, plan)
-        if model in {None, catalogue.default}:
+        if model in {None, model_registry.default}:
             shadow.offer(pictures, plan, found)
         answers = _of_each(uploads, found)
-        summed.count(metrics, plan, answers, bulk=bulk)
+        summed.count(metrics, plan, answers, background=background)
         stages.trace(started, uploaded, answers)
         total = summed.add_up(answers)
         note(request.scope, total.notes(plan, uploaded))
@@ -228,7 +230,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         else:
             for answer in answers:
                 if isinstance(answer, ServiceError):
-                    metrics.rejected(answer, bulk=bulk)
+                    metrics.rejected(answer, background=background)
             results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
             body = Several(**about, results=results)
         return Response(

@@ -18,7 +18,7 @@ from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
 from service.serving.metrics.metrics import Metrics
-from service.serving.registry import Catalogue
+from service.serving.registry import ModelRegistry
 from service.serving.types import Explanation
 from service.settings import PlanName, Settings
 
@@ -75,11 +75,13 @@ class Fields(BaseModel):
     views: PlanName | None = None
 
 
-def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Metrics) -> APIRouter:
+def router(
+    model_registry: ModelRegistry, settings: Settings, budget: Budget, metrics: Metrics
+) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
     most_ms = int(settings.timeout_seconds * 1000)
-    bounds = Bounds(settings.max_body_bytes, 1, settings.upload_seconds)
+    bounds = Bounds(settings.max_body_bytes, 1, settings.upload_timeout_seconds)
 
     @routes.post(
         PATH,
@@ -113,13 +115,13 @@ def router(catalogue: Catalogue, settings: Settings, budget: Budget, metrics: Me
         with a heat map over it, else the maps themselves.
         """
         with contextlib.ExitStack() as held:
-            classifier = held.enter_context(catalogue.use(model))
+            classifier = held.enter_context(model_registry.use(model))
             share = held.enter_context(budget.share())
             started = time.monotonic()
             form = await read(request, bounds, share, Fields.model_fields)
             fields = parameters.parse(Fields, form.fields)
             if fields.model:
-                classifier = held.enter_context(catalogue.use(fields.model))
+                classifier = held.enter_context(model_registry.use(fields.model))
             plan, label = fields.views or plan, fields.label or label
             (upload,) = form.uploads
             if not upload.data:

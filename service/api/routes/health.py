@@ -8,7 +8,7 @@ from prometheus_client import exposition
 from prometheus_client.registry import CollectorRegistry
 from starlette.responses import PlainTextResponse, Response
 
-from service.serving.registry import Catalogue
+from service.serving.registry import ModelRegistry
 
 PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # asked often, and by machines
 # The same questions as the Open Inference Protocol asks them, on the port of what it asks about.
@@ -24,7 +24,7 @@ Verbose = Annotated[str | None, Query(description="list every check; needs no va
 
 
 def router(
-    catalogue: Catalogue, registry: CollectorRegistry, is_leaving: Callable[[], bool]
+    model_registry: ModelRegistry, registry: CollectorRegistry, is_leaving: Callable[[], bool]
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
@@ -32,24 +32,26 @@ def router(
     @routes.get("/livez", responses=_PROBE, response_class=PlainTextResponse)
     async def livez(verbose: Verbose = None) -> Response:
         """Should this process go on living; if not, restart it."""
-        return _probe({"worker": catalogue.worked}, verbose, _about_candidates(catalogue))
+        return _probe(
+            {"worker": model_registry.failure_reason}, verbose, _about_candidates(model_registry)
+        )
 
     @routes.get("/readyz", responses=_PROBE, response_class=PlainTextResponse)
     async def readyz(verbose: Verbose = None) -> Response:
         """Should requests be sent here now."""
         checks = {
-            "model": catalogue.loaded,
-            "worker": catalogue.worked,
+            "model": model_registry.not_loaded_reason,
+            "worker": model_registry.failure_reason,
             "stop": "the service is stopping" if is_leaving() else None,
         }
-        served = catalogue.served.values()
+        served = model_registry.served.values()
         notices = [one.ensemble.notice for one in served if one.ensemble.notice]
-        return _probe(checks, verbose, [*notices, *_about_candidates(catalogue)])
+        return _probe(checks, verbose, [*notices, *_about_candidates(model_registry)])
 
     @routes.get("/startupz", responses=_PROBE, response_class=PlainTextResponse)
     async def startupz(verbose: Verbose = None) -> Response:
         """Has the model been loaded, warmed and timed."""
-        return _probe({"model": catalogue.loaded}, verbose)
+        return _probe({"model": model_registry.not_loaded_reason}, verbose)
 
     @routes.get(
         "/metrics",
@@ -64,11 +66,11 @@ def router(
     return routes
 
 
-def _about_candidates(catalogue: Catalogue) -> list[str]:
+def _about_candidates(model_registry: ModelRegistry) -> list[str]:
     """Say what no probe fails for, and somebody should know."""
     return [
         f"{name}, a shadow candidate, does not work: {complaint}"
-        for name, complaint in catalogue.excused.items()
+        for name, complaint in model_registry.is_excluded_from_probes.items()
     ]
 
 

@@ -10,9 +10,9 @@ from service.api import problem_details
 from service.api.middleware.auth import is_manager
 from service.errors import Forbidden
 from service.imaging import crops
-from service.serving.registry import Catalogue
-from service.serving.served_model import Servable
-from service.serving.shadow import Shadow
+from service.serving.registry import ModelRegistry
+from service.serving.served_model import ServedModel
+from service.serving.shadow import ShadowCandidate
 from service.settings import AUTO, MODEL, PlanName, Settings
 
 PATH = "/models/{name}"
@@ -63,19 +63,19 @@ class Models(BaseModel):
     models: list[Served]
 
 
-def router(catalogue: Catalogue, shadow: Shadow, settings: Settings) -> APIRouter:
+def router(model_registry: ModelRegistry, shadow: ShadowCandidate, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
 
     @routes.get("/models", responses=problem_details.documented(503))
     async def models() -> Models:
         """Tell what is served."""
-        catalogue.find()  # while there is nothing, that is refused
+        model_registry.find()  # while there is nothing, that is refused
         chosen = shadow.share
         return Models(
-            default=catalogue.default,
+            default=model_registry.default,
             shadow=Candidate(model=chosen[0], share=chosen[1]) if chosen else None,
-            models=[_served(*one, settings) for one in catalogue.served.items()],
+            models=[_served(*one, settings) for one in model_registry.served.items()],
         )
 
     @routes.put(PATH, responses=problem_details.documented(403, 404, 409, 422, 507))
@@ -103,18 +103,18 @@ def router(catalogue: Catalogue, shadow: Shadow, settings: Settings) -> APIRoute
         begun. Nothing happens if its files are the same.
         """
         _check(request)
-        await catalogue.load(name)
+        await model_registry.load(name)
         if default:
-            catalogue.prefer(name)
+            model_registry.set_default(name)
         if share is not None:
             shadow.follow(name, share)
-        return _served(name, catalogue.find(name), settings)
+        return _served(name, model_registry.find(name), settings)
 
     @routes.delete(PATH, responses=problem_details.documented(403, 404, 409, 422), status_code=204)
     async def unload(request: Request, name: Name) -> Response:
         """Serve a model no more; what it has accepted is done."""
         _check(request)
-        catalogue.unload(name)
+        model_registry.unload(name)
         return Response(status_code=204)
 
     return routes
@@ -126,8 +126,8 @@ def _check(request: Request) -> None:
         raise Forbidden(_FORBIDDEN)
 
 
-def _served(name: str, servable: Servable, settings: Settings) -> Served:
-    ensemble = servable.ensemble
+def _served(name: str, served_model: ServedModel, settings: Settings) -> Served:
+    ensemble = served_model.ensemble
     return Served(
         name=name,
         version=ensemble.version,

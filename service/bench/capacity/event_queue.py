@@ -20,7 +20,7 @@ class Task:
     left: float = 1.0  # share of it
 
 
-class Agenda:
+class EventQueue:
     """All that is being done, and what time it is."""
 
     def __init__(self, busy: Callable[[], Stages]) -> None:

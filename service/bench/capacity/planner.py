@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from service.bench.capacity.replica_model import Demand, Replica
+from service.bench.capacity.replica_model import JobSpec, Replica
 from service.bench.capacity.simulator import poisson, simulate
 
 SHARE = 0.99  # of all requests, those that are refused included, that the objective is for
@@ -53,11 +53,11 @@ class Plan:
 Predict = Callable[[int], Prediction]
 
 
-def plan(replica: Replica, demand: Demand, traffic: Traffic) -> Plan:
+def plan(replica: Replica, spec: JobSpec, traffic: Traffic) -> Plan:
     """Find out how many such replicas are needed for requests that bring so much each."""
-    predict = cache(lambda count: _predict(replica, demand, traffic, count))
-    alone = simulate(replica, demand, [0.0], deadline=math.inf).latencies[0]
-    least = max(1, math.ceil(traffic.rate * replica.least(demand)))
+    predict = cache(lambda count: _predict(replica, spec, traffic, count))
+    alone = simulate(replica, spec, [0.0], deadline=math.inf).latencies[0]
+    least = max(1, math.ceil(traffic.rate * replica.least(spec)))
     met = alone <= traffic.objective
     needed = search(lambda count: predict(count).met, least, _MOST * least) if met else None
     counts = [*worthwhile(predict, needed or least)]
@@ -66,9 +66,9 @@ def plan(replica: Replica, demand: Demand, traffic: Traffic) -> Plan:
     return Plan(traffic, alone, needed, counts[-2], predictions)
 
 
-def _predict(replica: Replica, demand: Demand, traffic: Traffic, count: int) -> Prediction:
+def _predict(replica: Replica, spec: JobSpec, traffic: Traffic, count: int) -> Prediction:
     arrivals = poisson(traffic.rate / count, _ARRIVALS)
-    outcome = simulate(replica, demand, arrivals, deadline=traffic.deadline)
+    outcome = simulate(replica, spec, arrivals, deadline=traffic.deadline)
     answered = len(outcome.latencies)
     return Prediction(
         count,

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.scheduling.cost_model import Costs, Key
+from service.scheduling.cost_model import CostModel, Key
 
-Demand = Mapping[Key, int]  # what a request brings: rows, by key
+JobSpec = Mapping[Key, int]  # what a request brings: rows, by key
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Stages(NamedTuple):
 class Replica:
     """What a replica has, and what each thing takes there."""
 
-    lanes: tuple[int, ...]  # the device of each executor
-    costs: Costs  # by which it forms batches and admits
+    executors: tuple[int, ...]  # the device of each executor
+    costs: CostModel  # by which it forms batches and admits
     batches: Mapping[Key, Mapping[int, Seconds]]  # of a device; beside: all devices run one
     slowed: float = 0.0  # what each picture being decoded, or HTTP, adds to a batch, as a share
     decode: Seconds = Seconds(0.0, 0.0)  # of a picture
@@ -50,7 +50,7 @@ class Replica:
     @property
     def devices(self) -> frozenset[int]:
         """The devices that compute side by side."""
-        return frozenset(self.lanes)
+        return frozenset(self.executors)
 
     def batch_seconds(self, key: Key, size: int, busy: Stages) -> float:
         """Give a batch's seconds on one device; between the sizes that were measured, linearly."""
@@ -77,8 +77,8 @@ class Replica:
         """How many of each stage there are."""
         return Stages(len(self.devices), self.decoders, 1)
 
-    def least(self, demand: Demand) -> float:
+    def least(self, spec: JobSpec) -> float:
         """Give the seconds between two requests that it cannot keep up with, whatever it does."""
-        cheapest = {key: min(s.alone / n for n, s in self.batches[key].items()) for key in demand}
-        rows = sum(cheapest[key] * rows for key, rows in demand.items())
+        cheapest = {key: min(s.alone / n for n, s in self.batches[key].items()) for key in spec}
+        rows = sum(cheapest[key] * rows for key, rows in spec.items())
         return max(rows / len(self.devices), self.decode.alone / self.decoders, self.http.alone)

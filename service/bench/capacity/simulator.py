@@ -16,12 +16,12 @@ from functools import partial
 
 import numpy as np
 
-from service.bench.capacity.event_queue import Agenda, Task
-from service.bench.capacity.replica_model import Demand, Replica, Stages
+from service.bench.capacity.event_queue import EventQueue, Task
+from service.bench.capacity.replica_model import JobSpec, Replica, Stages
 from service.scheduling import policy
-from service.scheduling.admission import Decoders, Load, admit
+from service.scheduling.admission import Decoders, QueueLoad, admit
 from service.scheduling.cost_model import Key
-from service.scheduling.policy import Formation, Run, Waiting
+from service.scheduling.policy import BatchPlan, QueuedJob, RunningBatch
 
 _WARM_UP = 0.1  # of the arrivals are not counted
 
@@ -61,10 +61,10 @@ def poisson(rate: float, count: int, seed: int = 0) -> Iterator[float]:
 
 
 def simulate(
-    replica: Replica, demand: Demand, arrivals: Iterable[float], *, deadline: float
+    replica: Replica, spec: JobSpec, arrivals: Iterable[float], *, deadline: float
 ) -> Outcome:
     """Let requests come at these moments, each to be answered in `deadline` seconds."""
-    return _Simulation(replica, demand, deadline).play([*arrivals])
+    return _Simulation(replica, spec, deadline).play([*arrivals])
 
 
 @dataclass(eq=False, slots=True)
@@ -80,18 +80,18 @@ class _Job:
     """A request's rows of one key."""
 
     request: _Request
-    waiting: Waiting
+    waiting: QueuedJob
     order: tuple[float, int]  # deadline, then first come
 
 
 class _Simulation:
     """A replica at work."""
 
-    def __init__(self, replica: Replica, demand: Demand, deadline: float) -> None:
-        self._replica, self._demand, self._deadline = replica, demand, deadline
+    def __init__(self, replica: Replica, spec: JobSpec, deadline: float) -> None:
+        self._replica, self._demand, self._deadline = replica, spec, deadline
         self._devices = replica.devices
         self._costs = replica.costs
-        self._agenda = Agenda(self._at_work)
+        self._agenda = EventQueue(self._at_work)
         self._at_http: deque[Callable[[], None]] = deque()  # what is next, for who is there
         self._undecoded: deque[_Request] = deque()
         self._decoding = 0
@@ -99,8 +99,8 @@ class _Simulation:
         self._queue: list[_Job] = []  # by order
         self._serial = 0
         self._rows: Counter[Key] = Counter()  # admitted and not yet taken
-        self._idle = deque(range(len(replica.lanes)))  # lanes, longest first
-        self._running: dict[int, Run] = {}  # by lane, in the order in which they began
+        self._idle = deque(range(len(replica.executors)))  # lanes, longest first
+        self._running: dict[int, RunningBatch] = {}  # by lane, in the order in which they began
         self._turns: dict[int, deque[Task]] = {}  # by device, which is at the first of them
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
         self._latencies: list[float] = []
@@ -143,8 +143,8 @@ class _Simulation:
 
     def _admit(self, request: _Request) -> None:
         running = policy.work_left(self._running.values(), self._freed, self._agenda.now)
-        lead = self._decoders.lead(len(self._undecoded) + self._decoding + 1)
-        load = Load(running, self._rows, len(self._devices), lead=lead)
+        decode_wait = self._decoders.decode_wait(len(self._undecoded) + self._decoding + 1)
+        load = QueueLoad(running, self._rows, len(self._devices), decode_wait=decode_wait)
         if not admit(load, self._demand, self._costs, self._deadline).admitted:
             self._refused += request.counts
             return
@@ -168,7 +168,7 @@ class _Simulation:
         for key, rows in self._demand.items():
             self._serial += 1
             large = rows > self._costs.largest(key)
-            waiting = Waiting(key, rows, request.deadline, large)
+            waiting = QueuedJob(key, rows, request.deadline, large)
             job = _Job(request, waiting, (request.deadline, self._serial))
             insort(self._queue, job, key=lambda job: job.order)
         self._look()
@@ -190,13 +190,13 @@ class _Simulation:
 
     def _is_turn_of(self, number: int) -> bool:
         busy = {run.device for run in self._running.values()}
-        turn = policy.is_turn(self._replica.lanes[number], busy, self._devices)
+        turn = policy.is_turn(self._replica.executors[number], busy, self._devices)
         return bool(self._queue) and turn
 
     def _take(self, number: int) -> bool:
         """Form a batch for a lane and begin with it, if there is anybody to be served in time."""
         busy = {run.device for run in self._running.values()}
-        others = self._devices - busy - {self._replica.lanes[number]}
+        others = self._devices - busy - {self._replica.executors[number]}
         decision = policy.form(
             [job.waiting for job in self._queue],
             self._costs,
@@ -220,8 +220,8 @@ class _Simulation:
             self._rows[job.waiting.key] -= job.waiting.left
             self._queue.remove(job)
 
-    def _run(self, number: int, formation: Formation) -> None:
-        device, key, size = self._replica.lanes[number], formation.key, formation.size
+    def _run(self, number: int, formation: BatchPlan) -> None:
+        device, key, size = self._replica.executors[number], formation.key, formation.size
         taken = [(self._queue[at], rows) for at, rows in formation.takes]
         for job, rows in taken:
             job.waiting = replace(job.waiting, left=job.waiting.left - rows)
@@ -229,7 +229,7 @@ class _Simulation:
             if not job.waiting.left:
                 self._queue.remove(job)
         expected = self._costs.seconds(key, size)
-        self._running[number] = Run(device, self._agenda.now, expected)
+        self._running[number] = RunningBatch(device, self._agenda.now, expected)
         parts = [(job.request, rows) for job, rows in taken]
         seconds = partial(self._replica.batch_seconds, key, size)
         task = Task(seconds, partial(self._ran, number, key, size, parts))

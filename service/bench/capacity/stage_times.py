@@ -13,7 +13,7 @@ from statistics import mean, median
 from typing import TypeVar
 
 from service.bench import load, scrape
-from service.bench.capacity.replica_model import Demand, Replica, Seconds
+from service.bench.capacity.replica_model import JobSpec, Replica, Seconds
 from service.bench.process import serving
 from service.imaging.image_decoder import Bounds
 from service.models import store
@@ -41,10 +41,10 @@ class Subject:
     decoders: int  # threads
 
     @property
-    def demand(self) -> Demand:
+    def spec(self) -> JobSpec:
         """The rows that a picture brings, by key."""
         ensemble = self.backend.ensemble
-        return {one.key: one.rows for one in ensemble.demands(ensemble.plans(self.views))}
+        return {one.key: one.rows for one in ensemble.specs(ensemble.plans(self.views))}
 
     async def prepare(self, picture: bytes) -> Sequence[Payload]:
         """Have a picture decoded."""
@@ -68,7 +68,7 @@ async def measure(subject: Subject, http: float, turns: int = _TURNS) -> Replica
     batches = {bucket: _median(turn.batches[bucket] for turn in found) for bucket in first.batches}
     decode = _median(turn.decode for turn in found)
     return Replica(
-        lanes=tuple(lane.device for lane in subject.backend.lanes),
+        executors=tuple(executor.device for executor in subject.backend.executors),
         costs=subject.backend.ensemble.costs,
         batches=_by_key(batches),
         slowed=median(turn.slowed for turn in found),
@@ -82,15 +82,15 @@ class _Stages:
     """The stages of a backend, and how to time them."""
 
     def __init__(self, subject: Subject, payloads: Sequence[Payload]) -> None:
-        lanes = subject.backend.lanes
-        by_device = {lane.device: lane for lane in lanes}
+        executors = subject.backend.executors
+        by_device = {executor.device: executor for executor in executors}
         curves = subject.backend.ensemble.costs.curves
         self._subject = subject
         self._pictures = itertools.cycle(subject.pictures)
         self._beside = [*by_device.values()]  # one of each device
         self._batches = [
             Batch(key, size, (Slice(payloads[key.member], 0, 1),) * size, "full")
-            for key in subject.demand
+            for key in subject.spec
             for size in curves[key].sizes
         ]
 
@@ -110,7 +110,7 @@ class _Stages:
         return Seconds(alone, await _timed(self._everywhere(batch)))
 
     async def _everywhere(self, batch: Batch[Payload]) -> None:
-        await asyncio.gather(*(lane.run(batch) for lane in self._beside))
+        await asyncio.gather(*(executor.run(batch) for executor in self._beside))
 
     async def _contended(self) -> tuple[float, float]:
         """Run every batch while all threads decode; gives the seconds of all and of a picture."""
@@ -160,7 +160,7 @@ async def http(picture: bytes) -> float:
 
     Those of its processor: requests come one by one, and a model as small as can be answers.
     """
-    small = ("--max-batch=1", "--cores=1", "--precision=float32", "--views=single")
+    small = ("--max-batch=1", "--cpu-threads=1", "--precision=float32", "--views=single")
     quiet = "--log-level=error"
     async with serving([f"--model={store.BUNDLED}", *small, quiet]) as started:
         client = started.client

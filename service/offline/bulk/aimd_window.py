@@ -7,7 +7,7 @@ MOST = 64.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class AimdWindow:
     """What is known by now; `quiet_until` is when the next refusal will be news."""
 
     window: float = FIRST
@@ -18,15 +18,15 @@ class Pace:
         """Requests that may be in flight."""
         return int(self.window)
 
-    def answered(self) -> "Pace":
+    def answered(self) -> "AimdWindow":
         """Learn that a request was answered."""
         return replace(self, window=min(MOST, self.window + 1 / self.window))
 
-    def refused(self, now: float, seconds: float) -> "Pace":
+    def refused(self, now: float, seconds: float) -> "AimdWindow":
         """Learn that one was refused and comes again in so many seconds.
 
         Those that were in flight with it are refused for the same reason, which counts once.
         """
         if now < self.quiet_until:
             return self
-        return Pace(max(1.0, self.window / 2), now + seconds)
+        return AimdWindow(max(1.0, self.window / 2), now + seconds)

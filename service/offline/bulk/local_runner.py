@@ -24,7 +24,7 @@ _PREDICTION = ("label", "wnid", "index", "probability")
 
 def expected(settings: Settings) -> Origin:
     """Tell by what pictures will be named here; raises `ModelError` for a model that is not."""
-    version = store.locate(settings.store).version(settings.model)
+    version = store.locate(settings.model_store).version(settings.model)
     return Origin(settings.model, version, settings.views)
 
 
@@ -57,8 +57,8 @@ async def rank(
             return Row(source.name, error=str(answer))
         raise answer
 
-    room = classifier.room(plan, decoding)
-    await ordered_tasks.run(found, row, put, lambda: room)
+    concurrency = classifier.concurrency(plan, decoding)
+    await ordered_tasks.run(found, row, put, lambda: concurrency)
 
 
 def plain(predictions: Iterable[Any]) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ class Actor:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._servable = factory.create_servable(task.settings)
+        self._servable = factory.create_served_model(task.settings)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._failure = ""
         self._left_out: list[tuple[str, str]] = []  # of archives, and not yet in the results
@@ -228,7 +228,7 @@ def share(settings: Settings, nodes: Iterable[Mapping[str, float]]) -> Share:
     fits on none: Ray would wait for a node that it does.
     """
     has = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
-    least = settings.cores or 1
+    least = settings.cpu_threads or 1
     may_have = settings.device == "auto" and any(cpus >= least and each for cpus, each in has)
     gpus = int(may_have or settings.device.startswith("cuda"))
     fitting = [(cpus, each) for cpus, each in has if cpus >= least and each >= gpus]
@@ -238,8 +238,8 @@ def share(settings: Settings, nodes: Iterable[Mapping[str, float]]) -> Share:
             f"no node of the cluster can hold an actor, which wants {least} CPU and {gpus} GPU:"
             f" the largest has {cpus} CPU and {each} GPU"
         )
-    room = [cpus // each if gpus else cpus for cpus, each in fitting]
-    return Share(settings.cores or min(filter(None, room), default=1), gpus)
+    concurrency = [cpus // each if gpus else cpus for cpus, each in fitting]
+    return Share(settings.cpu_threads or min(filter(None, concurrency), default=1), gpus)
 
 
 def within(share: Share, settings: Settings) -> Settings:
@@ -249,7 +249,7 @@ def within(share: Share, settings: Settings) -> Settings:
     """
     return settings.model_copy(
         update={
-            "cores": share.cpus,
+            "cpu_threads": share.cpus,
             "decode_threads": settings.decode_threads or share.cpus,
             "device": settings.device.partition(":")[0] if share.gpus else "cpu",
         }

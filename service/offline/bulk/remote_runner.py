@@ -9,7 +9,7 @@ from typing import Any
 
 from service.errors import BulkError, DeadlineExceeded, NotReady, RateLimited, ServiceError
 from service.offline.bulk import local_runner, ordered_tasks
-from service.offline.bulk.aimd_window import Pace
+from service.offline.bulk.aimd_window import AimdWindow
 from service.offline.bulk.image_source import Source
 from service.offline.bulk.local_runner import Put
 from service.offline.bulk.results_file import Origin, Row
@@ -79,9 +79,9 @@ class _Remote:
 
     service: Service
     client: Any  # the module
-    pace: Pace = field(default_factory=Pace)
+    window: AimdWindow = field(default_factory=AimdWindow)
     outage: _Outage = field(init=False)
-    is_bulk: bool = True  # others may pass, unless too little time is left for one image then
+    is_background: bool = True  # others may pass, unless too little time is left for one image then
 
     def __post_init__(self) -> None:
         self.outage = _Outage(self.service.wait, self.service.say)
@@ -94,7 +94,7 @@ class _Remote:
                 return await self._row(asked, source)
 
             started = time.monotonic()
-            await ordered_tasks.run(found, row, put, lambda: self.pace.most)
+            await ordered_tasks.run(found, row, put, lambda: self.window.most)
             return time.monotonic() - started
 
     def _connected(self) -> Any:
@@ -105,7 +105,7 @@ class _Remote:
             raise BulkError(f"{error}") from error
 
     def _waiting(self, error: Exception, seconds: float) -> None:
-        self.pace = self.pace.refused(time.monotonic(), seconds)
+        self.window = self.window.refused(time.monotonic(), seconds)
         self.outage.retried(error)
 
     async def _reach(self, asked: Any) -> None:
@@ -137,18 +137,20 @@ class _Remote:
             if error.code in _BAD_CODES:
                 return Row(source.name, error=error.detail)
             raise BulkError(f"{source.name}: {error.detail}") from error
-        self.pace = self.pace.answered()
+        self.window = self.window.answered()
         self.outage.over()
         made = Origin(answer.model, answer.version, answer.views)
         return Row(source.name, local_runner.plain(answer.predictions), origin=made)
 
     async def _answer(self, asked: Any, data: bytes) -> Any:
         """Ask in the background, or, once that leaves too little time for one image, as others."""
-        bulk = self.is_bulk  # as it was asked for, whatever other requests find meanwhile
+        background = (
+            self.is_background
+        )  # as it was asked for, whatever other requests find meanwhile
         try:
-            return await asked.classify(data, bulk=bulk, **self.service.asked)
+            return await asked.classify(data, background=background, **self.service.asked)
         except self.client.ClientError as error:
-            if not bulk or error.code != DeadlineExceeded.code:
+            if not background or error.code != DeadlineExceeded.code:
                 raise
-        self.is_bulk = False
+        self.is_background = False
         return await self._answer(asked, data)

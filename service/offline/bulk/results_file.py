@@ -135,7 +135,7 @@ JSONL = Format(b"", b'{"file": ', _to_json, _of_json, lambda _: True)
 
 
 @dataclass(slots=True)
-class Journal:
+class ResultsFile:
     """An open file of results: what it has, and where more is written."""
 
     file: BinaryIO
@@ -162,7 +162,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def opened(path: Path, form: Format) -> Iterator[Journal]:
+def opened(path: Path, form: Format) -> Iterator[ResultsFile]:
     """Open a file of results to go on with it, or begin one, which is deleted if it has no rows.
 
     Raises `BulkError` if it is something else, cannot be written, or is being written.
@@ -172,7 +172,7 @@ def opened(path: Path, form: Format) -> Iterator[Journal]:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
         _lock(file, path)
-        journal = Journal(file, form, path)
+        journal = ResultsFile(file, form, path)
         end = 0
         for row, end in rows(file, form, path):  # noqa: B007 - the last one counts
             journal.done.add(row["file"])

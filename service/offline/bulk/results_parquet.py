@@ -13,7 +13,7 @@ from typing import Any
 
 from service.errors import BulkError
 from service.offline.bulk import results_file
-from service.offline.bulk.results_file import JSONL, ORIGIN, Journal, Origin
+from service.offline.bulk.results_file import JSONL, ORIGIN, Origin, ResultsFile
 
 ENDING = ".journal"  # of the journal's name, after the file's
 
@@ -21,7 +21,7 @@ _ROWS = 8192  # in memory at a time, and in a row group
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Journal]:
+def opened(path: Path) -> Iterator[ResultsFile]:
     """Open the journal of a Parquet file that may be there; it becomes part of it at the end.
 
     Without rows there will be no file.
@@ -86,7 +86,7 @@ def _names(arrow: Any, path: Path) -> tuple[dict[str, bool], set[Origin]]:
     return names, origins
 
 
-def _complete(arrow: Any, path: Path, results: Journal, before: dict[str, bool]) -> None:
+def _complete(arrow: Any, path: Path, results: ResultsFile, before: dict[str, bool]) -> None:
     """Write what the file has and what the journal has to a new file, and put it in its place."""
     schema = _schema(arrow)
     part = path.with_name(path.name + ".part")

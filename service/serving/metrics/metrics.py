@@ -43,7 +43,10 @@ DISTANCES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SHADOW = ("agreed", "differed", "failed", "skipped")  # what becomes of what a candidate is asked
 _LIBRARIES = ("openvino", "torch")  # that compute, one or the other
 STAGES = ("upload", "decode", "queue", "inference")
-INTERACTIVE, BULK = "interactive", "bulk"  # priorities: who lets others pass is no measure of delay
+INTERACTIVE, BACKGROUND = (
+    "interactive",
+    "background",
+)  # priorities: who lets others pass is no measure of delay
 
 
 class Metrics:
@@ -146,7 +149,7 @@ class Metrics:
             "googlenet_queue_rows", "Rows that wait or are being decoded.", registry=registry
         )
         self._queue_bulk_rows = Gauge(
-            "googlenet_queue_bulk_rows",
+            "googlenet_queue_background_rows",
             "Of the rows that wait, those of requests that let others pass.",
             registry=registry,
         )
@@ -240,12 +243,12 @@ class Metrics:
 
     def _start_at_zero(self) -> None:
         zeros: dict[Counter | Histogram, Iterable[tuple[object, ...]]] = {
-            self._stages: product(STAGES, (INTERACTIVE, BULK)),
+            self._stages: product(STAGES, (INTERACTIVE, BACKGROUND)),
             self._closed: zip(("idle", "evicted", "silent", "stalled", "full")),
             self._rejected: ((error.code, INTERACTIVE) for error in _leaves(ServiceError)),
             self._images: ((plan, "ok") for plan in crops.NAMES),
             self._dropped: product(("late", "cancelled"), ("queue", "batch")),
-            self._queue_wait: zip((INTERACTIVE, BULK)),
+            self._queue_wait: zip((INTERACTIVE, BACKGROUND)),
             self._batches: zip(("full", "drained", "deadline")),
             self._shadow: zip(SHADOW),
             self._batch_seconds: zip((crops.CROP, crops.DENSE)),
@@ -262,10 +265,10 @@ class Metrics:
         seconds: float,
         traced: dict[str, str],
         *,
-        bulk: bool,
+        background: bool,
     ) -> None:
         """Count an answered request; `traced` is its exemplar, empty if it is not traced."""
-        priority = _priority(bulk=bulk)
+        priority = _priority(background=background)
         self._requests.labels(route, method, code, priority).inc()
         self._request_seconds.labels(route, code, priority).observe(seconds, traced or None)
 
@@ -286,9 +289,9 @@ class Metrics:
         """Count a connection that was closed without an answer."""
         self._closed.labels(reason).inc()
 
-    def stage(self, stage: str, seconds: float, *, bulk: bool) -> None:
+    def stage(self, stage: str, seconds: float, *, background: bool) -> None:
         """Record how long a stage of a request took."""
-        self._stages.labels(stage, _priority(bulk=bulk)).observe(seconds)
+        self._stages.labels(stage, _priority(background=background)).observe(seconds)
 
     def image(self, plan: str, error: ServiceError | None = None) -> None:
         """Count a picture answered, or refused."""
@@ -298,9 +301,9 @@ class Metrics:
         """Count a picture whose answer was kept."""
         self._cache_hits.inc()
 
-    def rejected(self, error: ServiceError, *, bulk: bool = False) -> None:
+    def rejected(self, error: ServiceError, *, background: bool = False) -> None:
         """Count a request or a picture refused."""
-        self._rejected.labels(error.code, _priority(bulk=bulk)).inc()
+        self._rejected.labels(error.code, _priority(background=background)).inc()
 
     def callers(self, names: Iterable[str]) -> None:
         """Count requests by these keys' names from now on, and forget all other names."""
@@ -325,7 +328,7 @@ class Metrics:
             return
         self._batch_failures.inc(report.failed)
         for wait in report.waits:
-            self._queue_wait.labels(_priority(bulk=wait.bulk)).observe(wait.seconds)
+            self._queue_wait.labels(_priority(background=wait.background)).observe(wait.seconds)
         if report.key.maps:  # of one row each: they say nothing of how others are batched
             return
         self._batches.labels(report.reason).inc()
@@ -355,7 +358,7 @@ class Metrics:
 
     def _tell(self, name: str, backend: Backend, seconds: float) -> None:
         ensemble = backend.ensemble
-        devices = len({lane.device for lane in backend.lanes})
+        devices = len({executor.device for executor in backend.executors})
         for key in ensemble.costs.curves:
             if not key.maps:
                 self._rate(name, key, devices * ensemble.costs.rate(key))
@@ -389,7 +392,7 @@ class Metrics:
         """Ask these at every scrape for what has no event to report it."""
         self._ready.set_function(ready)
         self._queue_rows.set_function(lambda: backlog().rows)
-        self._queue_bulk_rows.set_function(lambda: backlog().bulk)
+        self._queue_bulk_rows.set_function(lambda: backlog().background)
         self._queue_bytes.set_function(lambda: backlog().nbytes)
         self._predicted_wait.set_function(lambda: backlog().seconds)
         self._cache_bytes.set_function(cached)
@@ -400,8 +403,8 @@ class Metrics:
         self._capacity.labels(model, member.name, key.side).set(rows)
 
 
-def _priority(*, bulk: bool) -> str:
-    return BULK if bulk else INTERACTIVE
+def _priority(*, background: bool) -> str:
+    return BACKGROUND if background else INTERACTIVE
 
 
 def _threads(pid: int) -> float:
