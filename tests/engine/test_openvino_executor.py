@@ -339,7 +339,7 @@ except ModelError as error:
     sys.exit(str(error))
 before = busy()
 while sum(busy().values()) < sum(before.values()) + 100:
-    loaded.lanes[0].run(profiling.blank(Key(0, 224), 4))
+    loaded.executors[0].run(profiling.blank(Key(0, 224), 4))
 after = busy()
 threads = sum(ticks - before.get(name, 0) > 10 for name, ticks in after.items())
 print(loaded.ensemble.precision, threads, "torch" in sys.modules)

@@ -1007,7 +1007,7 @@ def test_as_many_are_in_flight_as_fill_the_batches_and_the_memory(
     async def main() -> int:
         limits = Limits(picture=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
         async with ServedModel(lambda *_: fake_backend(), limits, lambda _: None) as served_model:
-            return (await served_model.ready()).room(views, decoding)
+            return (await served_model.ready()).concurrency(views, decoding)
 
     assert asyncio.run(main()) == room
 
