@@ -131,7 +131,7 @@ proto: $(VENV)/.dev ## What protoc makes of the protocol's description
 
 SECONDS ?= 60
 
-fuzz: $(VENV)/.dev ## Look for SECONDS for pictures that break decoding, guided by coverage
+fuzz: $(VENV)/.dev ## Look for SECONDS for images that break decoding, guided by coverage
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[fuzz]'
 	$(BIN)/python tests/fuzz.py build/fuzz/corpus -max_total_time=$(SECONDS)
 

@@ -1,6 +1,6 @@
 """How near `classify --out` comes to what this machine could do, measured in turn.
 
-    python benchmarks/bulk.py PHOTOS --model bvlc_googlenet --views single --pictures 2000
+    python benchmarks/bulk.py PHOTOS --model bvlc_googlenet --views single --images 2000
 
 Each round measures the limit (`service.bench.limit`: decode and forward, without anything around
 them) and then the command, in a process of its own, on links to the photos. The command's rate is
@@ -22,19 +22,19 @@ from service.cli import console
 from service.settings import Settings
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-SUMMARY = re.compile(r"(\d+) pictures, 0 failures, [\d.]+ s, ([\d.]+) pictures a second")
+SUMMARY = re.compile(r"(\d+) images, 0 failures, [\d.]+ s, ([\d.]+) images a second")
 
 
-def links(photos: Path, folder: Path, pictures: int) -> None:
-    """Make so many pictures of a folder's photos."""
+def links(photos: Path, folder: Path, images: int) -> None:
+    """Make so many images of a folder's photos."""
     files = [p.resolve() for p in sorted(photos.iterdir()) if p.suffix.lower() in SUFFIXES]
-    for number in range(pictures):
+    for number in range(images):
         file = files[number % len(files)]
         (folder / f"{number:07}{file.suffix}").symlink_to(file)
 
 
 def command_rate(settings: Settings, folder: Path, out: Path) -> float:
-    """Run the command; gives the pictures a second that it states."""
+    """Run the command; gives the images a second that it states."""
     chosen = settings.model_dump(exclude_unset=True)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
     command = [sys.executable, "-m", "service", "classify", str(folder), "--out", str(out)]
@@ -51,7 +51,7 @@ def main() -> None:
     """Measure, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--pictures", type=int, default=2000, help="of each run (default: 2000)")
+    parser.add_argument("--images", type=int, default=2000, help="of each run (default: 2000)")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the limit (default: 10)")
     parser.add_argument("--format", choices=["jsonl", "csv", "parquet"], default="jsonl")
@@ -64,9 +64,9 @@ def main() -> None:
     settings = Settings(**chosen, **({"model_store": given.store} if given.store else {}))
     limits, rates = [], []
     with tempfile.TemporaryDirectory() as made, Limit(settings, given.photos) as limit:
-        folder = Path(made) / "pictures"
+        folder = Path(made) / "images"
         folder.mkdir()
-        links(given.photos, folder, given.pictures)
+        links(given.photos, folder, given.images)
         limit.rate(settings.views, 1.0)  # loads the model
         for _ in range(given.rounds):
             limits.append(limit.rate(settings.views, given.seconds))
@@ -75,7 +75,7 @@ def main() -> None:
     ratios = [rate / limit for rate, limit in zip(rates, limits, strict=True)]
     figures = {"limit": limits, "command": rates, "ratio": ratios}
     medians = {name: round(statistics.median(values), 3) for name, values in figures.items()}
-    console.say(json.dumps({"pictures": given.pictures, "format": given.format, **medians}))
+    console.say(json.dumps({"images": given.images, "format": given.format, **medians}))
 
 
 if __name__ == "__main__":

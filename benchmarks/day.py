@@ -1,11 +1,11 @@
 """A day of the service in minutes, to see that the right alerts fire.
 
-    python benchmarks/day.py [PICTURE]
+    python benchmarks/day.py [IMAGE]
 
 A real Prometheus scrapes a real service, under the rules that are shipped with every window and
 every `for:` divided by 120. The service is driven through ordinary hours, bad clients, rushes, a
 worker that hangs, one that is killed, a restart loop and an outage; after each of these hours the
-alerts that fired are compared with those that should have. Gives 1 if any was wrong. PICTURE is
+alerts that fired are compared with those that should have. Gives 1 if any was wrong. IMAGE is
 where the overview is drawn at the end, as a PNG.
 
 Needs `prometheus` on the path, and Linux.
@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.picture import View, draw
+from benchmarks.image import View, draw
 from benchmarks.prometheus import Prometheus, watching
 from service import python_process
 from service.bench import load
@@ -92,7 +92,7 @@ class Service:
         return (await self._client.ask(self._client.target.get(probe))).status == load.OK
 
     async def ask_for_much(self) -> None:
-        """Send a picture that takes a second or so."""
+        """Send an image that takes a second or so."""
         png = {"Content-Type": "image/png"}
         target = self._client.target
         await self._client.ask(target.post("/classify?views=paper", DIGIT.read_bytes(), png))
@@ -290,7 +290,7 @@ def requests(target: Target) -> dict[str, list[bytes]]:
         "good": [target.post("/classify?views=single", good, png)],
         "hasty": [target.post("/classify?views=single", good, {**png, "X-Timeout-Ms": "400"})],
         "bad": [
-            target.post("/classify", b"no picture", png),
+            target.post("/classify", b"no image", png),
             target.post("/classify", good[: len(good) // 2], png),
             target.post("/classify", b"", png),
             target.post("/classify?views=all", good, png),

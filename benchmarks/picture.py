@@ -1,7 +1,7 @@
-"""A dashboard as a picture: its panels' own queries, drawn where no Grafana is at hand.
+"""A dashboard as an image: its panels' own queries, drawn where no Grafana is at hand.
 
 Reads the JSON that Grafana reads and asks the Prometheus that it would ask; the layout, titles and
-queries are the dashboard's, the pen is matplotlib's. Tables are left out: they have no picture.
+queries are the dashboard's, the pen is matplotlib's. Tables are left out: they have no image.
 """
 
 import json

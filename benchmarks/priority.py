@@ -4,7 +4,7 @@
 
 One service; each round asks it for single views at a mean rate, at random moments: alone, beside
 a closed loop of bulk that says so, and beside the same loop that does not. The medians of the
-rounds are printed as JSON: latencies in milliseconds, bulk's pictures a second.
+rounds are printed as JSON: latencies in milliseconds, bulk's images a second.
 """
 
 import argparse
@@ -25,18 +25,18 @@ BESIDE = {"alone": None, "beside bulk": {"Priority": "u=7"}, "beside others": {}
 
 
 async def measured(
-    client: Client, pictures: Sequence[bytes], given: argparse.Namespace
+    client: Client, images: Sequence[bytes], given: argparse.Namespace
 ) -> dict[str, float]:
     """Do one round."""
     found: dict[str, float] = {}
     path = "/classify?views=single"
-    mine = [client.target.post(path, picture, KIND) for picture in pictures]
+    mine = [client.target.post(path, image, KIND) for image in images]
     for name, headers in BESIDE.items():
         callers = load.paced(client, mine, rate=given.rate, seconds=given.seconds)
         if headers is None:
             run = await callers
         else:
-            theirs = [client.target.post(path, one, KIND | headers) for one in pictures]
+            theirs = [client.target.post(path, one, KIND | headers) for one in images]
             flood = load.closed(
                 client, theirs, connections=given.connections, seconds=given.seconds
             )
@@ -50,12 +50,12 @@ async def measured(
 
 async def main(given: argparse.Namespace) -> None:
     """Measure, and print what came out."""
-    pictures = photos.read(given.photos)
+    images = photos.read(given.photos)
     store = ["--model-store", str(given.store)] if given.store else []
     rounds = defaultdict(list)
     async with serving(["--model", given.model, *store]) as started:
         for _ in range(given.rounds):
-            for name, value in (await measured(started.client, pictures, given)).items():
+            for name, value in (await measured(started.client, images, given)).items():
                 rounds[name].append(value)
     medians = {name: round(statistics.median(values), 1) for name, values in rounds.items()}
     console.say(json.dumps(medians, indent=2))

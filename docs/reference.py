@@ -157,7 +157,7 @@ def errors() -> str:
 
 Every error of HTTP is `application/problem+json` (RFC 9457): one sentence that says what to do in
 `detail`, and a word for machines in `code`. What may be tried again says in `Retry-After` and
-`retry_after_ms` when. With several pictures the status is 200, and each result has its
+`retry_after_ms` when. With several images the status is 200, and each result has its
 `predictions` or its `error`. Under `/v2` the body is `{{"error": "the sentence"}}`, as its protocol
 wants it.
 

@@ -1,4 +1,4 @@
-"""Classify pictures with GoogLeNet over HTTP."""
+"""Classify images with GoogLeNet over HTTP."""
 
 import logging
 

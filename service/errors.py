@@ -15,7 +15,7 @@ class ServiceError(Exception):
 
 
 class MalformedRequest(ServiceError):
-    """The request's framing is broken, its body is empty, or a picture in it is."""
+    """The request's framing is broken, its body is empty, or an image in it is."""
 
     code = "malformed"
 
@@ -27,7 +27,7 @@ class MissingFile(ServiceError):
 
 
 class TooLarge(ServiceError):
-    """The body, a picture or the number of pictures is over its limit."""
+    """The body, an image or the number of images is over its limit."""
 
     code = "too_large"
 
@@ -61,7 +61,7 @@ class CompressedBody(UnsupportedType):
 
 
 class UnreadableImage(ServiceError):
-    """The picture is broken or cut short."""
+    """The image is broken or cut short."""
 
     code = "unreadable_image"
 
@@ -201,7 +201,7 @@ class CannotListen(ServiceError):
 
 
 class BulkError(ServiceError):
-    """Pictures cannot be found, or their results cannot be kept."""
+    """Images cannot be found, or their results cannot be kept."""
 
 
 class BenchError(ServiceError):

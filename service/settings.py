@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     ] = False
     views: Annotated[
         PlanName,
-        Field(description="views of a picture when the request names none; more cost more"),
+        Field(description="views of an image when the request names none; more cost more"),
     ] = "ten"
     device: Annotated[
         str,
@@ -133,20 +133,20 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             le=178_000_000,
-            description="most pixels of a picture that are decoded; over it a 413",
+            description="most pixels of an image that are decoded; over it a 413",
         ),
     ] = 50_000_000
     heic: Annotated[
         bool,
-        Field(description="read HEIC, the pictures of iPhones; needs the extra of that name"),
+        Field(description="read HEIC, the images of iPhones; needs the extra of that name"),
     ] = False
     decode_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="longest a core may decode one picture; over it a 413"),
+        Field(gt=0, le=600, description="longest a core may decode one image; over it a 413"),
     ] = 10.0
     max_images_per_request: Annotated[
         int,
-        Field(ge=1, le=1024, description="most pictures in one request; over it is a 413"),
+        Field(ge=1, le=1024, description="most images in one request; over it is a 413"),
     ] = 16
     max_inflight_body_bytes: Annotated[
         int,
@@ -182,14 +182,12 @@ class Settings(BaseSettings):
     max_queue_bytes: Annotated[
         int,
         Field(
-            ge=1024, description="memory for decoded pictures that wait, by model; over it is a 503"
+            ge=1024, description="memory for decoded images that wait, by model; over it is a 503"
         ),
     ] = 512 * MEBIBYTE
     cache_bytes: Annotated[
         int,
-        Field(
-            ge=0, description="memory for answers to pictures seen before, by model; 0: no cache"
-        ),
+        Field(ge=0, description="memory for answers to images seen before, by model; 0: no cache"),
     ] = 0
     background_share: Annotated[
         float,
@@ -201,7 +199,7 @@ class Settings(BaseSettings):
     ] = BACKGROUND_SHARE
     decode_threads: Annotated[
         int,
-        Field(ge=0, le=256, description="threads that decode pictures, by model; 0: one per core"),
+        Field(ge=0, le=256, description="threads that decode images, by model; 0: one per core"),
     ] = 0
     stall_seconds: Annotated[
         float,

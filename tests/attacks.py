@@ -35,11 +35,11 @@ class Reply:
         return [int(status) for status in found]
 
 
-def post(picture: bytes, *headers: str, length: int | None = None) -> bytes:
-    """Give a request to classify a picture, or its beginning if `length` is more than there is."""
-    declared = f"Content-Length: {len(picture) if length is None else length}"
+def post(image: bytes, *headers: str, length: int | None = None) -> bytes:
+    """Give a request to classify an image, or its beginning if `length` is more than there is."""
+    declared = f"Content-Length: {len(image) if length is None else length}"
     lines = ["POST /classify?views=single HTTP/1.1", "Host: here", "Content-Type: image/png"]
-    return "\r\n".join([*lines, declared, *headers, "", ""]).encode() + picture
+    return "\r\n".join([*lines, declared, *headers, "", ""]).encode() + image
 
 
 @asynccontextmanager
@@ -122,9 +122,9 @@ async def not_reading(port: int, request: bytes) -> float:
     return time.monotonic() - started
 
 
-async def leave(port: int, stage: str, picture: bytes, *, reset: bool = False) -> None:
+async def leave(port: int, stage: str, image: bytes, *, reset: bool = False) -> None:
     """Go as far as a stage of a request to classify, and hang up: in order, or by a reset."""
-    whole = post(picture)
+    whole = post(image)
     head = whole.index(b"\r\n\r\n") + 4
     sent = {"connected": 0, "mid-head": head // 2, "head": head, "mid-body": head + 10}
     async with asyncio.timeout(PATIENCE), connected(port) as (reader, writer):
@@ -174,7 +174,7 @@ def is_open(caller: socket.socket) -> bool:
     return False
 
 
-async def any_of_them(port: int, picture: bytes, *, seed: int, pause: float) -> None:
+async def any_of_them(port: int, image: bytes, *, seed: int, pause: float) -> None:
     """Attack once, in a way that the seed chooses."""
     chance = random.Random(seed)
     attacks = (
@@ -184,7 +184,7 @@ async def any_of_them(port: int, picture: bytes, *, seed: int, pause: float) -> 
         lambda: endless(port, b"GET /livez HTTP/1.1\r\n", b"X: y\r\n" * 100),
         lambda: speak(port, [LIVEZ * 999 + LAST_LIVEZ]),
         lambda: speak(port, [chance.randbytes(1000)], shut=True),
-        lambda: leave(port, chance.choice(STAGES), picture, reset=chance.random() < 0.5),
+        lambda: leave(port, chance.choice(STAGES), image, reset=chance.random() < 0.5),
     )
     with suppress(ConnectionError):
         await chance.choice(attacks)()

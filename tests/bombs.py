@@ -1,4 +1,4 @@
-"""Pictures made by hand that cost far more than they weigh, each by its name."""
+"""Images made by hand that cost far more than they weigh, each by its name."""
 
 import io
 import lzma
@@ -205,7 +205,7 @@ BOMBS: Mapping[str, Callable[[], bytes]] = {
     "JPEG behind zeros": lambda: segments(good()[0], segment(0xFE, b"") + bytes(SOME)),
     "JPEG behind fill bytes": lambda: segments(good()[0], b"\xff" * SOME),
     "JPEG behind restart markers": lambda: segments(good()[0], b"\xff\xd0" * (SOME // 2)),
-    "JPEG with a large index of pictures": lambda: segments(
+    "JPEG with a large index of images": lambda: segments(
         good()[0],
         segment(0xE2, b"MPF\0II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0xB001, 4, 1, 1 << 31)),
     ),

@@ -19,7 +19,7 @@ OUTPUT = "probabilities"
 
 
 def values(call: Call) -> np.ndarray[Any, Any]:
-    """Give the tensor to be sent: pictures as objects, else numbers."""
+    """Give the tensor to be sent: images as objects, else numbers."""
     raw = [base64.b64decode(one) for one in call["data"]]
     if call["datatype"] == "BYTES":
         return np.array(raw, dtype=object)

@@ -30,7 +30,7 @@ from service.engine.prepared_image import PreparedImage, given, prepare, unscale
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import CROP, DENSE, Box, Resize
 from service.imaging.heatmap import paint
-from service.imaging.image_decoder import Bounds, Picture, is_view
+from service.imaging.image_decoder import Bounds, ImageInput, is_view
 from service.models.ensemble import Ensemble, Member, Probabilities, Result
 from service.models.manifest import Label, Preprocessing
 from service.models.store import Store
@@ -288,10 +288,10 @@ class FakeBackend:
         self.end.set_result(None)
 
     async def prepare(
-        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[PreparedImage]:
-        """Decode in a thread, one picture after the other."""
-        what = (picture, self.ensemble.plans(views), bounds, target)
+        """Decode in a thread, one image after the other."""
+        what = (image, self.ensemble.plans(views), bounds, target)
         loop = asyncio.get_running_loop()
         self.undecoded += 1
         try:
@@ -299,24 +299,24 @@ class FakeBackend:
         finally:
             self.undecoded -= 1
 
-    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
+    async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
         """Draw in that thread, too."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.decoder, paint, picture, heat, bounds)
+        return await loop.run_in_executor(self.decoder, paint, image, heat, bounds)
 
     def _timed(self, *what: Any) -> Sequence[PreparedImage]:
         started = time.monotonic()
-        picture, plans, *_ = what
+        image, plans, *_ = what
         try:
-            if is_view(picture):
-                return given(unscaled(picture, AS_IT_IS), plans)
+            if is_view(image):
+                return given(unscaled(image, AS_IT_IS), plans)
             return prepare(*what)
         finally:
             self.decoders = self.decoders.observed(time.monotonic() - started)
 
-    def decode_wait(self, pictures: int) -> float:
+    def decode_wait(self, images: int) -> float:
         """Predict as the real one does."""
-        return self.decoders.decode_wait(self.undecoded + pictures)
+        return self.decoders.decode_wait(self.undecoded + images)
 
     def close(self) -> None:
         """Note it."""

@@ -9,7 +9,7 @@ from functools import partial
 
 from service.errors import InferenceFailed, OutOfMemory
 from service.imaging.activation_map import Grid
-from service.imaging.image_decoder import Bounds, Picture
+from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Ensemble, Probabilities
 from service.scheduling.types import Batch, Executor
 from service.serving.backend import Backend, Payload
@@ -19,15 +19,15 @@ Run = Callable[[Batch[Payload]], Awaitable[Sequence[Probabilities]]]
 
 @dataclass(frozen=True)
 class Rates:
-    """How likely each fault is, for each batch or picture."""
+    """How likely each fault is, for each batch or image."""
 
     failing: float = 0.0  # a batch, before it is computed
     losing: float = 0.0  # a batch, after it was: its results come to nothing
     miscounting: float = 0.0  # a batch that gives a result too few
     out_of_memory: float = 0.0  # a batch of more than two rows
     slow: float = 0.0  # a batch, by up to a fifth of a second
-    broken_decoder: float = 0.0  # a picture
-    slow_decoder: float = 0.0  # a picture, by up to a fifth of a second
+    broken_decoder: float = 0.0  # an image
+    slow_decoder: float = 0.0  # an image, by up to a fifth of a second
 
 
 @dataclass
@@ -65,27 +65,27 @@ class Faulty:
         """The other's."""
         return self.backend.stalled
 
-    def decode_wait(self, pictures: int) -> float:
+    def decode_wait(self, images: int) -> float:
         """Give the other's."""
-        return self.backend.decode_wait(pictures)
+        return self.backend.decode_wait(images)
 
     def close(self) -> None:
         """Close the other."""
         self.backend.close()
 
     async def prepare(
-        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[Payload]:
         """Have the other do it, or fail."""
         if self._happens("broken_decoder"):
             raise InferenceFailed("the decoder is broken")
         if self._happens("slow_decoder"):
             await asyncio.sleep(self._chance.uniform(0, 0.2))
-        return await self.backend.prepare(picture, views, bounds, target)
+        return await self.backend.prepare(image, views, bounds, target)
 
-    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
+    async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
         """Have the other do it."""
-        return await self.backend.paint(picture, heat, bounds)
+        return await self.backend.paint(image, heat, bounds)
 
     async def _run(self, run: Run, batch: Batch[Payload]) -> Sequence[Probabilities]:
         if batch.size > 2 and self._happens("out_of_memory"):

@@ -1,7 +1,7 @@
-"""Look for pictures that break decoding, guided by which of Pillow's lines they reach.
+"""Look for images that break decoding, guided by which of Pillow's lines they reach.
 
 `python tests/fuzz.py FOLDER [libFuzzer's options]` goes on from what FOLDER holds, or from the
-small good pictures. It ends with a file named crash-..., slow-... or oom-... when one raises what
+small good images. It ends with a file named crash-..., slow-... or oom-... when one raises what
 is no `ServiceError`, takes seconds or a gigabyte.
 """
 
@@ -27,19 +27,19 @@ OPTIONS = ("-timeout=10", "-rss_limit_mb=1024", "-max_len=8192", "-close_fd_mask
 def one(data: bytes) -> None:
     """Decode what may be anything."""
     try:
-        picture = decode(data, max_pixels=MAX_PIXELS, seconds=2.0)
+        image = decode(data, max_pixels=MAX_PIXELS, seconds=2.0)
     except ServiceError:
         return
-    assert picture.mode == "RGB"
-    assert 0 < picture.width * picture.height <= MAX_PIXELS
+    assert image.mode == "RGB"
+    assert 0 < image.width * image.height <= MAX_PIXELS
 
 
 def main() -> None:
     """Fill the folder and go."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(good()):
-        (folder / f"good{number}").write_bytes(picture)
+    for number, image in enumerate(good()):
+        (folder / f"good{number}").write_bytes(image)
     warnings.simplefilter("ignore")  # as in production
     atheris.Setup([sys.argv[0], *OPTIONS, f"-artifact_prefix={folder}/../", *sys.argv[1:]], one)
     atheris.Fuzz()

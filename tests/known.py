@@ -1,4 +1,4 @@
-"""Pictures whose answers are known, no two alike: they show that answers are not mixed up."""
+"""Images whose answers are known, no two alike: they show that answers are not mixed up."""
 
 import io
 import json
@@ -10,20 +10,20 @@ from PIL import Image
 
 Scores = dict[str, float]  # a label's probability
 
-FAR = 0.02  # between the answers to two pictures, in some label's probability
-SAME = 0.002  # the most that the batch a picture is in changes of it
+FAR = 0.02  # between the answers to two images, in some label's probability
+SAME = 0.002  # the most that the batch an image is in changes of it
 
 
 @dataclass(frozen=True)
 class Known:
-    """A picture and what is to be answered to it."""
+    """An image and what is to be answered to it."""
 
     data: bytes
     scores: Scores
 
 
 def scores(answer: bytes) -> Scores:
-    """Read the answer to a picture, of all labels asked for."""
+    """Read the answer to an image, of all labels asked for."""
     return {one["label"]: one["probability"] for one in json.loads(answer)["predictions"]}
 
 
@@ -40,11 +40,11 @@ def apart(candidates: Sequence[Known], count: int) -> list[Known]:
             chosen.append(one)
         if len(chosen) == count:
             return chosen
-    raise AssertionError(f"only {len(chosen)} of {len(candidates)} pictures are far apart")
+    raise AssertionError(f"only {len(chosen)} of {len(candidates)} images are far apart")
 
 
 def colours(count: int, seed: int = 0) -> list[bytes]:
-    """Paint pictures of one colour each."""
+    """Paint images of one colour each."""
     chance, made = random.Random(seed), []
     for _ in range(count):
         file = io.BytesIO()

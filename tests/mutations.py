@@ -1,4 +1,4 @@
-"""Hostile pictures: changed copies of good ones from a seed, and bombs made by hand.
+"""Hostile images: changed copies of good ones from a seed, and bombs made by hand.
 
 Everything is a pure function, so what broke the decoder once can be made again from its seed.
 """
@@ -20,10 +20,10 @@ ODD = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000
 Mutation = Callable[[bytes, Random, Sequence[bytes]], bytes]
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    """Write a picture as Pillow does."""
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Write an image as Pillow does."""
     file = io.BytesIO()
-    picture.copy().save(file, kind, **options)  # which leaves its mark on what is saved
+    image.copy().save(file, kind, **options)  # which leaves its mark on what is saved
     return file.getvalue()
 
 
@@ -35,46 +35,46 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 @cache
 def good() -> tuple[bytes, ...]:
-    """Give small pictures of all formats, modes and compressions that have code of their own."""
+    """Give small images of all formats, modes and compressions that have code of their own."""
     noise = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     turned = {kind: {"exif": exif} for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")}
-    grey = picture.convert("L")
+    grey = image.convert("L")
     return (
-        *(encoded(picture, kind, **turned.get(kind, {})) for kind in KINDS if kind != "AVIF"),
-        encoded(picture, "JPEG", progressive=True, comment=b"a comment", dpi=(72, 72)),
-        encoded(picture.convert("CMYK"), "JPEG"),
-        encoded(picture, "MPO", save_all=True, append_images=[picture.rotate(180)]),
-        encoded(picture.convert("RGBA"), "PNG"),
-        encoded(picture.quantize(8), "PNG", transparency=0),
+        *(encoded(image, kind, **turned.get(kind, {})) for kind in KINDS if kind != "AVIF"),
+        encoded(image, "JPEG", progressive=True, comment=b"a comment", dpi=(72, 72)),
+        encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image, "MPO", save_all=True, append_images=[image.rotate(180)]),
+        encoded(image.convert("RGBA"), "PNG"),
+        encoded(image.quantize(8), "PNG", transparency=0),
         encoded(Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257), "PNG"),
         *(
-            encoded(picture, kind, save_all=True, append_images=[picture.rotate(180)])
+            encoded(image, kind, save_all=True, append_images=[image.rotate(180)])
             for kind in ("PNG", "GIF", "WEBP", "TIFF")
         ),
-        encoded(picture.convert("RGBA"), "WEBP", lossless=True),
-        encoded(picture.quantize(8), "BMP"),
+        encoded(image.convert("RGBA"), "WEBP", lossless=True),
+        encoded(image.quantize(8), "BMP"),
         encoded(grey.convert("1"), "BMP"),
         bmp_rle(20, 12),
         *(
-            encoded(picture, "TIFF", compression=name)
+            encoded(image, "TIFF", compression=name)
             for name in ("jpeg", "packbits", "tiff_adobe_deflate", "tiff_lzw", "zstd", "lzma")
         ),
         encoded(grey.convert("1"), "TIFF", compression="group4"),
         encoded(grey.convert("F"), "TIFF"),
-        encoded(picture, "TIFF", big_tiff=True),
-        encoded(picture.convert("YCbCr"), "TIFF"),
-        encoded(picture.quantize(8), "TIFF"),
+        encoded(image, "TIFF", big_tiff=True),
+        encoded(image.convert("YCbCr"), "TIFF"),
+        encoded(image.quantize(8), "TIFF"),
         tiff({322: 16, 323: 16, 324: 200, 325: 256, 256: 16, 257: 16}, bytes(512)),
-        encoded(picture, "AVIF", **turned["AVIF"]),
-        encoded(picture.convert("RGBA"), "AVIF", icc_profile=bytes(128)),
-        encoded(picture, "AVIF", save_all=True, append_images=[picture.rotate(180)]),
+        encoded(image, "AVIF", **turned["AVIF"]),
+        encoded(image.convert("RGBA"), "AVIF", icc_profile=bytes(128)),
+        encoded(image, "AVIF", save_all=True, append_images=[image.rotate(180)]),
     )
 
 
-# Mutations: each takes a picture, chance, and the pictures it may take parts of.
+# Mutations: each takes an image, chance, and the images it may take parts of.
 
 
 def flip(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
@@ -94,7 +94,7 @@ def cut(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
 
 
 def splice(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
-    """Begin as one picture and go on as another."""
+    """Begin as one image and go on as another."""
     other = chance.choice(others)
     return data[: _place(data, chance)] + other[_place(other, chance) :]
 
@@ -115,7 +115,7 @@ def repeat(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
 
 
 def insert(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
-    """Put a piece of a picture, a segment or noise in between."""
+    """Put a piece of an image, a segment or noise in between."""
     at, other = _place(data, chance), chance.choice(others)
     pieces = (
         other[_place(other, chance) :][: chance.randint(1, 64)],
@@ -135,13 +135,13 @@ def resize(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
 MUTATIONS: tuple[Mutation, ...] = (flip, cut, splice, stretch, repeat, insert, resize)
 
 
-def mutated(seed: int, pictures: Sequence[bytes]) -> bytes:
-    """Change one of the pictures up to three times, as the seed says."""
+def mutated(seed: int, images: Sequence[bytes]) -> bytes:
+    """Change one of the images up to three times, as the seed says."""
     chance = Random(seed)
-    data = chance.choice(pictures)
+    data = chance.choice(images)
     for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
         if data:
-            data = chance.choice(MUTATIONS)(data, chance, pictures)
+            data = chance.choice(MUTATIONS)(data, chance, images)
     return data
 
 
@@ -150,7 +150,7 @@ def _place(data: bytes, chance: Random) -> int:
 
 
 def claiming(data: bytes, width: int, height: int) -> bytes:
-    """Write another size into a picture's header; leave what has none as it is."""
+    """Write another size into an image's header; leave what has none as it is."""
     at, form, check = _size_field(data)
     if at < 0 or at + struct.calcsize(form) > len(data):
         return data
@@ -164,7 +164,7 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
 
 
 def _size_field(data: bytes) -> tuple[int, str, bool]:
-    """Give where a picture's size stands, how, and whether a PNG's checksum is over it."""
+    """Give where an image's size stands, how, and whether a PNG's checksum is over it."""
     if data.startswith(b"\x89PNG"):
         return (16, ">II", True) if len(data) > 33 else (-1, "", False)
     if data.startswith(b"GIF8"):

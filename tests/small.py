@@ -55,7 +55,7 @@ def preprocessed(model: Model, **changes: object) -> Model:
 
 def calibrated(model: Model, temperature: float, sha256: str) -> Model:
     """Give a toy whose manifest has a temperature for the weights with this SHA-256."""
-    found = Calibration(temperature=temperature, sha256=sha256, pictures=1, error=(0.1, 0.1))
+    found = Calibration(temperature=temperature, sha256=sha256, images=1, error=(0.1, 0.1))
     return replace(model, manifest=model.manifest.model_copy(update={"calibration": found}))
 
 

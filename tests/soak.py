@@ -1,6 +1,6 @@
 """Mixed traffic, hostile callers and faults for as long as one likes, and what must hold meanwhile.
 
-Pictures whose answers are known go to a real process, beside broken ones, callers who leave,
+Images whose answers are known go to a real process, beside broken ones, callers who leave,
 floods and attacks, in rounds; after each round all is quiet for a moment, and everything must be
 as it was: nobody lost, nobody answered with another's result, nothing grown.
 """
@@ -29,10 +29,10 @@ from prometheus_client.parser import text_string_to_metric_families
 HERE = Path(__file__).parent
 DOCUMENTED = {200, 400, 408, 413, 415, 422, 499, 500, 503, 504}
 INJECTED = "inference_failed"  # the code of the faults that are ours
-PASSING = {INJECTED, "deadline_exceeded"}  # of one picture among several
+PASSING = {INJECTED, "deadline_exceeded"}  # of one image among several
 ROUND = 30.0  # seconds, of which a third is for attacks
 QUIET = 60.0  # seconds in which all that was accepted must be done
-PICTURES = 100
+IMAGES = 100
 REGULARS, MUTANTS, LEAVERS, ATTACKERS = 4, 32, 2, 8  # callers at once
 FLOOD, ROUNDS = 200, 4  # callers at once, in each first of so many rounds
 LONGEST = 3.0  # seconds that a refused caller waits, whatever he is told
@@ -105,7 +105,7 @@ class Soak:
     # Who asks.
 
     async def _ask_known(self, number: int, chance: random.Random, views: str = "") -> None:
-        """Ask for known pictures, and see that they are answered as they have to be."""
+        """Ask for known images, and see that they are answered as they have to be."""
         several = number % 10 == 9
         asked = chance.sample(self.known, 3 if several else 1)
         views = views or chance.choice(["single"] * 9 + ["ten"])
@@ -123,7 +123,7 @@ class Soak:
                 self.counts["right answers"] += 1
 
     async def _ask_broken(self, _: int, chance: random.Random) -> None:
-        """Send a picture that was damaged, or a bomb."""
+        """Send an image that was damaged, or a bomb."""
         if chance.random() < 0.001:
             data = chance.choice([*bombs.BOMBS.values()])()
         else:
@@ -132,7 +132,7 @@ class Soak:
         while reply is not None and reply.status_code == BUSY:
             await asyncio.sleep(min(reply.json()["retry_after_ms"] / 1000, LONGEST))
             reply = await self._post({"views": "single"}, content=data, headers=RAW)
-        self.counts["broken pictures"] += 1
+        self.counts["broken images"] += 1
 
     async def _leave(self, _: int, chance: random.Random) -> None:
         """Ask, and be gone before the answer."""
@@ -159,9 +159,9 @@ class Soak:
         self.counts["floods"] += 1
 
     async def _attack(self, _: int, chance: random.Random) -> None:
-        picture, seed = chance.choice(self.known).data, chance.getrandbits(32)
+        image, seed = chance.choice(self.known).data, chance.getrandbits(32)
         with contextlib.suppress(TimeoutError, OSError):
-            await attacks.any_of_them(self.port, picture, seed=seed, pause=0.05)
+            await attacks.any_of_them(self.port, image, seed=seed, pause=0.05)
         self.counts["attacks"] += 1
 
     # What must hold.
@@ -234,17 +234,17 @@ def _sample(series: dict[str, float]) -> Sample:
     )
 
 
-async def learn(client: httpx2.AsyncClient, pictures: Sequence[bytes]) -> list[Known]:
-    """Ask for one picture after the other, alone, until the answers to so many are known."""
+async def learn(client: httpx2.AsyncClient, images: Sequence[bytes]) -> list[Known]:
+    """Ask for one image after the other, alone, until the answers to so many are known."""
     candidates = []
-    for picture in pictures:
+    for image in images:
         for _ in range(100):  # some fail, here too
             asked = {"views": "single", "top_k": "1000"}
-            reply = await client.post("/classify", params=asked, content=picture, headers=RAW)
+            reply = await client.post("/classify", params=asked, content=image, headers=RAW)
             if reply.status_code == OK:
-                candidates.append(Known(picture, scores(reply.content)))
+                candidates.append(Known(image, scores(reply.content)))
                 break
-    return apart(candidates, min(PICTURES, len(candidates) // 2))
+    return apart(candidates, min(IMAGES, len(candidates) // 2))
 
 
 @contextlib.contextmanager
@@ -274,15 +274,15 @@ async def calling(port: int) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def soak(port: int, pictures: Sequence[bytes], seconds: float, seed: int) -> Soak:
+async def soak(port: int, images: Sequence[bytes], seconds: float, seed: int) -> Soak:
     """Learn the answers, then go on for so long."""
     async with calling(port) as client:
-        soaked = Soak(client, port, await learn(client, pictures), seed)
+        soaked = Soak(client, port, await learn(client, images), seed)
         await soaked.run(seconds)
     return soaked
 
 
-def photos(folder: Path, most: int = PICTURES) -> list[bytes]:
+def photos(folder: Path, most: int = IMAGES) -> list[bytes]:
     """Read the photos of a folder, in the order of their names."""
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"}]
     return [path.read_bytes() for path in sorted(paths)[:most]]

@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks.peers import environments
 from service.bench.client import Target
 
-Ask = Callable[[Target, bytes], bytes]  # a picture to a prepared request
+Ask = Callable[[Target, bytes], bytes]  # an image to a prepared request
 
 OURS = "ours"
-RAW, FORM = "raw", "form"  # the picture as the body itself, or as `curl -F file=@...` sends it
+RAW, FORM = "raw", "form"  # the image as the body itself, or as `curl -F file=@...` sends it
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Deployment:
 
     command: tuple[str, ...]
     asks: Mapping[str, Ask]
-    ready: str = ""  # what answers 200 when it is ready; nothing: ask for a picture
+    ready: str = ""  # what answers 200 when it is ready; nothing: ask for an image
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -32,18 +32,18 @@ def interpreter(name: str) -> Path:
 
 
 def _raw(path: str) -> Ask:
-    return lambda target, picture: target.post(path, picture, {"Content-Type": "image/jpeg"})
+    return lambda target, image: target.post(path, image, {"Content-Type": "image/jpeg"})
 
 
 def _form(path: str) -> Ask:
-    return lambda target, picture: target.post_form(path, picture, {})
+    return lambda target, image: target.post_form(path, image, {})
 
 
-def _infer(target: Target, picture: bytes) -> bytes:
-    """Prepare Triton's inference request, the picture as a binary tensor of one string."""
-    data = struct.pack("<I", len(picture)) + picture
+def _infer(target: Target, image: bytes) -> bytes:
+    """Prepare Triton's inference request, the image as a binary tensor of one string."""
+    data = struct.pack("<I", len(image)) + image
     tensor = {
-        "name": "picture",
+        "name": "image",
         "datatype": "BYTES",
         "shape": [1, 1],
         "parameters": {"binary_data_size": len(data)},

@@ -28,7 +28,7 @@ _RIGHT = 0.75  # of them; the model itself has nine of ten
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A picture and the label that its file's name says."""
+    """An image and the label that its file's name says."""
 
     data: bytes
     label: str
@@ -51,7 +51,7 @@ class Leg:
     engine: str
     body: str
     connections: int
-    rate: float  # pictures a second
+    rate: float  # images a second
     p50: float  # seconds
     p99: float
     answered: int
@@ -69,17 +69,17 @@ class StoppedEarly(Unavailable):
 
 
 def measure(
-    name: str, engine: str, pictures: Sequence[Photo], effort: Effort, number: int
+    name: str, engine: str, images: Sequence[Photo], effort: Effort, number: int
 ) -> list[Leg]:
     """Measure a server; one that stops at its start (Triton's instances race) may try again."""
     for _ in range(_STARTS - 1):
         with contextlib.suppress(StoppedEarly):
-            return _measure(name, engine, pictures, effort, number)
-    return _measure(name, engine, pictures, effort, number)
+            return _measure(name, engine, images, effort, number)
+    return _measure(name, engine, images, effort, number)
 
 
 def _measure(
-    name: str, engine: str, pictures: Sequence[Photo], effort: Effort, number: int
+    name: str, engine: str, images: Sequence[Photo], effort: Effort, number: int
 ) -> list[Leg]:
     """Start a server, measure it and stop it; raises `Unavailable` with the reason if not."""
     deployment = deployments.SERVERS[name]
@@ -94,7 +94,7 @@ def _measure(
     environment = {**given, "ENGINE": engine}
     with processes.running(command, environment, log, environments.ROOT) as process:
         try:
-            visit = _Visit(deployment, Target("127.0.0.1", port), pictures, process)
+            visit = _Visit(deployment, Target("127.0.0.1", port), images, process)
             runs = asyncio.run(visit.measure(effort))
         except Unavailable as error:
             raise type(error)(f"{error} (see {log.relative_to(environments.ROOT)})") from error
@@ -125,7 +125,7 @@ def _leg(  # noqa: PLR0913, PLR0917 - a row of a table
 class _Visit:
     deployment: Deployment
     target: Target
-    pictures: Sequence[Photo]
+    images: Sequence[Photo]
     process: subprocess.Popen[bytes]
 
     async def measure(self, effort: Effort) -> dict[tuple[str, int], load.Run]:
@@ -147,7 +147,7 @@ class _Visit:
     async def _ready(self, client: Client) -> None:
         ask = next(iter(self.deployment.asks.values()))
         ready = self.deployment.ready
-        request = self.target.get(ready) if ready else ask(self.target, self.pictures[0].data)
+        request = self.target.get(ready) if ready else ask(self.target, self.images[0].data)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 while (await client.ask(request)).status != OK:
@@ -158,7 +158,7 @@ class _Visit:
             raise Unavailable(f"it was not ready after {_START_SECONDS:.0f} s") from error
 
     async def _check(self, client: Client, ask: Ask) -> None:
-        some = self.pictures[:: max(1, len(self.pictures) // _CHECKED)][:_CHECKED]
+        some = self.images[:: max(1, len(self.images) // _CHECKED)][:_CHECKED]
         try:
             async with asyncio.timeout(_ANSWER_SECONDS), asyncio.TaskGroup() as tasks:
                 asked = [
@@ -173,7 +173,7 @@ class _Visit:
             raise Unavailable(f"{right} of {len(some)} photos are labelled right ({statuses})")
 
     async def _run(self, client: Client, ask: Ask, connections: int, seconds: float) -> load.Run:
-        requests = [ask(self.target, photo.data) for photo in self.pictures]
+        requests = [ask(self.target, photo.data) for photo in self.images]
         try:
             async with asyncio.timeout(seconds + _ANSWER_SECONDS):
                 return await load.closed(client, requests, connections=connections, seconds=seconds)

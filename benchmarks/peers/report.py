@@ -16,7 +16,7 @@ Case = tuple[str, str, str, int]  # server, engine, body, connections
 Failures = Mapping[str, str]  # server and engine: the reason
 
 _COLUMNS = (
-    "server", "engine", "body", "connections", "pictures/s", "of ours", "min-max",
+    "server", "engine", "body", "connections", "images/s", "of ours", "min-max",
     "p50 ms", "p99 ms", "errors",
 )  # fmt: skip
 

@@ -22,8 +22,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers end, too
     processes.adopt_orphans()
     console = Console(stderr=True)
-    pictures = measuring.photos(given.photos)
-    if not pictures:
+    images = measuring.photos(given.photos)
+    if not images:
         console.print(f"{given.photos} has no photos")
         return 2
     effort = Effort(given.seconds, given.connections)
@@ -33,7 +33,7 @@ def main() -> int:
         for name, engine in _turns(given.peers, given.engine, number):
             console.print(f"round {number + 1}: {name}, {engine} engine")
             try:
-                legs += measuring.measure(name, engine, pictures, effort, number)
+                legs += measuring.measure(name, engine, images, effort, number)
             except Unavailable as error:
                 failures[f"{name}, {engine} engine"] = str(error)
                 console.print(f"  {error}", markup=False)

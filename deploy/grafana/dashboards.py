@@ -93,7 +93,7 @@ def _by(labels: str) -> str:
 
 
 BUDGET = "(1 - scalar(googlenet:availability:objective))"
-# Each picture brings every member of an ensemble as many rows: see recording.yml.
+# Each image brings every member of an ensemble as many rows: see recording.yml.
 CAPACITY = (
     f'sum (count by (instance) (googlenet_capacity_rows_per_second{{{MINE}, side="224"}})'
     f' / sum by (instance) (1 / googlenet_capacity_rows_per_second{{{MINE}, side="224"}}))'
@@ -134,11 +134,11 @@ OVERVIEW = Dashboard(
             Panel("Burn rates", "Share of requests that end with a 5xx, in budgets: over 14.4 in 1 h and 5 min, or over 6 in 6 h and 30 min, somebody is paged.",
                 {w: f"job:googlenet_errors:ratio_rate{w}{{{JOB}}} / {BUDGET}" for w in ("5m", "30m", "1h", "6h", "3d")},
                 limits=BURNS),
-            Panel("Refused or failed, by reason", "Requests and pictures, bulk among them, by the code of their error: which is whose mistake, docs/reference/errors.md says.",
+            Panel("Refused or failed, by reason", "Requests and images, bulk among them, by the code of their error: which is whose mistake, docs/reference/errors.md says.",
                 {"{{reason}}": f"{rate('googlenet_rejected_total', by='reason')} > 0"}, "reqps", stacked=True),
-            Panel("Pictures by outcome", "A request may bring several, each with an outcome of its own. A request that was refused as a whole has none.",
+            Panel("Images by outcome", "A request may bring several, each with an outcome of its own. A request that was refused as a whole has none.",
                 {"{{outcome}}": rate("googlenet_images_total", by="outcome")}, "ops", stacked=True),
-            Panel("Pictures by views", "What is asked for: ten views cost ten times one.",
+            Panel("Images by views", "What is asked for: ten views cost ten times one.",
                 {"{{views}}": rate("googlenet_images_total", by="views")}, "ops", stacked=True),
             Panel("In flight", "Requests being answered, by instance: on one that has many more than the others something is wrong.",
                 {"{{instance}}": f"googlenet_requests_in_flight{{{MINE}}}"}),
@@ -146,28 +146,28 @@ OVERVIEW = Dashboard(
         Row("Latency", [
             Panel("Answers", "From a request's first byte to its answer's last; refusals are not in it, nor is bulk.",
                 quantiles("googlenet_request_duration_seconds", f"{AWAITED}, {ANSWERED}"), "s", limits={"red": SECONDS}),
-            Panel("Stages, p50", "Where an ordinary picture's time goes, bulk left out.",
+            Panel("Stages, p50", "Where an ordinary image's time goes, bulk left out.",
                 {"{{stage}}": quantile(0.5, "googlenet_stage_duration_seconds", AWAITED, by="stage")}, "s"),
-            Panel("Stages, p99", "Where a slow picture's time goes: queue means too few devices, inference a slow one, decode large pictures, upload a slow caller.",
+            Panel("Stages, p99", "Where a slow image's time goes: queue means too few devices, inference a slow one, decode large images, upload a slow caller.",
                 {"{{stage}}": quantile(0.99, "googlenet_stage_duration_seconds", AWAITED, by="stage")}, "s"),
             Panel("Answers, as a heat map", "Two stripes are two kinds of requests, such as one view and many.",
                 heat("googlenet_request_duration_seconds", f"{AWAITED}, {ANSWERED}"), "s", "heatmap", width=16),
-            Panel("Queue to inference", "How long pictures wait for each second that they are computed; over 1 a device is missing.",
+            Panel("Queue to inference", "How long images wait for each second that they are computed; over 1 a device is missing.",
                 {"ratio": f"job:googlenet_queue_inference:ratio_rate5m{{{JOB}}}"}, limits={"orange": 1}),
         ]),
         Row("Batches and the queue", [
             Panel("Rows in a batch", "Larger under load: a batch is what had arrived when the device was free.",
                 heat("googlenet_batch_rows"), kind="heatmap"),
-            Panel("Rows waiting", "Views of accepted pictures that wait, or whose pictures are being decoded.",
+            Panel("Rows waiting", "Views of accepted images that wait, or whose images are being decoded.",
                 {"{{instance}}": f"googlenet_queue_rows{{{MINE}}}"}),
-            Panel("Wait for a device", "From a picture's submission until its first row runs, bulk left out. The alert is at half of what an answer may take.",
+            Panel("Wait for a device", "From an image's submission until its first row runs, bulk left out. The alert is at half of what an answer may take.",
                 quantiles("googlenet_queue_wait_seconds", AWAITED), "s", limits={"red": SECONDS / 2}),
             Panel("Padding", "Share of the rows computed that are nobody's.",
                 {"padding": f"{rate('googlenet_batch_padding_rows_total')} / ({rate('googlenet_batch_padding_rows_total')} + {ROWS})"},
                 "percentunit", most=1),
             Panel("Ready", "1 if an instance's readiness probe succeeds.",
                 {"{{instance}}": f"googlenet_ready{{{MINE}}}"}, most=1),
-            Panel("Oldest call", "How long the worker has left a batch or a picture without an answer; the liveness probe fails after 60 s.",
+            Panel("Oldest call", "How long the worker has left a batch or an image without an answer; the liveness probe fails after 60 s.",
                 {"{{instance}}": f"timestamp(googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}) - googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}"},
                 "s", limits={"red": 15}),
         ]),
@@ -207,7 +207,7 @@ PROCESS = Dashboard(
             Panel("GPU memory, share", "Near 1 the next larger batch may fail.",
                 {"{{instance}} {{gpu}}": f"googlenet_gpu_memory_used_bytes{{{MINE}}} / googlenet_gpu_memory_total_bytes{{{MINE}}}"},
                 "percentunit", most=1, limits={"orange": 0.9, "red": 0.97}),
-            Panel("GPU utilisation", "Share of the time in which anything ran on it; low under load means that it waits for pictures.",
+            Panel("GPU utilisation", "Share of the time in which anything ran on it; low under load means that it waits for images.",
                 {"{{instance}} {{gpu}}": f"googlenet_gpu_utilization_ratio{{{MINE}}}"}, "percentunit", most=1),
         ]),
         Row("Python", [
@@ -242,7 +242,7 @@ CAPACITY_BOARD = Dashboard(
     "How much is computed of what could be, and what is refused.",
     [
         Row("Rows", [
-            Panel("Rows a second", "A row is one view of one picture. The most is measured: at the start, and by every batch since.",
+            Panel("Rows a second", "A row is one view of one image. The most is measured: at the start, and by every batch since.",
                 {"computed": ROWS, "most": CAPACITY}, "ops"),
             Panel("Headroom", "Rows a second that could be computed besides. Larger rows (dense views) cost more, and make it look larger than it is.",
                 {"headroom": f"{CAPACITY} - {ROWS}"}, "ops"),
@@ -258,7 +258,7 @@ CAPACITY_BOARD = Dashboard(
                 {"{{instance}}": f"googlenet_queue_predicted_seconds{{{MINE}}}"}, "s", limits={"red": 10}),
             Panel("Refused as overloaded", "Share of the requests to POST /classify, bulk left out; the alert is at 5 %.",
                 {"share": f"job:googlenet_overloaded:ratio_rate5m{{{JOB}}}"}, "percentunit", limits={"red": 0.05}),
-            Panel("Bytes waiting", "Memory of accepted pictures; at --max-queue-bytes (512 MiB) requests are refused.",
+            Panel("Bytes waiting", "Memory of accepted images; at --max-queue-bytes (512 MiB) requests are refused.",
                 {"{{instance}}": f"googlenet_queue_bytes{{{MINE}}}"}, "bytes", limits={"red": 512 * 1024**2}),
             Panel("Accepted in vain", "Jobs that left without an answer: late ones were promised too much, cancelled ones have impatient callers. In a batch they cost time, in the queue they do not.",
                 {"{{why}}, {{where}}": rate("googlenet_cancelled_total", by="why, where")}, "ops", width=12, stacked=True),
@@ -268,7 +268,7 @@ CAPACITY_BOARD = Dashboard(
         Row("Batches", [
             Panel("Batches by reason", "full: more waited; drained: all that waited; deadline: a larger one would have come too late.",
                 {"{{reason}}": rate("googlenet_batches_total", by="reason")}, "ops", stacked=True),
-            Panel("Rows in a batch, mean", "Where it stays near 1 under load, pictures come too slowly: decoding or the callers are the limit.",
+            Panel("Rows in a batch, mean", "Where it stays near 1 under load, images come too slowly: decoding or the callers are the limit.",
                 {"rows": mean("googlenet_batch_rows")}),
             Panel("Padding", "Share of the rows computed that are nobody's.",
                 {"padding": f"{rate('googlenet_batch_padding_rows_total')} / ({rate('googlenet_batch_padding_rows_total')} + {ROWS})"},
@@ -287,7 +287,7 @@ CAPACITY_BOARD = Dashboard(
                 quantiles("googlenet_request_duration_seconds", f"{BULK}, {ANSWERED}"), "s"),
         ]),
         Row("Cache", [
-            Panel("Answered from the cache", "Share of the pictures whose answer was kept; nothing without --cache-bytes.",
+            Panel("Answered from the cache", "Share of the images whose answer was kept; nothing without --cache-bytes.",
                 {"share": f"{rate('googlenet_cache_hits_total')} / {rate('googlenet_images_total')}"}, "percentunit", width=12, most=1),
             Panel("Bytes of kept answers", "At --cache-bytes, for each model, the longest unasked answers are forgotten.",
                 {"{{instance}}": f"googlenet_cache_bytes{{{MINE}}}"}, "bytes", width=12),

@@ -1,4 +1,4 @@
-"""Handwritten digits as pictures: the data that the bundled model is made of.
+"""Handwritten digits as images: the data that the bundled model is made of.
 
 1797 digits of 43 people, 8x8 grey levels each: the test part of "Optical Recognition of
 Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, CC BY 4.0),
@@ -17,13 +17,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 MARGIN = 2  # of blank paper around the 8x8, so that a corner crop still shows the digit
-SIDE = 72  # pixels of a picture: large enough to look at
+SIDE = 72  # pixels of an image: large enough to look at
 LEVELS = 16  # the darkest of the original's grey levels
 TESTING = 5  # every so manieth is for testing
 
 
 def main(folder: Path) -> None:
-    """Write all pictures: dark ink on white paper, as people write."""
+    """Write all images: dark ink on white paper, as people write."""
     digits = load_digits()
     for number, (grey, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         part = "test" if number % TESTING == 0 else "train"

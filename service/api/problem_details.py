@@ -62,9 +62,7 @@ class Problem(BaseModel):
     type: Annotated[str, Field(examples=["urn:googlenet-service:problem:unreadable_image"])]
     title: Annotated[str, Field(examples=["Unprocessable Entity"])]
     status: Annotated[int, Field(examples=[422])]
-    detail: Annotated[
-        str, Field(examples=["the JPEG picture is broken or cut short; send it whole"])
-    ]
+    detail: Annotated[str, Field(examples=["the JPEG image is broken or cut short; send it whole"])]
     code: Annotated[str, Field(examples=["unreadable_image"])]
     instance: Annotated[str, Field(description="names the request, as X-Request-ID does")]
     retry_after_ms: Annotated[
@@ -75,9 +73,7 @@ class Problem(BaseModel):
 class Failure(BaseModel):
     """What went wrong, as the Open Inference Protocol says it."""
 
-    error: Annotated[
-        str, Field(examples=["the JPEG picture is broken or cut short; send it whole"])
-    ]
+    error: Annotated[str, Field(examples=["the JPEG image is broken or cut short; send it whole"])]
 
 
 def problem(status: int, code: str, detail: str, request: Request) -> Problem:

@@ -23,14 +23,14 @@ class Stages:
     def trace(
         self, started: float, uploaded: float, answers: Sequence[Answer | ServiceError]
     ) -> None:
-        """Trace the upload, which took `uploaded` seconds, and each answered picture's stages."""
+        """Trace the upload, which took `uploaded` seconds, and each answered image's stages."""
         if not trace.get_current_span().is_recording():
             return
         self._span("upload", started, uploaded, {})
         for number, answer in enumerate(answers):
             if isinstance(answer, Answer) and not answer.cached:
                 at = answer.timing.started
-                about = {"picture": number, "batch_rows": answer.batch_rows}
+                about = {"image": number, "batch_rows": answer.batch_rows}
                 for stage, seconds in answer.timing.stages.items():
                     self._span(stage, at, seconds, about)
                     at += seconds

@@ -1,4 +1,4 @@
-"""A request's body to its pictures, in memory, bounded while it streams."""
+"""A request's body to its images, in memory, bounded while it streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -23,11 +23,11 @@ from service.errors import (
     UnsupportedType,
 )
 
-FIELD = "file"  # the name of a form's picture parts
-RAW = "application/octet-stream"  # as good as image/* for a picture that is the body
+FIELD = "file"  # the name of a form's image parts
+RAW = "application/octet-stream"  # as good as image/* for an image that is the body
 COPIES = 2  # of a body in memory, as measured
 BUSY_RETRY = 1.0  # seconds; uploads come and go faster than anyone could predict
-EMPTY = "a picture is empty; send its bytes"
+EMPTY = "an image is empty; send its bytes"
 _MAX_PARTS_BESIDES = 16  # form fields, and files that were not chosen
 _MAX_FIELD = 2048  # bytes of a form field
 _CHARSET = "_charset_"  # what a form says of its encoding (RFC 7578), and is no field
@@ -35,7 +35,7 @@ _CHARSET = "_charset_"  # what a form says of its encoding (RFC 7578), and is no
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One picture as it came; its name is for the answer only."""
+    """One image as it came; its name is for the answer only."""
 
     filename: str | None
     data: bytes
@@ -43,7 +43,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a request brings: pictures, and the form fields beside them."""
+    """What a request brings: images, and the form fields beside them."""
 
     uploads: list[Upload]
     fields: Mapping[str, str]
@@ -68,7 +68,7 @@ class Budget:
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
-        """Give a request its share, for as long as its pictures are needed."""
+        """Give a request its share, for as long as its images are needed."""
         share = Share(self)
         try:
             yield share
@@ -116,7 +116,7 @@ class Bounds:
 async def read(
     request: Request, bounds: Bounds, share: Share, fields: Collection[str] = ()
 ) -> Form:
-    """Read the `file` parts of a multipart body, or a raw picture as the only one.
+    """Read the `file` parts of a multipart body, or a raw image as the only one.
 
     `fields` are the names of the form fields that may come with them. A file that a browser's form
     left unchosen is ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`,
@@ -133,12 +133,12 @@ async def read(
         if kind.startswith(b"image/") or kind == RAW.encode():
             return Form([await _raw(chunks)], {})
     raise UnsupportedType(
-        "send multipart/form-data with a `file` part, or the picture itself as image/*"
+        "send multipart/form-data with a `file` part, or the image itself as image/*"
     )
 
 
 async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
-    """Read a body that is something else than pictures, as it is.
+    """Read a body that is something else than images, as it is.
 
     Raises `TooLarge`, `CompressedBody`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
     """
@@ -185,7 +185,7 @@ async def _bounded(request: Request, limit: int, share: Share) -> AsyncIterator[
 async def _raw(chunks: AsyncIterator[bytes]) -> Upload:
     data = b"".join([chunk async for chunk in chunks])
     if not data:
-        raise MalformedRequest("the body is empty; send a picture")
+        raise MalformedRequest("the body is empty; send an image")
     return Upload(None, data)
 
 
@@ -207,9 +207,9 @@ class _Parts:
         if part.name == FIELD:
             self.files.add(number)
             if len(self.files) > self.max_files:
-                raise TooLarge(f"the request has over {self.max_files} pictures; send fewer")
+                raise TooLarge(f"the request has over {self.max_files} images; send fewer")
         elif not part.name:
-            raise InvalidParameter(f"a part of the form has no name; call a picture {FIELD!r}")
+            raise InvalidParameter(f"a part of the form has no name; call an image {FIELD!r}")
         elif part.name not in self.fields:
             raise parameters.unknown("form field", part.name, {FIELD, *self.fields})
         elif self.seen.setdefault(part.name, number) != number:
@@ -227,13 +227,13 @@ def _is_unused(part: Part) -> bool:
 
 
 def _form(parts: list[Part]) -> Form:
-    """Give the pictures of a form and its fields, or raise `MissingFile`."""
+    """Give the images of a form and its fields, or raise `MissingFile`."""
     used = [part for part in parts if not _is_unused(part)]
     uploads = [Upload(part.filename, bytes(part.data)) for part in used if part.name == FIELD]
     if not uploads:
         if any(part.name == FIELD for part in parts):
-            raise MissingFile(f"the form's part {FIELD!r} is empty: no picture was chosen")
-        raise MissingFile(f"there is no part named {FIELD!r}; send the picture as one")
+            raise MissingFile(f"the form's part {FIELD!r} is empty: no image was chosen")
+        raise MissingFile(f"there is no part named {FIELD!r}; send the image as one")
     fields = {
         part.name: part.data.decode("utf-8", "replace")
         for part in used

@@ -47,13 +47,13 @@ class Target:
         """Prepare a POST."""
         return self._request("POST", path, headers, body)
 
-    def post_form(self, path: str, picture: bytes, headers: Mapping[str, str]) -> bytes:
-        """Prepare a POST of a picture as `curl -F file=@...` sends it."""
+    def post_form(self, path: str, image: bytes, headers: Mapping[str, str]) -> bytes:
+        """Prepare a POST of an image as `curl -F file=@...` sends it."""
         head = (
             f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; '
-            'filename="picture.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+            'filename="image.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
         )
-        body = head.encode() + picture + f"\r\n--{_BOUNDARY}--\r\n".encode()
+        body = head.encode() + image + f"\r\n--{_BOUNDARY}--\r\n".encode()
         kind = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
         return self.post(path, body, {**headers, **kind})
 

@@ -131,4 +131,4 @@ class Report:
     forwards: dict[int, float] | None = None  # views a second by batch size
     limit: Spread | None = None  # images a second
     lone: Lone | None = None
-    views: dict[str, float] | None = None  # cost of a picture, in those of `single`
+    views: dict[str, float] | None = None  # cost of an image, in those of `single`

@@ -27,10 +27,10 @@ from service.scheduling.cost_model import Key
 from service.scheduling.types import Batch, Slice
 from service.settings import Settings
 
-_LONE = 40  # pictures, one after the other
+_LONE = 40  # images, one after the other
 
 Where = Literal["beside", "within"]
-Pictures = list[Sequence[PreparedImage]]  # what each of some pictures brings, by member
+Images = list[Sequence[PreparedImage]]  # what each of some images brings, by member
 
 
 class Limit:
@@ -51,7 +51,7 @@ class Limit:
         return self._process.submit(_forwards, self._settings).result()
 
     def rate(self, plan: str, seconds: float) -> float:
-        """Decode and rank for so long; gives pictures a second.
+        """Decode and rank for so long; gives images a second.
 
         The better of two ways: decoding in threads beside the lanes, and in the lanes' own.
         """
@@ -64,7 +64,7 @@ class Limit:
         )
 
     def alone(self) -> float:
-        """Decode and rank one picture after the other; gives the median of their seconds."""
+        """Decode and rank one image after the other; gives the median of their seconds."""
         return self._process.submit(_alone, self._settings, self._folder).result()
 
 
@@ -109,14 +109,14 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
     together = math.lcm(size, len(plans[0].views)) // len(plans[0].views)  # fill whole batches
     turn = itertools.cycle(_photos(folder))
 
-    def prepare() -> Pictures:
+    def prepare() -> Images:
         photos = [next(turn) for _ in range(together)]
         return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
     workers = loaded.executors
     end = time.perf_counter() + seconds
 
-    def work(executor: DeviceExecutor, take: Callable[[], Pictures]) -> float:
+    def work(executor: DeviceExecutor, take: Callable[[], Images]) -> float:
         """Give the lane's own rate, from the end of its first round to that of its last."""
         ends: list[float] = []
         while len(ends) < 2 or ends[-1] < end:  # noqa: PLR2004 - a first and a last
@@ -134,21 +134,21 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Wh
 
 
 def _ahead(
-    decoders: ThreadPoolExecutor, prepare: Callable[[], Pictures], rounds: int
-) -> Callable[[], Pictures]:
-    """Keep so many rounds of pictures in preparation."""
+    decoders: ThreadPoolExecutor, prepare: Callable[[], Images], rounds: int
+) -> Callable[[], Images]:
+    """Keep so many rounds of images in preparation."""
     pending = deque(decoders.submit(prepare) for _ in range(rounds))
 
-    def take() -> Pictures:
+    def take() -> Images:
         pending.append(decoders.submit(prepare))
         return pending.popleft().result()
 
     return take
 
 
-def _batches(pictures: Pictures, size: int) -> Iterator[Batch[PreparedImage]]:
-    """Put all views of some pictures into batches, member by member."""
-    for number, cuts in enumerate(zip(*pictures, strict=True)):
+def _batches(images: Images, size: int) -> Iterator[Batch[PreparedImage]]:
+    """Put all views of some images into batches, member by member."""
+    for number, cuts in enumerate(zip(*images, strict=True)):
         rows = [Slice(cut, at, at + 1) for cut in cuts for at in range(len(cut.plan.views))]
         for first in range(0, len(rows), size):
             part = tuple(rows[first : first + size])

@@ -36,7 +36,7 @@ from service.settings import Settings
 WAYS = (
     *(("form", 1), ("form", 4), ("form", 16), ("form", 64), ("form", 256)),
     *(("raw", 1), ("raw", 64)),
-)  # how a picture is sent, over how many connections
+)  # how an image is sent, over how many connections
 BUSY = 64  # connections that keep every lane at work
 LOADS = (1.0, 1.5, 2.0, 4.0)
 VIEWS = ("ten", "dense", "paper")
@@ -52,35 +52,35 @@ class Options:
     seconds: float  # of one run
     rounds: int
     requests: int  # after which memory is compared with that after a tenth of them
-    slo: float  # seconds; 0: by the time of a lone picture
+    slo: float  # seconds; 0: by the time of a lone image
     deadline: float  # seconds of each request in the open loop
 
 
 Say = Callable[[str], None]
 
 
-def _asks(target: Target, pictures: Sequence[bytes], deadline: float) -> dict[str, list[bytes]]:
-    """Prepare the requests for each picture: as a form, as the body, as a form with a deadline."""
+def _asks(target: Target, images: Sequence[bytes], deadline: float) -> dict[str, list[bytes]]:
+    """Prepare the requests for each image: as a form, as the body, as a form with a deadline."""
     path = "/classify?views=single"
     kind = {"Content-Type": "image/jpeg"}
     until = {"X-Timeout-Ms": str(round(1000 * deadline))}
     return {
-        "form": [target.post_form(path, picture, {}) for picture in pictures],
-        "raw": [target.post(path, picture, kind) for picture in pictures],
-        "dated": [target.post_form(path, picture, until) for picture in pictures],
+        "form": [target.post_form(path, image, {}) for image in images],
+        "raw": [target.post(path, image, kind) for image in images],
+        "dated": [target.post_form(path, image, until) for image in images],
     }
 
 
 async def other(url: str, folder: Path, options: Options, say: Say) -> Report:
     """Measure the service that runs at `url`."""
-    pictures = photos.read(folder, say)
+    images = photos.read(folder, say)
     with closing(Client(Target.parse(url))) as client:
-        return await _Measurement(client, None, pictures, options, say).report(None)
+        return await _Measurement(client, None, images, options, say).report(None)
 
 
 async def ours(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
     """Measure a service of one's own, beside what its engine does without one."""
-    pictures = photos.read(folder, say)
+    images = photos.read(folder, say)
     chosen = settings.model_dump(include=settings.model_fields_set - {"host", "port", "log_level"})
     arguments = [
         *(f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()),
@@ -92,7 +92,7 @@ async def ours(settings: Settings, folder: Path, options: Options, say: Say) -> 
     async with AsyncExitStack() as life:
         started = await life.enter_async_context(serving(arguments))
         limit = life.enter_context(Limit(settings, folder))
-        measurement = _Measurement(started.client, limit, pictures, options, say)
+        measurement = _Measurement(started.client, limit, images, options, say)
         return await measurement.report(Start(seconds, started.seconds))
 
 
@@ -103,12 +103,12 @@ class _Measurement:
         self,
         client: Client,
         limit: Limit | None,
-        pictures: Sequence[bytes],
+        images: Sequence[bytes],
         options: Options,
         say: Say,
     ) -> None:
         self._client, self._limit, self._options, self._say = client, limit, options, say
-        self._asks = _asks(client.target, pictures, options.deadline)
+        self._asks = _asks(client.target, images, options.deadline)
 
     async def report(self, start: Start | None) -> Report:
         """Measure it all; what needs an engine of one's own only if there is one."""
@@ -158,7 +158,7 @@ class _Measurement:
         run = await self._run("form", connections)
         if not run.accepted:
             seconds = self._options.seconds
-            raise BenchError(f"no picture was classified in {seconds:g} s at {connections} callers")
+            raise BenchError(f"no image was classified in {seconds:g} s at {connections} callers")
         return run
 
     async def _round(self, number: int) -> "_Round":
@@ -185,7 +185,7 @@ class _Measurement:
         return {**found, "way": mean(latencies) - sum(found.values())}
 
     async def _views(self, limit: Limit) -> dict[str, float]:
-        """Compare the cost of a picture by plan with that of `single`, without a server."""
+        """Compare the cost of an image by plan with that of `single`, without a server."""
         costs = {}
         for plan in VIEWS:
             self._say(f"views {plan}")

@@ -29,7 +29,7 @@ def read(folder: Path, say: Callable[[str], object] = lambda _: None) -> list[by
 
 
 def sample() -> bytes:
-    """Make a picture that takes about as long to decode as a photo of its size."""
+    """Make an image that takes about as long to decode as a photo of its size."""
     coarse = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     photo = Image.fromarray(coarse).resize((512, 384), Image.Resampling.BICUBIC)
     file = io.BytesIO()

@@ -45,7 +45,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     )
     if report.views:
         costs = [[plan, f"{cost:.1f}"] for plan, cost in report.views.items()]
-        yield _table("Cost of a picture", ["views", "x single"], costs)
+        yield _table("Cost of an image", ["views", "x single"], costs)
     slo = report.sustained
     kept = f"up to {slo.rate:.0f} a second" if slo.rate else "at none of the rates tried"
     yield Text(f"Random arrivals: 99th percentile within {_ms(slo.objective)} ms {kept}")

@@ -1,4 +1,4 @@
-"""The command that names what is on pictures: a few on the terminal, or a million in a file."""
+"""The command that names what is on images: a few on the terminal, or a million in a file."""
 
 import contextlib
 import dataclasses
@@ -86,7 +86,7 @@ class _Sink(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
-    """What is to be done, and how many pictures were before."""
+    """What is to be done, and how many images were before."""
 
     settings: Settings
     given: dict[str, Any]
@@ -99,8 +99,8 @@ class _Job:
         return paths
 
     def sources(self, is_new: IsNew) -> Iterator[Source]:
-        """Find its pictures."""
-        return image_source.pictures(
+        """Find its images."""
+        return image_source.images(
             self.paths,
             max_bytes=self.settings.max_body_bytes,
             is_new=is_new,
@@ -112,13 +112,13 @@ class _Job:
 class _Done:
     """What was done of it."""
 
-    pictures: int = 0
+    images: int = 0
     failures: int = 0
     seconds: float = 0.0
 
 
 def classify(settings: Settings, given: dict[str, Any]) -> int:
-    """Print the labels of pictures, or write them to a file; fails if one could not be ranked."""
+    """Print the labels of images, or write them to a file; fails if one could not be ranked."""
     job = _Job(settings, given)
     image_source.check(job.paths)
     out: Path | None = given["out"]
@@ -143,7 +143,7 @@ def _print(job: _Job) -> int:
         rows = [_as_json(row) for row in printed.rows]
         console.say(json.dumps(rows, indent=2))
     else:
-        shown = console.table("", "picture", "label", "probability")
+        shown = console.table("", "image", "label", "probability")
         for row in printed.rows:
             for cells, last in _cells(row):
                 shown.add_row(*cells, end_section=last)
@@ -181,7 +181,7 @@ def _write(job: _Job, results: ResultsFile) -> _Done:
 
 
 def _wanted(job: _Job) -> Mapping[str, str]:
-    """Say by what pictures are to be named, as far as that is not left to a service."""
+    """Say by what images are to be named, as far as that is not left to a service."""
     if not job.given["url"]:
         return local_runner.expected(job.settings).columns
     chosen = job.settings.model_fields_set & {"model", "views"}
@@ -189,7 +189,7 @@ def _wanted(job: _Job) -> Mapping[str, str]:
 
 
 def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
-    """Give what classifies pictures that are found here: a service, or a model of one's own."""
+    """Give what classifies images that are found here: a service, or a model of one's own."""
     if not job.given["url"]:
         return partial(_computing, job)
     asked = {"top_k": job.given["top_k"], **_wanted(job)}
@@ -210,12 +210,12 @@ def _work(
 
             def put(row: Row) -> None:
                 sink.write(row)
-                done.pictures += 1
+                done.images += 1
                 done.failures += row.error is not None
                 advance()
 
             done.seconds = work(itertools.chain([first], found), put)
-    if not (done.pictures or job.before):
+    if not (done.images or job.before):
         raise BulkError(
             "; ".join(filter(None, ["there are no images there", job.left_out.sentence]))
         )
@@ -245,7 +245,7 @@ def _spreading(job: _Job, origin: Origin, done: set[str], files: Iterator[str], 
 
 @contextlib.contextmanager
 def _bar(job: _Job) -> Iterator[Callable[[], None]]:
-    """Show how far it is, where somebody sees it; gives what to tell of each picture."""
+    """Show how far it is, where somebody sees it; gives what to tell of each image."""
     shown: Progress = progress.counting()
     if job.given["out"] is None or not shown.console.is_terminal:
         yield lambda: None
@@ -258,10 +258,10 @@ def _bar(job: _Job) -> Iterator[Callable[[], None]]:
 
 
 def _summary(done: _Done, job: _Job) -> str:
-    rate = done.pictures / done.seconds if done.seconds else 0.0
+    rate = done.images / done.seconds if done.seconds else 0.0
     sentence = (
-        f"{done.pictures} pictures, {done.failures} failures, {done.seconds:.1f} s,"
-        f" {rate:.1f} pictures a second"
+        f"{done.images} images, {done.failures} failures, {done.seconds:.1f} s,"
+        f" {rate:.1f} images a second"
     )
     if job.before:
         sentence += f"; {job.before} were there before"

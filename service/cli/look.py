@@ -1,4 +1,4 @@
-"""The command that looks at what a model's feature maps have seen of a picture."""
+"""The command that looks at what a model's feature maps have seen of an image."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from service.settings import Settings
 
 
 def look(settings: Settings, given: dict[str, Any]) -> int:
-    """Draw a sheet of a model's strongest feature maps, and of what in a picture they are of."""
+    """Draw a sheet of a model's strongest feature maps, and of what in an image they are of."""
     photo, out = Path(given["photo"]), Path(given["out"])
     if out.suffix.lower() != ".png":
         raise BulkError(f"{out}: name a file that ends with .png")
@@ -30,8 +30,8 @@ def look(settings: Settings, given: dict[str, Any]) -> int:
     model = weights.load(store.locate(settings.model_store), settings.model)
     preprocessing = model.manifest.preprocessing
     plan = crops.plan("single", preprocessing.resized)
-    picture = image_decoder.decode(data, max_pixels=settings.max_pixels, enough=plan.enough)
-    (view,) = crops.canvases(picture, plan)
+    image = image_decoder.decode(data, max_pixels=settings.max_pixels, enough=plan.enough)
+    (view,) = crops.canvases(image, plan)
     found, best = _looked(model, view)
     drawn = contact_sheet.draw(
         view, found, f"{photo.name}    {model.name}: {best}", is_bgr=preprocessing.channels == "BGR"

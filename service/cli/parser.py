@@ -39,7 +39,7 @@ def build() -> argparse.ArgumentParser:
     """Give the parser; what it parsed names the function to run, as `run`."""
     parser = argparse.ArgumentParser(
         prog="googlenet-service",
-        description="Name what is on a picture.",
+        description="Name what is on an image.",
         epilog="Every option that takes a VALUE may be given in the environment instead: "
         "--port 8080 as GOOGLENET_PORT=8080.",
     )
@@ -84,7 +84,7 @@ def build() -> argparse.ArgumentParser:
     evaluate.set_defaults(run="service.cli.evaluate:evaluate")
 
     bench = verbs.add_parser("bench", help="measure a service: how fast, and how near the limit")
-    bench.add_argument("folder", type=Path, metavar="DIR", help="pictures to send")
+    bench.add_argument("folder", type=Path, metavar="DIR", help="images to send")
     bench.add_argument("--url", metavar="URL", help="measure the service there, not one of its own")
     for name, default, what in _BENCH:
         text = f"{what} (default: {default})"
@@ -94,7 +94,7 @@ def build() -> argparse.ArgumentParser:
         type=_positive,
         default=0,
         metavar="MS",
-        help="latency objective (default: 100 where decoding and computing one picture takes 13)",
+        help="latency objective (default: 100 where decoding and computing one image takes 13)",
     )
     _add_settings(bench, _OFFLINE)
     bench.set_defaults(run="service.cli.bench:bench")
@@ -105,14 +105,14 @@ def build() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         metavar="DIR",
-        help="pictures like those to come (default: one of 512 x 384 pixels)",
+        help="images like those to come (default: one of 512 x 384 pixels)",
     )
     plan.add_argument(
         "--rate",
         required=True,
         type=_above_zero,
         metavar="X",
-        help="requests a second, of one picture",
+        help="requests a second, of one image",
     )
     plan.add_argument(
         "--slo",
@@ -146,10 +146,10 @@ def _add_models(verbs: _Verbs) -> None:
     convert = actions.add_parser("convert", help="convert a model for OpenVINO, which CPUs run")
     convert.add_argument("name", metavar="NAME")
     convert.set_defaults(run="service.cli.weights:convert_model")
-    quantize = actions.add_parser("quantize", help="calibrate a model for int8 on pictures")
+    quantize = actions.add_parser("quantize", help="calibrate a model for int8 on images")
     quantize.add_argument("name", metavar="NAME")
     quantize.add_argument(
-        "--calibrate", required=True, type=Path, metavar="DIR", help="pictures like those to come"
+        "--calibrate", required=True, type=Path, metavar="DIR", help="images like those to come"
     )
     quantize.set_defaults(run="service.cli.models:quantize_model")
     calibrate = actions.add_parser("calibrate", help="fit a model's temperature to labelled photos")
@@ -183,7 +183,7 @@ def _add_keys(verbs: _Verbs) -> None:
 
 
 def _add_train(verbs: _Verbs) -> None:
-    train = verbs.add_parser("train", help="train a model on a folder of pictures for each class")
+    train = verbs.add_parser("train", help="train a model on a folder of images for each class")
     train.add_argument("folder", type=Path, metavar="DIR")
     _add_options(train)
     _add_settings(train, ["model_store", "device", "precision", "max_pixels"])
@@ -191,7 +191,7 @@ def _add_train(verbs: _Verbs) -> None:
 
 
 def _add_look(verbs: _Verbs) -> None:
-    look = verbs.add_parser("look", help="draw what a model's feature maps have seen of a picture")
+    look = verbs.add_parser("look", help="draw what a model's feature maps have seen of an image")
     look.add_argument("photo", type=Path, metavar="FILE")
     look.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="the .png file to draw"
@@ -201,13 +201,13 @@ def _add_look(verbs: _Verbs) -> None:
 
 
 def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
-    classify = verbs.add_parser("classify", help="name what is on pictures, without a server")
+    classify = verbs.add_parser("classify", help="name what is on images, without a server")
     classify.add_argument(
         "files",
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="pictures, folders of them, or archives (.zip, .tar, .tar.gz)",
+        help="images, folders of them, or archives (.zip, .tar, .tar.gz)",
     )
     classify.add_argument("--top-k", type=_positive, default=5, help="how many labels (default: 5)")
     classify.add_argument(
@@ -237,7 +237,7 @@ def _add_classify(verbs: _Verbs) -> argparse.ArgumentParser:
         type=_positive,
         default=256,
         metavar="N",
-        help="pictures that an actor gets at a time (default: 256)",
+        help="images that an actor gets at a time (default: 256)",
     )
     classify.add_argument(
         "--key",

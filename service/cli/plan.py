@@ -24,14 +24,14 @@ from service.worker import client
 
 def plan(settings: Settings, given: dict[str, Any]) -> int:
     """Measure a replica here and print how many of it are needed; fails if no number will do."""
-    pictures = (
+    images = (
         photos.read(given["folder"], partial(console.say, stderr=True))
         if given["folder"]
         else [photos.sample()]
     )
     traffic = Traffic(given["rate"], given["slo"], settings.timeout_seconds)
     console.say("measuring each stage", stderr=True)
-    replica, spec = asyncio.run(_measured(settings, pictures))
+    replica, spec = asyncio.run(_measured(settings, images))
     console.say("simulating", stderr=True)
     found = planner.plan(replica, spec, traffic)
     if given["json"]:
@@ -42,13 +42,13 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
     return int(found.needed is None)
 
 
-async def _measured(settings: Settings, pictures: Sequence[bytes]) -> tuple[Replica, JobSpec]:
-    http = await stage_times.http(pictures[0])
+async def _measured(settings: Settings, images: Sequence[bytes]) -> tuple[Replica, JobSpec]:
+    http = await stage_times.http(images[0])
     backend = await asyncio.to_thread(client.load, settings, Future())
     try:
         decoders = cpu_info.decoding(settings.decode_threads)
         bounds = Bounds(settings.max_pixels, heic=settings.heic)
-        subject = Subject(backend, pictures, settings.views, bounds, decoders)
+        subject = Subject(backend, images, settings.views, bounds, decoders)
         return await stage_times.measure(subject, http), subject.spec
     finally:
         backend.close()

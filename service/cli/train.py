@@ -16,7 +16,7 @@ from service.training.trainer import Epoch
 
 
 def train(settings: Settings, given: dict[str, Any]) -> int:
-    """Train a model, or the members of an ensemble, on a folder of pictures for each class."""
+    """Train a model, or the members of an ensemble, on a folder of images for each class."""
     command = given.pop("command")
     several: Sequence[Options] = Options(**given).each()
     if len(several) > 1:
@@ -57,17 +57,17 @@ def _tell(options: Options, outcome: Outcome) -> None:
 
 def _audience(bar: Progress) -> Audience:
     """Show how a training goes: a bar for what is being done, a line for what came of it."""
-    task = bar.add_task("pictures", total=None)
+    task = bar.add_task("images", total=None)
 
     def looked(done: int, of: int) -> None:
-        bar.update(task, description="pictures", completed=done, total=of)
+        bar.update(task, description="images", completed=done, total=of)
 
-    def found(pictures: Dataset) -> None:
-        for sentence in pictures.left_out:
+    def found(images: Dataset) -> None:
+        for sentence in images.left_out:
             console.say(sentence, stderr=True)
         console.say(
-            f"{len(pictures.classes)} classes, {len(pictures.learnt)} pictures to learn from, "
-            f"{len(pictures.held_out)} held out",
+            f"{len(images.classes)} classes, {len(images.learnt)} images to learn from, "
+            f"{len(images.held_out)} held out",
             stderr=True,
         )
 
@@ -78,7 +78,7 @@ def _audience(bar: Progress) -> Audience:
         console.say(
             f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, held out {epoch.held_out_loss:.3f}, "
             f"right {epoch.held_out_top1:.1f} %, {epoch.seconds:.0f} s, of which "
-            f"{epoch.waited:.1f} s waiting for pictures",
+            f"{epoch.waited:.1f} s waiting for images",
             stderr=True,
         )
 

@@ -11,7 +11,7 @@ from service.client.errors import (
     Unreachable,
     Unreadable,
 )
-from service.client.reading import Picture
+from service.client.reading import ImageInput
 from service.client.results import (
     Box,
     Explanation,
@@ -31,10 +31,10 @@ __all__ = [
     "Explanation",
     "Failed",
     "HeatMap",
+    "ImageInput",
     "Member",
     "Model",
     "Models",
-    "Picture",
     "Prediction",
     "Ranking",
     "Rejected",

@@ -12,12 +12,12 @@ from typing import Any, TypedDict, TypeVar
 
 from service.client import errors, results, retries
 from service.client.errors import ClientError, Failed, Rejected, TimedOut, Unauthorized, Unreachable
-from service.client.reading import Picture
+from service.client.reading import ImageInput
 from service.client.results import Explanation, Models, Ranking
 
 T = TypeVar("T")
 
-MOST_PICTURES = 16  # in a request: what the service takes by default
+MOST_IMAGES = 16  # in a request: what the service takes by default
 MOST_BYTES = 16 * 1024 * 1024  # the same, with room for what a form adds
 
 _BINARY = "application/octet-stream"
@@ -26,13 +26,13 @@ _HOPELESS = (Unauthorized, Unreachable, TimedOut)  # and so for all that would c
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to ask; several pictures go as a form."""
+    """What to ask; several images go as a form."""
 
     method: str
     path: str
     query: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    pictures: Sequence[bytes] = ()
+    images: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A step: read a picture; comes to bytes, or the `ClientError` that says why not."""
+    """A step: read an image; comes to bytes, or the `ClientError` that says why not."""
 
-    picture: Picture
+    image: ImageInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Patience(TypedDict, total=False):
 
 
 class Wanted(Patience, total=False):
-    """What may be asked of a picture; what is left out is as the service has it."""
+    """What may be asked of an image; what is left out is as the service has it."""
 
     model: str | None
     views: str | None
@@ -86,7 +86,7 @@ class Wanted(Patience, total=False):
 
 
 class Sought(Patience, total=False):
-    """What is to be found in a picture: a label by its WordNet id, name or index."""
+    """What is to be found in an image: a label by its WordNet id, name or index."""
 
     label: str | int | None
     model: str | None
@@ -110,23 +110,23 @@ class Time:
         return self.deadline - self.now()
 
 
-def classify(picture: Picture, wanted: Wanted, time: Time) -> Steps[Ranking]:
-    """Rank one picture's labels."""
-    data = yield from _read(picture)
+def classify(image: ImageInput, wanted: Wanted, time: Time) -> Steps[Ranking]:
+    """Rank one image's labels."""
+    data = yield from _read(image)
     return (yield from _classify_one(data, wanted, time))
 
 
 def classify_all(
-    pictures: Iterable[Picture], wanted: Wanted, time: Time
+    images: Iterable[ImageInput], wanted: Wanted, time: Time
 ) -> Steps[list[Ranking | ClientError]]:
-    """Rank the labels of each picture, or say what is wrong with it; in their order.
+    """Rank the labels of each image, or say what is wrong with it; in their order.
 
     A request takes as many as the service lets it: fewer are tried when it refuses so many.
     """
     done: list[Ranking | ClientError] = []
-    unread = iter(pictures)
+    unread = iter(images)
     read: deque[bytes | ClientError] = deque()
-    most, hopeless = MOST_PICTURES, None
+    most, hopeless = MOST_IMAGES, None
     while True:
         yield from _fill(read, unread, most)
         if not read:
@@ -155,15 +155,15 @@ def models(time: Time) -> Steps[Models]:
     return _understood(reply, results.models)
 
 
-def explain(picture: Picture, sought: Sought, time: Time) -> Steps[Explanation]:
-    """Ask where in a picture a label is seen."""
-    reply = yield from _explained(picture, sought, "application/json", time)
+def explain(image: ImageInput, sought: Sought, time: Time) -> Steps[Explanation]:
+    """Ask where in an image a label is seen."""
+    reply = yield from _explained(image, sought, "application/json", time)
     return _understood(reply, results.explanation)
 
 
-def heat_map(picture: Picture, sought: Sought, time: Time) -> Steps[bytes]:
-    """Ask for the same as a PNG: the picture, with what speaks for the label over it."""
-    reply = yield from _explained(picture, sought, "image/png", time)
+def heat_map(image: ImageInput, sought: Sought, time: Time) -> Steps[bytes]:
+    """Ask for the same as a PNG: the image, with what speaks for the label over it."""
+    reply = yield from _explained(image, sought, "image/png", time)
     return reply.body
 
 
@@ -230,14 +230,14 @@ def _result(answer: Mapping[str, Any], one: Mapping[str, Any]) -> Ranking | Clie
     return results.ranking(answer, one["predictions"])
 
 
-def _explained(picture: Picture, sought: Sought, accept: str, time: Time) -> Steps[Reply]:
-    data = yield from _read(picture)
+def _explained(image: ImageInput, sought: Sought, accept: str, time: Time) -> Steps[Reply]:
+    data = yield from _read(image)
     return (yield from exchange(_posting("/explain", [data], sought, {"Accept": accept}), time))
 
 
 def _posting(
     path: str,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     wanted: Wanted | Sought,
     headers: Mapping[str, str] | None = None,
 ) -> Request:
@@ -246,34 +246,34 @@ def _posting(
         for name, value in wanted.items()
         if name not in {"timeout", "background"} and isinstance(value, str | int)
     }
-    kind = {"Content-Type": _BINARY} if len(pictures) == 1 else {}
+    kind = {"Content-Type": _BINARY} if len(images) == 1 else {}
     if wanted.get("background"):
         kind["Priority"] = "u=7"  # RFC 9218's background
-    return Request("POST", path, query, {**kind, **(headers or {})}, pictures)
+    return Request("POST", path, query, {**kind, **(headers or {})}, images)
 
 
-def _read(picture: Picture) -> Steps[bytes]:
-    data: bytes | ClientError = yield Read(picture)
+def _read(image: ImageInput) -> Steps[bytes]:
+    data: bytes | ClientError = yield Read(image)
     if isinstance(data, ClientError):
         raise data
     return data
 
 
-def _fill(read: deque[bytes | ClientError], unread: Iterator[Picture], most: int) -> Steps[None]:
+def _fill(read: deque[bytes | ClientError], unread: Iterator[ImageInput], most: int) -> Steps[None]:
     """Read on until there is enough for a request."""
     nbytes = sum(len(data) for data in read if isinstance(data, bytes))
     while len(read) < most and nbytes <= MOST_BYTES:
         try:
-            picture = next(unread)
+            image = next(unread)
         except StopIteration:
             return
-        data: bytes | ClientError = yield Read(picture)
+        data: bytes | ClientError = yield Read(image)
         read.append(data)
         nbytes += len(data) if isinstance(data, bytes) else 0
 
 
 def _group(read: Iterable[bytes | ClientError], most: int) -> list[bytes]:
-    """Give the first pictures that go together: at least one, unless what is first is none."""
+    """Give the first images that go together: at least one, unless what is first is none."""
     group: list[bytes] = []
     nbytes = 0
     for data in read:

@@ -23,7 +23,7 @@ from service.client.calls import (
     Wanted,
 )
 from service.client.errors import ClientError, TimedOut, Unreachable
-from service.client.reading import Picture, read
+from service.client.reading import ImageInput, read
 from service.client.results import Explanation, Models, Ranking
 
 T = TypeVar("T")
@@ -119,17 +119,17 @@ class Client(_Asking):
         """Close the connections."""
         self._http.close()
 
-    def classify(self, picture: Picture, **wanted: Unpack[Wanted]) -> Ranking:
-        """Rank a picture's labels."""
-        return self._run(calls.classify(picture, wanted, self._time(wanted)))
+    def classify(self, image: ImageInput, **wanted: Unpack[Wanted]) -> Ranking:
+        """Rank an image's labels."""
+        return self._run(calls.classify(image, wanted, self._time(wanted)))
 
     def classify_all(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         **wanted: Unpack[Wanted],
     ) -> list[Ranking | ClientError]:
-        """Rank each picture's labels, or say what is wrong with it; the timeout is for them all."""
-        return self._run(calls.classify_all(pictures, wanted, self._time(wanted)))
+        """Rank each image's labels, or say what is wrong with it; the timeout is for them all."""
+        return self._run(calls.classify_all(images, wanted, self._time(wanted)))
 
     def reach(self, **wanted: Unpack[Patience]) -> None:
         """Wait for the first answer, whatever it is; raises `ClientError` if none comes in time."""
@@ -141,19 +141,19 @@ class Client(_Asking):
 
     def explain(
         self,
-        picture: Picture,
+        image: ImageInput,
         **sought: Unpack[Sought],
     ) -> Explanation:
-        """Tell where a label, by default the most probable, is seen in a picture."""
-        return self._run(calls.explain(picture, sought, self._time(sought)))
+        """Tell where a label, by default the most probable, is seen in an image."""
+        return self._run(calls.explain(image, sought, self._time(sought)))
 
     def heat_map(
         self,
-        picture: Picture,
+        image: ImageInput,
         **sought: Unpack[Sought],
     ) -> bytes:
-        """Show the same over the picture, as a PNG."""
-        return self._run(calls.heat_map(picture, sought, self._time(sought)))
+        """Show the same over the image, as a PNG."""
+        return self._run(calls.heat_map(image, sought, self._time(sought)))
 
     def _run(self, steps: Steps[T]) -> T:
         came: object = None
@@ -167,8 +167,8 @@ class Client(_Asking):
 
     def _do(self, step: Send | Wait | Read) -> object:
         match step:
-            case Read(picture):
-                return read(picture)
+            case Read(image):
+                return read(image)
             case Send():
                 return self._send(step)
             case _:
@@ -210,17 +210,17 @@ class AsyncClient(_Asking):
         """Close the connections."""
         await self._http.aclose()
 
-    async def classify(self, picture: Picture, **wanted: Unpack[Wanted]) -> Ranking:
-        """Rank a picture's labels."""
-        return await self._run(calls.classify(picture, wanted, self._time(wanted)))
+    async def classify(self, image: ImageInput, **wanted: Unpack[Wanted]) -> Ranking:
+        """Rank an image's labels."""
+        return await self._run(calls.classify(image, wanted, self._time(wanted)))
 
     async def classify_all(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         **wanted: Unpack[Wanted],
     ) -> list[Ranking | ClientError]:
-        """Rank each picture's labels, or say what is wrong with it; the timeout is for them all."""
-        return await self._run(calls.classify_all(pictures, wanted, self._time(wanted)))
+        """Rank each image's labels, or say what is wrong with it; the timeout is for them all."""
+        return await self._run(calls.classify_all(images, wanted, self._time(wanted)))
 
     async def reach(self, **wanted: Unpack[Patience]) -> None:
         """Wait for the first answer, whatever it is; raises `ClientError` if none comes in time."""
@@ -232,19 +232,19 @@ class AsyncClient(_Asking):
 
     async def explain(
         self,
-        picture: Picture,
+        image: ImageInput,
         **sought: Unpack[Sought],
     ) -> Explanation:
-        """Tell where a label, by default the most probable, is seen in a picture."""
-        return await self._run(calls.explain(picture, sought, self._time(sought)))
+        """Tell where a label, by default the most probable, is seen in an image."""
+        return await self._run(calls.explain(image, sought, self._time(sought)))
 
     async def heat_map(
         self,
-        picture: Picture,
+        image: ImageInput,
         **sought: Unpack[Sought],
     ) -> bytes:
-        """Show the same over the picture, as a PNG."""
-        return await self._run(calls.heat_map(picture, sought, self._time(sought)))
+        """Show the same over the image, as a PNG."""
+        return await self._run(calls.heat_map(image, sought, self._time(sought)))
 
     async def _run(self, steps: Steps[T]) -> T:
         came: object = None
@@ -260,8 +260,8 @@ class AsyncClient(_Asking):
         match step:
             case Read(bytes() as data):
                 return data  # a thread would cost more
-            case Read(picture):
-                return await asyncio.to_thread(read, picture)
+            case Read(image):
+                return await asyncio.to_thread(read, image)
             case Send():
                 return await self._send(step)
             case _:
@@ -301,10 +301,10 @@ def _checked(seconds: float) -> float:
 
 
 def _body(asked: Request) -> dict[str, Any]:
-    if len(asked.pictures) == 1:
-        return {"content": asked.pictures[0]}
-    if asked.pictures:
-        return {"files": [("file", (str(n), data)) for n, data in enumerate(asked.pictures)]}
+    if len(asked.images) == 1:
+        return {"content": asked.images[0]}
+    if asked.images:
+        return {"files": [("file", (str(n), data)) for n, data in enumerate(asked.images)]}
     return {}
 
 

@@ -31,7 +31,7 @@ class ClientError(Exception):
 
 
 class Rejected(ClientError):
-    """The service will never answer this: a broken picture, or a parameter that it lacks."""
+    """The service will never answer this: a broken image, or a parameter that it lacks."""
 
 
 class Unauthorized(ClientError):
@@ -60,7 +60,7 @@ class Unreachable(ClientError):
 
 
 class Unreadable(ClientError):
-    """The picture cannot be read where it is said to be."""
+    """The image cannot be read where it is said to be."""
 
 
 def of(
@@ -87,7 +87,7 @@ def through(proxy: str | None) -> str:
 
 
 def described(problem: Mapping[str, Any]) -> ClientError:
-    """Tell what the problem of one of several pictures says."""
+    """Tell what the problem of one of several images says."""
     status = problem["status"]
     return _class(status)(
         problem["detail"], code=problem["code"], status=status, retry_after=_told(problem)

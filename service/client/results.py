@@ -17,7 +17,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A picture's labels, most probable first, and by which version of a model and views."""
+    """An image's labels, most probable first, and by which version of a model and views."""
 
     model: str
     version: str
@@ -67,7 +67,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of the upright picture, in shares of its width and height."""
+    """A part of the upright image, in shares of its width and height."""
 
     left: float
     top: float
@@ -82,14 +82,14 @@ class HeatMap:
     The grid's mean and the label's bias are together that logit.
     """
 
-    box: Box  # that the view shows of the picture
+    box: Box  # that the view shows of the image
     grid: tuple[tuple[float, ...], ...]  # rows from the top
     logit: float
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where in a picture a label is seen; `box` is around what adds over half of the most."""
+    """Where in an image a label is seen; `box` is around what adds over half of the most."""
 
     model: str
     views: str
@@ -103,7 +103,7 @@ class Explanation:
 
 
 def ranking(answer: Mapping[str, Any], predictions: Any) -> Ranking:
-    """Read what was said of a picture in an answer to POST /classify."""
+    """Read what was said of an image in an answer to POST /classify."""
     made = tuple(
         Prediction(one["label"], one["wnid"], one["index"], one["probability"])
         for one in predictions

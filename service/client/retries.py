@@ -23,7 +23,7 @@ class Failures:
 def is_doubtful(error: ClientError) -> bool:
     """Tell whether the request may itself be what made it fail, after it had been sent.
 
-    Classifying changes nothing, so asking again is harmless; but a picture that ends a server
+    Classifying changes nothing, so asking again is harmless; but an image that ends a server
     should not be shown to all of them.
     """
     if isinstance(error, Unreachable):

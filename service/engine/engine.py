@@ -10,7 +10,7 @@ from service.engine.executor import DeviceExecutor, Model, Placed
 from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, NotConverted
 from service.imaging import image_decoder
-from service.imaging.image_decoder import Bounds, Picture
+from service.imaging.image_decoder import Bounds, ImageInput
 from service.models import store
 from service.models.ensemble import Ensemble, Member
 from service.models.manifest import Preprocessing
@@ -30,7 +30,7 @@ class Engine:
     """What a tensor has been through that comes instead of an image: the first member's."""
 
     def prepare(
-        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> list[PreparedImage]:
         """Decode an image for the views so named; gives what each member takes.
 
@@ -38,9 +38,9 @@ class Engine:
         that is to have other views than the one that it is.
         """
         plans = self.ensemble.plans(views)
-        if image_decoder.is_view(picture):
-            return prepared_image.given(prepared_image.unscaled(picture, self.preprocessing), plans)
-        return prepared_image.prepare(picture, plans, bounds, target)
+        if image_decoder.is_view(image):
+            return prepared_image.given(prepared_image.unscaled(image, self.preprocessing), plans)
+        return prepared_image.prepare(image, plans, bounds, target)
 
 
 def load(settings: Settings) -> Engine:

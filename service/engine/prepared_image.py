@@ -1,4 +1,4 @@
-"""What a picture brings to a batch: its canvases, decoded once."""
+"""What an image brings to a batch: its canvases, decoded once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image
 from service.errors import InvalidParameter
 from service.imaging import crops, image_decoder
 from service.imaging.crops import Pixels, Plan
-from service.imaging.image_decoder import Bounds, Picture
+from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.manifest import Preprocessing
 
 _FAR = 1000  # of pixels, which are 0 to 255; much more has no meaning, and would overflow float16
@@ -20,22 +20,22 @@ Unrounded = npt.NDArray[np.float32]  # (side, side, 3) RGB in pixel units
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """What a picture brings for one member: its canvases and the views to cut from them."""
+    """What an image brings for one member: its canvases and the views to cut from them."""
 
     plan: Plan
     canvases: tuple[Pixels | Unrounded, ...]
-    size: tuple[int, int] = (1, 1)  # the picture's width and height, or a part of both
+    size: tuple[int, int] = (1, 1)  # the image's width and height, or a part of both
     target: int = 0  # the class that maps are of
 
 
 def prepare(
-    picture: Picture, plans: Sequence[Plan], bounds: Bounds, target: int = 0
+    image: ImageInput, plans: Sequence[Plan], bounds: Bounds, target: int = 0
 ) -> list[PreparedImage]:
     """Decode once and cut each plan's canvases; members with one plan share them.
 
     Raises what `images.decode` does.
     """
-    upright = _upright(picture, plans, bounds)
+    upright = _upright(image, plans, bounds)
     size = upright.size
     made = {
         plan: PreparedImage(plan, crops.canvases(upright, plan), size, target) for plan in plans
@@ -43,14 +43,14 @@ def prepare(
     return [made[plan] for plan in plans]
 
 
-def _upright(picture: Picture, plans: Sequence[Plan], bounds: Bounds) -> Image.Image:
-    if isinstance(picture, np.ndarray):
+def _upright(image: ImageInput, plans: Sequence[Plan], bounds: Bounds) -> Image.Image:
+    if isinstance(image, np.ndarray):
         return image_decoder.decoded(
-            picture.astype(np.uint8, copy=False), max_pixels=bounds.max_pixels
+            image.astype(np.uint8, copy=False), max_pixels=bounds.max_pixels
         )
     enough = max(plan.enough for plan in plans)
     return image_decoder.decode(
-        picture,
+        image,
         max_pixels=bounds.max_pixels,
         seconds=bounds.seconds,
         enough=enough,
@@ -69,9 +69,9 @@ def unscaled(tensor: npt.NDArray[np.float32], scaled: Preprocessing) -> Unrounde
 def given(view: Unrounded, plans: Sequence[Plan]) -> list[PreparedImage]:
     """Take a view as it is; raises `InvalidParameter` if it is none, or a plan wants others."""
     if any(plan.side != len(view) or len(plan.views) > 1 for plan in plans):
-        raise InvalidParameter("a tensor is one view of a picture; ask for the views `single`")
+        raise InvalidParameter("a tensor is one view of an image; ask for the views `single`")
     if not (np.abs(view) <= _FAR).all():  # nor is what is no number
         raise InvalidParameter(
-            f"the tensor is no picture: put back to pixels, it has values beyond {_FAR}"
+            f"the tensor is no image: put back to pixels, it has values beyond {_FAR}"
         )
     return [PreparedImage(plan, (view,)) for plan in plans]

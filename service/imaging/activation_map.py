@@ -1,4 +1,4 @@
-"""Why a label: what each place of a picture adds to a class's logit.
+"""Why a label: what each place of an image adds to a class's logit.
 
 A network that ends in average pooling and one linear layer gives it exactly (class activation
 maps, Zhou et al. 2016, arXiv 1512.04150): the last layer's weights of the class, put to the
@@ -20,7 +20,7 @@ CELLS = 64  # along each side of a heat map
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """A view's map: (rows, columns) float32, as the picture is, whatever the view mirrored.
+    """A view's map: (rows, columns) float32, as the image is, whatever the view mirrored.
 
     The map's mean and the bias are together the view's logit.
     """
@@ -28,11 +28,11 @@ class Activation:
     grid: Grid
     logit: float
     bias: float
-    box: Box  # that the view shows of the picture
+    box: Box  # that the view shows of the image
 
 
 def heat(activations: Sequence[Activation]) -> Grid:
-    """Average the maps of views where they are on the picture: (CELLS, CELLS) float32.
+    """Average the maps of views where they are on the image: (CELLS, CELLS) float32.
 
     Between the places of a map it is bilinear; what no view shows is 0.
     """

@@ -62,7 +62,7 @@ def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _sequence(bits: Bits) -> _Sequence:
-    bits.read(4)  # profile, still picture
+    bits.read(4)  # profile, still image
     is_still = bool(bits.read())
     timing = 0
     if is_still:

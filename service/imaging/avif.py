@@ -1,6 +1,6 @@
-"""An AVIF's pictures: how large they are and how many, before any is decoded.
+"""An AVIF's images: how large they are and how many, before any is decoded.
 
-libavif and dav1d decode a picture in one go, and a stream may hold larger frames than the file
+libavif and dav1d decode an image in one go, and a stream may hold larger frames than the file
 says, or many that are never shown.
 """
 
@@ -15,7 +15,7 @@ _METADATA = {b"Exif", b"mime"}
 
 
 def sanitize(data: bytes) -> Sanitized:
-    """Say what decoding takes; of an animation leave only its still picture.
+    """Say what decoding takes; of an animation leave only its still image.
 
     Its buffer is the size of the largest frame. Raises `UnsupportedType`, or `ValueError` for
     what is broken.
@@ -24,7 +24,7 @@ def sanitize(data: bytes) -> Sanitized:
     metas = [box for box in outer if box.name == b"meta"]
     films = [box for box in outer if box.name == b"moov"]
     if not metas and films:
-        raise refusal("AVIF", "a video without a still picture")
+        raise refusal("AVIF", "a video without a still image")
     if len(metas) != 1:
         raise ValueError("no items")
     sizes: list[tuple[int, int]] = []
@@ -42,7 +42,7 @@ def sanitize(data: bytes) -> Sanitized:
 
 
 def _still(data: bytes, outer: Sequence[Box]) -> bytes:
-    """Hide an animation; the decoder takes the still picture beside it."""
+    """Hide an animation; the decoder takes the still image beside it."""
     films = [data.rindex(b"moov", 0, box.start) for box in outer if box.name == b"moov"]
     if not films:
         return data

@@ -21,19 +21,19 @@ _TAGS = {b"wtpt", b"chad", b"rXYZ", b"gXYZ", b"bXYZ", b"rTRC", b"gTRC", b"bTRC",
 _BROKEN = (ImageCms.PyCMSError, OSError, ValueError, TypeError, struct.error)
 
 
-def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    """Make a picture without alpha RGB, in sRGB if its profile says that it is in another space.
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Make an image without alpha RGB, in sRGB if its profile says that it is in another space.
 
-    A profile that is broken, of other colours than the picture's or over 4 MiB is ignored.
+    A profile that is broken, of other colours than the image's or over 4 MiB is ignored.
     """
     mode = _MODES.get(profile[16:20])
-    is_meant = picture.mode == mode or (mode == "RGB" and picture.mode in _TO_RGB)
+    is_meant = image.mode == mode or (mode == "RGB" and image.mode in _TO_RGB)
     if is_meant and mode is not None and len(profile) <= MOST:
         make = _small_transform if len(profile) <= _SMALL else _large_transform
         transform = make(profile, mode)
         if transform is not None:
-            return transform.apply(picture if picture.mode == mode else picture.convert(mode))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
+            return transform.apply(image if image.mode == mode else image.convert(mode))
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:

@@ -1,11 +1,11 @@
-"""Which crops of a picture the network sees.
+"""Which crops of an image the network sees.
 
-A *canvas* is a square of uint8 pixels cut from the resized picture; a *view* is what the
-network takes: a slice of a canvas, perhaps mirrored. Canvases are made beside the picture, on
+A *canvas* is a square of uint8 pixels cut from the resized image; a *view* is what the
+network takes: a slice of a canvas, perhaps mirrored. Canvases are made beside the image, on
 the host; views are cut from them on the device, so that no pixel crosses twice.
 
-Whatever the picture's shape, a canvas has a fixed size: only the wanted square is resampled,
-never the whole picture, so a picture of 1x20000 costs what any other does.
+Whatever the image's shape, a canvas has a fixed size: only the wanted square is resampled,
+never the whole image, so an image of 1x20000 costs what any other does.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ _FILTERS: Mapping[Interpolation, Image.Resampling] = {
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of a picture, in shares of its width and height from its left and top."""
+    """A part of an image, in shares of its width and height from its left and top."""
 
     left: float
     top: float
@@ -47,7 +47,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """How a picture becomes `side` pixels: warped to a square, or its short side scaled."""
+    """How an image becomes `side` pixels: warped to a square, or its short side scaled."""
 
     rule: Rule
     side: int
@@ -56,7 +56,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A square of `side` pixels out of the resized picture.
+    """A square of `side` pixels out of the resized image.
 
     `across` and `down` say where: 0 is left or top, 0.5 the centre, 1 right or bottom.
     """
@@ -67,7 +67,7 @@ class Canvas:
     down: float = 0.5
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Give the square's left, top, right and bottom in the pixels of the source picture."""
+        """Give the square's left, top, right and bottom in the pixels of the source image."""
         wide, high = self._resized(width, height)
         left = round((wide - self.side) * self.across)
         top = round((high - self.side) * self.down)
@@ -80,7 +80,7 @@ class Canvas:
         )
 
     def part(self, view: "View", size: tuple[int, int]) -> Box:
-        """Give what a view of this canvas shows of a picture of this width and height."""
+        """Give what a view of this canvas shows of an image of this width and height."""
         left, top, right, bottom = self.box(*size)
         x, y = (right - left) / self.side, (bottom - top) / self.side
         return Box(
@@ -111,7 +111,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The canvases to make of a picture and the views to cut from them, in order.
+    """The canvases to make of an image and the views to cut from them, in order.
 
     A canvas listed in `shrunk` is another canvas (by number) resized to `CROP` pixels.
     All views of a plan have one side, so that its rows can share a batch.
@@ -128,15 +128,15 @@ class Plan:
 
     @property
     def enough(self) -> int:
-        """Pixels of a picture's short side that are as good as more.
+        """Pixels of an image's short side that are as good as more.
 
-        Twice what the resized picture has: resampling then averages what is beyond it anyway
+        Twice what the resized image has: resampling then averages what is beyond it anyway
         (Pillow's `reducing_gap` of 2.0, which its documentation calls close to exact).
         """
         return 2 * max(canvas.resize.side for canvas in self.canvases)
 
     def part(self, view: View, size: tuple[int, int]) -> Box:
-        """Give what a view shows of a picture of this width and height."""
+        """Give what a view shows of an image of this width and height."""
         if view.canvas < len(self.canvases):
             return self.canvases[view.canvas].part(view, size)
         canvas = self.canvases[self.shrunk[view.canvas - len(self.canvases)]]
@@ -144,7 +144,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the canvases of one picture."""
+        """Bytes of the canvases of one image."""
         return 3 * (sum(c.side**2 for c in self.canvases) + len(self.shrunk) * CROP**2)
 
 
@@ -155,9 +155,9 @@ def plan(name: str, resize: Resize, *, mirrors: bool = True) -> Plan:
     Without `mirrors`, for classes that are told by left and right, half of the views are left
     out of all plans but `single`.
 
-    - `single`: the centre 224 of the resized picture.
+    - `single`: the centre 224 of the resized image.
     - `ten`: its four corners and centre, and their mirrors (AlexNet's test); by short side
-      the corners are those of the whole resized picture, not of its centre square.
+      the corners are those of the whole resized image, not of its centre square.
     - `paper`: 144 views, section 7 of the paper; always by short side.
     - `dense`: the centre 288 square and its mirror (VGG's test); always by short side.
     """
@@ -208,13 +208,13 @@ def _with_mirrors(views: list[View]) -> tuple[View, ...]:
     return (*views, *mirrored)
 
 
-def canvases(picture: Image.Image, plan: Plan) -> tuple[Pixels, ...]:
-    """Cut a plan's canvases from an upright RGB picture, the shrunk ones last."""
+def canvases(image: Image.Image, plan: Plan) -> tuple[Pixels, ...]:
+    """Cut a plan's canvases from an upright RGB image, the shrunk ones last."""
     squares = [
-        picture.resize(
+        image.resize(
             (canvas.side, canvas.side),
             _FILTERS[canvas.resize.interpolation],
-            canvas.box(picture.width, picture.height),
+            canvas.box(image.width, image.height),
         )
         for canvas in plan.canvases
     ]

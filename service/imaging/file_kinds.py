@@ -18,10 +18,10 @@ _SIGNATURES = (  # accepted, by Pillow's names
     (b"BM", "BMP"),
 )
 _TO_JPEG = "convert it to JPEG"
-_TO_PICTURE = "save it as PNG or JPEG"
+_TO_IMAGE = "save it as PNG or JPEG"
 _FRAME = "send one frame of it as JPEG"
 _PAGE = "send a page of it as PNG or JPEG"
-_AS_BYTES = "send the bytes of the picture themselves"
+_AS_BYTES = "send the bytes of the image themselves"
 _RAW = ("a camera's raw file", "export it as JPEG")
 
 _OTHERS = (  # what begins so, its name, and what to do with it
@@ -32,16 +32,16 @@ _OTHERS = (  # what begins so, its name, and what to do with it
     (b"II\xbc\x01", "JPEG XR", _TO_JPEG),
     (b"%PDF-", "PDF", _PAGE),
     (b"%!PS", "PostScript", _PAGE),
-    (b"8BPS", "a Photoshop document (PSD)", _TO_PICTURE),
-    (b"gimp xcf", "a GIMP document (XCF)", _TO_PICTURE),
-    (b"icns", "ICNS (an icon)", _TO_PICTURE),
-    (b"qoif", "QOI", _TO_PICTURE),
-    (b"DDS ", "DDS (a texture)", _TO_PICTURE),
-    (b"v/1\x01", "OpenEXR", _TO_PICTURE),
-    (b"#?RADIANCE", "Radiance HDR", _TO_PICTURE),
-    (b"SIMPLE  =", "FITS", _TO_PICTURE),
+    (b"8BPS", "a Photoshop document (PSD)", _TO_IMAGE),
+    (b"gimp xcf", "a GIMP document (XCF)", _TO_IMAGE),
+    (b"icns", "ICNS (an icon)", _TO_IMAGE),
+    (b"qoif", "QOI", _TO_IMAGE),
+    (b"DDS ", "DDS (a texture)", _TO_IMAGE),
+    (b"v/1\x01", "OpenEXR", _TO_IMAGE),
+    (b"#?RADIANCE", "Radiance HDR", _TO_IMAGE),
+    (b"SIMPLE  =", "FITS", _TO_IMAGE),
     (b"BPG\xfb", "BPG", _TO_JPEG),
-    (b"\x8aMNG", "MNG", _TO_PICTURE),
+    (b"\x8aMNG", "MNG", _TO_IMAGE),
     (b"AT&TFORM", "DjVu", _PAGE),
     (b"FUJIFILMCCD-RAW", *_RAW),
     (b"IIRO", *_RAW),
@@ -54,18 +54,18 @@ _OTHERS = (  # what begins so, its name, and what to do with it
     (b"\0\0\1\xba", "a video (MPEG)", _FRAME),
     (b"\0\0\1\xb3", "a video (MPEG)", _FRAME),
     (b"FLV\1", "a video (FLV)", _FRAME),
-    (b"PK\3\4", "a ZIP archive", "send the pictures in it"),
+    (b"PK\3\4", "a ZIP archive", "send the images in it"),
     (b"\x1f\x8b", "compressed by gzip", _AS_BYTES),
     (b"/9j/", "base64", _AS_BYTES),
     (b"iVBORw0KGgo", "base64", _AS_BYTES),
     (b"data:image/", "a data URL", _AS_BYTES),
 )
-_RIFF = {b"AVI ": ("a video (AVI)", _FRAME), b"WAVE": ("a sound (WAV)", "send a picture")}
+_RIFF = {b"AVI ": ("a video (AVI)", _FRAME), b"WAVE": ("a sound (WAV)", "send an image")}
 _MARKUPS = {
     b"svg": ("SVG", "draw it as PNG"),
-    b"html": ("a web page (HTML)", "send the picture itself, not the page that shows it"),
+    b"html": ("a web page (HTML)", "send the image itself, not the page that shows it"),
 }
-_UNKNOWN = ("", f"not a {ACCEPTED} picture")
+_UNKNOWN = ("", f"not a {ACCEPTED} image")
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEIF = {b"mif1", b"msf1", b"mif2", b"miaf"}
@@ -80,7 +80,7 @@ _MARKED = 2048  # bytes, within which markup says what it is
 
 
 def sniff(data: bytes, *, heic: bool = False) -> str:
-    """Name Pillow's format of a picture; raises `UnsupportedType` that names any other kind.
+    """Name Pillow's format of an image; raises `UnsupportedType` that names any other kind.
 
     HEIC is one if `heic` says so.
     """
@@ -104,18 +104,18 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _other(data: bytes) -> tuple[str, str]:
-    """Name a file that is no picture that is accepted, and say what to do."""
+    """Name a file that is no image that is accepted, and say what to do."""
     found = [other[1:] for other in _OTHERS if data.startswith(other[0])]
     if data[4:8] == b"ftyp":
         found.append(_media(_brands(data)))
     if data[:4] == b"RIFF":
         found.append(_RIFF.get(data[8:12], _UNKNOWN))
     if data[128:132] == b"DICM":
-        found.append(("DICOM", _TO_PICTURE))
+        found.append(("DICOM", _TO_IMAGE))
     if _ICON.match(data):
-        found.append(("ICO (an icon)", _TO_PICTURE))
+        found.append(("ICO (an icon)", _TO_IMAGE))
     if _NETPBM.match(data):
-        found.append(("Netpbm (PPM, PGM or PBM)", _TO_PICTURE))
+        found.append(("Netpbm (PPM, PGM or PBM)", _TO_IMAGE))
     if markup := _MARKUP.match(data[:_MARKED]):
         found.append(_MARKUPS[markup[1].lower()])
     return found[0] if found else _UNKNOWN

@@ -1,4 +1,4 @@
-"""A heat map over a picture, as a PNG file."""
+"""A heat map over an image, as a PNG file."""
 
 import io
 
@@ -12,19 +12,19 @@ from service.imaging.image_decoder import Bounds
 
 MOST = 1024  # pixels of the longer side
 
-# From what adds nothing to what adds most: how much of the picture is covered, and by what.
+# From what adds nothing to what adds most: how much of the image is covered, and by what.
 _STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _COVERS = (0.0, 0.15, 0.45, 0.6, 0.65)
 _COLOURS = ((38, 70, 160), (38, 140, 200), (250, 210, 60), (240, 120, 30), (200, 20, 30))
 
 
-def paint(picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
-    """Draw what adds to a label, (rows, columns) float32, over the upright picture.
+def paint(image: bytes, heat: Grid, bounds: Bounds) -> bytes:
+    """Draw what adds to a label, (rows, columns) float32, over the upright image.
 
     What takes from it is left as it is. Raises what `images.decode` does.
     """
     upright = image_decoder.decode(
-        picture,
+        image,
         max_pixels=bounds.max_pixels,
         seconds=bounds.seconds,
         enough=MOST,

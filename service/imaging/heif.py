@@ -1,6 +1,6 @@
-"""A HEIC's pictures: how large they are and how many, before any is decoded.
+"""A HEIC's images: how large they are and how many, before any is decoded.
 
-libheif and libde265 decode a picture in one go, and a stream may hold larger ones than the file
+libheif and libde265 decode an image in one go, and a stream may hold larger ones than the file
 says, or many. They come with an extra, `heic`, and are used where a setting says so.
 """
 
@@ -13,7 +13,7 @@ from service.imaging.media_boxes import Box, boxes, children, hidden, items
 from service.imaging.sanitized_file import Sanitized, refusal
 
 _HEVC, _GRID = b"hvc1", b"grid"
-_DERIVED = {b"iovl", b"iden", b"tili"}  # pictures made of others, any number of times
+_DERIVED = {b"iovl", b"iden", b"tili"}  # images made of others, any number of times
 _METADATA = {b"Exif", b"mime"}
 
 
@@ -28,7 +28,7 @@ def require() -> None:
 def sanitize(data: bytes) -> Sanitized:
     """Say what decoding takes; leave out the metadata.
 
-    Its buffer is the size of the largest picture that a stream in it may hold. Raises
+    Its buffer is the size of the largest image that a stream in it may hold. Raises
     `UnsupportedType`, or `ValueError` for what is broken.
     """
     metas = [box for box in boxes(data, 0, len(data)) if box.name == b"meta"]
@@ -41,14 +41,14 @@ def sanitize(data: bytes) -> Sanitized:
         if kind in _DERIVED:
             raise refusal("HEIC", f"{kind.decode()} items", "convert it to JPEG")
         if kind == _HEVC:
-            said, held = hevc.pictures(content)
+            said, held = hevc.images(content)
             sizes, count = sizes + said, count + held
         elif kind in _METADATA:
             metadata.append(at)
     inner = children(data, metas[0])
     sizes += _configured(data, inner)
     if not sizes:
-        raise ValueError("no pictures")
+        raise ValueError("no images")
     largest = max(sizes, key=lambda size: size[0] * size[1])
     pixels = largest[0] * largest[1] * max(count, _tiles(data, inner))
     return Sanitized(hidden(data, metadata), buffer=largest, pixels=pixels, is_scaled=False)
@@ -68,7 +68,7 @@ def _configured(data: bytes, inner: dict[bytes, Box]) -> list[tuple[int, int]]:
 
 
 def _tiles(data: bytes, inner: dict[bytes, Box]) -> int:
-    """Count the pictures that others are made of; one may be so many times."""
+    """Count the images that others are made of; one may be so many times."""
     references = inner.get(b"iref", Box(b"iref", 0, 0))
     if references.end == 0:
         return 0

@@ -1,11 +1,11 @@
-"""How large the pictures of an HEVC stream are, and how many, before any is decoded."""
+"""How large the images of an HEVC stream are, and how many, before any is decoded."""
 
 from collections.abc import Iterator
 
 from service.imaging.bit_reader import Bits
 
-_SEQUENCE = 33  # the type of a unit that says how large pictures are
-_SLICES = range(22)  # types of units that hold a part of a picture
+_SEQUENCE = 33  # the type of a unit that says how large images are
+_SLICES = range(22)  # types of units that hold a part of an image
 _PROFILE = 88  # bits
 _LENGTH = 4  # bytes that say how long a unit is
 _MOST_UNITS = 65_536
@@ -24,8 +24,8 @@ def configured(content: bytes) -> Iterator[tuple[int, int]]:
             at += 2 + size
 
 
-def pictures(content: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Give the sizes that an item's stream says itself, and how many pictures it holds."""
+def images(content: bytes) -> tuple[list[tuple[int, int]], int]:
+    """Give the sizes that an item's stream says itself, and how many images it holds."""
     sizes: list[tuple[int, int]] = []
     count = at = 0
     for _ in range(_MOST_UNITS):
@@ -34,7 +34,7 @@ def pictures(content: bytes) -> tuple[list[tuple[int, int]], int]:
         size = int.from_bytes(content[at : at + _LENGTH], "big")
         unit = content[at + _LENGTH : at + _LENGTH + min(size, _MOST_HEAD)]
         sizes += _sizes(unit)
-        count += _kind(unit) in _SLICES and unit[2:3] >= b"\x80"  # the first of its picture
+        count += _kind(unit) in _SLICES and unit[2:3] >= b"\x80"  # the first of its image
         at += _LENGTH + size
     raise ValueError("too many units")
 
@@ -44,7 +44,7 @@ def _kind(unit: bytes) -> int:
 
 
 def _sizes(unit: bytes) -> list[tuple[int, int]]:
-    """Read the width and height of pictures, if this unit says them."""
+    """Read the width and height of images, if this unit says them."""
     if _kind(unit) != _SEQUENCE:
         return []
     bits = Bits(unit[2:_MOST_HEAD].replace(b"\0\0\3", b"\0\0"))

@@ -1,6 +1,6 @@
-"""Bytes to an upright RGB picture.
+"""Bytes to an upright RGB image.
 
-Everything a picture can do wrong it does here, alone, before it shares a batch with anyone.
+Everything an image can do wrong it does here, alone, before it shares a batch with anyone.
 """
 
 import math
@@ -23,8 +23,8 @@ MEDIA_TYPES = (
     "image/avif",
 )
 
-Picture = bytes | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-"""A picture as it may come: encoded; decoded, (H, W, 3) RGB; or as a network takes it.
+ImageInput = bytes | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+"""An image as it may come: encoded; decoded, (H, W, 3) RGB; or as a network takes it.
 
 The last is a view that somebody else has cut and scaled, (3, 224, 224) float32.
 """
@@ -34,7 +34,7 @@ PASSES, LARGER = pillow_decoder.PASSES, pillow_decoder.LARGER
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What decoding a picture may cost; see `service.settings` for each."""
+    """What decoding an image may cost; see `service.settings` for each."""
 
     max_pixels: int
     seconds: float = math.inf
@@ -58,7 +58,7 @@ def decode(
     which needs the extra of that name. Raises `UnsupportedType`,
     `TooLarge` or `UnreadableImage`.
 
-    What is bounded: the picture's size, before any pixel is decoded, where of a JPEG those
+    What is bounded: the image's size, before any pixel is decoded, where of a JPEG those
     pixels count that come out, and `LARGER` times as many that its header says; how often a
     decoder goes over the pixels (`PASSES` times `max_pixels` in all); how often it reads the
     file; the memory, about 24 bytes of each of `max_pixels`; and the time of this thread, looked
@@ -72,9 +72,9 @@ def decode(
         said = sanitizer.sift(data, kind)
         if said.tail is not None:
             _check_whole(said, said.tail, load)
-        picture = load(said, enough=enough)
-        turn = pillow_decoder.upright(picture, said)
-        flat = rgb.flatten(picture, said, lambda: load(said, is_lower=True))
+        image = load(said, enough=enough)
+        turn = pillow_decoder.upright(image, said)
+        flat = rgb.flatten(image, said, lambda: load(said, is_lower=True))
         return flat.transpose(turn) if turn is not None else flat
     except BROKEN as error:
         raise pillow_decoder.unreadable(kind) from error
@@ -87,13 +87,13 @@ def _check_whole(said: Sanitized, tail: int, load: Callable[[Sanitized], Image.I
         raise pillow_decoder.unreadable("JPEG")
 
 
-def is_view(picture: Picture) -> TypeGuard[npt.NDArray[np.float32]]:
-    """Tell whether a picture comes as a network takes it."""
-    return isinstance(picture, np.ndarray) and picture.dtype == np.float32
+def is_view(image: ImageInput) -> TypeGuard[npt.NDArray[np.float32]]:
+    """Tell whether an image comes as a network takes it."""
+    return isinstance(image, np.ndarray) and image.dtype == np.float32
 
 
 def decoded(pixels: npt.NDArray[np.uint8], *, max_pixels: int) -> Image.Image:
-    """Take a picture that somebody else has decoded: (H, W, 3) RGB. Raises `TooLarge`."""
+    """Take an image that somebody else has decoded: (H, W, 3) RGB. Raises `TooLarge`."""
     height, width, _ = pixels.shape
     if width * height > max_pixels:
         raise TooLarge(f"{width}x{height} is over {max_pixels} pixels")

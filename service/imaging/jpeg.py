@@ -1,4 +1,4 @@
-"""A JPEG's segments: which of them change the picture, what kind of JPEG it is, where it ends."""
+"""A JPEG's segments: which of them change the image, what kind of JPEG it is, where it ends."""
 
 import re
 import struct
@@ -13,7 +13,7 @@ MOST_MISSING = 16  # bytes of the pixels, beside the end marker
 _SHARE_MISSING = 64  # and no more than this part of the last scan
 _MOST_SEGMENTS = 4096  # before the pixels
 _MOST_PROFILE = 255  # segments
-_MOST_SCANS = 100  # of a picture whose end is not there
+_MOST_SCANS = 100  # of an image whose end is not there
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 # What ends a scan; libjpeg takes lower markers for damage, and goes on looking behind them.
@@ -67,7 +67,7 @@ class _Frame:
 
 
 def sanitize(data: bytes) -> Sanitized:
-    """Leave out application segments and comments, but for those that change the picture.
+    """Leave out application segments and comments, but for those that change the image.
 
     Where there is no end marker it is put, and `tail` says how much more may be missing; see
     `endings`. Raises `UnsupportedType` for a kind of JPEG that cannot be read, or `ValueError`.
@@ -96,7 +96,7 @@ def sanitize(data: bytes) -> Sanitized:
 
 
 def endings(data: bytes, tail: int) -> tuple[bytes, bytes]:
-    """Give two files that show the same picture exactly if `tail` bytes more complete it.
+    """Give two files that show the same image exactly if `tail` bytes more complete it.
 
     Behind a complete scan a decoder skips what it finds, whatever it is; an incomplete one goes
     on with it. With restart markers it goes on behind the one that it expects.
@@ -134,7 +134,7 @@ def _judged(whole: Sanitized, data: bytes, at: int, frame: _Frame) -> Sanitized:
     judged = replace(
         whole,
         passes=max(len(starts), 1),
-        # Of more scans than one all coefficients are kept, however small the picture comes out.
+        # Of more scans than one all coefficients are kept, however small the image comes out.
         buffer=(0, 0) if is_one else (frame.width, frame.height),
         variant=frame.variant,
         is_scaled=frame.marker != _LOSSLESS,
@@ -148,7 +148,7 @@ def _judged(whole: Sanitized, data: bytes, at: int, frame: _Frame) -> Sanitized:
 
 
 def _is_needed(marker: int, content: bytes, *, has_exif: bool) -> bool:
-    """Say whether a segment changes the picture; the EXIF does once."""
+    """Say whether a segment changes the image; the EXIF does once."""
     if marker not in _APPLICATION:
         return marker != _COMMENT
     return content.startswith(_COLOURS) or (content.startswith(_EXIF) and not has_exif)

@@ -31,9 +31,9 @@ class MeteredFile(io.BytesIO):
         content = super().read(size)
         self._left -= len(content)
         if self._left < 0:
-            raise TooLarge(f"to decode the picture is to read it over {_TIMES} times")
+            raise TooLarge(f"to decode the image is to read it over {_TIMES} times")
         self._reads += 1
         is_due = len(content) >= _LARGE or self._reads % _SMALL == 0
         if is_due and time.thread_time() > self._end:
-            raise TooLarge(f"the picture takes over {self._seconds:g} seconds to decode")
+            raise TooLarge(f"the image takes over {self._seconds:g} seconds to decode")
         return content

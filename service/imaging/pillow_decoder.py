@@ -60,7 +60,7 @@ _OPEN: Mapping[str, Callable[[MeteredFile], ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "HEIF": _heif,
 }
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # Pillow takes no argument for it; pictures have threads
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # Pillow takes no argument for it; images have threads
 
 # What Pillow's decoders are known to raise on broken input, besides its own errors.
 BROKEN = (
@@ -95,17 +95,17 @@ def load(
     """
     check_size(said.buffer, max_pixels)
     with _refusing(said, is_whole=bool(said.variant)):
-        picture = _OPEN[said.kind](MeteredFile(said.data, seconds))
-    _check_work(said, picture, max_pixels)
+        image = _OPEN[said.kind](MeteredFile(said.data, seconds))
+    _check_work(said, image, max_pixels)
     with _refusing(said, is_whole=said.kind == "JPEG" and bool(said.variant)):
         if enough is not None and said.is_scaled:
-            picture.draft(None, (enough, enough))  # for JPEG only; nothing for the others
-        check_size(picture.size, max_pixels)
-        _forget_metadata(picture)
+            image.draft(None, (enough, enough))  # for JPEG only; nothing for the others
+        check_size(image.size, max_pixels)
+        _forget_metadata(image)
         if is_lower:
-            picture.tile = [tile._replace(args="RGB;16L") for tile in picture.tile]
-        picture.load()
-    return picture
+            image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+        image.load()
+    return image
 
 
 @contextmanager
@@ -114,21 +114,21 @@ def _refusing(said: Sanitized, *, is_whole: bool) -> Iterator[None]:
     try:
         yield
     except Image.DecompressionBombError as error:
-        raise TooLarge(f"the picture is over {_PILLOWS} pixels") from error
+        raise TooLarge(f"the image is over {_PILLOWS} pixels") from error
     except BROKEN as error:
         raise refusal(said.kind, said.variant) if is_whole else unreadable(said.kind) from error
 
 
-def upright(picture: Image.Image, said: Sanitized) -> Image.Transpose | None:
-    """Say how a loaded picture is to be turned, by its EXIF; not where that makes no sense."""
+def upright(image: Image.Image, said: Sanitized) -> Image.Transpose | None:
+    """Say how a loaded image is to be turned, by its EXIF; not where that makes no sense."""
     if said.kind == "TIFF":
         return _UPRIGHT.get(said.orientation)
     for name in _XMP:
-        picture.info.pop(name, None)
+        image.info.pop(name, None)
     try:
-        return _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except BROKEN:
-        return None  # a camera's broken EXIF block is no reason to refuse its picture
+        return None  # a camera's broken EXIF block is no reason to refuse its image
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -139,23 +139,23 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def unreadable(kind: str) -> ServiceError:
-    """Say that a picture is broken."""
-    return UnreadableImage(f"the {kind} picture is broken or cut short; send it whole")
+    """Say that an image is broken."""
+    return UnreadableImage(f"the {kind} image is broken or cut short; send it whole")
 
 
-def _check_work(said: Sanitized, picture: Image.Image, max_pixels: int) -> None:
+def _check_work(said: Sanitized, image: Image.Image, max_pixels: int) -> None:
     """Refuse what would be large before it is made smaller, or is gone over very often."""
-    check_size(picture.size, max_pixels * (LARGER if said.kind == "JPEG" else 1))
-    pixels = picture.width * picture.height
+    check_size(image.size, max_pixels * (LARGER if said.kind == "JPEG" else 1))
+    pixels = image.width * image.height
     if max(pixels * said.passes, said.pixels) > PASSES * max_pixels:
         passes = max(said.passes, said.pixels / (pixels or 1))
         raise TooLarge(
-            f"{picture.width}x{picture.height} in {passes:g} passes is over"
+            f"{image.width}x{image.height} in {passes:g} passes is over"
             f" {PASSES} times {max_pixels} pixels"
         )
 
 
-def _forget_metadata(picture: Image.Image) -> None:
+def _forget_metadata(image: Image.Image) -> None:
     """Leave out an EXIF of a WebP that is too long: Pillow would read all before that tag."""
-    if len(picture.info.get("exif") or b"") > png.MOST_METADATA:
-        picture.info["exif"] = b""
+    if len(image.info.get("exif") or b"") > png.MOST_METADATA:
+        image.info["exif"] = b""

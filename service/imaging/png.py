@@ -1,4 +1,4 @@
-"""A PNG's chunks: which of them change the picture, and what they say that Pillow does not."""
+"""A PNG's chunks: which of them change the image, and what they say that Pillow does not."""
 
 import struct
 import zlib
@@ -86,7 +86,7 @@ def _profile(content: bytes) -> bytes:
 
 
 def _transparent(header: bytes, content: bytes) -> tuple[int, ...]:
-    """Read which grey or colour is transparent, in samples of the picture's own depth."""
+    """Read which grey or colour is transparent, in samples of the image's own depth."""
     if len(header) < 13:  # noqa: PLR2004 - an IHDR's bytes
         return ()
     bits, kind = header[8], header[9]

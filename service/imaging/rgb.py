@@ -18,14 +18,14 @@ _SHALLOW = 256  # greys of 8 bits
 _DEEP = 1 << 32  # greys of 32 bits
 
 
-def flatten(picture: Image.Image, said: Sanitized, lower: Callable[[], Image.Image]) -> Image.Image:
-    """Make a loaded picture RGB; what is transparent, or not drawn at all, becomes white.
+def flatten(image: Image.Image, said: Sanitized, lower: Callable[[], Image.Image]) -> Image.Image:
+    """Make a loaded image RGB; what is transparent, or not drawn at all, becomes white.
 
     `lower` decodes the lower 8 of the 16 bits of each colour, which Pillow leaves out.
     """
-    clear = _clear(picture, said, lower) if said.transparent else None
-    profile = said.profile or picture.info.get("icc_profile") or b""
-    rgb = _rgb(_shallow(picture, said), profile)
+    clear = _clear(image, said, lower) if said.transparent else None
+    profile = said.profile or image.info.get("icc_profile") or b""
+    rgb = _rgb(_shallow(image, said), profile)
     if clear is not None:
         rgb.paste("white", mask=Image.fromarray(clear))
     if said.frame is not None and said.frame != (0, 0, *rgb.size):
@@ -35,53 +35,51 @@ def flatten(picture: Image.Image, said: Sanitized, lower: Callable[[], Image.Ima
     return rgb
 
 
-def _clear(picture: Image.Image, said: Sanitized, lower: Callable[[], Image.Image]) -> Mask:
+def _clear(image: Image.Image, said: Sanitized, lower: Callable[[], Image.Image]) -> Mask:
     """Find the pixels, (height, width), that have the one colour that is transparent."""
-    if picture.mode == "I;16":
-        deep: Mask = np.asarray(picture) == said.transparent[0]
+    if image.mode == "I;16":
+        deep: Mask = np.asarray(image) == said.transparent[0]
         return deep
     if said.bits > 8:  # noqa: PLR2004 - bits that Pillow keeps
         high, low = (tuple(value >> shift & 0xFF for value in said.transparent) for shift in (8, 0))
-        return _equal(picture, high) & _equal(lower(), low)
+        return _equal(image, high) & _equal(lower(), low)
     scale = 255 // ((1 << said.bits) - 1)
-    return _equal(picture, tuple(value * scale for value in said.transparent))
+    return _equal(image, tuple(value * scale for value in said.transparent))
 
 
-def _equal(picture: Image.Image, colour: tuple[int, ...]) -> Mask:
+def _equal(image: Image.Image, colour: tuple[int, ...]) -> Mask:
     bands = [
         np.asarray(band.convert("L")) == value
-        for band, value in zip(picture.split(), colour, strict=True)
+        for band, value in zip(image.split(), colour, strict=True)
     ]
     both: Mask = np.logical_and.reduce(bands)
     return both
 
 
-def _shallow(picture: Image.Image, said: Sanitized) -> Image.Image:
+def _shallow(image: Image.Image, said: Sanitized) -> Image.Image:
     """Make samples of 8 bits, unsigned."""
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _eight_bits(picture, said.samples)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _eight_bits(image, said.samples)
     if said.samples.offset:
-        return picture.point(
-            [(value + said.samples.offset) % _SHALLOW for value in range(_SHALLOW)]
-        )
-    return picture
+        return image.point([(value + said.samples.offset) % _SHALLOW for value in range(_SHALLOW)])
+    return image
 
 
-def _rgb(picture: Image.Image, profile: bytes) -> Image.Image:
+def _rgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Make 8-bit pixels RGB, by their profile, and put them over white."""
-    if picture.mode not in _ALPHA and "transparency" not in picture.info:
-        return colour_profile.to_srgb(picture, profile)
-    is_grey = picture.mode in {"1", "L", "LA", "La"}
-    rgba = picture.convert("RGBA")
+    if image.mode not in _ALPHA and "transparency" not in image.info:
+        return colour_profile.to_srgb(image, profile)
+    is_grey = image.mode in {"1", "L", "LA", "La"}
+    rgba = image.convert("RGBA")
     colours = colour_profile.to_srgb(rgba.convert("L" if is_grey else "RGB"), profile)
     over = Image.new("RGB", rgba.size, "white")
     over.paste(colours, mask=rgba.getchannel("A"))
     return over
 
 
-def _eight_bits(picture: Image.Image, samples: Samples) -> Image.Image:
-    """Scale a 16- or 32-bit grey picture to 8 bits, which Pillow would clip."""
-    grey = np.asarray(picture).ravel()
+def _eight_bits(image: Image.Image, samples: Samples) -> Image.Image:
+    """Scale a 16- or 32-bit grey image to 8 bits, which Pillow would clip."""
+    grey = np.asarray(image).ravel()
     if samples.white is not None and samples.white >= _DEEP - 1:
         grey = grey.view(np.uint32)  # which Pillow takes for signed
     black, white = samples.black, samples.white
@@ -100,7 +98,7 @@ def _eight_bits(picture: Image.Image, samples: Samples) -> Image.Image:
         )
         share = (part - black) / ((white - black) or 1.0)
         shallow[start : start + _ROW] = (share * 255).clip(0, 255).round()
-    return Image.fromarray(shallow.reshape(picture.height, picture.width))
+    return Image.fromarray(shallow.reshape(image.height, image.width))
 
 
 def _check_range(grey: npt.NDArray[np.generic]) -> None:

@@ -7,9 +7,9 @@ from service.errors import UnsupportedType
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the numbers of a grey picture mean: which is black and which is white.
+    """What the numbers of a grey image mean: which is black and which is white.
 
-    Without numbers they are those that the picture holds: no format says what floats mean.
+    Without numbers they are those that the image holds: no format says what floats mean.
     """
 
     black: float | None = None
@@ -20,7 +20,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Sanitized:
-    """A file without what does not change how the picture looks, and what decoding it takes."""
+    """A file without what does not change how the image looks, and what decoding it takes."""
 
     data: bytes
     kind: str = ""  # Pillow's name for its format

@@ -1,4 +1,4 @@
-"""What a decoder needs of a picture file, and how much its headers ask for.
+"""What a decoder needs of an image file, and how much its headers ask for.
 
 A thread inside a C library cannot be stopped, so what would keep it busy or fill its memory is
 found before, in a time that grows with the file's length alone. Files lose what does not change
@@ -22,7 +22,7 @@ _BIT_MASKS = 3
 
 
 def sift(data: bytes, kind: str) -> Sanitized:
-    """Take from a picture of this kind, by Pillow's name for it, what decoding needs.
+    """Take from an image of this kind, by Pillow's name for it, what decoding needs.
 
     Raises `UnsupportedType` for a variant that cannot be read, and `ValueError` or
     `struct.error` for what no decoder should see.
@@ -31,7 +31,7 @@ def sift(data: bytes, kind: str) -> Sanitized:
 
 
 def _gif(data: bytes) -> Sanitized:
-    """Leave out extensions before the first frame, but for those that change the picture."""
+    """Leave out extensions before the first frame, but for those that change the image."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)  # behind the palette
     kept, blocks = [data[:at]], 0

@@ -1,7 +1,7 @@
 """A TIFF's first directory, written anew, so that all who read it read the same.
 
 Pillow and libtiff read the directory each for itself, and take tags differently that are there
-twice, are empty or have an odd type. Here each is read once; what the picture does not need is
+twice, are empty or have an odd type. Here each is read once; what the image does not need is
 left out, and the rest is written as a small directory behind the file's own bytes. A BigTIFF
 becomes an ordinary one by that.
 """
@@ -59,10 +59,10 @@ class _Entry:
 
 
 def sanitize(data: bytes) -> Sanitized:
-    """Write the directory anew, and say what decoding the picture takes.
+    """Write the directory anew, and say what decoding the image takes.
 
     Its buffer is the size of a tile, 0 where there are only strips, which are never larger than
-    the picture. Tiles are decoded whole, however little of them the picture shows, and one in
+    the image. Tiles are decoded whole, however little of them the image shows, and one in
     JPEG has scans. Raises `UnsupportedType` for a kind of TIFF that cannot be read, and
     `ValueError` or `struct.error` for a directory that no camera writes.
     """

@@ -15,7 +15,7 @@ _CONFIGURATION = 284
 _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _PER_PIXEL = 254, 258, 259, 262, 277
 _PALETTE, _EXTRA, _FORMAT = 320, 338, 339
 _SHALLOW = 256  # colours of 8 bits
-_REDUCED = 1  # of the subfile: another picture in the file is the larger one
+_REDUCED = 1  # of the subfile: another image in the file is the larger one
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 _INDEXED, _RAW, _PLANAR = 3, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -47,7 +47,7 @@ def judge(data: bytes, tags: Tags, present: Collection[int]) -> tuple[Samples, s
 
 
 def _is_misread(data: bytes, tags: Tags, photometric: int) -> bool:
-    """Tell whether Pillow would show another picture.
+    """Tell whether Pillow would show another image.
 
     It does so with one colour and alpha apart, and with signed or float samples whose bytes
     libtiff has put into this machine's order already.

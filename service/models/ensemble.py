@@ -1,6 +1,6 @@
 """Members and views to rankings: what is served, and the averages it answers with.
 
-Probabilities, not logits, are averaged: over a picture's views, then over the members
+Probabilities, not logits, are averaged: over an image's views, then over the members
 (section 7 of the paper).
 """
 
@@ -93,7 +93,7 @@ class Ensemble:
     def specs(
         self, plans: Sequence[Plan], *, itemsize: int = 1, maps: bool = False
     ) -> list[JobSpec]:
-        """Say what one picture will bring: a job for each member.
+        """Say what one image will bring: a job for each member.
 
         A value of its pixels has `itemsize` bytes.
         """
@@ -122,7 +122,7 @@ class Ensemble:
     def rank(
         self, results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan], top_k: int
     ) -> tuple[Prediction, ...]:
-        """Average a picture's results, by member, and give the `top_k` most probable labels."""
+        """Average an image's results, by member, and give the `top_k` most probable labels."""
         return self.best(mean(results, plans), top_k)
 
     def best(self, probabilities: Probabilities, top_k: int) -> tuple[Prediction, ...]:
@@ -134,7 +134,7 @@ class Ensemble:
 
 
 def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> Probabilities:
-    """Average a picture's results, by member."""
+    """Average an image's results, by member."""
     by_member = [
         reduce(np.add, parts) / len(plan.views) for parts, plan in zip(results, plans, strict=True)
     ]

@@ -27,7 +27,7 @@ class Preprocessing(_Table):
     resize: Rule  # of `single` and `ten`; the other views say their own
     side: Annotated[int, Field(ge=CROP, le=1024)]  # pixels
     interpolation: Interpolation = "bilinear"
-    mirror: bool = True  # may a picture be mirrored, and still be of its class
+    mirror: bool = True  # may an image be mirrored, and still be of its class
 
     @property
     def resized(self) -> Resize:
@@ -44,7 +44,7 @@ class Source(_Table):
 
 
 class Accuracy(_Table):
-    """How often the weights were right on pictures they had not learnt from, in per cent."""
+    """How often the weights were right on images they had not learnt from, in per cent."""
 
     dataset: str
     views: str
@@ -57,7 +57,7 @@ class Calibration(_Table):
 
     temperature: Annotated[float, Field(gt=0, lt=1000)]
     sha256: str  # of the weights it was fitted for; others are served as they are
-    pictures: int  # it was fitted to
+    images: int  # it was fitted to
     error: tuple[float, float]  # expected calibration error, before and after, held out
 
 
@@ -65,8 +65,8 @@ class Training(_Table):
     """Where weights that were trained here come from."""
 
     command: str
-    fingerprint: str  # SHA-256 of all pictures and their classes
-    pictures: int  # learnt from
+    fingerprint: str  # SHA-256 of all images and their classes
+    images: int  # learnt from
     held_out: int  # judged by, never learnt from
     epochs: int
 

@@ -1,1 +1,1 @@
-"""What is done without serving: bulk classification, evaluation, pictures of a network."""
+"""What is done without serving: bulk classification, evaluation, images of a network."""

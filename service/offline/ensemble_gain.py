@@ -16,13 +16,13 @@ _AMONG = 5  # labels, of the second error
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """The probabilities that so many models give pictures by so many views."""
+    """The probabilities that so many models give images by so many views."""
 
     models: int
     views: str
-    crops: int  # of a picture, by each model
-    cost: float  # forwards of a crop of 224 pixels that a picture takes
-    likely: Floats  # (pictures, classes)
+    crops: int  # of an image, by each model
+    cost: float  # forwards of a crop of 224 pixels that an image takes
+    likely: Floats  # (images, classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Row:
 
 
 def joined(some: Averaged, others: Averaged) -> Averaged:
-    """Average models with others that have seen the same pictures by the same views.
+    """Average models with others that have seen the same images by the same views.
 
     `crops` are those of the model that takes most: one whose classes are told by left and right
     takes no mirrored ones.
@@ -59,7 +59,7 @@ def joined(some: Averaged, others: Averaged) -> Averaged:
 
 
 def rows(averaged: Sequence[Averaged], targets: Classes) -> Iterator[Row]:
-    """Compare each with the first on the same pictures, whose classes are (pictures,)."""
+    """Compare each with the first on the same images, whose classes are (images,)."""
     first = _place(averaged[0].likely, targets)
     for one in averaged:
         place = _place(one.likely, targets)
@@ -68,7 +68,7 @@ def rows(averaged: Sequence[Averaged], targets: Classes) -> Iterator[Row]:
 
 
 def _place(likely: Floats, targets: Classes) -> Classes:
-    """Count the classes that are ranked before the right one, (pictures,)."""
+    """Count the classes that are ranked before the right one, (images,)."""
     right = np.take_along_axis(likely, targets[:, None], 1)
     is_earlier = np.arange(likely.shape[1]) < targets[:, None]
     before: Classes = ((likely > right) | ((likely == right) & is_earlier)).sum(1)

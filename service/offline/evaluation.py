@@ -17,8 +17,8 @@ from service.models.manifest import Label
 from service.serving.classifier import Classifier
 from service.serving.types import Answer
 
-CHUNK = 32  # pictures in flight; enough to fill batches, few enough to keep in memory
-PATIENCE = 1e6  # seconds; nobody waits for one of these pictures
+CHUNK = 32  # images in flight; enough to fill batches, few enough to keep in memory
+PATIENCE = 1e6  # seconds; nobody waits for one of these images
 
 Ranked = tuple[Prediction, ...] | ServiceError
 
@@ -99,8 +99,8 @@ async def rank(
     """Rank the labels of photos that may not fit in memory together, or say what is wrong."""
     ranked: list[Ranked] = []
     for at in range(0, len(paths), CHUNK):
-        pictures = [path.read_bytes() for path in paths[at : at + CHUNK]]
-        answers = await classifier.classify(pictures, plan=plan, top_k=top_k, seconds=PATIENCE)
+        images = [path.read_bytes() for path in paths[at : at + CHUNK]]
+        answers = await classifier.classify(images, plan=plan, top_k=top_k, seconds=PATIENCE)
         ranked += [a.predictions if isinstance(a, Answer) else a for a in answers]
     return ranked
 

@@ -34,25 +34,25 @@ _MOST_ROOM = 0.5  # of the time that a job has, what it leaves free at most
 _RISE, _FALL = 0.1, 0.01  # of the way to what was found; it is found for every job
 _MOST_DOUBT = 4.0
 _LONGEST = 60.0  # seconds after there is room, for which those wait who were refused before
-_FORGET = 0.1  # of what pictures took to decode, with each one more
+_FORGET = 0.1  # of what images took to decode, with each one more
 
 
 @dataclass(frozen=True, slots=True)
 class Decoders:
-    """Threads that decode pictures, and how long one takes."""
+    """Threads that decode images, and how long one takes."""
 
     threads: int
-    seconds: float = 0.0  # of a picture, lately
+    seconds: float = 0.0  # of an image, lately
 
     def observed(self, seconds: float) -> "Decoders":
-        """Learn what one picture took."""
+        """Learn what one image took."""
         if not self.seconds:
             return replace(self, seconds=seconds)
         return replace(self, seconds=self.seconds + _FORGET * (seconds - self.seconds))
 
-    def decode_wait(self, pictures: int) -> float:
-        """Predict for how many seconds the last of so many pictures waits for a thread."""
-        return max(0, pictures - self.threads) * self.seconds / self.threads
+    def decode_wait(self, images: int) -> float:
+        """Predict for how many seconds the last of so many images waits for a thread."""
+        return max(0, images - self.threads) * self.seconds / self.threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ class QueueLoad:
     """All accepted work that is not done, and the devices that share it."""
 
     running: float  # seconds of work left in the batches that run, as predicted
-    rows: Mapping[Key, int]  # interactive ones that wait or whose pictures are being decoded
+    rows: Mapping[Key, int]  # interactive ones that wait or whose images are being decoded
     devices: int = 1
     long: Mapping[Key, int] = field(default_factory=dict)  # of these, rows of long jobs
     background: Mapping[Key, int] = field(default_factory=dict)  # bulk rows that wait, likewise
     share: float = BACKGROUND_SHARE  # of the time, what bulk has while others wait
     shared: bool = False  # has bulk been asked for, lately
     decode_wait: float = (
-        0.0  # seconds that the last of the pictures waits to be decoded, as predicted
+        0.0  # seconds that the last of the images waits to be decoded, as predicted
     )
     room: float = 0.0  # seconds that smaller jobs leave free, or half of their time if it is less
     doubt: float = 1.0  # how many times what is predicted all of it may take

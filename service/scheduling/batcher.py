@@ -2,7 +2,7 @@
 
 Jobs bring rows; whenever a lane is free it takes the batch that `service.scheduling.policy` forms
 from what has arrived by then, of what `service.scheduling.admission` let in. The batcher knows no
-torch, no HTTP and no pictures.
+torch, no HTTP and no images.
 
 All state lives on the event loop; there is no lock and no timer. Whatever a lane or the policy
 raises is told to the callers concerned and never ends a loop.
@@ -192,7 +192,7 @@ class Batcher(Generic[P, R]):
             where = "as bulk, beside others" if background else "when nothing else runs"
             raise DeadlineExceeded(
                 f"this takes about {admission.promised:.2f} s {where}, more than the "
-                f"{seconds:.2f} s it has; ask for fewer views or pictures, or for more time"
+                f"{seconds:.2f} s it has; ask for fewer views or images, or for more time"
             )
         if not admission.admitted:
             invitation = self._invitations[background].another(admission, now, load.doubt)
@@ -211,11 +211,11 @@ class Batcher(Generic[P, R]):
         if nbytes > most:
             raise TooLarge(
                 f"the views asked for take {nbytes} bytes, and the limit is {most}; "
-                "ask for fewer views or pictures"
+                "ask for fewer views or images"
             )
         if used + nbytes > most:
             raise Overloaded(
-                f"the pictures that wait fill their {most} bytes of memory",
+                f"the images that wait fill their {most} bytes of memory",
                 retry_after=load.seconds(self._costs),
             )
         if admission.idle:  # whoever was invited may come

@@ -111,7 +111,7 @@ class RestartReport:
 class Backlog:
     """How much accepted work there is, and how long the device has been at its present batch."""
 
-    rows: int = 0  # that wait, or whose pictures are being decoded
+    rows: int = 0  # that wait, or whose images are being decoded
     background: int = 0  # of these, those of bulk requests
     nbytes: int = 0  # of all payloads, those still being made included
     seconds: float = 0.0  # until all of it but bulk is done, as predicted

@@ -146,7 +146,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     app = FastAPI(
         title="googlenet-service",
         version=metadata.version("googlenet-service"),
-        summary="Name what is on a picture.",
+        summary="Name what is on an image.",
         lifespan=lifespan,
         dependencies=[Depends(parameters.check_query)],
         responses=problem_details.documented(422),

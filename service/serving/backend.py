@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from service.imaging.activation_map import Grid
-from service.imaging.image_decoder import Bounds, Picture
+from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Ensemble, Result
 from service.scheduling.types import Executor
 
 Payload = Any
-"""What a picture brings for one member; known to the backend only."""
+"""What an image brings for one member; known to the backend only."""
 
 
 class Backend(Protocol):
-    """Who does an ensemble's work: decodes its pictures and computes its batches."""
+    """Who does an ensemble's work: decodes its images and computes its batches."""
 
     @property
     def ensemble(self) -> Ensemble:
@@ -40,21 +40,21 @@ class Backend(Protocol):
         ...
 
     async def prepare(
-        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[Payload]:
-        """Decode a picture for the views so named; gives a payload for each member.
+        """Decode an image for the views so named; gives a payload for each member.
 
         Where maps are wanted they are of the class `target`. Raises what
         `service.imaging.image_decoder.decode` does, or `InferenceFailed`.
         """
         ...
 
-    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
-        """Draw a heat map over a picture, as `service.imaging.heatmap` does; raises the same."""
+    async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
+        """Draw a heat map over an image, as `service.imaging.heatmap` does; raises the same."""
         ...
 
-    def decode_wait(self, pictures: int) -> float:
-        """Predict for how many seconds the last of so many more pictures would wait for that."""
+    def decode_wait(self, images: int) -> float:
+        """Predict for how many seconds the last of so many more images would wait for that."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Pictures in, rankings out: what is done for requests with a model that is loaded.
+"""Images in, rankings out: what is done for requests with a model that is loaded.
 
-Admits or refuses, has pictures decoded, hands rows to the batcher, and ranks what comes back, all
+Admits or refuses, has images decoded, hands rows to the batcher, and ranks what comes back, all
 within the request's deadline.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from service.errors import ClientDisconnected, DeadlineExceeded, NotExplainable, ServiceError
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import Plan
-from service.imaging.image_decoder import Bounds, Picture, is_view
+from service.imaging.image_decoder import Bounds, ImageInput, is_view
 from service.models.ensemble import Ensemble, Probabilities, Result, mean
 from service.scheduling.batcher import Batcher, Reservation
 from service.scheduling.types import JobSpec, Outcome
@@ -37,7 +37,7 @@ _LONG = 256 * 1024  # bytes, which take a third of a millisecond to read
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a request asks of each of its pictures."""
+    """What a request asks of each of its images."""
 
     views: str
     plans: Sequence[Plan]
@@ -68,7 +68,7 @@ class Classifier:
         return self._cache.nbytes if self._cache else 0
 
     def concurrency(self, plan: str, decoding: int) -> int:
-        """Say how many pictures at a time keep every lane, and so many decoders, at work."""
+        """Say how many images at a time keep every lane, and so many decoders, at work."""
         ensemble = self.ensemble
         specs = ensemble.specs(ensemble.plans(plan))
         largest = max(ensemble.costs.largest(spec.key) for spec in specs)
@@ -77,15 +77,15 @@ class Classifier:
         nbytes = sum(spec.nbytes for spec in specs)
         return max(1, min(most, self._limits.max_queue_bytes // nbytes))
 
-    def choose_views(self, pictures: int, seconds: float, *, background: bool = False) -> PlanName:
+    def choose_views(self, images: int, seconds: float, *, background: bool = False) -> PlanName:
         """Choose the most views for which there is ample time, by the present load.
 
         A part of the time and of the memory only, so that others still find room: as the load
         grows everybody gets fewer views, before anybody is refused.
         """
-        decode_wait = self._rounds.decode_wait(pictures, background=background)
+        decode_wait = self._rounds.decode_wait(images, background=background)
         for name in _MOST_FIRST:
-            specs = self.ensemble.specs(self.ensemble.plans(name)) * pictures
+            specs = self.ensemble.specs(self.ensemble.plans(name)) * images
             done_in, filled = self._batcher.predict(
                 specs, decode_wait=decode_wait, background=background
             )
@@ -96,7 +96,7 @@ class Classifier:
     def check(
         self, *, plan: str, seconds: float, maps: bool = False, background: bool = False
     ) -> None:
-        """Raise at once what even a single picture would be refused with.
+        """Raise at once what even a single image would be refused with.
 
         If it is to be explained, both parts of the work are looked at.
         """
@@ -113,7 +113,7 @@ class Classifier:
 
     async def classify(  # noqa: PLR0913 - all that is asked
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageInput],
         *,
         plan: str,
         top_k: int,
@@ -121,9 +121,9 @@ class Classifier:
         background: bool = False,
         gone: Callable[[], Awaitable[None]] = _never,
     ) -> list[Answer | ServiceError]:
-        """Rank each picture's labels, or say what is wrong with it, within `seconds`.
+        """Rank each image's labels, or say what is wrong with it, within `seconds`.
 
-        Pictures of `background` let others pass, and have a share of the time while others wait.
+        Images of `background` let others pass, and have a share of the time while others wait.
         Raises, for all of them, `Overloaded` or `DeadlineExceeded` if they are refused at once, and
         `ClientDisconnected` when `gone()` returns first: whatever has not run by then costs nothing
         more.
@@ -131,10 +131,10 @@ class Classifier:
         deadline = time.monotonic() + seconds
         wanted = _Wanted(plan, self.ensemble.plans(plan), top_k, background)
         if self._cache is None:
-            return await self._compute(pictures, wanted, deadline, gone)
-        names = [await _named(picture, plan) for picture in pictures]
+            return await self._compute(images, wanted, deadline, gone)
+        names = [await _named(image, plan) for image in images]
         known = {one: kept for one in names if (kept := self._cache.find(one)) is not None}
-        others = [picture for one, picture in zip(names, pictures, strict=True) if one not in known]
+        others = [image for one, image in zip(names, images, strict=True) if one not in known]
         found = iter(await self._compute(others, wanted, deadline, gone) if others else ())
         answers: list[Answer | ServiceError] = []
         for one in names:
@@ -151,13 +151,13 @@ class Classifier:
 
     async def _compute(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageInput],
         wanted: _Wanted,
         deadline: float,
         gone: Callable[[], Awaitable[None]],
     ) -> list[Answer | ServiceError]:
-        specs = [spec for one in pictures for spec in self._demands(one, wanted.plans)]
-        decode_wait = self._rounds.decode_wait(len(pictures), background=wanted.background)
+        specs = [spec for one in images for spec in self._demands(one, wanted.plans)]
+        decode_wait = self._rounds.decode_wait(len(images), background=wanted.background)
         with self._batcher.reserve(
             specs, deadline, decode_wait=decode_wait, background=wanted.background
         ) as reservations:
@@ -166,23 +166,21 @@ class Classifier:
             return await _unless(
                 gone,
                 [
-                    self._settle(
-                        partial(self._answer, picture, wanted, own, deadline), own, deadline
-                    )
-                    for picture, own in zip(pictures, mine, strict=True)
+                    self._settle(partial(self._answer, image, wanted, own, deadline), own, deadline)
+                    for image, own in zip(images, mine, strict=True)
                 ],
             )
 
     async def explain(
         self,
-        picture: bytes,
+        image: bytes,
         *,
         plan: str,
         index: int | None,
         seconds: float,
         gone: Callable[[], Awaitable[None]] = _never,
     ) -> Explanation:
-        """Tell what each place of a picture adds to a class, by default the most probable one.
+        """Tell what each place of an image adds to a class, by default the most probable one.
 
         Raises what `classify` raises or gives, and `NotExplainable`.
         """
@@ -192,7 +190,7 @@ class Classifier:
             raise NotExplainable(f"{ensemble.name} has no class activation maps; ask another model")
         self.check(plan=plan, seconds=seconds, maps=True)
         (answer,) = await self.classify(
-            [picture], plan=plan, top_k=len(ensemble.labels), seconds=seconds, gone=gone
+            [image], plan=plan, top_k=len(ensemble.labels), seconds=seconds, gone=gone
         )
         if isinstance(answer, ServiceError):
             raise answer
@@ -202,9 +200,7 @@ class Classifier:
         with self._batcher.reserve(
             specs, deadline, decode_wait=self._backend.decode_wait(1)
         ) as reservations:
-            work = partial(
-                self._activations, picture, plan, prediction.index, reservations, deadline
-            )
+            work = partial(self._activations, image, plan, prediction.index, reservations, deadline)
             (found,) = await _unless(gone, [self._settle(work, reservations, deadline)])
         if isinstance(found, ServiceError):
             raise found
@@ -212,15 +208,15 @@ class Classifier:
 
     async def paint(
         self,
-        picture: bytes,
+        image: bytes,
         heat: Grid,
         *,
         seconds: float,
         gone: Callable[[], Awaitable[None]] = _never,
     ) -> bytes:
-        """Draw a heat map over a picture: a PNG file; raises what `classify` raises or gives."""
+        """Draw a heat map over an image: a PNG file; raises what `classify` raises or gives."""
         deadline = time.monotonic() + seconds
-        work = partial(self._backend.paint, picture, heat, self._bounds(deadline))
+        work = partial(self._backend.paint, image, heat, self._bounds(deadline))
         (drawn,) = await _unless(gone, [self._settle(work, (), deadline)])
         if isinstance(drawn, ServiceError):
             raise drawn
@@ -232,7 +228,7 @@ class Classifier:
         reservations: Sequence[Reservation[Payload, Result]],
         deadline: float,
     ) -> T | ServiceError:
-        """Do a picture's work by its deadline; gives what is wrong, and its seats back."""
+        """Do an image's work by its deadline; gives what is wrong, and its seats back."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await work()
@@ -245,14 +241,14 @@ class Classifier:
 
     async def _answer(
         self,
-        picture: Picture,
+        image: ImageInput,
         wanted: _Wanted,
         reservations: Sequence[Reservation[Payload, Result]],
         deadline: float,
     ) -> Answer:
         started = time.monotonic()
         async with self._rounds.turn(background=wanted.background):
-            payloads = await self._backend.prepare(picture, wanted.views, self._bounds(deadline))
+            payloads = await self._backend.prepare(image, wanted.views, self._bounds(deadline))
         decoded = time.monotonic() - started
         outcomes = await self._together(reservations, payloads)
         queued = min(outcome.queue_seconds for outcome in outcomes)
@@ -268,24 +264,24 @@ class Classifier:
 
     async def _activations(
         self,
-        picture: bytes,
+        image: bytes,
         views: str,
         target: int,
         reservations: Sequence[Reservation[Payload, Result]],
         deadline: float,
     ) -> tuple[Activation, ...]:
-        payloads = await self._backend.prepare(picture, views, self._bounds(deadline), target)
+        payloads = await self._backend.prepare(image, views, self._bounds(deadline), target)
         (outcome,) = await self._together(reservations, payloads)
         return tuple(cast("Activation", part) for part in outcome.parts)
 
-    def _demands(self, picture: Picture, plans: Sequence[Plan]) -> list[JobSpec]:
-        itemsize = picture.itemsize if is_view(picture) else 1  # else it becomes uint8 pixels
+    def _demands(self, image: ImageInput, plans: Sequence[Plan]) -> list[JobSpec]:
+        itemsize = image.itemsize if is_view(image) else 1  # else it becomes uint8 pixels
         return self.ensemble.specs(plans, itemsize=itemsize)
 
     async def _together(
         self, reservations: Sequence[Reservation[Payload, Result]], payloads: Sequence[Payload]
     ) -> list[Outcome[Result]]:
-        """Submit a picture's jobs, one a member; the first error ends them all."""
+        """Submit an image's jobs, one a member; the first error ends them all."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -298,8 +294,8 @@ class Classifier:
 
     def _bounds(self, deadline: float) -> Bounds:
         """Bound decoding by the deadline, too: a thread cannot be stopped from here."""
-        most = min(self._limits.picture.seconds, deadline - time.monotonic())
-        return replace(self._limits.picture, seconds=most)
+        most = min(self._limits.image.seconds, deadline - time.monotonic())
+        return replace(self._limits.image, seconds=most)
 
 
 async def _unless(
@@ -322,8 +318,8 @@ async def _leave_with(gone: Callable[[], Awaitable[None]]) -> None:
     raise ClientDisconnected
 
 
-async def _named(picture: Picture, plan: str) -> bytes:
-    """Name a picture's answer; a large one in a thread, for it would keep the loop."""
-    if len(picture) > _LONG or not isinstance(picture, bytes):
-        return await asyncio.to_thread(result_cache.name, picture, plan)
-    return result_cache.name(picture, plan)
+async def _named(image: ImageInput, plan: str) -> bytes:
+    """Name an image's answer; a large one in a thread, for it would keep the loop."""
+    if len(image) > _LONG or not isinstance(image, bytes):
+        return await asyncio.to_thread(result_cache.name, image, plan)
+    return result_cache.name(image, plan)

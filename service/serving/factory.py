@@ -35,7 +35,7 @@ def create_served_model(
     if settings.heic:
         heif.require()
     limits = Limits(
-        picture=Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic),
+        image=Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic),
         max_queue_bytes=settings.max_queue_bytes,
         cache_bytes=settings.cache_bytes,
         background_share=settings.background_share,

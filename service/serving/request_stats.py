@@ -14,7 +14,7 @@ _NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
 def count(
     metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, background: bool
 ) -> None:
-    """Count each picture by what came of it, and where its time went."""
+    """Count each image by what came of it, and where its time went."""
     for answer in answers:
         if isinstance(answer, ServiceError):
             metrics.image(plan, answer)
@@ -29,18 +29,18 @@ def count(
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A request's pictures: how many, and what the slowest of them met in each stage."""
+    """A request's images: how many, and what the slowest of them met in each stage."""
 
-    pictures: int
-    stages: Mapping[str, float]  # seconds of each stage, of the picture for which it took longest
-    rows: int  # the most that shared a batch with one of the pictures
-    cached: int  # pictures whose answer was kept
+    images: int
+    stages: Mapping[str, float]  # seconds of each stage, of the image for which it took longest
+    rows: int  # the most that shared a batch with one of the images
+    cached: int  # images whose answer was kept
 
     def notes(self, plan: str, uploaded: float) -> dict[str, Any]:
         """Say in a log's words what was done; `uploaded` is the seconds of the upload."""
         return {
             "views": plan,
-            "pictures": self.pictures,
+            "images": self.images,
             "upload": round(uploaded, 6),
             **{stage: round(seconds, 6) for stage, seconds in self.stages.items()},
             "batch_rows": self.rows,
@@ -49,7 +49,7 @@ class Total:
 
     def headers(self, *, caches: bool) -> dict[str, str]:
         """Tell of it in an answer's headers; whether it was kept (RFC 9211), if any are."""
-        kept = "hit" if self.cached == self.pictures else "fwd=miss"
+        kept = "hit" if self.cached == self.images else "fwd=miss"
         status = {"Cache-Status": f"googlenet-service; {kept}"} if caches else {}
         return {"Server-Timing": self._server_timing, **status}
 

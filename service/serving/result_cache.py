@@ -1,4 +1,4 @@
-"""Answers to pictures that were seen before, in bounded memory: the longest unasked go first."""
+"""Answers to images that were seen before, in bounded memory: the longest unasked go first."""
 
 from hashlib import blake2b
 
@@ -6,25 +6,25 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from service.imaging.image_decoder import Picture
+from service.imaging.image_decoder import ImageInput
 
 Answer = npt.NDArray[np.float64]  # (classes,), probabilities
 
 _OVERHEAD = 512  # bytes of an entry besides its values, about
 
 
-def name(picture: Picture, views: str) -> bytes:
-    """Give what a picture's answer is kept by: a digest of its content and its views.
+def name(image: ImageInput, views: str) -> bytes:
+    """Give what an image's answer is kept by: a digest of its content and its views.
 
-    BLAKE2b reads a gigabyte a second, and nobody can make two pictures that have the same.
+    BLAKE2b reads a gigabyte a second, and nobody can make two images that have the same.
     """
     digest = blake2b(views.encode(), digest_size=32)
-    if isinstance(picture, bytes):
+    if isinstance(image, bytes):
         digest.update(b"\0encoded\0")
-        digest.update(picture)
+        digest.update(image)
     else:
-        digest.update(f"\0{picture.dtype}{picture.shape}\0".encode())
-        digest.update(np.ascontiguousarray(picture).data)
+        digest.update(f"\0{image.dtype}{image.shape}\0".encode())
+        digest.update(np.ascontiguousarray(image).data)
     return digest.digest()
 
 

@@ -22,7 +22,7 @@ Outcome = Literal["agreed", "differed", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a candidate said of a picture, beside what the default did."""
+    """What a candidate said of an image, beside what the default did."""
 
     outcome: Outcome
     distance: float | None = None  # the most that a probability of the default's labels differs
@@ -77,14 +77,14 @@ class ShadowCandidate:
             self._catalogue.exclude_from_probes(candidate if share else None)
 
     def offer(
-        self, pictures: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]
+        self, images: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]
     ) -> None:
         """Have the candidate asked what the default has answered, if it is its turn."""
         if (chosen := self.share) is None:
             return
         pairs = [
-            (picture, answer.predictions)
-            for picture, answer in zip(pictures, answers, strict=True)
+            (image, answer.predictions)
+            for image, answer in zip(images, answers, strict=True)
             if isinstance(answer, Answer)
         ]
         if not pairs:
@@ -107,7 +107,7 @@ class ShadowCandidate:
         try:
             with self._catalogue.use(candidate) as classifier:
                 found = await classifier.classify(
-                    [picture for picture, _ in pairs],
+                    [image for image, _ in pairs],
                     plan=plan,
                     top_k=len(classifier.ensemble.labels),
                     seconds=self._seconds,

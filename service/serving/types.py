@@ -12,7 +12,7 @@ from service.settings import BACKGROUND_SHARE
 class Limits:
     """The classifier's bounds; see `service.settings` for each."""
 
-    picture: Bounds
+    image: Bounds
     max_queue_bytes: int
     stall_seconds: float
     cache_bytes: int = 0
@@ -22,7 +22,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where a picture's time went, in seconds."""
+    """Where an image's time went, in seconds."""
 
     started: float  # by time.monotonic()
     decode: float
@@ -37,7 +37,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A picture's ranking, most probable first."""
+    """An image's ranking, most probable first."""
 
     predictions: tuple[Prediction, ...]
     timing: Timing
@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What each place of a picture's views adds to a label."""
+    """What each place of an image's views adds to a label."""
 
     prediction: Prediction
     activations: tuple[Activation, ...]  # one a view

@@ -1,1 +1,1 @@
-"""Training: what makes a model of pictures."""
+"""Training: what makes a model of images."""

@@ -1,6 +1,6 @@
-"""Patches: what is learnt from a picture, another each time (section 6 of the paper).
+"""Patches: what is learnt from an image, another each time (section 6 of the paper).
 
-A patch has 8 to 100 % of the picture's area, an aspect from 3/4 to 4/3, is resized by a filter
+A patch has 8 to 100 % of the image's area, an aspect from 3/4 to 4/3, is resized by a filter
 drawn at random, perhaps mirrored, and distorted in brightness, contrast and saturation as in
 Howard, "Some Improvements on Deep Convolutional Neural Network Based Image Classification"
 (arXiv 1312.5402), which the paper follows.
@@ -30,15 +30,15 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def augment(
-    picture: Image.Image, chance: Random, *, smallest: float, distortion: float, mirror: bool
+    image: Image.Image, chance: Random, *, smallest: float, distortion: float, mirror: bool
 ) -> Pixels:
-    """Draw a patch of an upright RGB picture: (224, 224, 3) uint8.
+    """Draw a patch of an upright RGB image: (224, 224, 3) uint8.
 
-    It has at least the share `smallest` of the picture; brightness, contrast and saturation
+    It has at least the share `smallest` of the image; brightness, contrast and saturation
     become up to `distortion` times larger or smaller.
     """
-    box = patch(picture.width, picture.height, chance, smallest)
-    small = picture.resize((CROP, CROP), chance.choice(_FILTERS), box)
+    box = patch(image.width, image.height, chance, smallest)
+    small = image.resize((CROP, CROP), chance.choice(_FILTERS), box)
     for enhancer in chance.sample(_ENHANCERS, len(_ENHANCERS)):  # which do not commute
         small = enhancer(small).enhance(chance.uniform(1 - distortion, 1 + distortion))
     if mirror and chance.random() < 0.5:  # noqa: PLR2004 - every other

@@ -34,6 +34,6 @@ def load(path: Path, *, of: str) -> dict[str, Any] | None:
         raise ModelError(f"{path} is damaged; delete it to begin anew") from error
     if found != of:
         raise ModelError(
-            f"{path} is of a training with other options or pictures; delete it to begin anew"
+            f"{path} is of a training with other options or images; delete it to begin anew"
         )
     return content

@@ -1,4 +1,4 @@
-"""A training from end to end: a folder of pictures for each class in, a model in the store out."""
+"""A training from end to end: a folder of images for each class in, a model in the store out."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +20,13 @@ from service.models.store import Store
 from service.settings import Settings
 from service.training import dataset, learner, report, world
 from service.training.dataset import Dataset, Statistics
+from service.training.images import TrainingImages
 from service.training.learner import Learner, Recipe
 from service.training.options import ARCHITECTURE, WIDTH, Options
-from service.training.pictures import Pictures
 from service.training.trainer import Epoch, Trainer
 from service.training.world import World
 
-SIDE = 256  # pixels that a picture's short side is resized to, where no other model says so
+SIDE = 256  # pixels that an image's short side is resized to, where no other model says so
 
 # What may change when a training that was cut short goes on.
 _FREE = {"folder", "epochs", "patience", "workers", "description", "licence", "notice", "members"}
@@ -41,7 +41,7 @@ class Audience:
     """Who is told how a training goes; by default nobody."""
 
     looked: Callable[[int, int], None] = _nobody
-    """Told how many pictures have been looked at, of how many."""
+    """Told how many images have been looked at, of how many."""
     found: Callable[[Dataset], None] = _nobody
     """Told what there is to learn from."""
     stepped: Callable[[int, int, int], None] = _nobody
@@ -103,9 +103,11 @@ def _train(
         told.found(found)
         start = weights.load(where, options.start) if options.start else None
         described = _described(options, found, start)
-        pictures = Pictures(found, options, described.preprocessing.resized, settings.max_pixels)
-        pupil = _learner(described, pictures, start, settings.precision, here)
-        trainer = Trainer(pupil, pictures, here, _checkpoint(folder), of=_identity(options, found))
+        images = TrainingImages(
+            found, options, described.preprocessing.resized, settings.max_pixels
+        )
+        pupil = _learner(described, images, start, settings.precision, here)
+        trainer = Trainer(pupil, images, here, _checkpoint(folder), of=_identity(options, found))
         for epoch in trainer.epochs(told.stepped):
             told.ended(epoch)
             if here.leads:
@@ -157,7 +159,7 @@ def _check(options: Options, found: Dataset, here: World) -> None:
     batch = min(options.batch, len(found.learnt))
     if batch % here.size:
         raise ModelError(
-            f"a batch of {batch} pictures cannot be shared equally by {here.size} processes"
+            f"a batch of {batch} images cannot be shared equally by {here.size} processes"
         )
 
 
@@ -168,7 +170,7 @@ def _identity(options: Options, found: Dataset) -> str:
 
 
 def _described(options: Options, found: Dataset, start: Model | None) -> Manifest:
-    """Describe the model: with the preprocessing it goes on from, or its pictures' own."""
+    """Describe the model: with the preprocessing it goes on from, or its images' own."""
     if start:
         architecture, width = start.manifest.architecture, start.manifest.width
         preprocessing = start.manifest.preprocessing
@@ -202,14 +204,14 @@ def _preprocessing(statistics: Statistics) -> Preprocessing:
 
 
 def _learner(
-    described: Manifest, pictures: Pictures, start: Model | None, precision: str, here: World
+    described: Manifest, images: TrainingImages, start: Model | None, precision: str, here: World
 ) -> Learner:
-    options = pictures.options
+    options = images.options
     torch.manual_seed(options.seed)
     network = _network(described, options, start)
     normalise = Normalise(described.preprocessing, torch.float32)
     if not start and not learner.normalises(network):
-        first = next(iter(pictures.learnt(0, 0, here.alone)))  # the same for all processes
+        first = next(iter(images.learnt(0, 0, here.alone)))  # the same for all processes
         learner.settle(network, normalise(first.pixels))
     fresh = _fresh(described) if start else ()
     recipe = Recipe(options.first_rate, options.decay, options.average, options.seed, fresh)
@@ -246,7 +248,7 @@ def _finish(  # noqa: PLR0913, PLR0917 - all that is known at the end
     folder: Path,
 ) -> Outcome:
     """Put the best weights into the store, calibrated, with all that is to be known of them."""
-    found, best = trainer.pictures.dataset, trainer.best_epoch
+    found, best = trainer.images.dataset, trainer.best_epoch
     logits, targets = trainer.held_out()
     top5 = (np.argsort(-logits, 1)[:, :5] == targets[:, None]).any(1).mean()
     accuracy = Accuracy(
@@ -258,7 +260,7 @@ def _finish(  # noqa: PLR0913, PLR0917 - all that is known at the end
     record = Training(
         command=command,
         fingerprint=found.fingerprint,
-        pictures=len(found.learnt),
+        images=len(found.learnt),
         held_out=len(found.held_out),
         epochs=best.epoch,
     )

@@ -1,4 +1,4 @@
-"""The pictures to learn from: which there are, and which of them are held out."""
+"""The images to learn from: which there are, and which of them are held out."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -15,11 +15,11 @@ from service.errors import ModelError, ServiceError
 from service.imaging import crops, image_decoder, image_folder
 
 Progress = Callable[[int, int], None]
-"""Told how many pictures are done, and of how many."""
+"""Told how many images are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Sample:
     """A file and the class it is of."""
 
     path: Path
@@ -36,15 +36,15 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Pictures that are all different and can all be read."""
+    """Images that are all different and can all be read."""
 
     classes: tuple[str, ...]
-    learnt: tuple[Picture, ...]
-    held_out: tuple[Picture, ...]
+    learnt: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
     statistics: Statistics
     """Of those that are learnt from."""
     fingerprint: str
-    """SHA-256 of the pictures' and their classes', whatever the files are called."""
+    """SHA-256 of the images' and their classes', whatever the files are called."""
     left_out: tuple[str, ...]
     """A sentence about each file that is not used."""
 
@@ -53,25 +53,25 @@ class Dataset:
 class _Seen:
     """What was found in a file."""
 
-    picture: Picture
+    image: Sample
     digest: str
     moments: npt.NDArray[np.float64]
     """(2, 3): by channel the mean of the pixels, and of their squares."""
 
 
 def read(folder: Path, share: float, *, max_pixels: int, progress: Progress) -> Dataset:
-    """Look at every picture of a folder of folders, whose names are the classes.
+    """Look at every image of a folder of folders, whose names are the classes.
 
-    Of each class this share is held out: those whose SHA-256 comes first, so that a picture
-    that is added later moves no other, and copies of one picture are never on both sides.
-    Raises `ModelError` where there are not two classes with two pictures each.
+    Of each class this share is held out: those whose SHA-256 comes first, so that an image
+    that is added later moves no other, and copies of one image are never on both sides.
+    Raises `ModelError` where there are not two classes with two images each.
     """
     paths = _paths(folder)
     classes = tuple(sorted(paths))
-    files = [Picture(path, at) for at, name in enumerate(classes) for path in paths[name]]
+    files = [Sample(path, at) for at, name in enumerate(classes) for path in paths[name]]
 
-    def look(picture: Picture) -> _Seen | str:
-        return _look(picture, max_pixels)
+    def look(image: Sample) -> _Seen | str:
+        return _look(image, max_pixels)
 
     looks = []
     with ThreadPoolExecutor(cpu_info.available()) as pool:
@@ -83,8 +83,8 @@ def read(folder: Path, share: float, *, max_pixels: int, progress: Progress) -> 
     learnt, held_out = _divided(different, classes, share)
     return Dataset(
         classes,
-        tuple(one.picture for one in learnt),
-        tuple(one.picture for one in held_out),
+        tuple(one.image for one in learnt),
+        tuple(one.image for one in held_out),
         _statistics(learnt),
         _fingerprint(different, classes),
         tuple(left_out),
@@ -101,52 +101,52 @@ def _paths(folder: Path) -> Mapping[str, Sequence[Path]]:
         raise ModelError(f"{wrong[0]!r} cannot be the name of a class")
     found = {path.name: image_folder.files(path) for path in named}
     if len(found) < 2:  # noqa: PLR2004 - fewer cannot be told apart
-        raise ModelError(f"{folder} needs a folder of pictures for each of two classes or more")
+        raise ModelError(f"{folder} needs a folder of images for each of two classes or more")
     return found
 
 
-def _look(picture: Picture, max_pixels: int) -> _Seen | str:
-    if not picture.path.is_file():
-        return f"{picture.path}: {image_folder.NO_FILE}"
+def _look(image: Sample, max_pixels: int) -> _Seen | str:
+    if not image.path.is_file():
+        return f"{image.path}: {image_folder.NO_FILE}"
     try:
-        data = picture.path.read_bytes()
+        data = image.path.read_bytes()
         upright = image_decoder.decode(data, max_pixels=max_pixels, enough=crops.CROP)
     except (ServiceError, OSError) as error:
-        return f"{picture.path}: {error}"
+        return f"{image.path}: {error}"
     pixels = np.asarray(upright, dtype=np.float64).reshape(-1, 3)
     moments = np.stack([pixels.mean(0), np.square(pixels).mean(0)])
-    return _Seen(picture, hashlib.sha256(data).hexdigest(), moments)
+    return _Seen(image, hashlib.sha256(data).hexdigest(), moments)
 
 
 def _different(seen: Sequence[_Seen]) -> tuple[list[_Seen], list[str]]:
-    """Keep one of each picture's copies, and none that is in two classes."""
+    """Keep one of each image's copies, and none that is in two classes."""
     copies: dict[str, list[_Seen]] = defaultdict(list)
     for one in seen:
         copies[one.digest].append(one)
     kept, sentences = [], []
     for first, *others in copies.values():
-        if any(other.picture.index != first.picture.index for other in others):
-            sentences.append(f"{first.picture.path}: the same picture is in another class")
+        if any(other.image.index != first.image.index for other in others):
+            sentences.append(f"{first.image.path}: the same image is in another class")
             continue
         kept.append(first)
-        sentences += [f"{o.picture.path}: the same picture as {first.picture.path}" for o in others]
+        sentences += [f"{o.image.path}: the same image as {first.image.path}" for o in others]
     return kept, sentences
 
 
 def _divided(
     seen: Sequence[_Seen], classes: Sequence[str], share: float
 ) -> tuple[list[_Seen], list[_Seen]]:
-    """Divide the pictures of each class into those that are learnt from and those held out."""
+    """Divide the images of each class into those that are learnt from and those held out."""
     by_digest = sorted(seen, key=lambda one: one.digest)
-    count = Counter(one.picture.index for one in seen)
+    count = Counter(one.image.index for one in seen)
     for index, name in enumerate(classes):
         if count[index] < 2:  # noqa: PLR2004 - one for each side
-            raise ModelError(f"class {name!r} needs two different pictures or more")
+            raise ModelError(f"class {name!r} needs two different images or more")
     room = {index: min(max(1, round(n * share)), n - 1) for index, n in count.items()}
     learnt: list[_Seen] = []
     held_out: list[_Seen] = []
     for one in by_digest:
-        index = one.picture.index
+        index = one.image.index
         side = held_out if room[index] else learnt
         room[index] -= side is held_out
         side.append(one)
@@ -161,5 +161,5 @@ def _statistics(seen: Sequence[_Seen]) -> Statistics:
 
 
 def _fingerprint(seen: Sequence[_Seen], classes: Sequence[str]) -> str:
-    lines = sorted(f"{one.digest} {classes[one.picture.index]}\n" for one in seen)
+    lines = sorted(f"{one.digest} {classes[one.image.index]}\n" for one in seen)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -80,7 +80,7 @@ def normalises(network: nn.Module) -> bool:
 def settle(network: nn.Module, x: Tensor) -> None:
     """Make each convolution give mean 0 and deviation 1, by channel, for the input `x`.
 
-    Without batch norm, a deep network fresh from chance says nearly the same of all pictures,
+    Without batch norm, a deep network fresh from chance says nearly the same of all images,
     and learns nothing for long (Kraehenbuehl et al. 2015, arXiv 1511.06856).
     """
 

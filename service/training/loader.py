@@ -1,4 +1,4 @@
-"""Batches of pictures, read by threads while the network computes.
+"""Batches of images, read by threads while the network computes.
 
 Pillow lets go of Python's lock where it decodes and resizes, so threads are enough, and need
 neither copies of the program nor shared memory.
@@ -26,7 +26,7 @@ AHEAD = 3  # batches that are being prepared beside the one that is learnt from
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures and their classes; `waited` is how many seconds it took longer than the network."""
+    """Images and their classes; `waited` is how many seconds it took longer than the network."""
 
     pixels: Tensor  # (N, 224, 224, 3) uint8 RGB
     targets: Tensor  # (N,) int64
@@ -56,14 +56,14 @@ def _whole(parts: Sequence[Future[tuple[Pixels, int]]]) -> Batch:
 
 
 def order(count: int, seed: int, epoch: int) -> list[int]:
-    """Shuffle so many pictures, for each epoch anew and whenever asked the same."""
+    """Shuffle so many images, for each epoch anew and whenever asked the same."""
     places = list(range(count))
     Random(f"{seed} {epoch}").shuffle(places)
     return places
 
 
 def divided(places: Sequence[T], batch: int, *, rank: int, size: int) -> list[list[T]]:
-    """Divide pictures into batches of one size, and give one of `size` processes its parts.
+    """Divide images into batches of one size, and give one of `size` processes its parts.
 
     The last few, which do not fill a batch, have their turn in another epoch's order.
     """

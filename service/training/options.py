@@ -13,7 +13,7 @@ GENTLE = 0.0002  # of one that has learnt already, and should not forget it
 
 
 class Options(BaseModel):
-    """How a model is trained on a folder that has a folder of pictures for each class."""
+    """How a model is trained on a folder that has a folder of images for each class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -43,11 +43,11 @@ class Options(BaseModel):
             f"(default: {WIDTH:g}, with --from that model's)",
         ),
     ] = None
-    epochs: Annotated[int, Field(ge=1, description="most times that every picture is seen")] = 100
+    epochs: Annotated[int, Field(ge=1, description="most times that every image is seen")] = 100
     patience: Annotated[
-        int, Field(ge=1, description="epochs without progress on held-out pictures to end after")
+        int, Field(ge=1, description="epochs without progress on held-out images to end after")
     ] = 20
-    batch: Annotated[int, Field(ge=1, le=65536, description="pictures in a step")] = 32
+    batch: Annotated[int, Field(ge=1, le=65536, description="images in a step")] = 32
     rate: Annotated[
         float | None,
         Field(
@@ -64,11 +64,11 @@ class Options(BaseModel):
         float, Field(gt=0, lt=1, description="share of each class that is never learnt from")
     ] = 0.2
     smallest: Annotated[
-        float, Field(gt=0, le=1, description="least share of a picture that a patch has")
+        float, Field(gt=0, le=1, description="least share of an image that a patch has")
     ] = 0.08
-    mirror: Annotated[
-        bool, Field(description="whether a mirrored picture is still of its class")
-    ] = True
+    mirror: Annotated[bool, Field(description="whether a mirrored image is still of its class")] = (
+        True
+    )
     distortion: Annotated[
         float, Field(ge=0, lt=1, description="most change of brightness, contrast and colour")
     ] = 0.5
@@ -86,7 +86,7 @@ class Options(BaseModel):
         ),
     ] = 1
     workers: Annotated[
-        int, Field(ge=0, le=1024, description="threads that read pictures; 0: one per core")
+        int, Field(ge=0, le=1024, description="threads that read images; 0: one per core")
     ] = 0
     description: Annotated[str, Field(description="of the model, for whoever looks at it")] = ""
     licence: Annotated[str, Field(description="of the model, for whoever uses it")] = "not stated"

@@ -21,7 +21,7 @@ Confusion = npt.NDArray[np.int64]  # (classes, classes): how often which (row) w
 
 
 def confusion(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> Confusion:
-    """Count what pictures were taken for."""
+    """Count what images were taken for."""
     classes = logits.shape[1]
     places = targets * classes + logits.argmax(1)
     return np.bincount(places, minlength=classes**2).reshape(classes, classes)
@@ -36,19 +36,19 @@ def write_history(path: Path, history: Sequence[Epoch]) -> None:
 def write_classes(path: Path, classes: Sequence[str], counts: Confusion) -> None:
     """Write a table with a line for each class (CSV).
 
-    Of its `pictures`, `recall` is the share that was recognised; of those that were taken for
+    Of its `images`, `recall` is the share that was recognised; of those that were taken for
     it, `precision` is the share that was right.
     """
     right = counts.diagonal()
-    pictures, taken = counts.sum(1), counts.sum(0)
+    images, taken = counts.sum(1), counts.sum(0)
     rows = zip(
         classes,
-        pictures,
+        images,
         np.round(right / np.maximum(taken, 1), 4),
-        np.round(right / np.maximum(pictures, 1), 4),
+        np.round(right / np.maximum(images, 1), 4),
         strict=True,
     )
-    _write_table(path, ["class", "pictures", "precision", "recall"], [*rows])
+    _write_table(path, ["class", "images", "precision", "recall"], [*rows])
 
 
 def _write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from service.errors import ModelError
 from service.training import checkpoint, learner
+from service.training.images import TrainingImages
 from service.training.learner import Learner
-from service.training.pictures import Pictures
 from service.training.world import World
 
 SAVE_SECONDS = 300.0  # of a long epoch, what a kill costs at most
@@ -34,7 +34,7 @@ class Epoch:
     """Per cent; like the loss, of the averaged weights on all that is held out."""
     seconds: float
     waited: float
-    """Seconds of these in which the network waited for pictures."""
+    """Seconds of these in which the network waited for images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,16 @@ class _Place:
 
 
 class Trainer:
-    """Trains a learner on pictures; goes on from the checkpoint, if there is one."""
+    """Trains a learner on images; goes on from the checkpoint, if there is one."""
 
     def __init__(
-        self, learner: Learner, pictures: Pictures, world: World, path: Path, *, of: str
+        self, learner: Learner, images: TrainingImages, world: World, path: Path, *, of: str
     ) -> None:
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self._learner = learner
-        self.pictures = pictures
-        self._options = pictures.options
+        self.images = images
+        self._options = images.options
         self._world = world
         self._path = path
         self._of = of
@@ -99,16 +99,16 @@ class Trainer:
     def held_out(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Give the logits that the best weights give all that is held out, and the classes."""
         self._learner.take(self.best)
-        batches = self.pictures.held_out(self._world.alone)
+        batches = self.images.held_out(self._world.alone)
         parts = [(self._learner.logits(batch), batch.targets) for batch in batches]
         logits, targets = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
         return logits, targets
 
     def _learn(self, stepped: Callable[[int, int, int], None]) -> None:
-        steps = self.pictures.steps(self._world)
+        steps = self.images.steps(self._world)
         place = self._place
         before = time.monotonic()
-        for batch in self.pictures.learnt(place.epoch, place.step, self._world):
+        for batch in self.images.learnt(place.epoch, place.step, self._world):
             loss = self._learner.step(batch, place.epoch, place.step)
             if not math.isfinite(loss):
                 raise ModelError(
@@ -125,7 +125,7 @@ class Trainer:
     def _judge(self) -> None:
         place, world = self._place, self._world
         losses, hits = np.sum(world.all(self._sums()), axis=0)
-        count = len(self.pictures.dataset.held_out)
+        count = len(self.images.dataset.held_out)
         self.history.append(
             Epoch(
                 epoch=place.epoch + 1,
@@ -144,7 +144,7 @@ class Trainer:
     def _sums(self) -> tuple[float, int]:
         """Sum up the loss and the hits of what this process judges."""
         losses, hits = 0.0, 0
-        for batch in self.pictures.held_out(self._world):
+        for batch in self.images.held_out(self._world):
             logits = self._learner.logits(batch)
             losses += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
             hits += int((logits.argmax(1) == batch.targets).sum())

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from service import cpu_info, python_process
 from service.errors import InferenceFailed
 from service.imaging.activation_map import Grid
-from service.imaging.image_decoder import Bounds, Picture
+from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Result
 from service.scheduling.admission import Decoders
 from service.scheduling.types import Batch, Executor, Slice
@@ -49,7 +49,7 @@ _CHUNK = 65536  # bytes read at once
 
 
 class RemoteHandle:
-    """Stands for what a picture brought; when it ends, `forget` learns its number."""
+    """Stands for what an image brought; when it ends, `forget` learns its number."""
 
     __slots__ = ("_forget", "number")
 
@@ -183,7 +183,7 @@ class Worker:
         for line in decoding:
             self._idle.put_nowait(line)
         self._decoders = Decoders(len(decoding))
-        self._waiting = 0  # pictures, for a thread
+        self._waiting = 0  # images, for a thread
         self._forget: deque[int] = deque()
 
     @property
@@ -215,25 +215,25 @@ class Worker:
         for line in self._lines:
             line.close()
 
-    def decode_wait(self, pictures: int) -> float:
-        """Predict for how many seconds the last of so many more pictures waits for a thread."""
+    def decode_wait(self, images: int) -> float:
+        """Predict for how many seconds the last of so many more images waits for a thread."""
         at_work = self._decoders.threads - self._idle.qsize()
-        return self._decoders.decode_wait(at_work + self._waiting + pictures)
+        return self._decoders.decode_wait(at_work + self._waiting + images)
 
     async def prepare(
-        self, picture: Picture, views: str, bounds: Bounds, target: int = 0
+        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[RemoteHandle]:
-        """Decode a picture; whoever is cancelled leaves the thread to end what it has begun."""
+        """Decode an image; whoever is cancelled leaves the thread to end what it has begun."""
 
         def tokens(answer: tuple[int, int]) -> Sequence[RemoteHandle]:
             number, members = answer
             return [RemoteHandle(number, self._forget)] * members
 
-        return await self._decoded(Prepare(picture, views, bounds, target), tokens)
+        return await self._decoded(Prepare(image, views, bounds, target), tokens)
 
-    async def paint(self, picture: bytes, heat: Grid, bounds: Bounds) -> bytes:
-        """Decode a picture, and draw over it."""
-        return await self._decoded(Paint(picture, heat, bounds), bytes)
+    async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
+        """Decode an image, and draw over it."""
+        return await self._decoded(Paint(image, heat, bounds), bytes)
 
     async def _decoded(self, wish: Prepare | Paint, made: Callable[[Any], T]) -> T:
         self._waiting += 1

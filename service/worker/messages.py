@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass
 
 from service.imaging.activation_map import Grid
-from service.imaging.image_decoder import Bounds, Picture
+from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Ensemble
 from service.scheduling.types import Batch
 
@@ -21,9 +21,9 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Asks to decode a picture; answered by a number for what came of it."""
+    """Asks to decode an image; answered by a number for what came of it."""
 
-    picture: Picture
+    image: ImageInput
     views: str
     bounds: Bounds
     target: int = 0  # the class that maps are of
@@ -31,9 +31,9 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """Asks to draw a heat map over a picture; answered by a PNG file."""
+    """Asks to draw a heat map over an image; answered by a PNG file."""
 
-    picture: bytes
+    image: bytes
     heat: Grid
     bounds: Bounds
 

@@ -80,11 +80,11 @@ class Handler:
         if isinstance(wish, Run):
             return self._run(wish)
         if isinstance(wish, Paint):
-            return heatmap.paint(wish.picture, wish.heat, wish.bounds)
+            return heatmap.paint(wish.image, wish.heat, wish.bounds)
         return self._prepare(wish)
 
     def _prepare(self, wish: Prepare) -> tuple[int, int]:
-        cuts = self._engine.prepare(wish.picture, wish.views, wish.bounds, wish.target)
+        cuts = self._engine.prepare(wish.image, wish.views, wish.bounds, wish.target)
         number = next(self._numbers)
         self._kept[number] = cuts
         return number, len(cuts)
@@ -113,7 +113,7 @@ def main(calls: socket.socket, news: Connection) -> None:
     settings, level = news.recv()
     tell = ParentChannel(news)
     logging.basicConfig(level=level, format="%(message)s", handlers=[tell])
-    logging.getLogger("PIL").setLevel(logging.INFO)  # below that it tells what pictures hold
+    logging.getLogger("PIL").setLevel(logging.INFO)  # below that it tells what images hold
     try:
         loaded = engine.load(settings)
     except ServiceError as error:

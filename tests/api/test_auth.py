@@ -251,7 +251,7 @@ STATE = r'"second";r=(\d), "day";r=(\d);t=86400'
 def test_every_answer_tells_what_is_left(limited: TestClient) -> None:
     answers = [
         limited.post("/classify?views=single", files=RED, headers=named(KEY)),
-        limited.post("/classify", content=b"no picture", headers=named(KEY) | JPEG),
+        limited.post("/classify", content=b"no image", headers=named(KEY) | JPEG),
     ]
     for answer, left in zip(answers, (1, 0), strict=True):
         assert answer.headers["ratelimit-policy"] == '"second";q=2;w=1, "day";q=3;w=86400'
@@ -545,7 +545,7 @@ class Loads(HTMLParser):
         self.inline = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a script, a style sheet or a picture."""
+        """Note a script, a style sheet or an image."""
         given = dict(attrs)
         url = given.get("src") or given.get("href")
         if url and url != "data:,":
@@ -699,7 +699,7 @@ def written(pid: int) -> list[str]:
 
 
 @contextmanager
-def uploading(port: int, picture: bytes) -> Iterator[None]:
+def uploading(port: int, image: bytes) -> Iterator[None]:
     """Be amidst an upload that is never finished."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     form = {"Content-Type": FORM, "Content-Length": "9000000"}
@@ -709,7 +709,7 @@ def uploading(port: int, picture: bytes) -> Iterator[None]:
             connection.putheader(name, value)
         connection.endheaders()
         head = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
-        connection.send(head + picture)
+        connection.send(head + image)
         yield
 
 

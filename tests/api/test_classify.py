@@ -34,9 +34,9 @@ SETTINGS = Settings(
 )
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -44,8 +44,8 @@ def plain(colour: str, width: int = 8, height: int = 8) -> bytes:
     return encoded(Image.new("RGB", (width, height), colour))
 
 
-def parts(*pictures: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("file", (f"{n}.png", picture)) for n, picture in enumerate(pictures)]
+def parts(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("file", (f"{n}.png", image)) for n, image in enumerate(images)]
 
 
 def top(response: httpx2.Response) -> str:
@@ -127,7 +127,7 @@ def client(gate: Gate) -> Iterator[TestClient]:
 # What is answered, by the real weights.
 
 
-def test_one_picture_is_answered_with_its_ranking(real_client: TestClient, beagle: bytes) -> None:
+def test_one_image_is_answered_with_its_ranking(real_client: TestClient, beagle: bytes) -> None:
     response = real_client.post("/classify", files={"file": ("beagle.jpg", beagle)})
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -195,9 +195,7 @@ def test_every_plan_of_views_is_answered(
     assert response.json()["views"] == views
 
 
-def test_several_pictures_are_answered_in_their_order(
-    real_client: TestClient, shared: Path
-) -> None:
+def test_several_images_are_answered_in_their_order(real_client: TestClient, shared: Path) -> None:
     names = ["tractor", "koala", "beagle"]
     photos = [(shared / f"photos/flickr/{name}.jpg").read_bytes() for name in names]
     response = real_client.post(
@@ -212,12 +210,12 @@ def test_several_pictures_are_answered_in_their_order(
     assert [result["predictions"][0]["label"] for result in body["results"]] == names
 
 
-def test_a_bad_picture_between_good_ones_has_its_own_problem(
+def test_a_bad_image_between_good_ones_has_its_own_problem(
     real_client: TestClient, beagle: bytes
 ) -> None:
     files = [
         ("file", ("first.jpg", beagle)),
-        ("file", ("text.jpg", b"no picture at all")),
+        ("file", ("text.jpg", b"no image at all")),
         ("file", ("cut.jpg", beagle[:9999])),
         ("file", ("last.jpg", beagle)),
     ]
@@ -245,8 +243,8 @@ def test_the_stages_durations_are_told(real_client: TestClient, beagle: bytes) -
     assert 0 < inference < 10_000
 
 
-def test_when_no_picture_was_ranked_the_stages_took_no_time(client: TestClient) -> None:
-    response = client.post("/classify", files=parts(b"no", b"pictures"))
+def test_when_no_image_was_ranked_the_stages_took_no_time(client: TestClient) -> None:
+    response = client.post("/classify", files=parts(b"no", b"images"))
     assert [result["error"]["status"] for result in response.json()["results"]] == [415, 415]
     zeros = 'decode;dur=0.00, queue;dur=0.00, inference;dur=0.00, batch;desc="0 rows"'
     assert response.headers["server-timing"] == zeros
@@ -318,7 +316,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     assert response.elapsed.total_seconds() < 1
 
 
-def test_a_deadline_that_passes_while_a_picture_waits_is_a_504(
+def test_a_deadline_that_passes_while_a_image_waits_is_a_504(
     gate: Gate, client: TestClient
 ) -> None:
     with gate.shut():
@@ -363,7 +361,7 @@ def test_a_deadline_beyond_the_servers_is_the_servers(
     assert top(response) == "red"
 
 
-# Bad input, each while a good picture is in flight.
+# Bad input, each while a good image is in flight.
 
 JPEG = {"content-type": "image/jpeg"}
 BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -383,7 +381,7 @@ def multipart(body: bytes, content_type: str = "multipart/form-data; boundary=b"
 WHOLE = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n'
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "an empty body": ({"content": b"", "headers": JPEG}, 400, "malformed"),
-    "an empty picture": ({"files": parts(b"")}, 400, "malformed"),
+    "an empty image": ({"files": parts(b"")}, 400, "malformed"),
     "an empty multipart body": (multipart(b""), 400, "malformed"),
     "a broken multipart body": (multipart(b"x" + WHOLE), 400, "malformed"),
     "a broken header of a part": (multipart(b"--b\r\n@ \r\n\r\nx\r\n--b--"), 400, "malformed"),
@@ -401,8 +399,8 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no content type": ({"content": b"a cat"}, 415, "unsupported_type"),
     "half a PNG": ({"files": parts(encoded(Image.effect_noise((64, 64), 50))[:2000])},
                    422, "unreadable_image"),
-    "no part named file": ({"files": {"picture": plain("red")}}, 422, "invalid_parameter"),
-    "no picture": ({"files": {"views": (None, b"ten")}}, 422, "missing_file"),
+    "no part named file": ({"files": {"image": plain("red")}}, 422, "invalid_parameter"),
+    "no image": ({"files": {"views": (None, b"ten")}}, 422, "missing_file"),
     "a file that was not chosen": ({"files": {"file": ("", b"")}}, 422, "missing_file"),
     "unknown views": ({"params": {"views": "eleven"}, "files": parts(plain("red"))},
                       422, "invalid_parameter"),
@@ -411,12 +409,12 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
                         422, "invalid_parameter"),
     "a word for labels": ({"params": {"top_k": "all"}, "files": parts(plain("red"))},
                           422, "invalid_parameter"),
-    "a picture over the limit": ({"files": parts(plain("red", 1001, 1000))}, 413, "too_large"),
+    "an image over the limit": ({"files": parts(plain("red", 1001, 1000))}, 413, "too_large"),
     "a decompression bomb": ({"files": parts(BOMB)}, 413, "too_large"),
     "a body over the limit": ({"content": b"x" * 100_001, "headers": JPEG}, 413, "too_large"),
     "a body over the limit, in chunks": ({"content": [b"x" * 50_001] * 2, "headers": JPEG},
                                          413, "too_large"),
-    "too many pictures": ({"files": parts(*[plain("red")] * 4)}, 413, "too_large"),
+    "too many images": ({"files": parts(*[plain("red")] * 4)}, 413, "too_large"),
     "too many parts": ({"files": [("file", ("", b""))] * 20}, 413, "too_large"),
     "a compressed body": ({"content": b"x", "headers": {**JPEG, "content-encoding": "gzip"}},
                           415, "unsupported_type"),
@@ -424,7 +422,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize(("sent", "status", "code"), BAD.values(), ids=BAD)
-def test_bad_input_is_refused_while_a_good_picture_is_answered(
+def test_bad_input_is_refused_while_a_good_image_is_answered(
     sent: dict[str, Any], status: int, code: str, gate: Gate, client: TestClient
 ) -> None:
     with ThreadPoolExecutor() as threads, gate.shut():
@@ -457,17 +455,15 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("picture", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("image", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("views", ["single", "ten", "dense", "paper"])
-def test_odd_pictures_are_answered_beside_others(
-    picture: bytes, views: str, gate: Gate, client: TestClient
+def test_odd_images_are_answered_beside_others(
+    image: bytes, views: str, gate: Gate, client: TestClient
 ) -> None:
     with ThreadPoolExecutor() as threads, gate.shut():
         good = threads.submit(client.post, "/classify", files=parts(plain("lime")))
         assert gate.entered.wait(10)
-        odd = threads.submit(
-            client.post, "/classify", params={"views": views}, files=parts(picture)
-        )
+        odd = threads.submit(client.post, "/classify", params={"views": views}, files=parts(image))
     assert top(good.result()) == "green"
     assert top(odd.result()) == "red"
 
@@ -510,7 +506,7 @@ def test_a_refusal_after_the_body_was_read_keeps_the_connection(client: TestClie
     assert "connection" not in refused.headers
 
 
-def test_the_schema_tells_how_many_pictures_there_may_be(client: TestClient) -> None:
+def test_the_schema_tells_how_many_images_there_may_be(client: TestClient) -> None:
     described = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["requestBody"]
     form = described["content"]["multipart/form-data"]["schema"]
     assert form["properties"]["file"]["minItems"] == 1
@@ -580,7 +576,7 @@ def test_more_work_than_could_ever_be_done_in_time_is_a_504() -> None:
     assert "retry-after" not in response.headers
 
 
-def test_more_pictures_than_the_queue_has_room_for_are_refused() -> None:
+def test_more_images_than_the_queue_has_room_for_are_refused() -> None:
     small = Settings(model="fake", max_queue_bytes=300_000)
     gate = Gate()
     with service(lambda *_: fake_backend(gate), small) as client:

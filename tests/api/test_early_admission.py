@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from service.server.app import create_app
 from service.settings import Settings
 
-BODY = {"content": b"no picture", "headers": {"content-type": "image/png"}}
+BODY = {"content": b"no image", "headers": {"content-type": "image/png"}}
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def status(client: TestClient, query: str, milliseconds: str | None = None) -> i
     headers: dict[str, str | bytes] = {"content-type": "image/png"}
     if milliseconds is not None:
         headers["x-timeout-ms"] = milliseconds.encode("latin-1")
-    return client.post(f"/classify{query}", content=b"no picture", headers=headers).status_code
+    return client.post(f"/classify{query}", content=b"no image", headers=headers).status_code
 
 
 @pytest.mark.parametrize(
     ("query", "milliseconds", "expected"),
     [
-        ("", None, 415),  # let in: what is wrong is the picture
+        ("", None, 415),  # let in: what is wrong is the image
         ("?views=paper", None, 415),
         ("?views=paper", "500", 504),
         ("?views=paper&views=single", "500", 422),  # the last counts, and the route refuses both
@@ -99,6 +99,6 @@ def test_a_refusal_is_counted_under_its_route_and_reason() -> None:
     assert 'googlenet_rejected_total{priority="interactive",reason="not_ready"} 1.0' in metrics
 
 
-def test_only_pictures_that_come_in_are_looked_at(client: TestClient) -> None:
+def test_only_images_that_come_in_are_looked_at(client: TestClient) -> None:
     assert client.get("/classify", headers={"x-timeout-ms": "1"}).status_code == 405
     assert client.post("/models", headers={"x-timeout-ms": "1"}).status_code == 405

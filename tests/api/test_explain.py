@@ -1,4 +1,4 @@
-"""POST /explain: what each place of a picture adds to a label, exactly."""
+"""POST /explain: what each place of an image adds to a label, exactly."""
 
 import asyncio
 import io
@@ -33,8 +33,8 @@ KIND = {"Content-Type": "image/jpeg"}
 DRAWN = {**KIND, "Accept": "image/png"}
 
 
-def explained(client: TestClient, picture: bytes, **query: str) -> dict[str, Any]:
-    answer = client.post("/explain", params=query, content=picture, headers=KIND)
+def explained(client: TestClient, image: bytes, **query: str) -> dict[str, Any]:
+    answer = client.post("/explain", params=query, content=image, headers=KIND)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
@@ -57,11 +57,11 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit_that_the_network_gives(
     assert means == pytest.approx(logits(real_store, beagle, views), abs=1e-3)
 
 
-def logits(store: Store, picture: bytes, views: str) -> list[float]:
+def logits(store: Store, image: bytes, views: str) -> list[float]:
     """Compute the logits of class 162 by the plain network, without batches or lanes."""
     model = weights.load(store, "bvlc_googlenet")
     preprocessing = model.manifest.preprocessing
-    (cuts,) = prepare(picture, [plan(views, preprocessing.resized)], Bounds(10**8))
+    (cuts,) = prepare(image, [plan(views, preprocessing.resized)], Bounds(10**8))
     pixels = []
     for view in cuts.plan.views:
         canvas = cuts.canvases[view.canvas]
@@ -103,7 +103,7 @@ def test_a_label_that_is_none_or_several_is_refused(
 def test_what_speaks_for_a_label_is_found_where_it_is(
     side: str, views: str, real_client: TestClient, beagle: bytes
 ) -> None:
-    """A beagle at one end of a grey picture, which is twice as wide as high."""
+    """A beagle at one end of a grey image, which is twice as wide as high."""
     with Image.open(io.BytesIO(beagle)) as photo:
         dog = photo.convert("RGB").resize((300, 300))
     wide = Image.new("RGB", (600, 300), "grey")
@@ -114,7 +114,7 @@ def test_what_speaks_for_a_label_is_found_where_it_is(
     assert middle < 0.5 if side == "left" else middle > 0.5
 
 
-def test_a_mirrored_view_s_map_is_as_the_picture_is(real_client: TestClient, beagle: bytes) -> None:
+def test_a_mirrored_view_s_map_is_as_the_image_is(real_client: TestClient, beagle: bytes) -> None:
     maps = explained(real_client, beagle, views="ten")["maps"]
     for plain_one, mirrored in zip(maps[:5], maps[5:], strict=True):
         same = np.corrcoef(np.ravel(plain_one["grid"]), np.ravel(mirrored["grid"]))[0, 1]
@@ -123,7 +123,7 @@ def test_a_mirrored_view_s_map_is_as_the_picture_is(real_client: TestClient, bea
         assert {**plain_one, "grid": 0, "logit": 0} == {**mirrored, "grid": 0, "logit": 0}
 
 
-def test_as_a_picture_it_is_drawn_over_the_photo(real_client: TestClient, beagle: bytes) -> None:
+def test_as_a_image_it_is_drawn_over_the_photo(real_client: TestClient, beagle: bytes) -> None:
     accept = {**KIND, "Accept": "image/png"}
     answer = real_client.post("/explain", content=beagle, headers=accept)
     assert answer.headers["content-type"] == "image/png"
@@ -158,11 +158,11 @@ def test_an_average_of_several_models_has_no_map() -> None:
         assert_problem(refused, 501, "not_explainable")
 
 
-def test_one_picture_is_explained_at_a_time(real_client: TestClient, beagle: bytes) -> None:
+def test_one_image_is_explained_at_a_time(real_client: TestClient, beagle: bytes) -> None:
     assert_problem(real_client.post("/explain", files=parts(beagle, beagle)), 413, "too_large")
 
 
-def test_a_broken_picture_is_a_problem_as_ever(real_client: TestClient, beagle: bytes) -> None:
+def test_a_broken_image_is_a_problem_as_ever(real_client: TestClient, beagle: bytes) -> None:
     refused = real_client.post("/explain", content=beagle[:5000], headers=KIND)
     assert_problem(refused, 422, "unreadable_image")
 
@@ -204,12 +204,12 @@ def test_a_device_that_fails_is_a_problem_as_ever(executor: Executor, client: Te
     assert_problem(refused, 500, "inference_failed")
 
 
-def test_explained_pictures_are_counted_by_what_came_of_them(
+def test_explained_images_are_counted_by_what_came_of_them(
     executor: Executor, client: TestClient
 ) -> None:
     before = counts(client, "googlenet_images_total")
     explained(client, plain("red"), views="ten")
-    client.post("/explain", content=b"no picture", headers=KIND)
+    client.post("/explain", content=b"no image", headers=KIND)
     client.post("/explain?label=nothing", content=plain("red"), headers=KIND)
     executor.error = InferenceFailed("the device failed")
     client.post("/explain", content=plain("red"), headers=KIND)
@@ -281,8 +281,8 @@ def test_what_takes_from_a_label_everywhere_has_no_box(client: TestClient) -> No
     drawn = client.post(
         "/explain?label=green", content=plain("red"), headers={**KIND, "Accept": "image/png"}
     )
-    with Image.open(io.BytesIO(drawn.content)) as picture:
-        assert {*picture.get_flattened_data()} == {(255, 0, 0)}
+    with Image.open(io.BytesIO(drawn.content)) as image:
+        assert {*image.get_flattened_data()} == {(255, 0, 0)}
 
 
 def test_a_name_that_two_classes_have_names_neither() -> None:
@@ -356,8 +356,8 @@ def test_the_hottest_part_is_around_all_above_half() -> None:
     assert hottest(-made) is None
 
 
-def test_a_large_picture_is_drawn_small() -> None:
+def test_a_large_image_is_drawn_small() -> None:
     drawn = paint(plain("red", 3000, 1500), np.ones((CELLS, CELLS), np.float32), Bounds(10**8))
-    with Image.open(io.BytesIO(drawn)) as picture:
-        assert picture.size == (1024, 512)
-        assert {*picture.get_flattened_data()} == {(219, 13, 20)}
+    with Image.open(io.BytesIO(drawn)) as image:
+        assert image.size == (1024, 512)
+        assert {*image.get_flattened_data()} == {(219, 13, 20)}

@@ -109,9 +109,9 @@ def hosted(gate: Gate) -> Iterator[Hosted]:
         yield made
 
 
-def image(*pictures: bytes, **other: Any) -> dict[str, Any]:
-    contents = {"bytes_contents": pictures}
-    return {"name": "image", "datatype": "BYTES", "shape": [len(pictures)],
+def image(*images: bytes, **other: Any) -> dict[str, Any]:
+    contents = {"bytes_contents": images}
+    return {"name": "image", "datatype": "BYTES", "shape": [len(images)],
             "contents": contents} | other  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_what_is_wrong_is_said_with_its_status(hosted: Hosted) -> None:
         (hosted.infer(), "0 inputs; send one"),
         (hosted.infer(image(RED[:40])), "broken or cut short"),
         (hosted.infer(image(RED, RED[:40])), "row 1: "),
-        (hosted.infer(image(*[RED] * 4)), "has 4 pictures and may have 3"),
+        (hosted.infer(image(*[RED] * 4)), "has 4 images and may have 3"),
         (hosted.infer(image(RED, datatype="STRING")), "image is to be BYTES"),
         (hosted.infer(image(RED), raw_input_contents=[b"", b""]), "1 inputs have 2 raw contents"),
         (hosted.infer(image(RED), parameters=said("views", "all")), "views is to be one of"),
@@ -350,7 +350,7 @@ def test_calls_are_named_counted_and_logged_as_requests_are(
     )
     (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
     assert (line["route"], line["id"], line["status"]) == (INFER, "mine", 200)
-    assert (line["views"], line["pictures"]) == ("ten", 2)
+    assert (line["views"], line["images"]) == ("ten", 2)
 
 
 # Its life.

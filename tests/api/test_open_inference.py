@@ -32,8 +32,8 @@ PATH = "/v2/models/fake/infer"
 RED, BLUE = plain("red"), plain("blue")
 
 
-def image(*pictures: bytes, **parameters: object) -> dict[str, Any]:
-    data = [base64.b64encode(one).decode() for one in pictures]
+def image(*images: bytes, **parameters: object) -> dict[str, Any]:
+    data = [base64.b64encode(one).decode() for one in images]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
     return {"inputs": [tensor], "parameters": parameters}
 
@@ -161,7 +161,7 @@ def test_a_server_is_ready_until_it_leaves_or_its_model_is_at_a_standstill() -> 
 # What is answered.
 
 
-def test_pictures_are_answered_in_their_order(client: TestClient) -> None:
+def test_images_are_answered_in_their_order(client: TestClient) -> None:
     answer = post(client, image(RED, BLUE) | {"id": "7"})
     assert rows(answer) == [[1, 0, 0], [0, 0, 1]]
     body = answer.json()
@@ -182,7 +182,7 @@ def test_labels_and_binary_values_are_answered_where_they_are_asked_for(client: 
     )
 
 
-def test_binary_pixels_are_answered_as_their_picture_is(client: TestClient) -> None:
+def test_binary_pixels_are_answered_as_their_image_is(client: TestClient) -> None:
     pixels = np.full((1, 4, 5, 3), (0, 0, 255), np.uint8)
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [*pixels.shape],
               "parameters": {"binary_data_size": pixels.nbytes}}  # fmt: skip
@@ -210,8 +210,8 @@ def test_what_is_wrong_is_said_in_the_protocols_own_words(client: TestClient) ->
     cut = plain("red")[:40]
     assert "broken" in sentence(post(client, image(cut)), 422)
     assert sentence(post(client, image(RED, cut)), 422).startswith("row 1: ")
-    assert "not a JPEG" in sentence(post(client, image(b"no picture")), 415)
-    assert "has 4 pictures and may have 3" in sentence(post(client, image(*[RED] * 4)), 413)
+    assert "not a JPEG" in sentence(post(client, image(b"no image")), 415)
+    assert "has 4 images and may have 3" in sentence(post(client, image(*[RED] * 4)), 413)
     assert "over 1000000 pixels" in sentence(post(client, image(plain("red", 1001, 1000))), 413)
     assert "the body: Invalid JSON" in sentence(client.post(PATH, content=b"{"), 400)
     assert sentence(client.post(PATH, content=b"x" * 100_001), 413).startswith("the body is 100001")
@@ -322,7 +322,7 @@ def test_requests_are_counted_by_template_and_logged_as_those_of_classify_are(
         value(client, "googlenet_requests_total", "200", "POST", "interactive", INFER) == before + 1
     )
     (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
-    assert (line["route"], line["views"], line["pictures"]) == (INFER, "ten", 2)
+    assert (line["route"], line["views"], line["images"]) == (INFER, "ten", 2)
     assert {"upload", "decode", "queue", "inference", "batch_rows"} <= line.keys()
 
 

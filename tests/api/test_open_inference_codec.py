@@ -21,8 +21,8 @@ PIXELS = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
 ROW = np.random.default_rng(0).normal(0, 80, (1, 3, 224, 224)).astype(np.float32)
 
 
-def image(*pictures: str, **other: Any) -> dict[str, Any]:
-    data = [base64.b64encode(one.encode()).decode() for one in pictures]
+def image(*images: str, **other: Any) -> dict[str, Any]:
+    data = [base64.b64encode(one.encode()).decode() for one in images]
     described = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
     return described | other
 
@@ -57,14 +57,14 @@ def sized(described: dict[str, Any], size: Any) -> dict[str, Any]:
 # Inputs.
 
 
-def test_encoded_pictures_come_as_base64_in_json_and_as_they_are_after_it() -> None:
+def test_encoded_images_come_as_base64_in_json_and_as_they_are_after_it() -> None:
     for shape in ([2], [2, 1]):
-        assert asked({"inputs": [image("a", "bc", shape=shape)]}).pictures == (b"a", b"bc")
+        assert asked({"inputs": [image("a", "bc", shape=shape)]}).images == (b"a", b"bc")
     nested = image("a", "bc", shape=[2, 1])
     nested["data"] = [[one] for one in nested["data"]]
-    assert asked({"inputs": [nested]}).pictures == (b"a", b"bc")
+    assert asked({"inputs": [nested]}).images == (b"a", b"bc")
     raw = raw_elements(b"a", b"bc")
-    assert asked({"inputs": [sized(image("a", "bc"), len(raw))]}, raw).pictures == (b"a", b"bc")
+    assert asked({"inputs": [sized(image("a", "bc"), len(raw))]}, raw).images == (b"a", b"bc")
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,19 @@ def test_base64_is_read_in_lines_and_as_a_data_url(form: str) -> None:
     text = base64_of(data, form.replace(";BASE64,", ";Base64,"))
     assert text.count("\n") >= 10
     for one in (text, text.replace("\n", "\r\n"), text.replace("\n", "")):
-        assert asked({"inputs": [image("a", data=[one])]}).pictures == (data,)
+        assert asked({"inputs": [image("a", data=[one])]}).images == (data,)
 
 
 def test_base64_of_several_pieces_is_read() -> None:
     data = bytes(3 * codec._PIECE + 1)  # noqa: SLF001 - ends within the fifth
     text = base64.b64encode(data).decode()
-    assert asked({"inputs": [image("a", data=[text])]}).pictures == (data,)
+    assert asked({"inputs": [image("a", data=[text])]}).images == (data,)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("https://example.org/a.jpg", "is a URL; send the picture itself"),
+        ("https://example.org/a.jpg", "is a URL; send the image itself"),
         ("S3://bucket/a.jpg", "is a URL"),
         ("data:image/jpeg,%FF%D8", "a data URL without base64"),
         ("data:image/jpeg;base64", "a data URL without base64"),
@@ -115,7 +115,7 @@ def test_base64_of_several_pieces_is_read() -> None:
         ("eA==eA==", "not base64"),
         ("A" * (codec._PIECE - 4) + "eA==" + "eA==", "not base64"),  # noqa: SLF001 - at its end
         ("=", "not base64"),
-        ("data:image/jpeg;base64,\n", "a picture is empty"),
+        ("data:image/jpeg;base64,\n", "an image is empty"),
     ],
 )
 def test_what_is_not_base64_is_named(text: str, sentence: str) -> None:
@@ -128,13 +128,13 @@ def test_pixels_come_flat_nested_or_raw(rows: int) -> None:
     one = pixels(shape=[*wanted.shape])
     nested, flat = one | {"data": wanted.tolist()}, one | {"data": wanted.ravel().tolist()}
     for body, raw in ((nested, None), (flat, None), (sized(one, wanted.nbytes), wanted.tobytes())):
-        found = asked({"inputs": [body]}, raw).pictures
+        found = asked({"inputs": [body]}, raw).images
         assert [part.dtype for part in found if isinstance(part, np.ndarray)] == [np.uint8] * rows
         assert np.array_equal(np.stack([*map(np.asarray, found)]), wanted)
 
 
-def test_one_picture_of_pixels_needs_no_row_of_its_own() -> None:
-    (found,) = asked({"inputs": [pixels(shape=[3, 5, 3], data=PIXELS[0].tolist())]}).pictures
+def test_one_image_of_pixels_needs_no_row_of_its_own() -> None:
+    (found,) = asked({"inputs": [pixels(shape=[3, 5, 3], data=PIXELS[0].tolist())]}).images
     assert np.array_equal(np.asarray(found), PIXELS[0])
 
 
@@ -148,9 +148,9 @@ def test_a_tensor_comes_flat_or_raw_and_is_one_view() -> None:
     ):
         found = asked({"inputs": [body]}, raw)
         assert found.views == "single"
-        assert isinstance(found.pictures[0], np.ndarray)
-        assert found.pictures[0].dtype == np.float32
-        assert np.array_equal(found.pictures[0], wanted[0])
+        assert isinstance(found.images[0], np.ndarray)
+        assert found.images[0].dtype == np.float32
+        assert np.array_equal(found.images[0], wanted[0])
     ten = {"inputs": [sized(described, ROW.nbytes)], "parameters": {"views": "ten"}}
     assert "one view" in refused(ten, ROW.tobytes())
 
@@ -172,15 +172,15 @@ def test_a_tensor_comes_flat_or_raw_and_is_one_view() -> None:
         ([pixels(shape=[2, 3, 0, 3])], "the shape of pixels"),
         ([pixels(shape=[2, 3])], "the shape of pixels"),
         ([pixels(name="tensor", datatype="FP32")], "of tensor is to be [-1, 3, 224, 224]"),
-        ([image(*"abcde")], "5 pictures and may have 4"),
-        ([pixels(shape=[5, 3, 5, 3])], "5 pictures and may have 4"),
+        ([image(*"abcde")], "5 images and may have 4"),
+        ([pixels(shape=[5, 3, 5, 3])], "5 images and may have 4"),
         ([image("a", shape=[2])], "image has 1 elements and its shape says 2"),
         ([image("a", data=["***"])], "not base64"),
         ([image("a", data=["é"])], "not base64"),
         ([image("a", data=["abc"])], "not base64"),
         ([image("a", data=[1])], "base64 strings"),
         ([image("a", data=[None])], "base64 strings"),
-        ([image("")], "a picture is empty"),
+        ([image("")], "an image is empty"),
         ([pixels(shape=[2, 3, 4, 3])], "says 72 values and there are 90"),
         ([pixels(shape=[1, 2**30, 2**30, 3])], "and there are 90"),
         ([pixels(data=[1.5] * 90)], "numbers of the tensor's type"),
@@ -214,7 +214,7 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(inputs: object, sentence
         (sized(image("a"), 6), b"\3\0\0\0ab", "do not go together"),
         (sized(image("a"), 10), b"\1\0\0\0a" * 2, "do not go together"),
         (sized(image("a", "b"), 5), b"\1\0\0\0a", "1 elements and its shape says 2"),
-        (sized(image("a"), 4), b"\0\0\0\0", "a picture is empty"),
+        (sized(image("a"), 4), b"\0\0\0\0", "an image is empty"),
         (sized(image("a"), 8), b"\xff\xff\xff\xffabcd", "do not go together"),
     ],
 )
@@ -398,7 +398,7 @@ def test_anything_that_looks_like_a_request_is_too(
 
 def test_what_comes_by_grpc_has_bytes_as_they_are() -> None:
     request = codec.Request("", {}, [codec.Tensor("image", "BYTES", [1], [b"a"])], [])
-    assert codec.understand(request, MOST).pictures == (b"a",)
+    assert codec.understand(request, MOST).images == (b"a",)
 
 
 def answered(values: Any) -> Answered:
@@ -438,7 +438,7 @@ def test_an_answer_has_its_values_after_the_json_where_that_is_wanted() -> None:
     assert described["outputs"][0]["parameters"] == {"binary_data_size": len(raw)}
 
 
-def test_an_output_has_a_row_for_each_picture_and_a_column_for_each_class() -> None:
+def test_an_output_has_a_row_for_each_image_and_a_column_for_each_class() -> None:
     assert codec.output(1000) == codec.Described("probabilities", "FP32", (-1, 1000))
 
 

@@ -33,16 +33,16 @@ GUARDED = SETTINGS.model_copy(
 )
 
 
-def picture(kind: str) -> bytes:
+def image(kind: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(file, kind)
     return file.getvalue()
 
 
 # What no generator of strings would find: bodies that are what their schema says they are.
-PICTURES = {kind: picture(kind.removeprefix("image/")) for kind in image_decoder.MEDIA_TYPES}
-schemathesis.openapi.format("binary", st.sampled_from([*PICTURES.values()]))
-for kind, data in PICTURES.items():
+IMAGES = {kind: image(kind.removeprefix("image/")) for kind in image_decoder.MEDIA_TYPES}
+schemathesis.openapi.format("binary", st.sampled_from([*IMAGES.values()]))
+for kind, data in IMAGES.items():
     schemathesis.openapi.media_type(kind, st.just(data))
 
 
@@ -64,7 +64,7 @@ def service(settings: Settings = SETTINGS) -> FastAPI:
     return create_app(settings, load=lambda *_: fake_backend(colour_or_map, explains=True))
 
 
-# Too many pictures are too much, 413, who has no key is told so before anything else, 401, or who
+# Too many images are too much, 413, who has no key is told so before anything else, 401, or who
 # has none for this, 403, and what is no name may be one that is unknown, 404: where schemathesis
 # would have any other client error.
 REFUSALS = [400, 401, 403, 404, 405, 406, 413, 415, 422]

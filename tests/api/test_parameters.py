@@ -95,9 +95,9 @@ def test_every_operation_tells_that_it_refuses_parameters() -> None:
 # The form.
 
 
-def ask(client: TestClient, path: str, *pictures: bytes, **fields: str) -> Any:
+def ask(client: TestClient, path: str, *images: bytes, **fields: str) -> Any:
     named = [(name, (None, value)) for name, value in fields.items()]
-    return client.post(path, files=[*named, *parts(*pictures)])
+    return client.post(path, files=[*named, *parts(*images)])
 
 
 def test_the_fields_of_a_form_are_taken_as_the_query_is(client: TestClient) -> None:
@@ -115,7 +115,7 @@ def test_a_field_goes_before_the_query(client: TestClient) -> None:
     assert (answer["views"], len(answer["predictions"])) == ("single", 3)
 
 
-def test_fields_may_come_after_the_picture(client: TestClient) -> None:
+def test_fields_may_come_after_the_image(client: TestClient) -> None:
     answer = client.post("/classify", files=[*parts(RED), ("top_k", (None, "1"))])
     assert len(answer.json()["predictions"]) == 1
 
@@ -159,10 +159,10 @@ def test_the_form_is_documented_with_its_fields(client: TestClient) -> None:
         assert "null" not in str(form)
 
 
-# Pictures that are empty.
+# Images that are empty.
 
 
-def test_an_empty_picture_is_its_own_error_only(client: TestClient) -> None:
+def test_an_empty_image_is_its_own_error_only(client: TestClient) -> None:
     answer = client.post("/classify", files=parts(RED, b"", RED)).json()
     first, empty, last = answer["results"]
     assert first["predictions"][0]["label"] == last["predictions"][0]["label"] == "red"

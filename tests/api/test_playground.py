@@ -127,7 +127,7 @@ class Visit:
         return self("code").first.text_content() or ""
 
     def pick(self, *files: Path | tuple[str, bytes]) -> None:
-        """Choose pictures as the browser's own dialog does."""
+        """Choose images as the browser's own dialog does."""
         some = [
             file
             if isinstance(file, Path)
@@ -202,12 +202,12 @@ RED, BLUE = ("red.png", plain("red")), ("blue.png", plain("blue"))
 
 
 def noise(name: str) -> tuple[str, bytes]:
-    """Make a picture of 12 kB, of which only one has room in the service at a time."""
+    """Make an image of 12 kB, of which only one has room in the service at a time."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     return name, encoded(Image.fromarray(pixels))
 
 
-def test_a_picture_is_named_with_five_bars_and_where_the_time_went(
+def test_a_image_is_named_with_five_bars_and_where_the_time_went(
     visit: Open, served: Served, shared: Path
 ) -> None:
     ours = visit(served.port)
@@ -254,14 +254,12 @@ def test_several_are_named_each_and_a_broken_one_says_what_is_wrong(
     ours.pick(photos / "koala.jpg")
     ours.answered("koala")
     ours.pick(photos / "beagle.jpg", cut)
-    ours.answered("beagle", "The JPEG picture is broken or cut short; send it whole.", "koala")
+    ours.answered("beagle", "The JPEG image is broken or cut short; send it whole.", "koala")
     expect(ours("h3")).to_have_text(["beagle.jpg", "cut.jpg", "koala.jpg"])
     expect(ours.cards.nth(1).locator(".again")).to_be_hidden()  # it would be as broken then
 
 
-def test_other_views_are_for_the_next_picture_and_again_for_the_last(
-    visit: Open, port: int
-) -> None:
+def test_other_views_are_for_the_next_image_and_again_for_the_last(visit: Open, port: int) -> None:
     ours = visit(port)
     expect(ours("#views label")).to_have_text(["single", "ten", "paper", "dense", "auto"])
     expect(ours.page.get_by_label("ten")).to_be_checked()
@@ -311,7 +309,7 @@ def transfer(kind: str, files: Sequence[tuple[str, bytes]]) -> tuple[str, list[A
     return script, [kind, [(name, base64.b64encode(data).decode()) for name, data in files]]
 
 
-def test_pictures_are_dropped_anywhere(visit: Open, port: int) -> None:
+def test_images_are_dropped_anywhere(visit: Open, port: int) -> None:
     ours = visit(port)
     marked = re.compile("over")
     # A browser opens what is dropped where nobody says that he takes it.
@@ -325,10 +323,10 @@ def test_pictures_are_dropped_anywhere(visit: Open, port: int) -> None:
     expect(ours("#drop")).not_to_have_class(marked)
     expect(ours("#message")).to_be_hidden()
     ours.page.evaluate(*transfer("drop", []))
-    expect(ours("#message")).to_have_text("That was no file. Save the picture first, then drop it.")
+    expect(ours("#message")).to_have_text("That was no file. Save the image first, then drop it.")
 
 
-def test_pictures_are_pasted_and_text_is_left_to_the_browser(visit: Open, port: int) -> None:
+def test_images_are_pasted_and_text_is_left_to_the_browser(visit: Open, port: int) -> None:
     ours = visit(port)
     assert ours.page.evaluate(*transfer("paste", [BLUE])) is False
     ours.answered("blue")
@@ -382,7 +380,7 @@ def test_a_camera_that_is_asked_for_twice_is_opened_once(visit: Open, port: int)
     expect(ours("#camera")).to_be_visible()
 
 
-def test_no_picture_is_taken_before_there_is_one(visit: Open, port: int) -> None:
+def test_no_image_is_taken_before_there_is_one(visit: Open, port: int) -> None:
     ours = visit(port, permissions=["camera"])
     ours.page.add_init_script(
         "navigator.mediaDevices.getUserMedia = async () => new MediaStream();"
@@ -416,7 +414,7 @@ def test_without_tls_a_phones_own_camera_and_the_keyboards_copy_are_offered(
 
 
 def run(command: str, folder: Path, **environment: str) -> dict[str, Any]:
-    """Run the curl that the page shows, where the picture is."""
+    """Run the curl that the page shows, where the image is."""
     if not shutil.which("curl"):
         missing("curl")
     done = subprocess.run(  # noqa: S602 - our own page's
@@ -429,7 +427,7 @@ def run(command: str, folder: Path, **environment: str) -> dict[str, Any]:
     return answer
 
 
-def test_the_curl_that_is_shown_does_the_same_whatever_the_pictures_name(
+def test_the_curl_that_is_shown_does_the_same_whatever_the_images_name(
     visit: Open, port: int, tmp_path: Path
 ) -> None:
     ours = visit(port, permissions=["clipboard-read", "clipboard-write"])
@@ -450,7 +448,7 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_pictures_name(
 def test_what_a_browser_cannot_show_is_answered_all_the_same(visit: Open, port: int) -> None:
     ours = visit(port)
     ours.pick(("red.tiff", encoded(Image.new("RGB", (8, 8), "red"), "TIFF")), ("a.heic", b"heic"))
-    ours.answered("red", "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture.")
+    ours.answered("red", "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image.")
     expect(ours(".no-preview >> visible=true")).to_have_count(2)
 
 
@@ -491,13 +489,13 @@ COUNTING = """
 """
 
 
-def test_the_last_24_are_kept_and_no_picture_of_another(visit: Open, port: int) -> None:
+def test_the_last_24_are_kept_and_no_image_of_another(visit: Open, port: int) -> None:
     ours = visit(port)
     ours.page.add_init_script(COUNTING)
     ours.page.reload()
     ours.page.get_by_label("single").check()
     ours.pick(*[RED] * 30)
-    expect(ours("#message")).to_have_text("The first 24 of 30 pictures were taken.")
+    expect(ours("#message")).to_have_text("The first 24 of 30 images were taken.")
     ours.answered(*["red"] * 24)
     ours.pick(BLUE)
     ours.answered("blue", *["red"] * 23)
@@ -629,8 +627,8 @@ def test_a_keyboard_is_enough(visit: Open, port: int) -> None:
         with ours.page.expect_file_chooser() as chooser:
             ours.page.keyboard.press(press)
         assert chooser.value.is_multiple()
-        picture = {"name": "red.png", "mimeType": "image/png", "buffer": RED[1]}
-        chooser.value.set_files([picture] if press == "Space" else [])
+        image = {"name": "red.png", "mimeType": "image/png", "buffer": RED[1]}
+        chooser.value.set_files([image] if press == "Space" else [])
     ours.answered("red")
     assert [tab(), tab()] == ["use-camera", "ten"]
     ours.page.keyboard.press("ArrowLeft")
@@ -730,24 +728,24 @@ def test_below_a_path_of_a_proxy_it_works_as_ever(visit: Open, tmp_path: Path) -
         assert run(ours.command, tmp_path)["predictions"][0]["label"] == "red"
 
 
-def test_a_heat_map_lies_over_the_picture_while_it_is_wanted(
+def test_a_heat_map_lies_over_the_image_while_it_is_wanted(
     visit: Open, served: Served, shared: Path
 ) -> None:
     ours = visit(served.port)
     expect(ours("#options")).to_be_visible()
     ours.pick(shared / "photos/flickr/beagle.jpg")
     ours.answered("beagle")
-    heat, picture = ours(".heat"), ours("img")
-    original = picture.get_attribute("src") or ""
+    heat, image = ours(".heat"), ours("img")
+    original = image.get_attribute("src") or ""
     with ours.page.expect_response("**/explain?*") as explained:
         heat.click()
     assert explained.value.headers["content-type"] == "image/png"
     expect(heat).to_have_attribute("aria-pressed", "true")
-    expect(picture).not_to_have_attribute("src", original)
-    expect(picture).to_have_js_property("complete", value=True)
+    expect(image).not_to_have_attribute("src", original)
+    expect(image).to_have_js_property("complete", value=True)
     assert ours.page.evaluate("document.querySelector('img').naturalWidth > 0")
     heat.click()
-    expect(picture).to_have_attribute("src", original)
+    expect(image).to_have_attribute("src", original)
     heat.click()
     expect(heat).to_have_attribute("aria-pressed", "true")
     assert sum("/explain?" in url for url in ours.requested) == 1

@@ -75,7 +75,7 @@ def post(
 
 
 def is_answered(connection: http.client.HTTPConnection) -> bool:
-    """Tell whether a picture that is sent over the connection is classified."""
+    """Tell whether an image that is sent over the connection is classified."""
     return post(connection, "/classify", plain("red"), {"content-type": "image/png"})[0] == 200
 
 
@@ -134,7 +134,7 @@ def test_a_body_that_is_read_keeps_its_connection_whatever_its_size(
     connection: http.client.HTTPConnection,
 ) -> None:
     assert post(connection, "/classify", bytes(2 * MEBIBYTE)) == (415, None)
-    assert post(connection, "/classify", b"no picture", chunked=True) == (415, None)
+    assert post(connection, "/classify", b"no image", chunked=True) == (415, None)
     assert is_answered(connection)
 
 
@@ -188,7 +188,7 @@ def test_when_there_is_no_memory_for_it_a_body_is_not_waited_for() -> None:
         assert busy(client, gate)["status"] == 503
 
 
-def test_a_deadline_that_no_picture_could_meet_is_told_without_waiting_for_the_body() -> None:
+def test_a_deadline_that_no_image_could_meet_is_told_without_waiting_for_the_body() -> None:
     with service(lambda *_: fake_backend(seconds_per_row=2)) as client:
         start, *_ = asgi(client, never, {"content-type": "image/png"})
     assert start["status"] == 504

@@ -78,13 +78,13 @@ def test_stages_follow_each_other_within_the_request(
     assert times[0] > 0
 
 
-def test_every_picture_has_its_stages_and_a_bad_one_none(
+def test_every_image_has_its_stages_and_a_bad_one_none(
     client: TestClient, spans: InMemorySpanExporter
 ) -> None:
     files = [*parts(plain("red")), ("file", ("bad.jpg", b"bad")), *parts(plain("blue"))]
     client.post("/classify", files=files, headers=CALLER)
     decoded = [span for span in spans.get_finished_spans() if span.name == "decode"]
-    assert [(span.attributes or {})["picture"] for span in decoded] == [0, 2]
+    assert [(span.attributes or {})["image"] for span in decoded] == [0, 2]
     assert all((span.attributes or {})["batch_rows"] for span in decoded)
 
 

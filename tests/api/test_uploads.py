@@ -1,4 +1,4 @@
-"""A body to its pictures: however it arrives, and however it does not."""
+"""A body to its images: however it arrives, and however it does not."""
 
 import asyncio
 import json
@@ -98,10 +98,10 @@ def file(data: bytes, filename: bytes = b"a.jpg") -> bytes:
 END = b"--b--\r\n"
 
 
-# Pictures, however they arrive.
+# Images, however they arrive.
 
 
-def test_a_raw_body_is_one_picture_without_a_name() -> None:
+def test_a_raw_body_is_one_image_without_a_name() -> None:
     assert received(sending([b"a", b"", b"b"]), "image/jpeg") == [Upload(None, b"ab")]
 
 
@@ -119,7 +119,7 @@ def test_other_content_types_are_refused_unread(kind: str | None) -> None:
 
 
 BODY = b"".join([
-    file(b"\xff\xd8\r\n--\r\n-b\r\n--c picture \r\n-", b"first.jpg"),
+    file(b"\xff\xd8\r\n--\r\n-b\r\n--c image \r\n-", b"first.jpg"),
     value(b"views", b"single"),
     value(b"_charset_", b"UTF-8"),
     part(b""),
@@ -130,7 +130,7 @@ BODY = b"".join([
     b"an epilogue",
 ])  # fmt: skip
 UPLOADS = [
-    Upload("first.jpg", b"\xff\xd8\r\n--\r\n-b\r\n--c picture \r\n-"),
+    Upload("first.jpg", b"\xff\xd8\r\n--\r\n-b\r\n--c image \r\n-"),
     Upload(None, b"second"),
     Upload("drei üñ.png", bytes(range(256))),
 ]
@@ -140,7 +140,7 @@ UPLOADS = [
 @settings(max_examples=200, deadline=None, derandomize=True)
 @example([])
 @example(list(range(len(BODY))))
-def test_however_a_multipart_body_is_split_its_pictures_are_the_same(cuts: list[int]) -> None:
+def test_however_a_multipart_body_is_split_its_images_are_the_same(cuts: list[int]) -> None:
     ends = sorted(cuts)
     chunks = [BODY[a:b] for a, b in zip([0, *ends], [*ends, len(BODY)], strict=True)]
     assert received(sending(chunks)) == UPLOADS
@@ -152,11 +152,11 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_c
 
 @given(st.lists(st.tuples(names, st.binary(min_size=1)), min_size=1, max_size=3))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_what_a_client_encodes_is_what_comes_out(pictures: list[tuple[str, bytes]]) -> None:
-    sent = httpx2.Request("POST", "http://here", files=[("file", one) for one in pictures])
+def test_what_a_client_encodes_is_what_comes_out(images: list[tuple[str, bytes]]) -> None:
+    sent = httpx2.Request("POST", "http://here", files=[("file", one) for one in images])
     uploads = received(sending([sent.read()]), sent.headers["content-type"])
-    assert [upload.data for upload in uploads] == [data for _, data in pictures]
-    assert [upload.filename or "" for upload in uploads] == [name for name, _ in pictures]
+    assert [upload.data for upload in uploads] == [data for _, data in images]
+    assert [upload.filename or "" for upload in uploads] == [name for name, _ in images]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_names_of_files_are_decoded_however_they_are_encoded(
 # Form fields, and what a browser sends for a file that was not chosen.
 
 
-def test_fields_are_read_beside_the_pictures() -> None:
+def test_fields_are_read_beside_the_images() -> None:
     body = value(b"views", b"single") + file(b"x") + value(b"model", "ü".encode())
     assert form(sending([body, END])).fields == {"views": "single", "model": "ü"}
 
@@ -223,15 +223,15 @@ def test_a_file_that_was_not_chosen_is_ignored(unchosen: bytes) -> None:
 
 
 def test_a_form_in_which_no_file_was_chosen_says_so() -> None:
-    with pytest.raises(MissingFile, match="no picture was chosen"):
+    with pytest.raises(MissingFile, match="no image was chosen"):
         received(sending([file(b"", b""), END]))
 
 
-def test_a_picture_without_a_name_is_read_if_it_has_data() -> None:
+def test_a_image_without_a_name_is_read_if_it_has_data() -> None:
     assert received(sending([file(b"x", b""), END])) == [Upload("", b"x")]
 
 
-def test_a_named_empty_picture_is_kept_for_its_own_error() -> None:
+def test_a_named_empty_image_is_kept_for_its_own_error() -> None:
     assert received(sending([file(b"x"), file(b""), END]))[1] == Upload("a.jpg", b"")
 
 
@@ -325,11 +325,11 @@ def test_bad_multipart_bodies_are_refused(body: bytes, error: type[ServiceError]
         received(sending([body]))
 
 
-def test_as_many_pictures_and_other_parts_as_there_may_be_are_read() -> None:
+def test_as_many_images_and_other_parts_as_there_may_be_are_read() -> None:
     assert len(received(sending([part(b"") * 15, file(b"x") * 3, file(b"", b""), END]))) == 3
 
 
-def test_too_many_pictures_are_refused_before_they_have_arrived() -> None:
+def test_too_many_images_are_refused_before_they_have_arrived() -> None:
     with pytest.raises(TooLarge):
         received(sending([file(b"x") * 3, file(b"x")[:-3]]))
 
@@ -485,16 +485,16 @@ def test_a_caller_that_hangs_up_while_sending_is_counted_as_499() -> None:
 def test_uploads_in_flight_share_memory_and_give_it_back() -> None:
     gate = Gate()
     small = Settings(model="fake", max_inflight_body_bytes=8000)
-    picture = plain("red", 20, 20) + bytes(3000)
+    image = plain("red", 20, 20) + bytes(3000)
     with service(lambda *_: fake_backend(gate), small) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
-            accepted = threads.submit(client.post, "/classify", files=parts(picture))
+            accepted = threads.submit(client.post, "/classify", files=parts(image))
             assert gate.entered.wait(10)
-            for kind in ({"files": parts(picture)}, {"content": picture, "headers": JPEG}):
+            for kind in ({"files": parts(image)}, {"content": image, "headers": JPEG}):
                 refused = client.post("/classify", **kind)
                 problem = assert_problem(refused, 503, "overloaded")
                 assert problem["retry_after_ms"] == 1000 * BUSY_RETRY
                 assert refused.headers["retry-after"] == "1"
         assert top(accepted.result()) == "red"
         for _ in range(3):
-            assert top(client.post("/classify", files=parts(picture))) == "red"
+            assert top(client.post("/classify", files=parts(image))) == "red"

@@ -289,38 +289,38 @@ def test_a_service_without_metrics_is_told_in_a_sentence() -> None:
         run(main())
 
 
-# Pictures.
+# Images.
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of three pictures, and a file that is none."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """A folder of three images, and a file that is none."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, colour in (("b.PNG", "lime"), ("a.jpg", "red"), ("c.webp", "blue")):
         (folder / name).write_bytes(plain(colour))
-    (folder / "readme.txt").write_text("no picture")
+    (folder / "readme.txt").write_text("no image")
     return folder
 
 
-def test_pictures_are_read_by_their_names(pictures: Path) -> None:
-    (pictures / "d").write_bytes(plain("red"))
+def test_images_are_read_by_their_names(images: Path) -> None:
+    (images / "d").write_bytes(plain("red"))
     said: list[str] = []
     colours = ("red", "lime", "blue", "red")
-    assert photos.read(pictures, said.append) == [plain(colour) for colour in colours]
-    note = f"left out, as no images of a format that is read: 1 .txt ({pictures}/readme.txt)"
+    assert photos.read(images, said.append) == [plain(colour) for colour in colours]
+    note = f"left out, as no images of a format that is read: 1 .txt ({images}/readme.txt)"
     assert said == [note]
-    assert len(photos.read(pictures)) == 4
+    assert len(photos.read(images)) == 4
     for name in "abcd":
-        next(pictures.glob(f"{name}*")).unlink()
-    with pytest.raises(BenchError, match=re.escape(f"{pictures} has no images; {note}")):
-        photos.read(pictures)
+        next(images.glob(f"{name}*")).unlink()
+    with pytest.raises(BenchError, match=re.escape(f"{images} has no images; {note}")):
+        photos.read(images)
 
 
-def test_a_folder_without_pictures_is_told_in_a_sentence(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_told_in_a_sentence(images: Path, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="has no images"):
         photos.read(tmp_path)
-    for path in (tmp_path / "absent", pictures / "readme.txt"):
+    for path in (tmp_path / "absent", images / "readme.txt"):
         with pytest.raises(BenchError, match="is not a folder"):
             photos.read(path)
 
@@ -422,7 +422,7 @@ def test_a_report_has_a_part_for_everything_measured() -> None:
     once, busy = rows(text, "Where a request's time goes")
     assert once == ["1", "12.3", "12.3", "12.3", "12.3", "1.0", "0.7", "50.9"]
     assert busy[0] == "64"
-    assert rows(text, "Cost of a picture") == [["ten", "9.8"], ["dense", "3.2"], ["paper", "143.1"]]
+    assert rows(text, "Cost of an image") == [["ten", "9.8"], ["dense", "3.2"], ["paper", "143.1"]]
     assert "up to 1012 a second" in text
     none, some, all_ = rows(text, "Random arrivals a second")
     assert none[-3:] == ["0 %", "", ""]
@@ -483,9 +483,9 @@ def check(report: Report) -> None:
 
 @pytest.mark.usefixtures("_little_is_measured")
 @pytest.mark.slow
-def test_another_service_is_measured(url: str, pictures: Path) -> None:
+def test_another_service_is_measured(url: str, images: Path) -> None:
     said: list[str] = []
-    report = run(measure.other(url, pictures, STEADY, said.append))
+    report = run(measure.other(url, images, STEADY, said.append))
     check(report)
     assert report.subject.items() >= {"name": "googlenet", "device": "cpu"}.items()
     for missing in (report.start, report.forwards, report.limit, report.lone, report.views):
@@ -501,9 +501,9 @@ def test_another_service_is_measured(url: str, pictures: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_little_is_measured")
-def test_the_objective_may_be_given(url: str, pictures: Path) -> None:
+def test_the_objective_may_be_given(url: str, images: Path) -> None:
     options = dataclasses.replace(QUICK, slo=1e-6, seconds=0.2)
-    report = run(measure.other(url, pictures, options, lambda _: None))
+    report = run(measure.other(url, images, options, lambda _: None))
     assert report.sustained == Sustained(1e-6, 0, 0)  # nothing is that quick
 
 
@@ -518,22 +518,22 @@ def test_the_objective_may_be_given(url: str, pictures: Path) -> None:
     ],
 )
 def test_what_is_no_such_service_is_told_in_a_sentence(
-    answer: bytes, sentence: str, pictures: Path
+    answer: bytes, sentence: str, images: Path
 ) -> None:
     async def main() -> None:
         async with scripted([answer]) as (client, _):
             url = f"http://{client.target.host}:{client.target.port}"
-            await measure.other(url, pictures, QUICK, lambda _: None)
+            await measure.other(url, images, QUICK, lambda _: None)
 
     with pytest.raises(BenchError, match=re.escape(sentence)):
         run(main())
 
 
-def test_pictures_that_the_service_refuses_are_told_in_a_sentence(url: str, pictures: Path) -> None:
-    for path in pictures.iterdir():
-        path.write_text("no picture")
-    with pytest.raises(BenchError, match="no picture was classified in"):
-        run(measure.other(url, pictures, QUICK, lambda _: None))
+def test_images_that_the_service_refuses_are_told_in_a_sentence(url: str, images: Path) -> None:
+    for path in images.iterdir():
+        path.write_text("no image")
+    with pytest.raises(BenchError, match="no image was classified in"):
+        run(measure.other(url, images, QUICK, lambda _: None))
 
 
 @pytest.mark.parametrize(
@@ -570,12 +570,12 @@ def children() -> set[str]:
 
 
 def test_a_service_that_does_not_start_is_told_and_leaves_no_process(
-    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = children()
     chosen = Settings(model="absent", model_store=tmp_path)
     with pytest.raises(BenchError, match="did not become ready; it says why above"):
-        run(measure.ours(chosen, pictures, QUICK, lambda _: None))
+        run(measure.ours(chosen, images, QUICK, lambda _: None))
     assert children() <= before
     assert "there is no model 'absent'" in capfd.readouterr().err
 
@@ -608,7 +608,7 @@ def test_a_service_that_runs_here_already_keeps_its_ports(monkeypatch: pytest.Mo
         assert run(main()) > 0
 
 
-def test_pictures_are_looked_for_before_anything_is_started(tmp_path: Path) -> None:
+def test_images_are_looked_for_before_anything_is_started(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(BenchError, match="is not a folder"):
         run(measure.ours(Settings(), tmp_path / "absent", QUICK, said.append))

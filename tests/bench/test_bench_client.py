@@ -148,7 +148,7 @@ def test_the_path_of_an_address_comes_before_that_of_a_request() -> None:
 # Requests, as the real application understands them.
 
 
-def test_a_picture_is_understood_as_a_form_and_as_the_body(url: str) -> None:
+def test_a_image_is_understood_as_a_form_and_as_the_body(url: str) -> None:
     target = Target.parse(url)
     kind = {"Content-Type": "image/png"}
     replies = ask(

@@ -96,8 +96,8 @@ def test_it_is_measured_here_and_told_as_json(capsys: Captured) -> None:
 
 @pytest.fixture
 def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def measured(_: Settings, pictures: Sequence[bytes]) -> tuple[Replica, JobSpec]:
-        assert pictures == [plain("red")]
+    async def measured(_: Settings, images: Sequence[bytes]) -> tuple[Replica, JobSpec]:
+        assert images == [plain("red")]
         return REPLICA, {A: 1}
 
     monkeypatch.setattr(command, "_measured", measured)
@@ -241,7 +241,7 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
     compared = Compared([], [])
     rounds, was_quiet = 0, False
     async with here(settings, worker) as client:
-        request = client.target.post_form("/classify?views=single", subject.pictures[0], {})
+        request = client.target.post_form("/classify?views=single", subject.images[0], {})
         await load.so_many(client, [request], 30, connections=1)
         before = await calibrate(subject, client, request)
         rate = busy / before.batches[Key(0, CROP)][1].alone

@@ -293,7 +293,7 @@ def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
         ),
         ("models import googlenet a.pth", "there is no file a.pth"),
         ("classify a.jpg", "there is no file a.jpg"),
-        ("classify pictures", "there is no file pictures"),
+        ("classify images", "there is no file images"),
     ],
 )
 def test_what_is_not_there_is_told_in_a_sentence(
@@ -404,7 +404,7 @@ def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
 ) -> None:
     beagle = str(shared / "photos/flickr/beagle.jpg")
     text = tmp_path / "text.jpg"
-    text.write_text("no picture")
+    text.write_text("no image")
     assert main(["classify", beagle, str(text), *real, "--json"]) == 1
     good, bad = json.loads(capsys.readouterr().out)
     assert good["file"] == beagle
@@ -414,7 +414,7 @@ def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
     assert 0.5 < first["probability"] < 1
     assert bad == {
         "file": str(text),
-        "error": "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture",
+        "error": "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image",
     }
 
 
@@ -428,7 +428,7 @@ def test_names_of_files_are_shown_as_they_are(
 ) -> None:
     names = ["[red]a.jpg", "b[1].jpg", ":dog:.jpg"]
     for name in names:
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     files = [str(tmp_path / name) for name in names]
     assert main(["classify", *files, *digits, *form]) == 1
     printed = capsys.readouterr().out
@@ -473,7 +473,7 @@ def photos(shared: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     for photo in sorted((shared / "photos").glob("*.JPEG"))[:6]:
         (folder / photo.name).symlink_to(photo)
-    (folder / "n01491361_no_picture.JPEG").write_text("no picture")
+    (folder / "n01491361_no_image.JPEG").write_text("no image")
     return folder
 
 
@@ -482,7 +482,7 @@ def test_the_accuracy_is_given_as_json(photos: Path, real: list[str], capsys: Ca
     assert main(["evaluate", str(photos), *real, "--plans", "single", "--json"]) == 0
     printed = capsys.readouterr()
     [score] = json.loads(printed.out)
-    sentence = "n01491361_no_picture.JPEG: not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"
+    sentence = "n01491361_no_image.JPEG: not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
     assert score["views"] == "single"
     assert score["photos"] == 7
     assert 3 <= score["top1"] <= score["top5"] <= 6
@@ -503,7 +503,7 @@ def test_the_accuracy_is_given_in_a_table(photos: Path, real: list[str], capsys:
     for _, _, *rates in rows:
         top1, top5 = (float(rate.removesuffix(" %")) for rate in rates)
         assert 50 <= top1 <= top5 <= 100
-    assert printed.err.count("n01491361_no_picture.JPEG: not a JPEG") == 1
+    assert printed.err.count("n01491361_no_image.JPEG: not a JPEG") == 1
 
 
 def test_a_folder_without_labelled_photos_is_told(
@@ -534,7 +534,7 @@ def of_colours(settings: Settings) -> ServedModel:
             raise ModelError("not calibrated")
         return fake_backend(run)
 
-    limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
+    limits = Limits(image=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
     return ServedModel(load, limits, lambda _: None)
 
 
@@ -544,7 +544,7 @@ def coloured(tmp_path: Path) -> Path:
     for colour, label in COLOURS:
         (tmp_path / label).mkdir()
         (tmp_path / label / f"{label}.png").write_bytes(plain(colour))
-    (tmp_path / "red/text.png").write_text("no picture")
+    (tmp_path / "red/text.png").write_text("no image")
     return tmp_path
 
 

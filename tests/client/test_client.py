@@ -101,7 +101,7 @@ def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A service that takes three pictures at once."""
+    """A service that takes three images at once."""
     with live(max_images_per_request=3, max_body_bytes=4096) as url:
         yield url
 
@@ -159,7 +159,7 @@ GOOD = answered(json.dumps(ONE).encode())
 # What is asked is answered.
 
 
-def test_a_picture_is_ranked_whatever_holds_it(ask: Ask, url: str, tmp_path: Path) -> None:
+def test_a_image_is_ranked_whatever_holds_it(ask: Ask, url: str, tmp_path: Path) -> None:
     data = plain("lime")
     file = tmp_path / "lime.png"
     file.write_bytes(data)
@@ -185,11 +185,11 @@ def test_several_are_ranked_in_their_order_though_the_service_takes_fewer_at_onc
     ask: Ask, url: str, tmp_path: Path
 ) -> None:
     colours = [*itertools.islice(itertools.cycle(LABELS), 40)]
-    pictures: list[Any] = [plain(colour) for colour in colours]
-    pictures[5] = pictures[5][:-30]
-    pictures[7] = tmp_path / "gone.png"
-    pictures[20] = bytes(5000)  # more than a body may have
-    results = ask(url, "classify_all", iter(pictures), top_k=1)
+    images: list[Any] = [plain(colour) for colour in colours]
+    images[5] = images[5][:-30]
+    images[7] = tmp_path / "gone.png"
+    images[20] = bytes(5000)  # more than a body may have
+    results = ask(url, "classify_all", iter(images), top_k=1)
     assert len(results) == 40
     bad = {at: one for at, one in enumerate(results) if not isinstance(one, Ranking)}
     assert {at: (type(one), one.code) for at, one in bad.items()} == {
@@ -202,7 +202,7 @@ def test_several_are_ranked_in_their_order_though_the_service_takes_fewer_at_onc
     assert len(good) == 37
 
 
-def test_large_pictures_go_in_several_requests(ask: Ask) -> None:
+def test_large_images_go_in_several_requests(ask: Ask) -> None:
     red = plain("red")
     large = red + bytes(calls.MOST_BYTES // 2)  # what follows a PNG's end is nobody's
     with live(max_body_bytes=calls.MOST_BYTES + 2**20) as url:
@@ -210,7 +210,7 @@ def test_large_pictures_go_in_several_requests(ask: Ask) -> None:
     assert [one.best.label for one in results] == ["red"] * 4
 
 
-def test_no_pictures_are_no_request(ask: Ask) -> None:
+def test_no_images_are_no_request(ask: Ask) -> None:
     assert ask("http://nowhere.invalid", "classify_all", []) == []
 
 
@@ -256,8 +256,8 @@ def test_a_real_photo_is_ranked_as_the_service_answers(
 # What is refused is told.
 
 
-def test_a_broken_picture_is_told(ask: Ask, url: str) -> None:
-    with pytest.raises(Rejected, match="the PNG picture is broken or cut short") as told:
+def test_a_broken_image_is_told(ask: Ask, url: str) -> None:
+    with pytest.raises(Rejected, match="the PNG image is broken or cut short") as told:
         ask(url, "classify", plain("red")[:-30])
     error = told.value
     assert (error.status, error.code, error.retry_after) == (422, "unreadable_image", None)
@@ -305,11 +305,11 @@ def test_one_failed_request_leaves_the_others(ask: Ask) -> None:
 )  # fmt: skip
 def test_an_answer_that_makes_no_sense_is_told(ask: Ask, body: bytes) -> None:
     with misbehaving(answered(body)) as (url, _), pytest.raises(Failed) as told:
-        ask(url, "classify", b"picture")
+        ask(url, "classify", b"image")
     assert (told.value.code, told.value.status) == ("invalid_answer", 200)
 
 
-def test_fewer_results_than_pictures_make_no_sense(ask: Ask) -> None:
+def test_fewer_results_than_images_make_no_sense(ask: Ask) -> None:
     body = json.dumps({**ONE, "results": []}).encode()
     with misbehaving(answered(body)) as (url, _):
         assert [one.code for one in ask(url, "classify_all", [b"1", b"2"])] == [
@@ -320,7 +320,7 @@ def test_fewer_results_than_pictures_make_no_sense(ask: Ask) -> None:
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"detail": 1, "code": "a"}'])
 def test_an_error_without_a_problem_is_told(ask: Ask, body: bytes) -> None:
     with misbehaving(answered(body, "502 Bad Gateway")) as (url, _), pytest.raises(Failed) as told:
-        ask(url, "classify", b"picture")
+        ask(url, "classify", b"image")
     assert told.value.detail == "the answer is 502, without a reason"
     assert told.value.status == 502
 
@@ -345,7 +345,7 @@ class Told:
 
 
 def test_who_is_refused_for_overload_comes_again_when_told(ask: Ask) -> None:
-    """The memory for pictures that wait has room for one, which does not get on."""
+    """The memory for images that wait has room for one, which does not get on."""
     gate = Gate()
     backend = fake_backend(gate)
     with live(backend, max_queue_bytes=200_000) as url, gate.shut():
@@ -390,7 +390,7 @@ def test_retry_after_is_heeded_where_there_is_no_problem(ask: Ask) -> None:
     busy = answered(b"busy", "503 Busy", "Retry-After: 1\r\n")
     told = Told()
     with misbehaving(busy, GOOD) as (url, asked):
-        assert ask(url, "classify", b"picture", about={"waiting": told}).best.label == "red"
+        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
     assert told.seconds == [1]
     assert len(asked) == 2
 
@@ -399,14 +399,14 @@ def test_a_date_to_come_again_is_not_heeded(ask: Ask) -> None:
     busy = answered(b"busy", "503 Busy", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n")
     told = Told()
     with misbehaving(busy, GOOD) as (url, _):
-        assert ask(url, "classify", b"picture", about={"waiting": told}).best.label == "red"
+        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
     assert told.errors[0].retry_after is None
 
 
 def test_what_is_left_of_the_time_is_passed_on(ask: Ask) -> None:
     busy = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 200}', "503 Busy")
     with misbehaving(busy, GOOD) as (url, asked):
-        ask(url, "classify", b"picture", timeout=10.0)
+        ask(url, "classify", b"image", timeout=10.0)
     first, again = (int(re.findall(rb"(?i)x-timeout-ms: (\d+)", one)[0]) for one in asked)
     assert first - again >= 200
     assert 5000 < again < first <= 10_000
@@ -416,7 +416,7 @@ def test_who_may_come_again_at_once_pauses_all_the_same(ask: Ask) -> None:
     now = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 0}', "503 Busy")
     told = Told()
     with misbehaving(now, now, now, GOOD) as (url, _):
-        assert ask(url, "classify", b"picture", about={"waiting": told}).best.label == "red"
+        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
     assert len(told.seconds) == 3
     assert min(told.seconds) >= retries.FIRST_PAUSE / 2
 
@@ -446,7 +446,7 @@ def test_a_service_that_is_not_there_yet_is_waited_for(ask: Ask) -> None:
 
         told = Told(then=begin)
         url = f"http://{HOST}:{listener.getsockname()[1]}"
-        assert ask(url, "classify", b"picture", about={"waiting": told}).best.label == "red"
+        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
         thread.join()
     assert [(type(one), one.code) for one in told.errors] == [(Unreachable, "unreachable")]
 
@@ -497,7 +497,7 @@ def half(connection: socket.socket) -> None:
 
 def test_a_service_that_ends_midway_is_asked_once_more(ask: Ask) -> None:
     with misbehaving(half, GOOD) as (url, asked):
-        assert ask(url, "classify", b"picture").best.label == "red"
+        assert ask(url, "classify", b"image").best.label == "red"
     assert len(asked) == 2
 
 
@@ -505,7 +505,7 @@ def test_a_service_that_ends_midway_is_asked_once_more(ask: Ask) -> None:
 def test_a_service_that_hangs_up_again_is_left_alone(ask: Ask, say: Say) -> None:
     with misbehaving(say, say, say) as (url, asked):
         with pytest.raises(Unreachable, match="has hung up"):
-            ask(url, "classify", b"picture")
+            ask(url, "classify", b"image")
         assert len(asked) == 2
 
 
@@ -513,7 +513,7 @@ def test_an_answer_that_was_late_by_the_services_clock_is_asked_for_once_more(as
     late = answered(b'{"detail": "too late", "code": "deadline_exceeded"}', "504 Late")
     with misbehaving(late, late) as (url, asked):
         with pytest.raises(TimedOut, match="too late") as told:
-            ask(url, "classify", b"picture")
+            ask(url, "classify", b"image")
         assert told.value.status == 504
         assert len(asked) == 2
 
@@ -536,7 +536,7 @@ def test_a_service_that_does_not_answer_is_left_in_time(ask: Ask, say: Say) -> N
     with misbehaving(say) as (url, asked):
         started = time.monotonic()
         with pytest.raises(TimedOut, match="did not answer in time") as told:
-            ask(url, "classify", b"picture", timeout=0.3)
+            ask(url, "classify", b"image", timeout=0.3)
         assert 0.3 <= time.monotonic() - started < 10
         assert (told.value.code, told.value.status) == ("deadline_exceeded", None)
         assert len(asked) == 1

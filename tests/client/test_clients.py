@@ -82,12 +82,12 @@ def ask(request: pytest.FixtureRequest, ports: Ports) -> Ask:
     return ask
 
 
-def sent(*pictures: bytes) -> list[str]:
-    return [base64.b64encode(one).decode() for one in pictures]
+def sent(*images: bytes) -> list[str]:
+    return [base64.b64encode(one).decode() for one in images]
 
 
-def image(*pictures: bytes, **other: Any) -> dict[str, Any]:
-    return {"input": "image", "datatype": "BYTES", "data": sent(*pictures)} | other
+def image(*images: bytes, **other: Any) -> dict[str, Any]:
+    return {"input": "image", "datatype": "BYTES", "data": sent(*images)} | other
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +126,13 @@ def check_labels(rows: list[list[str]], wanted: list[list[dict[str, Any]]]) -> N
 def test_every_client_gets_what_classify_gives(
     ask: Ask, photos: list[bytes], classified: list[list[dict[str, Any]]], request: Any
 ) -> None:
-    """One picture and several, raw and in JSON, as a file, as pixels and as a tensor."""
+    """One image and several, raw and in JSON, as a file, as pixels and as a tensor."""
     few = photos[:2]
     if "http" in request.node.callspec.id:  # gRPC has no JSON
         in_json = image(*(one.encode() for one in sent(*few)), binary=False)
     else:
         in_json = image(*few)
-    picture = np.asarray(decode(photos[0], max_pixels=10**8))
+    whole = np.asarray(decode(photos[0], max_pixels=10**8))
     view = decode(photos[0], max_pixels=10**8, enough=512).resize((224, 224), 2, _centre(photos[0]))
     tensor = np.asarray(view)[:, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
     found = ask(
@@ -140,8 +140,8 @@ def test_every_client_gets_what_classify_gives(
         image(*photos, id="seven"),
         image(*photos, classification=5),
         in_json,
-        {"input": "pixels", "datatype": "UINT8", "shape": [1, *picture.shape],
-         "data": sent(picture.tobytes())},
+        {"input": "pixels", "datatype": "UINT8", "shape": [1, *whole.shape],
+         "data": sent(whole.tobytes())},
         {"input": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224],
          "data": sent(tensor.transpose(2, 0, 1).tobytes())},
         {"input": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224], "binary": False,
@@ -179,9 +179,9 @@ def test_every_client_gets_a_sentence_for_what_is_refused(ask: Ask, beagle: byte
     )
     sentences = [
         "there is no model 'other' here",
-        "the JPEG picture is broken or cut short",
-        "has 17 pictures and may have 16",
-        "row 1: the JPEG picture is broken",
+        "the JPEG image is broken or cut short",
+        "has 17 images and may have 16",
+        "row 1: the JPEG image is broken",
         "the shape of pixels is to be [-1, -1, -1, 3]",
         "tensor is to be FP32",
         "views is to be one of",

@@ -102,7 +102,7 @@ def test_a_proxy_in_the_environment_does_not_catch_this_machine(
     with misbehaving() as (proxy, asked), misbehaving(GOOD) as (url, served):
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy)
-        assert ask(url.replace(HOST, host), "classify", b"picture", timeout=5).best.label == "red"
+        assert ask(url.replace(HOST, host), "classify", b"image", timeout=5).best.label == "red"
     assert (len(asked), len(served)) == (0, 1)
 
 
@@ -111,7 +111,7 @@ def test_another_machine_is_asked_through_the_proxy(
 ) -> None:
     with misbehaving(GOOD) as (proxy, asked):
         monkeypatch.setenv("http_proxy", proxy)
-        assert ask(SERVICE, "classify", b"picture").best.label == "red"
+        assert ask(SERVICE, "classify", b"image").best.label == "red"
     assert asked[0].startswith(f"POST {SERVICE}/classify ".encode())
 
 
@@ -128,7 +128,7 @@ def test_an_answer_that_is_not_the_services_names_the_proxy(
     with misbehaving(says) as (proxy, _):
         monkeypatch.setenv("http_proxy", proxy.replace("://", "://user:secret@"))
         with pytest.raises(Failed) as told:
-            ask(SERVICE, "classify", b"picture")
+            ask(SERVICE, "classify", b"image")
     assert told.value.detail == f"{detail}; it came through the proxy {proxy}"
 
 

@@ -136,10 +136,10 @@ def drive(client: httpx2.Client, port: int) -> None:
 
     for views in ("single", "ten", "dense"):
         post(f"/classify?views={views}", content=DIGIT, headers=png)
-    post(files=[("file", DIGIT), ("file", DIGIT), ("file", b"no picture")])
+    post(files=[("file", DIGIT), ("file", DIGIT), ("file", b"no image")])
     post(content=DIGIT, headers={**png, "Priority": "u=7"})
     post(content=DIGIT[:100], headers=png)
-    post(content=b"no picture", headers=png)
+    post(content=b"no image", headers=png)
     post(json={})
     post(content=bytes(MOST_BYTES + 1), headers=png)
     post("/classify?top_k=0", content=DIGIT, headers=png)

@@ -166,11 +166,11 @@ def desk(shared: Path, real_store: Store, tmp_path: Path) -> Path:
     digits = ROOT / "model_store/digits"
     shutil.copy(digits / "weights.safetensors", tmp_path / "parts.safetensors")
     shutil.copytree(digits / "held_out", tmp_path / "belt")
-    for folder in ("pictures", "others"):
+    for folder in ("images", "others"):
         for parity in ("even", "odd"):
             (tmp_path / folder / parity).mkdir(parents=True)
-        for picture in (digits / "held_out").iterdir():
-            shutil.copy(picture, tmp_path / folder / ("even", "odd")[int(picture.stem) % 2])
+        for image in (digits / "held_out").iterdir():
+            shutil.copy(image, tmp_path / folder / ("even", "odd")[int(image.stem) % 2])
     (tmp_path / "store").mkdir()
     (tmp_path / "store/bvlc_googlenet").symlink_to(real_store.root / "bvlc_googlenet")
     return tmp_path

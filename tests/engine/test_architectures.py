@@ -52,7 +52,7 @@ EXPLAINED = {
     *("densenet121", "efficientnet_b0", "efficientnet_v2_s", "inception_v3", "mnasnet0_5"),
     *("mobilenet_v2", "regnet_x_400mf", "resnet18", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t"),
 }
-FIXED = {"maxvit_t", "vit_b_32"}  # take no larger picture
+FIXED = {"maxvit_t", "vit_b_32"}  # take no larger image
 
 
 def numbers(network: nn.Module) -> int:
@@ -122,11 +122,11 @@ def test_the_maps_of_lenet5_are_as_large_as_in_the_paper() -> None:
 
 
 def test_lenet5_sees_the_mean_of_each_7x7_in_grey() -> None:
-    picture = noise(1, 3, CROP, CROP)
+    image = noise(1, 3, CROP, CROP)
     network = lenet5.LeNet5().eval()
     with watched(network) as calls, torch.inference_mode():
-        network(picture)
-    tiles = picture.reshape(3, 32, 7, 32, 7).mean((0, 2, 4))
+        network(image)
+    tiles = image.reshape(3, 32, 7, 32, 7).mean((0, 2, 4))
     torch.testing.assert_close(calls["c1"][0].given[0, 0], tiles)
 
 
@@ -236,7 +236,7 @@ def test_only_googlenet_comes_in_widths(name: str) -> None:
         networks.architecture(name).build(10, 0.5)
 
 
-def test_alexnet_answers_as_torchvisions_and_a_larger_picture_by_its_windows() -> None:
+def test_alexnet_answers_as_torchvisions_and_a_larger_image_by_its_windows() -> None:
     """The fully connected layers as convolutions, and the mean of the class map."""
     theirs = lively(models.alexnet(num_classes=5))
     ours = networks.architecture("alexnet").build(5).eval()
@@ -255,7 +255,7 @@ def test_alexnet_answers_as_torchvisions_and_a_larger_picture_by_its_windows() -
 
 
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 6), ("zfnet", 6), ("vgg16", 7)])
-def test_a_usual_picture_has_one_window(name: str, side: int) -> None:
+def test_a_usual_image_has_one_window(name: str, side: int) -> None:
     network = networks.architecture(name).outline(10)
     assert isinstance(network, Windowed)
     for pixels, places in ((CROP, side), (DENSE, side + 2)):
@@ -264,15 +264,15 @@ def test_a_usual_picture_has_one_window(name: str, side: int) -> None:
     assert network.side == side
 
 
-def test_lenet5_makes_of_a_larger_picture_the_mean_of_its_windows() -> None:
+def test_lenet5_makes_of_a_larger_image_the_mean_of_its_windows() -> None:
     """As the paper says of it: a map of what it makes of each 32x32."""
     network = lively(ARCHITECTURES["lenet5"].build(4))
-    picture = noise(1, 3, DENSE, DENSE)
+    image = noise(1, 3, DENSE, DENSE)
     with torch.inference_mode():
-        logits = network(picture)
+        logits = network(image)
         step = 4 * lenet5.SHRUNK  # two poolings by 2
         tiles = [
-            picture[:, :, top : top + CROP, left : left + CROP]
+            image[:, :, top : top + CROP, left : left + CROP]
             for top in range(0, 3 * step, step)
             for left in range(0, 3 * step, step)
         ]
@@ -386,14 +386,14 @@ def served(root: Path, name: str) -> Iterator[tuple[TestClient, Model]]:
         yield client, weights.load(store, "small")
 
 
-def picture() -> bytes:
+def image() -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     return encoded(Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC), "JPEG")
 
 
 def expected(one: Model, network: nn.Module, plan: str) -> Mapping[str, float]:
     """What the plain network makes of the same views, without batches or converting."""
-    (cuts,) = prepare(picture(), [crops.plan(plan, one.manifest.preprocessing.resized)],
+    (cuts,) = prepare(image(), [crops.plan(plan, one.manifest.preprocessing.resized)],
                       Bounds(10**8))  # fmt: skip
     pixels = []
     for view in cuts.plan.views:
@@ -407,7 +407,7 @@ def expected(one: Model, network: nn.Module, plan: str) -> Mapping[str, float]:
 
 
 def answered(client: TestClient, plan: str) -> dict[str, float]:
-    answer = client.post(f"/classify?views={plan}", content=picture(), headers=KIND)
+    answer = client.post(f"/classify?views={plan}", content=image(), headers=KIND)
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()["predictions"]
     return {one["label"]: one["probability"] for one in found}
@@ -453,7 +453,7 @@ def test_a_network_of_one_size_is_not_asked_for_larger_views(tmp_path: Path) -> 
     with service(lambda *_: backend) as client:
         assert answered(client, "ten")
         for path in ("/classify", "/explain"):
-            refused = client.post(f"{path}?views=dense", content=picture(), headers=KIND)
+            refused = client.post(f"{path}?views=dense", content=image(), headers=KIND)
             problem = assert_problem(refused, 422, "invalid_parameter")
             assert problem["detail"] == (
                 "fake0 takes views of 224 pixels only, and those of `dense` have 288; "

@@ -28,7 +28,7 @@ DIGITS = ROOT / "model_store/digits"
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders `train` and `test`, as `make digits` makes them."""
     root = tmp_path_factory.mktemp("digits")
-    runpy.run_path(str(DIGITS / "pictures.py"))["main"](root)
+    runpy.run_path(str(DIGITS / "images.py"))["main"](root)
     return root
 
 
@@ -103,7 +103,7 @@ def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> Non
     assert score.top1 >= 0.95 * score.photos
 
 
-def test_training_and_testing_have_no_picture_in_common(digits: Path) -> None:
+def test_training_and_testing_have_no_image_in_common(digits: Path) -> None:
     train, test = (
         {path.read_bytes() for path in (digits / part).glob("*/*.png")}
         for part in ("train", "test")
@@ -112,7 +112,7 @@ def test_training_and_testing_have_no_picture_in_common(digits: Path) -> None:
     assert not train & test
 
 
-def test_the_pictures_in_the_repository_are_held_out_ones(digits: Path) -> None:
+def test_the_images_in_the_repository_are_held_out_ones(digits: Path) -> None:
     test = {path.read_bytes(): path.parent.name for path in (digits / "test").glob("*/*.png")}
     ours = sorted((DIGITS / "held_out").iterdir())
     assert [path.name for path in ours] == [f"{digit}.png" for digit in range(10)]
@@ -128,7 +128,7 @@ def test_the_log_of_its_training_is_there_and_agrees_with_its_manifest() -> None
     assert int(best["epoch"]) == described.training.epochs
     assert float(best["held_out_top1"]) == pytest.approx(described.accuracy[0].top1, abs=0.01)
     assert described.accuracy[0].top1 >= 98
-    assert float(best["waited"]) < 0.05 * float(best["seconds"])  # for pictures
+    assert float(best["waited"]) < 0.05 * float(best["seconds"])  # for images
     assert not described.preprocessing.mirror  # a mirrored 2 is no digit
 
 

@@ -69,7 +69,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 @pytest.fixture(scope="module")
 def reference(shared: Path) -> Mapping[str, Tensor]:
-    """Caffe's own activations for one picture."""
+    """Caffe's own activations for one image."""
     with np.load(shared / "reference/caffe_activations.npz") as arrays:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -266,11 +266,11 @@ def test_the_network_has_the_parameters_of_the_published_weights() -> None:
 
 
 @pytest.mark.parametrize("side", [223, 224, 225])
-def test_a_picture_of_one_window_is_enough(side: int) -> None:
+def test_a_image_of_one_window_is_enough(side: int) -> None:
     assert GoogLeNet(5, auxiliary=False).eval()(noise(1, 3, side, side)).shape == (1, 5)
 
 
-def test_a_smaller_picture_has_no_window() -> None:
+def test_a_smaller_image_has_no_window() -> None:
     with pytest.raises(RuntimeError, match="too small"):
         GoogLeNet(5, auxiliary=False).eval()(noise(1, 3, 222, 222))
 
@@ -296,8 +296,8 @@ def test_auxiliary_classifiers_do_not_change_what_is_served() -> None:
     served = GoogLeNet(5, auxiliary=False).eval()
     left_over = served.load_state_dict(trained.state_dict(), strict=False)
     assert left_over.missing_keys == []
-    picture = noise(1, 3, 224, 224)
-    assert torch.equal(trained(picture), served(picture))
+    image = noise(1, 3, 224, 224)
+    assert torch.equal(trained(image), served(image))
 
 
 def reached(network: GoogLeNet, loss: Tensor) -> set[str]:
@@ -387,7 +387,7 @@ def test_torchvisions_auxiliary_classifiers_are_there_in_training_only() -> None
     assert network.eval()(noise(1, 3, 224, 224)).shape == (1, 3)
 
 
-# Other numbers of classes, larger pictures
+# Other numbers of classes, larger images
 
 
 @pytest.mark.parametrize("architecture", ["googlenet", "torchvision_googlenet"])
@@ -401,7 +401,7 @@ def test_any_number_of_classes_can_be_served(architecture: str, classes: int) ->
     ("architecture", "features", "classifier"),
     [("googlenet", "inception.5b", "linear"), ("torchvision_googlenet", "inception5b", "fc")],
 )
-def test_a_larger_picture_gives_the_mean_of_the_class_map_of_its_windows(
+def test_a_larger_image_gives_the_mean_of_the_class_map_of_its_windows(
     architecture: str, features: str, classifier: str
 ) -> None:
     """Dense evaluation as VGG does it: the last layer as a 1x1 convolution over all windows."""
@@ -443,10 +443,10 @@ def test_torchvisions_auxiliary_classifiers_are_dropped(theirs: nn.Module, ours:
 
 
 def test_torchvisions_network_is_served_as_it_is(theirs: nn.Module, ours: nn.Module) -> None:
-    picture = noise(2, 3, 224, 224)
+    image = noise(2, 3, 224, 224)
     with torch.inference_mode():
-        expected = theirs(picture)
-        torch.testing.assert_close(ours(picture), expected)
+        expected = theirs(image)
+        torch.testing.assert_close(ours(image), expected)
     assert expected.std() > 0.1
 
 

@@ -1,4 +1,4 @@
-"""What a picture brings to a batch, decoded once for all members."""
+"""What an image brings to a batch, decoded once for all members."""
 
 import io
 from typing import Literal
@@ -21,8 +21,8 @@ from service.models.manifest import Preprocessing
 WARP, SHORT = (crops.plan("single", Resize(rule, 256)) for rule in ("warp", "short"))
 
 
-def picture() -> bytes:
-    """A picture of noise that is no square, so that it matters how it is resized."""
+def image() -> bytes:
+    """An image of noise that is no square, so that it matters how it is resized."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
@@ -30,28 +30,28 @@ def picture() -> bytes:
 
 
 def test_members_with_one_plan_share_what_was_cut() -> None:
-    one, other, same = prepared_image.prepare(picture(), [WARP, SHORT, WARP], Bounds(10**8))
+    one, other, same = prepared_image.prepare(image(), [WARP, SHORT, WARP], Bounds(10**8))
     assert one is same
     assert [each.plan for each in (one, other)] == [WARP, SHORT]
     assert not np.array_equal(one.canvases[0], other.canvases[0])
 
 
 def test_each_member_has_the_canvases_of_its_own_plan() -> None:
-    upright = Image.open(io.BytesIO(picture()))
-    for prepared in prepared_image.prepare(picture(), [SHORT, WARP], Bounds(10**8)):
+    upright = Image.open(io.BytesIO(image()))
+    for prepared in prepared_image.prepare(image(), [SHORT, WARP], Bounds(10**8)):
         (expected,) = crops.canvases(upright, prepared.plan)
         assert np.array_equal(prepared.canvases[0], expected)
 
 
-def test_a_picture_that_is_decoded_already_is_cut_as_its_file_is() -> None:
-    pixels = np.asarray(Image.open(io.BytesIO(picture())))
+def test_a_image_that_is_decoded_already_is_cut_as_its_file_is() -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(image())))
     for plan in (WARP, SHORT, crops.plan("ten", Resize("short", 256))):
-        (expected,) = prepared_image.prepare(picture(), [plan], Bounds(10**8))
+        (expected,) = prepared_image.prepare(image(), [plan], Bounds(10**8))
         (made,) = prepared_image.prepare(pixels, [plan], Bounds(10**8))
         assert all(map(np.array_equal, made.canvases, expected.canvases))
 
 
-def test_a_decoded_picture_has_as_many_pixels_as_may_be() -> None:
+def test_a_decoded_image_has_as_many_pixels_as_may_be() -> None:
     with pytest.raises(TooLarge, match="20x10 is over 199 pixels"):
         prepared_image.prepare(np.zeros((10, 20, 3), np.uint8), [WARP], Bounds(199))
 
@@ -85,7 +85,7 @@ def test_what_is_put_back_to_pixels_and_scaled_again_is_what_it_was(
 @pytest.mark.parametrize("name", ["ten", "dense"])
 def test_a_tensor_is_one_view_and_no_other(name: str) -> None:
     plan = crops.plan(name, Resize("warp", 256))
-    with pytest.raises(InvalidParameter, match="one view of a picture"):
+    with pytest.raises(InvalidParameter, match="one view of an image"):
         prepared_image.given(np.zeros((CROP, CROP, 3), np.float32), [WARP, plan])
 
 

@@ -36,14 +36,14 @@ def test_an_avif_is_decoded() -> None:
 
 @pytest.mark.parametrize("subsampling", ["4:0:0", "4:2:0", "4:2:2", "4:4:4"])
 def test_all_samplings_are_decoded(subsampling: str) -> None:
-    picture = photo().convert("L") if subsampling == "4:0:0" else photo()
-    data = encoded(picture, "AVIF", quality=95, subsampling=subsampling)
-    assert difference(decode(data, max_pixels=LIMIT), picture.convert("RGB")) < 4
+    image = photo().convert("L") if subsampling == "4:0:0" else photo()
+    data = encoded(image, "AVIF", quality=95, subsampling=subsampling)
+    assert difference(decode(data, max_pixels=LIMIT), image.convert("RGB")) < 4
 
 
 def test_alpha_goes_over_white() -> None:
-    picture = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
-    assert decode(encoded(picture, "AVIF"), max_pixels=LIMIT).getpixel((5, 5)) == (255, 255, 255)
+    image = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    assert decode(encoded(image, "AVIF"), max_pixels=LIMIT).getpixel((5, 5)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -73,7 +73,7 @@ def test_an_exif_in_it_is_hidden_from_the_decoder() -> None:
     assert len(avif.sanitize(data).data) == len(data)
 
 
-def test_of_an_animation_the_still_picture_is_shown() -> None:
+def test_of_an_animation_the_still_image_is_shown() -> None:
     frames = [photo(), Image.new("RGB", (60, 40)), Image.new("RGB", (60, 40))]
     data = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=95)
     assert b"avis" in data
@@ -85,7 +85,7 @@ def test_of_an_animation_the_still_picture_is_shown() -> None:
 def test_a_film_alone_is_named() -> None:
     data = encoded(photo(), "AVIF", save_all=True, append_images=[photo()])
     at = data.index(b"meta", 0, data.index(b"moov"))
-    with pytest.raises(UnsupportedType, match=r"a kind of AVIF .*a video without a still picture"):
+    with pytest.raises(UnsupportedType, match=r"a kind of AVIF .*a video without a still image"):
         decode(data[:at] + b"free" + data[at + 4 :], max_pixels=LIMIT)
 
 
@@ -250,7 +250,7 @@ def test_a_frame_that_switches_says_its_size() -> None:
     assert list(av1.frames(stream)) == [(65_536, 32_768)]
 
 
-def test_a_still_picture_is_as_large_as_its_sequence() -> None:
+def test_a_still_image_is_as_large_as_its_sequence() -> None:
     stream = unit(1, Header(is_still=True).bits()) + unit(6, "1" * 8)
     assert list(av1.frames(stream)) == [(60, 40)]
 

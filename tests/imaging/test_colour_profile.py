@@ -114,10 +114,10 @@ def test_colours_of_a_space_become_those_of_srgb(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF"])
 def test_so_do_those_of_formats_with_losses(kind: str) -> None:
-    picture = colours().resize((120, 80), Image.Resampling.BICUBIC)
+    image = colours().resize((120, 80), Image.Resampling.BICUBIC)
     options = {"quality": 95, "subsampling": "4:4:4"}
-    plain = encoded(picture, kind, **options)
-    data = encoded(picture, kind, icc_profile=profile("Generic RGB"), **options)
+    plain = encoded(image, kind, **options)
+    data = encoded(image, kind, icc_profile=profile("Generic RGB"), **options)
     stored = np.asarray(decode(plain, max_pixels=LIMIT))
     assert np.abs(pixels(data) - browser(stored, "Generic RGB")).max() <= 2
 
@@ -146,17 +146,17 @@ def test_16_bit_grey_has_them_too() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_a_grey_or_a_palette_may_have_one_of_rgb(mode: str) -> None:
-    picture = colours().convert("L") if mode == "L" else colours().quantize(16)
-    data = encoded(picture, "PNG", icc_profile=profile("Generic RGB"))
-    stored = np.asarray(picture.convert("RGB"))
+    image = colours().convert("L") if mode == "L" else colours().quantize(16)
+    data = encoded(image, "PNG", icc_profile=profile("Generic RGB"))
+    stored = np.asarray(image.convert("RGB"))
     assert np.abs(pixels(data) - browser(stored, "Generic RGB")).max() <= 2
 
 
 def test_alpha_stays_what_it_is() -> None:
-    picture = colours().convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    data = encoded(picture, "PNG", icc_profile=profile("Generic RGB"))
-    shares = np.asarray(picture, np.float64)[..., 3:] / 255
+    image = colours().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    data = encoded(image, "PNG", icc_profile=profile("Generic RGB"))
+    shares = np.asarray(image, np.float64)[..., 3:] / 255
     expected = browser(np.asarray(colours()), "Generic RGB") * shares + 255 * (1 - shares)
     assert np.abs(pixels(data) - expected).max() <= 3
 
@@ -173,9 +173,9 @@ def cmyk_profile() -> bytes:
 
 
 def test_cmyk_becomes_what_its_inks_look_like() -> None:
-    picture = Image.new("CMYK", (16, 16), (255, 255, 0, 0))
-    plain = pixels(encoded(picture, "JPEG", quality=100))
-    data = encoded(picture, "JPEG", quality=100, icc_profile=cmyk_profile())
+    image = Image.new("CMYK", (16, 16), (255, 255, 0, 0))
+    plain = pixels(encoded(image, "JPEG", quality=100))
+    data = encoded(image, "JPEG", quality=100, icc_profile=cmyk_profile())
     assert np.abs(plain[5, 5] - (0, 0, 255)).max() <= 3  # without a profile
     assert np.abs(pixels(data)[5, 5] - 119).max() <= 3  # half the lightness
 
@@ -235,7 +235,7 @@ def test_tags_that_are_not_used_are_left_out() -> None:
     assert (np.asarray(one) != np.asarray(colours())).any()
 
 
-def test_thousands_of_changed_profiles_make_a_picture() -> None:
+def test_thousands_of_changed_profiles_make_a_image() -> None:
     chance = np.random.default_rng(0)
     good = [profile("Adobe RGB"), cmyk_profile(), grey_profile(2.2)]
     modes = ["RGB", "CMYK", "L"]
@@ -244,5 +244,5 @@ def test_thousands_of_changed_profiles_make_a_picture() -> None:
         changed = bytearray(good[which])
         for at in (chance.random(4) ** 2 * len(changed)).astype(int):
             changed[at] = int(chance.choice([0, 1, 0x7F, 0x80, 0xFF, chance.integers(256)]))
-        picture = Image.new(modes[which], (4, 4))
-        assert to_srgb(picture, bytes(changed)).mode == "RGB"
+        image = Image.new(modes[which], (4, 4))
+        assert to_srgb(image, bytes(changed)).mode == "RGB"

@@ -1,4 +1,4 @@
-"""Which crops the network sees: counts, places, and pixels like those of the resized picture."""
+"""Which crops the network sees: counts, places, and pixels like those of the resized image."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 Pixels = npt.NDArray[np.uint8]
 
 
-def picture(width: int, height: int) -> Image.Image:
-    """A picture in which every place looks different: gradients with waves on them."""
+def image(width: int, height: int) -> Image.Image:
+    """An image in which every place looks different: gradients with waves on them."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     waves = np.sin(40 * x) * np.cos(30 * y)
     channels = np.stack([x, y, (waves + 1) / 2], axis=-1)
@@ -32,7 +32,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 def resized(source: Image.Image, resize: Resize) -> Image.Image:
-    """The whole picture, resized: what the canvases are squares of."""
+    """The whole image, resized: what the canvases are squares of."""
     if resize.rule == "warp":
         size = (resize.side, resize.side)
     else:
@@ -54,7 +54,7 @@ def cut(made: tuple[Pixels, ...], view: View) -> Pixels:
 
 
 def seen(source: Image.Image, plan: Plan) -> list[Pixels]:
-    """All that the network sees of a picture, in order."""
+    """All that the network sees of an image, in order."""
     made = crops.canvases(source, plan)
     return [cut(made, view) for view in plan.views]
 
@@ -101,7 +101,7 @@ def test_all_views_of_a_plan_have_one_side(plan: Plan) -> None:
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_plan_knows_the_bytes_of_its_canvases(plan: Plan) -> None:
-    made = crops.canvases(picture(300, 260), plan)
+    made = crops.canvases(image(300, 260), plan)
     assert sum(canvas.nbytes for canvas in made) == plan.nbytes
 
 
@@ -128,7 +128,7 @@ def test_plans_are_made_once() -> None:
 
 @settings(max_examples=300)
 @given(st.sampled_from(PLANS), st.integers(1, 1_000_000), st.integers(1, 1_000_000))
-def test_every_canvas_is_cut_from_inside_the_picture(plan: Plan, width: int, height: int) -> None:
+def test_every_canvas_is_cut_from_inside_the_image(plan: Plan, width: int, height: int) -> None:
     for canvas in plan.canvases:
         left, top, right, bottom = canvas.box(width, height)
         assert 0 <= left < right <= width
@@ -136,7 +136,7 @@ def test_every_canvas_is_cut_from_inside_the_picture(plan: Plan, width: int, hei
 
 
 @given(st.integers(224, 5000), st.integers(224, 5000))
-def test_by_short_side_a_canvas_is_a_square_of_the_picture(width: int, height: int) -> None:
+def test_by_short_side_a_canvas_is_a_square_of_the_image(width: int, height: int) -> None:
     """To within what rounding the resized size down can do."""
     left, top, right, bottom = Canvas(SHORT, CROP).box(width, height)
     assert (right - left) / (bottom - top) == pytest.approx(1, abs=1 / 224)
@@ -147,10 +147,8 @@ def test_by_short_side_a_canvas_is_a_square_of_the_picture(width: int, height: i
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("plan", PLANS)
-def test_canvases_are_squares_of_the_whole_resized_picture(
-    plan: Plan, size: tuple[int, int]
-) -> None:
-    source = picture(*size)
+def test_canvases_are_squares_of_the_whole_resized_image(plan: Plan, size: tuple[int, int]) -> None:
+    source = image(*size)
     made = crops.canvases(source, plan)
     for canvas, pixels in zip(plan.canvases, made, strict=False):
         whole = resized(source, canvas.resize)
@@ -162,7 +160,7 @@ def test_canvases_are_squares_of_the_whole_resized_picture(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resize", RESIZES)
 def test_single_is_the_centre(resize: Resize, size: tuple[int, int]) -> None:
-    source = picture(*size)
+    source = image(*size)
     (only,) = seen(source, crops.plan("single", resize))
     centre = functional.center_crop(resized(source, resize), [CROP, CROP])
     assert difference(only, centre) <= tolerance(resize)
@@ -171,7 +169,7 @@ def test_single_is_the_centre(resize: Resize, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resize", RESIZES)
 def test_ten_are_torchvisions_five_and_their_mirrors(resize: Resize, size: tuple[int, int]) -> None:
-    source = picture(*size)
+    source = image(*size)
     five = functional.five_crop(resized(source, resize), [CROP, CROP])
     reference = [*five, *map(functional.hflip, five)]
     for ours, theirs in zip(seen(source, crops.plan("ten", resize)), reference, strict=True):
@@ -179,15 +177,15 @@ def test_ten_are_torchvisions_five_and_their_mirrors(resize: Resize, size: tuple
 
 
 def test_ten_are_the_same_ten_as_torchvisions_ten_crop() -> None:
-    """In another order: it mirrors the picture before it cuts, so that its corners swap sides."""
-    source = picture(640, 427)
+    """In another order: it mirrors the image before it cuts, so that its corners swap sides."""
+    source = image(640, 427)
     reference = functional.ten_crop(resized(source, WARP), [CROP, CROP])
     in_our_order = [reference[at] for at in (0, 1, 2, 3, 4, 6, 5, 8, 7, 9)]
     for ours, theirs in zip(seen(source, crops.plan("ten", WARP)), in_our_order, strict=True):
         assert difference(ours, theirs) == 0
 
 
-def test_ten_by_short_side_reach_the_ends_of_a_long_picture() -> None:
+def test_ten_by_short_side_reach_the_ends_of_a_long_image() -> None:
     source = Image.new("RGB", (1000, 200), "white")
     source.paste((255, 0, 0), (0, 0, 100, 200))
     source.paste((0, 0, 255), (900, 0, 1000, 200))
@@ -197,7 +195,7 @@ def test_ten_by_short_side_reach_the_ends_of_a_long_picture() -> None:
 
 
 def test_dense_is_the_centre_square_and_its_mirror() -> None:
-    source = picture(640, 427)
+    source = image(640, 427)
     plan = crops.plan("dense", WARP)
     straight, mirrored = seen(source, plan)
     whole = resized(source, Resize("short", DENSE))
@@ -245,7 +243,7 @@ def test_paper_takes_the_whole_of_a_square_three_times() -> None:
 def test_paper_sees_each_squares_five_crops_and_the_square_made_small(
     size: tuple[int, int],
 ) -> None:
-    source = picture(*size)
+    source = image(*size)
     plan = crops.plan("paper", WARP)
     all_ = seen(source, plan)
     for number, canvas in enumerate(plan.canvases):
@@ -266,7 +264,7 @@ def test_paper_sees_each_squares_five_crops_and_the_square_made_small(
     ("name", "enough"), [("single", 512), ("ten", 512), ("dense", 576), ("paper", 704)]
 )
 @pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_twice_the_resized_pictures_side_is_enough(name: str, enough: int, resize: Resize) -> None:
+def test_twice_the_resized_images_side_is_enough(name: str, enough: int, resize: Resize) -> None:
     assert crops.plan(name, resize).enough == enough
 
 
@@ -291,7 +289,7 @@ def test_a_jpeg_with_enough_pixels_is_seen_as_one_with_all_of_them(
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (2, 3), (20_000, 3)])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_the_thinnest_pictures_have_canvases_like_any_other(
+def test_the_thinnest_images_have_canvases_like_any_other(
     name: str, resize: Resize, size: tuple[int, int]
 ) -> None:
     check_shapes(Image.new("RGB", size, (10, 20, 30)), crops.plan(name, resize))
@@ -313,7 +311,7 @@ def check_shapes(source: Image.Image, plan: Plan) -> None:
 
 
 def test_canvases_belong_to_the_caller() -> None:
-    """Arrays that are writable, as torch wants them, and not the picture's memory."""
+    """Arrays that are writable, as torch wants them, and not the image's memory."""
     source = Image.new("RGB", (CROP, CROP))
     (canvas,) = crops.canvases(source, crops.plan("single", Resize("warp", CROP)))
     canvas[:] = 255

@@ -52,14 +52,14 @@ PHOTO = encoded(Image.new("RGB", (8, 8)), "JPEG")
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "this is SVG; draw it as PNG"),
         (b"\xef\xbb\xbf <?xml version='1.0'?>\n<!-- a -->\n<svg>", "this is SVG; draw it as PNG"),
         (b"<?xml version='1.0'?><!DOCTYPE svg PUBLIC ''>", "this is SVG; draw it as PNG"),
-        (b"<!DOCTYPE html><html>", "this is a web page (HTML); send the picture itself"),
-        (b"\n<HTML>", "this is a web page (HTML); send the picture itself"),
+        (b"<!DOCTYPE html><html>", "this is a web page (HTML); send the image itself"),
+        (b"\n<HTML>", "this is a web page (HTML); send the image itself"),
         (bytes(128) + b"DICM", "this is DICOM; save it as PNG or JPEG"),
         (b"P6\n2 2\n255\n", "this is Netpbm (PPM, PGM or PBM); save it as PNG or JPEG"),
-        (b"PK\3\4", "this is a ZIP archive; send the pictures in it"),
-        (gzip.compress(PHOTO), "this is compressed by gzip; send the bytes of the picture"),
-        (base64.b64encode(PHOTO), "this is base64; send the bytes of the picture themselves"),
-        (b"data:image/png;base64,AAAA", "this is a data URL; send the bytes of the picture"),
+        (b"PK\3\4", "this is a ZIP archive; send the images in it"),
+        (gzip.compress(PHOTO), "this is compressed by gzip; send the bytes of the image"),
+        (base64.b64encode(PHOTO), "this is base64; send the bytes of the image themselves"),
+        (b"data:image/png;base64,AAAA", "this is a data URL; send the bytes of the image"),
     ],
 )
 def test_what_is_not_accepted_is_named(data: bytes, sentence: str) -> None:
@@ -75,7 +75,7 @@ def test_what_is_not_accepted_is_named(data: bytes, sentence: str) -> None:
 def test_what_is_not_known_is_not_guessed(data: bytes) -> None:
     with pytest.raises(UnsupportedType) as caught:
         sniff(data)
-    assert str(caught.value) == "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"
+    assert str(caught.value) == "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ def photo(width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def written(library: ModuleType, picture: Image.Image, **options: Any) -> bytes:
+def written(library: ModuleType, image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    library.from_pillow(picture).save(file, quality=90, **options)
+    library.from_pillow(image).save(file, quality=90, **options)
     return file.getvalue()
 
 
@@ -57,11 +57,11 @@ def test_it_is_decoded_where_it_is_on(library: ModuleType) -> None:
 
 
 def test_alpha_goes_over_white(library: ModuleType) -> None:
-    picture = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    assert shown(written(library, picture)).getpixel((9, 9)) == (255, 255, 255)
+    image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    assert shown(written(library, image)).getpixel((9, 9)) == (255, 255, 255)
 
 
-def test_tiles_count_and_make_one_picture(library: ModuleType) -> None:
+def test_tiles_count_and_make_one_image(library: ModuleType) -> None:
     library.options.GRID_TILE_SIZE = 64
     try:
         data = written(library, photo(256, 128))
@@ -74,7 +74,7 @@ def test_tiles_count_and_make_one_picture(library: ModuleType) -> None:
         shown(data, 32_767)
 
 
-def test_a_stream_of_larger_pictures_than_its_boxes_say_is_too_large(library: ModuleType) -> None:
+def test_a_stream_of_larger_images_than_its_boxes_say_is_too_large(library: ModuleType) -> None:
     data = bytearray(written(library, photo(640, 480)))
     at = data.index(b"ispe") + 8
     data[at : at + 8] = struct.pack(">II", 64, 64)
@@ -84,7 +84,7 @@ def test_a_stream_of_larger_pictures_than_its_boxes_say_is_too_large(library: Mo
 
 def test_its_metadata_is_hidden_from_the_decoder(library: ModuleType) -> None:
     exif = Image.Exif()
-    exif[0x010E] = "a picture"
+    exif[0x010E] = "an image"
     data = written(library, photo(), exif=exif.tobytes(), xmp=b"<x/>")
     assert b"Exif" in data
     assert b"Exif" not in heif.sanitize(data).data[:600]
@@ -92,7 +92,7 @@ def test_its_metadata_is_hidden_from_the_decoder(library: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("length", range(0, 1500, 97))
-def test_one_cut_short_is_refused_or_a_picture(library: ModuleType, length: int) -> None:
+def test_one_cut_short_is_refused_or_a_image(library: ModuleType, length: int) -> None:
     data = written(library, photo())
     try:
         assert shown(data[:length]).mode == "RGB"
@@ -100,7 +100,7 @@ def test_one_cut_short_is_refused_or_a_picture(library: ModuleType, length: int)
         assert length < len(data)
 
 
-def test_thousands_of_changed_pictures_are_refused_or_pictures(library: ModuleType) -> None:
+def test_thousands_of_changed_images_are_refused_or_images(library: ModuleType) -> None:
     good = [written(library, photo()), written(library, photo().convert("RGBA"))]
     for seed in range(1000):
         try:
@@ -138,7 +138,7 @@ def golomb(value: int) -> str:
 
 
 def sequence(width: int, height: int, *, layers: int = 0, chroma: int = 1) -> bytes:
-    """Write a unit that says how large pictures are."""
+    """Write a unit that says how large images are."""
     bits = "0000" + f"{layers:03b}" + "1" + "01" * 44 + "00000001"
     bits += "11" * layers + "00" * (8 - layers if layers else 0)
     bits += ("01" * 44 + "00000001") * layers
@@ -151,21 +151,21 @@ def sequence(width: int, height: int, *, layers: int = 0, chroma: int = 1) -> by
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 @pytest.mark.parametrize("chroma", [0, 1, 3])
-def test_a_sequence_says_how_large_its_pictures_are(layers: int, chroma: int) -> None:
+def test_a_sequence_says_how_large_its_images_are(layers: int, chroma: int) -> None:
     said = sequence(4032, 3024, layers=layers, chroma=chroma)
-    assert hevc.pictures(long(said)) == ([(4032, 3024)], 0)
+    assert hevc.images(long(said)) == ([(4032, 3024)], 0)
 
 
-def test_pictures_are_counted_by_their_first_slice() -> None:
+def test_images_are_counted_by_their_first_slice() -> None:
     first, later = unit(19, b"\x80abc"), unit(19, b"\0abc")
     content = long(sequence(64, 64), first, later, later, unit(1, b"\xff"), unit(39, b"\x80"))
-    assert hevc.pictures(content) == ([(64, 64)], 2)
-    assert hevc.pictures(long(b"", first)) == ([], 1)
+    assert hevc.images(content) == ([(64, 64)], 2)
+    assert hevc.images(long(b"", first)) == ([], 1)
 
 
 def test_too_many_units_are_refused() -> None:
     with pytest.raises(ValueError, match="too many units"):
-        hevc.pictures(bytes(4) * 65_540)
+        hevc.images(bytes(4) * 65_540)
 
 
 def test_a_configuration_says_sizes_too() -> None:
@@ -200,7 +200,7 @@ def made(kind: bytes, content: bytes, references: bytes = b"") -> bytes:
     return head + meta + box(b"mdat", content)
 
 
-def test_pictures_made_of_one_again_and_again_count_each_time() -> None:
+def test_images_made_of_one_again_and_again_count_each_time() -> None:
     stream = long(sequence(64, 64), unit(19, b"\x80"))
     said = struct.pack(">HH", 1, 500) + bytes(1000)
     small = box(b"iref", bytes(4) + box(b"dimg", said) + box(b"cdsc", bytes(6)))
@@ -211,12 +211,12 @@ def test_pictures_made_of_one_again_and_again_count_each_time() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"iovl", b"iden", b"tili"])
-def test_pictures_laid_over_others_are_named(kind: bytes) -> None:
+def test_images_laid_over_others_are_named(kind: bytes) -> None:
     with pytest.raises(UnsupportedType, match=f"a kind of HEIC .*{kind.decode()} items"):
         shown(made(kind, bytes(8)))
 
 
-def test_a_heic_without_pictures_is_unreadable() -> None:
+def test_a_heic_without_images_is_unreadable() -> None:
     for data in (made(b"hvc1", b""), made(b"mime", b"abc"), box(b"ftyp", b"heic" + bytes(4))):
         with pytest.raises(UnreadableImage):
             shown(data)

@@ -1,4 +1,4 @@
-"""Pictures that are made to hurt: no answer but a picture or a refusal, at a bounded cost."""
+"""Images that are made to hurt: no answer but an image or a refusal, at a bounded cost."""
 
 import io
 import json
@@ -44,12 +44,12 @@ MIB = 1 << 20
 def outcome(data: bytes, max_pixels: int = LIMIT) -> Image.Image | ServiceError:
     """Decode what may be anything: whatever else is raised is a bug."""
     try:
-        picture = decode(data, max_pixels=max_pixels, seconds=5.0)
+        image = decode(data, max_pixels=max_pixels, seconds=5.0)
     except ServiceError as error:
         return error
-    assert picture.mode == "RGB"
-    assert 0 < picture.width * picture.height <= max_pixels
-    return picture
+    assert image.mode == "RGB"
+    assert 0 < image.width * image.height <= max_pixels
+    return image
 
 
 # Bombs.
@@ -74,9 +74,9 @@ for name, make in BOMBS.items():
     open("/proc/self/clear_refs", "w").write("5")  # forget the peak
     before, started, pixels = memory("VmRSS"), time.thread_time(), 0
     try:
-        picture = decode(data, max_pixels=50_000_000, seconds=1.0)
-        pixels, said = picture.width * picture.height, ""
-        del picture
+        image = decode(data, max_pixels=50_000_000, seconds=1.0)
+        pixels, said = image.width * image.height, ""
+        del image
     except ServiceError as error:
         said = type(error).__name__ + ": " + str(error)
     seconds, grown = time.thread_time() - started, memory("VmHWM") - before
@@ -115,7 +115,7 @@ def test_a_bomb_costs_what_its_pixels_and_its_bytes_do(
         ("PNG with fractions for an orientation", ""),
         ("WebP that claims 2^24 squared", "TooLarge: 16777216x16777216 is over"),
         ("GIF of a long comment", "Unreadable"),
-        ("BMP of very many runs", "TooLarge: the picture takes over 1 seconds to decode"),
+        ("BMP of very many runs", "TooLarge: the image takes over 1 seconds to decode"),
         ("TIFF of 4000 tags for the same bytes", "Unreadable"),
         ("BigTIFF of 4000 tags for the same bytes", "Unreadable"),
         ("TIFF of 100 strips in the same place", "Unreadable"),
@@ -143,7 +143,7 @@ def test_a_bomb_is_refused_for_what_it_is(
 # What is left out, and what is not.
 
 
-def test_a_photo_with_the_scans_that_photos_have_is_a_picture_of_any_size() -> None:
+def test_a_photo_with_the_scans_that_photos_have_is_a_image_of_any_size() -> None:
     data = encoded(Image.new("RGB", (1000, 1000)), "JPEG", progressive=True)
     assert decode(data, max_pixels=10**6).size == (1000, 1000)
 
@@ -220,7 +220,7 @@ def test_exif_says_which_way_is_up_and_xmp_does_not(kind: str, *, has_exif: bool
     options = {"tiffinfo": {700: xmp}} if kind == "TIFF" else {"xmp": xmp}
     if has_exif and kind != "TIFF":
         exif = Image.Exif()
-        exif[0x010E] = "a picture"
+        exif[0x010E] = "an image"
         options["exif"] = exif
     data = encoded(Image.new("RGB", (20, 12)), kind, **options)
     if kind == "PNG":
@@ -245,9 +245,9 @@ def test_a_turned_tiff_is_turned_however_it_is_compressed(
 
 
 def test_a_gif_loses_its_comments_and_keeps_what_is_transparent() -> None:
-    picture = Image.new("P", (8, 8), 0)
-    picture.putpalette([255, 0, 0, 0, 255, 0])
-    data = encoded(picture, "GIF", transparency=0, comment=b"a comment " * 100)
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    data = encoded(image, "GIF", transparency=0, comment=b"a comment " * 100)
     assert b"comment" not in sanitizer.sift(data, "GIF").data
     assert decode(data, max_pixels=LIMIT).getpixel((0, 0)) == (255, 255, 255)
 
@@ -302,7 +302,7 @@ DATA = bytes(1000)
         {322: 16, 323: 16, 324: 200, 325: 256},
     ],
 )
-def test_an_odd_tiff_is_a_picture(tags: dict[int, Any], *, big: bool) -> None:
+def test_an_odd_tiff_is_a_image(tags: dict[int, Any], *, big: bool) -> None:
     assert decode(tiff(tags, DATA, big=big), max_pixels=LIMIT).size == (10, 10)
 
 
@@ -456,22 +456,22 @@ def test_only_the_decoders_of_the_seven_formats_are_there(tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")  # as in production
-def test_thousands_of_changed_pictures_are_refused_or_pictures() -> None:
-    pictures = good()
+def test_thousands_of_changed_images_are_refused_or_images() -> None:
+    images = good()
     for seed in range(4000):
-        data = mutated(seed, pictures)
+        data = mutated(seed, images)
         started = time.thread_time()
         outcome(data, 1_000_000)
         assert time.thread_time() - started < 5, f"mutated({seed}, good())"
 
 
-def test_a_seed_always_makes_the_same_picture() -> None:
+def test_a_seed_always_makes_the_same_image() -> None:
     assert [mutated(n, good()) for n in range(99)] == [mutated(n, good()) for n in range(99)]
     assert len({mutated(n, good()) for n in range(99)}) > 90
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_each_change_alone_is_refused_or_a_picture(mutation: Any) -> None:
+def test_each_change_alone_is_refused_or_a_image(mutation: Any) -> None:
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(st.sampled_from(good()), st.randoms(use_true_random=False))
     def check(data: bytes, chance: Any) -> None:
@@ -495,11 +495,11 @@ MODES = {
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data(), st.sampled_from(KINDS), st.integers(1, 200), st.integers(1, 200))
-def test_any_real_picture_has_its_size_upright(
+def test_any_real_image_has_its_size_upright(
     draw: st.DataObject, kind: str, width: int, height: int
 ) -> None:
     mode = draw.draw(st.sampled_from(MODES[kind]))
-    picture = Image.new(mode, (width, height))
+    image = Image.new(mode, (width, height))
     options: dict[str, object] = {}
     orientation = 1
     if kind not in {"GIF", "BMP"}:
@@ -507,7 +507,7 @@ def test_any_real_picture_has_its_size_upright(
         exif = Image.Exif()
         exif[ORIENTATION] = orientation
         options["exif"] = exif
-    data = encoded(picture, kind, **options)
+    data = encoded(image, kind, **options)
     upright = (width, height) if orientation < 5 else (height, width)
     assert decode(data, max_pixels=width * height).size == upright
 

@@ -1,4 +1,4 @@
-"""Bytes to an upright RGB picture: every format, every mode, everything that can be wrong."""
+"""Bytes to an upright RGB image: every format, every mode, everything that can be wrong."""
 
 import io
 import struct
@@ -43,17 +43,17 @@ ORIENTATION = 0x0112
 WHITE, BLACK, RED, GREEN = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 128, 0)
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def row(data: bytes) -> list[tuple[int, int, int]]:
-    """Decode a picture and give the pixels of its first row."""
-    picture = decode(data, max_pixels=LIMIT)
-    assert picture.mode == "RGB"
-    return [picture.getpixel((x, 0)) for x in range(picture.width)]
+    """Decode an image and give the pixels of its first row."""
+    image = decode(data, max_pixels=LIMIT)
+    assert image.mode == "RGB"
+    return [image.getpixel((x, 0)) for x in range(image.width)]
 
 
 def grey(*values: int) -> list[tuple[int, int, int]]:
@@ -61,12 +61,12 @@ def grey(*values: int) -> list[tuple[int, int, int]]:
 
 
 def patches(width: int = 32, height: int = 16) -> Image.Image:
-    """A picture that looks different from every side: four colours, smooth enough for JPEG."""
-    picture = Image.new("RGB", (width, height), RED)
-    picture.paste(GREEN, (width // 2, 0, width, height // 2))
-    picture.paste((0, 0, 200), (0, height // 2, width // 2, height))
-    picture.paste((240, 240, 90), (width // 2, height // 2, width, height))
-    return picture
+    """An image that looks different from every side: four colours, smooth enough for JPEG."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(GREEN, (width // 2, 0, width, height // 2))
+    image.paste((0, 0, 200), (0, height // 2, width // 2, height))
+    image.paste((240, 240, 90), (width // 2, height // 2, width, height))
+    return image
 
 
 def difference(a: Image.Image, b: Image.Image) -> int:
@@ -75,14 +75,14 @@ def difference(a: Image.Image, b: Image.Image) -> int:
 
 
 def outcome(data: bytes, max_pixels: int = 1_000_000) -> Image.Image | ServiceError:
-    """Decode what may be broken: anything but a picture or these three errors is a bug."""
+    """Decode what may be broken: anything but an image or these three errors is a bug."""
     try:
-        picture = decode(data, max_pixels=max_pixels)
+        image = decode(data, max_pixels=max_pixels)
     except (UnsupportedType, UnreadableImage, TooLarge) as error:
         return error
-    assert picture.mode == "RGB"
-    assert picture.width * picture.height <= max_pixels
-    return picture
+    assert image.mode == "RGB"
+    assert image.width * image.height <= max_pixels
+    return image
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -103,9 +103,9 @@ def png(pixels: npt.NDArray[np.generic], colour: int, *, depth: int, extra: byte
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_accepted_format_is_decoded(kind: str) -> None:
-    picture = decode(encoded(patches(), kind), max_pixels=LIMIT)
-    assert picture.mode == "RGB"
-    error = np.asarray(picture, np.int16) - np.asarray(patches(), np.int16)
+    image = decode(encoded(patches(), kind), max_pixels=LIMIT)
+    assert image.mode == "RGB"
+    error = np.asarray(image, np.int16) - np.asarray(patches(), np.int16)
     assert np.abs(error).mean() <= (0 if kind in LOSSLESS else 12)
 
 
@@ -130,8 +130,8 @@ def test_compressed_tiff_is_decoded(compression: str) -> None:
         ("ICO", "this is ICO"),
         ("JPEG2000", "this is JPEG 2000; convert it to JPEG"),
         ("PDF", "this is PDF"),
-        ("TGA", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"),
-        ("PCX", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"),
+        ("TGA", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"),
+        ("PCX", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"),
     ],
 )
 def test_a_format_pillow_knows_but_the_service_does_not_accept_is_unsupported(
@@ -144,7 +144,7 @@ def test_a_format_pillow_knows_but_the_service_does_not_accept_is_unsupported(
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\xff\xd8", b"hello, I am photo.jpg", b"RIFF1234WAVE"]
 )
-def test_what_begins_like_no_picture_is_unsupported(data: bytes) -> None:
+def test_what_begins_like_no_image_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedType):
         decode(data, max_pixels=LIMIT)
 
@@ -161,19 +161,19 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
 
 
 def test_grey_becomes_rgb() -> None:
-    picture = Image.frombytes("L", (3, 1), bytes([0, 100, 255]))
-    assert row(encoded(picture, "PNG")) == grey(0, 100, 255)
+    image = Image.frombytes("L", (3, 1), bytes([0, 100, 255]))
+    assert row(encoded(image, "PNG")) == grey(0, 100, 255)
 
 
 def test_one_bit_becomes_black_and_white() -> None:
-    picture = Image.frombytes("L", (2, 1), bytes([0, 255])).convert("1")
-    assert row(encoded(picture, "PNG")) == [BLACK, WHITE]
+    image = Image.frombytes("L", (2, 1), bytes([0, 255])).convert("1")
+    assert row(encoded(image, "PNG")) == [BLACK, WHITE]
 
 
 def palette() -> Image.Image:
-    picture = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
-    picture.putpalette([*RED, *GREEN, *BLACK])
-    return picture
+    image = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+    image.putpalette([*RED, *GREEN, *BLACK])
+    return image
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -193,30 +193,30 @@ def test_a_half_transparent_palette_entry_is_blended() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_alpha_goes_over_white(kind: str) -> None:
-    picture = Image.new("RGBA", (3, 1))
+    image = Image.new("RGBA", (3, 1))
     for x, alpha in enumerate((0, 128, 255)):
-        picture.putpixel((x, 0), (255, 0, 0, alpha))
+        image.putpixel((x, 0), (255, 0, 0, alpha))
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    assert row(encoded(picture, kind, **options)) == [WHITE, (255, 127, 127), RED]
+    assert row(encoded(image, kind, **options)) == [WHITE, (255, 127, 127), RED]
 
 
 def test_grey_with_alpha_goes_over_white() -> None:
-    picture = Image.frombytes("LA", (3, 1), bytes([0, 0, 0, 128, 0, 255]))
-    assert row(encoded(picture, "PNG")) == grey(255, 127, 0)
+    image = Image.frombytes("LA", (3, 1), bytes([0, 0, 0, 128, 0, 255]))
+    assert row(encoded(image, "PNG")) == grey(255, 127, 0)
 
 
 def test_a_transparent_colour_of_an_rgb_png_becomes_white() -> None:
-    picture = Image.new("RGB", (2, 1), RED)
-    picture.putpixel((1, 0), GREEN)
-    assert row(encoded(picture, "PNG", transparency=RED)) == [WHITE, GREEN]
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), GREEN)
+    assert row(encoded(image, "PNG", transparency=RED)) == [WHITE, GREEN]
 
 
 def test_a_cmyk_jpeg_is_converted_and_a_profile_of_other_colours_ignored() -> None:
-    picture = patches().convert("CMYK")
+    image = patches().convert("CMYK")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     options = {"quality": 100, "subsampling": 0}
-    plain = decode(encoded(picture, "JPEG", **options), max_pixels=LIMIT)
-    profiled = decode(encoded(picture, "JPEG", icc_profile=profile, **options), max_pixels=LIMIT)
+    plain = decode(encoded(image, "JPEG", **options), max_pixels=LIMIT)
+    profiled = decode(encoded(image, "JPEG", icc_profile=profile, **options), max_pixels=LIMIT)
     assert difference(plain, patches()) <= 8
     assert difference(plain, profiled) == 0
 
@@ -233,9 +233,9 @@ def test_other_colour_spaces_of_tiff_become_rgb(mode: str) -> None:
 def small_gif(box: tuple[int, int, int, int], canvas: tuple[int, int] = (8, 8)) -> bytes:
     """Write a red frame at the left and top of this box on a larger canvas."""
     left, top, right, bottom = box
-    picture = Image.new("P", (right - left, bottom - top), 0)
-    picture.putpalette([*RED, *GREEN])
-    data = bytearray(encoded(picture, "GIF"))
+    image = Image.new("P", (right - left, bottom - top), 0)
+    image.putpalette([*RED, *GREEN])
+    data = bytearray(encoded(image, "GIF"))
     data[6:10] = struct.pack("<HH", *canvas)
     at = data.index(b",", 13 + (6 << (data[10] & 7)))
     data[at + 1 : at + 5] = struct.pack("<HH", left, top)
@@ -250,10 +250,10 @@ def test_what_a_gif_does_not_draw_is_white(box: tuple[int, int, int, int]) -> No
 
 
 def test_the_canvas_of_a_gif_grows_with_a_frame_that_is_larger() -> None:
-    picture = decode(small_gif((2, 0, 6, 4), canvas=(4, 4)), max_pixels=LIMIT)
+    image = decode(small_gif((2, 0, 6, 4), canvas=(4, 4)), max_pixels=LIMIT)
     expected = Image.new("RGB", (6, 4), WHITE)
     expected.paste(RED, (2, 0, 6, 4))
-    assert difference(picture, expected) == 0
+    assert difference(image, expected) == 0
 
 
 def test_what_an_animated_webp_does_not_draw_is_white() -> None:
@@ -285,8 +285,8 @@ def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
 
 
 def test_big_endian_16_bit_grey_is_scaled() -> None:
-    picture = Image.frombytes("I;16B", (4, 1), DEEP.astype(">u2").tobytes())
-    assert row(encoded(picture, "TIFF")) == SHALLOW
+    image = Image.frombytes("I;16B", (4, 1), DEEP.astype(">u2").tobytes())
+    assert row(encoded(image, "TIFF")) == SHALLOW
 
 
 def test_16_bit_rgb_is_scaled() -> None:
@@ -347,14 +347,14 @@ def test_a_transparent_colour_of_odd_length_is_ignored(content: bytes) -> None:
 
 
 def test_32_bit_integers_are_scaled_by_their_range() -> None:
-    picture = Image.fromarray(np.array([[-(2**31), 0, 2**30, 2**31 - 1]], np.int32))
-    assert row(encoded(picture, "TIFF")) == grey(0, 128, 191, 255)
+    image = Image.fromarray(np.array([[-(2**31), 0, 2**30, 2**31 - 1]], np.int32))
+    assert row(encoded(image, "TIFF")) == grey(0, 128, 191, 255)
 
 
 def test_32_bit_integers_that_would_all_be_one_grey_are_refused() -> None:
-    picture = Image.fromarray(np.array([[0, 32768, 65535]], np.int32))
+    image = Image.fromarray(np.array([[0, 32768, 65535]], np.int32))
     with pytest.raises(UnsupportedType, match=r"runs from 0 to 65535 only\)"):
-        decode(encoded(picture, "TIFF"), max_pixels=LIMIT)
+        decode(encoded(image, "TIFF"), max_pixels=LIMIT)
     same = Image.fromarray(np.full((1, 2), 5, np.int32))
     assert row(encoded(same, "TIFF")) == grey(128, 128)
 
@@ -384,7 +384,7 @@ def test_floats_that_are_not_finite_leave_the_others_as_they_are(odd: float) -> 
     "values",
     [(NAN, NAN), (INF, INF), (-INF, -INF), (NAN, INF, -INF), (0, 1e-45), (-3.4e38, 3.4e38), (5, 5)],
 )
-def test_floats_without_a_usable_range_still_make_a_picture(values: tuple[float, ...]) -> None:
+def test_floats_without_a_usable_range_still_make_a_image(values: tuple[float, ...]) -> None:
     assert len(row(floats(*values))) == len(values)
 
 
@@ -393,18 +393,18 @@ def test_floats_without_a_usable_range_still_make_a_picture(values: tuple[float,
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_picture_is_turned_upright(orientation: int, kind: str) -> None:
+def test_a_turned_image_is_turned_upright(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = encoded(patches(), kind, exif=exif)
     reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    picture = decode(data, max_pixels=LIMIT)
-    assert picture.size == ((32, 16) if orientation < 5 else (16, 32))
-    assert difference(picture, reference.convert("RGB")) == 0
+    image = decode(data, max_pixels=LIMIT)
+    assert image.size == ((32, 16) if orientation < 5 else (16, 32))
+    assert difference(image, reference.convert("RGB")) == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_all_eight_orientations_show_the_same_picture(orientation: int) -> None:
+def test_all_eight_orientations_show_the_same_image(orientation: int) -> None:
     """The stored pixels are turned by the inverse of what the tag says."""
     stored = {
         1: patches(),
@@ -444,7 +444,7 @@ def test_an_orientation_that_makes_no_sense_is_upright(orientation: int) -> None
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # as in production: Pillow warns of some
-def test_a_broken_exif_block_is_no_reason_to_refuse_a_picture(block: bytes, kind: str) -> None:
+def test_a_broken_exif_block_is_no_reason_to_refuse_a_image(block: bytes, kind: str) -> None:
     data = encoded(patches(), kind, exif=b"Exif\0\0" + block)
     assert decode(data, max_pixels=LIMIT).size == (32, 16)
 
@@ -453,7 +453,7 @@ def test_a_broken_exif_block_is_no_reason_to_refuse_a_picture(block: bytes, kind
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A picture without edges, of which JPEG keeps nearly everything."""
+    """An image without edges, of which JPEG keeps nearly everything."""
     noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -474,10 +474,10 @@ def smooth(width: int, height: int) -> Image.Image:
 def test_a_jpeg_comes_out_at_the_smallest_fraction_that_is_enough(
     size: tuple[int, int], enough: int, expected: tuple[int, int]
 ) -> None:
-    picture = decode(encoded(smooth(*size), "JPEG"), max_pixels=LIMIT, enough=enough)
-    assert picture.size == expected
-    assert picture.mode == "RGB"
-    assert min(size) < enough or min(picture.size) >= enough
+    image = decode(encoded(smooth(*size), "JPEG"), max_pixels=LIMIT, enough=enough)
+    assert image.size == expected
+    assert image.mode == "RGB"
+    assert min(size) < enough or min(image.size) >= enough
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 700))
@@ -485,10 +485,10 @@ def test_a_jpeg_comes_out_at_the_smallest_fraction_that_is_enough(
 def test_no_jpeg_has_less_than_is_enough_unless_it_came_with_less(
     width: int, height: int, enough: int
 ) -> None:
-    picture = decode(
+    image = decode(
         encoded(Image.new("RGB", (width, height)), "JPEG"), max_pixels=LIMIT, enough=enough
     )
-    assert min(picture.size) >= min(width, height, enough)
+    assert min(image.size) >= min(width, height, enough)
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -504,26 +504,26 @@ def test_a_jpeg_of_fewer_pixels_is_turned_upright_too(orientation: int) -> None:
     exif[ORIENTATION] = orientation
     data = encoded(patches(640, 320), "JPEG", exif=exif)
     reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    picture = decode(data, max_pixels=LIMIT, enough=80)
-    assert picture.size == ((160, 80) if orientation < 5 else (80, 160))
-    error = np.asarray(picture, np.int16) - np.asarray(reference.reduce(4), np.int16)
+    image = decode(data, max_pixels=LIMIT, enough=80)
+    assert image.size == ((160, 80) if orientation < 5 else (80, 160))
+    error = np.asarray(image, np.int16) - np.asarray(reference.reduce(4), np.int16)
     assert np.abs(error).mean() < 1
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_jpeg_of_fewer_pixels_that_is_not_rgb_becomes_rgb(mode: str) -> None:
     data = encoded(smooth(640, 480).convert(mode), "JPEG", quality=95)
-    picture = decode(data, max_pixels=LIMIT, enough=240)
+    image = decode(data, max_pixels=LIMIT, enough=240)
     whole = decode(data, max_pixels=LIMIT)
-    assert (picture.mode, picture.size) == ("RGB", (320, 240))
-    assert difference(picture, whole.reduce(2)) <= 6
+    assert (image.mode, image.size) == ("RGB", (320, 240))
+    assert difference(image, whole.reduce(2)) <= 6
 
 
 def test_of_a_jpeg_with_several_frames_the_first_comes_out_with_fewer_pixels() -> None:
     data = encoded(smooth(640, 480), "MPO", save_all=True, append_images=[smooth(64, 48)])
-    picture = decode(data, max_pixels=LIMIT, enough=240)
-    assert picture.size == (320, 240)
-    assert difference(picture, smooth(640, 480).reduce(2)) <= 12
+    image = decode(data, max_pixels=LIMIT, enough=240)
+    assert image.size == (320, 240)
+    assert difference(image, smooth(640, 480).reduce(2)) <= 12
 
 
 def test_a_progressive_jpeg_comes_out_with_fewer_pixels() -> None:
@@ -549,9 +549,9 @@ def test_the_header_of_a_jpeg_may_say_six_times_as_many_pixels() -> None:
 
 def test_a_jpeg_of_200_megapixels_is_decoded_small() -> None:
     data = encoded(Image.new("RGB", (16_320, 12_240), (90, 120, 60)), "JPEG")
-    picture = decode(data, max_pixels=LIMIT, enough=512)
-    assert picture.size == (2040, 1530)
-    assert max(abs(a - b) for a, b in zip(picture.getpixel((9, 9)), (90, 120, 60), strict=True)) < 3
+    image = decode(data, max_pixels=LIMIT, enough=512)
+    assert image.size == (2040, 1530)
+    assert max(abs(a - b) for a, b in zip(image.getpixel((9, 9)), (90, 120, 60), strict=True)) < 3
 
 
 def test_all_pixels_of_a_progressive_jpeg_count_as_their_coefficients_are_kept() -> None:
@@ -578,13 +578,11 @@ def test_pixels_that_are_rgb_already_are_not_copied(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF"])
-def test_the_smallest_and_the_thinnest_pictures_are_pictures(
-    kind: str, size: tuple[int, int]
-) -> None:
+def test_the_smallest_and_the_thinnest_images_are_images(kind: str, size: tuple[int, int]) -> None:
     assert decode(encoded(Image.new("RGB", size), kind), max_pixels=LIMIT).size == size
 
 
-def test_a_picture_of_just_the_most_pixels_is_taken_and_one_more_is_not() -> None:
+def test_a_image_of_just_the_most_pixels_is_taken_and_one_more_is_not() -> None:
     data = encoded(Image.new("RGB", (10, 10)), "PNG")
     assert decode(data, max_pixels=100).size == (10, 10)
     with pytest.raises(TooLarge, match="10x10 is over 99 pixels"):
@@ -592,7 +590,7 @@ def test_a_picture_of_just_the_most_pixels_is_taken_and_one_more_is_not() -> Non
 
 
 def claiming(kind: str, width: int, height: int) -> bytes:
-    """A few bytes whose header says that they are a picture of that size."""
+    """A few bytes whose header says that they are an image of that size."""
     data = bytearray(encoded(Image.new("RGB", (10, 10)), kind))
     if kind == "PNG":
         data[8:33] = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -636,7 +634,7 @@ def test_a_header_over_the_limit_is_too_large(
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_pillow_finds_too_large_is_so(kind: str) -> None:
-    with pytest.raises(TooLarge, match="the picture is over 178956970 pixels"):
+    with pytest.raises(TooLarge, match="the image is over 178956970 pixels"):
         decode(claiming(kind, *BEYOND_PILLOWS_LIMIT), max_pixels=10**9)
 
 
@@ -663,7 +661,7 @@ def test_a_header_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
     done = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True)  # noqa: S603 - our own script
     refused, grown = map(int, done.stdout.split())
     assert refused == len(files)
-    assert grown < 32 * 1024  # KiB; one such picture would take 360 MB
+    assert grown < 32 * 1024  # KiB; one such image would take 360 MB
 
 
 # Broken.
@@ -673,11 +671,11 @@ def test_a_photo_cut_short_anywhere_is_unreadable(beagle: bytes) -> None:
     for length in range(512, len(beagle), 512):
         error = outcome(beagle[:length], LIMIT)
         assert isinstance(error, UnreadableImage), f"{length} of {len(beagle)} bytes"
-        assert str(error) == "the JPEG picture is broken or cut short; send it whole"
+        assert str(error) == "the JPEG image is broken or cut short; send it whole"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_cut_short_anywhere_is_refused_or_a_picture(kind: str) -> None:
+def test_a_image_cut_short_anywhere_is_refused_or_a_image(kind: str) -> None:
     whole = valid(kind)
     for length in range(len(whole)):
         outcome(whole[:length])
@@ -696,19 +694,19 @@ def valid(kind: str) -> bytes:
 @cache
 def samples() -> tuple[bytes, ...]:
     """Valid files of every format, and of the modes and compressions with code of their own."""
-    picture = patches(20, 12)
+    image = patches(20, 12)
     return (
         *(valid(kind) for kind in KINDS),
-        encoded(picture, "JPEG", progressive=True),
-        encoded(picture, "MPO", save_all=True, append_images=[picture]),
-        encoded(picture.convert("RGBA"), "PNG"),
-        encoded(picture, "PNG", save_all=True, append_images=[picture.rotate(180)]),
-        encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(180)]),
-        encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)]),
+        encoded(image, "JPEG", progressive=True),
+        encoded(image, "MPO", save_all=True, append_images=[image]),
+        encoded(image.convert("RGBA"), "PNG"),
+        encoded(image, "PNG", save_all=True, append_images=[image.rotate(180)]),
+        encoded(image, "GIF", save_all=True, append_images=[image.rotate(180)]),
+        encoded(image, "WEBP", save_all=True, append_images=[image.rotate(180)]),
         encoded(palette(), "PNG", transparency=0),
         encoded(palette(), "BMP"),
-        encoded(picture, "TIFF", compression="tiff_lzw"),
-        encoded(picture, "TIFF", compression="jpeg"),
+        encoded(image, "TIFF", compression="tiff_lzw"),
+        encoded(image, "TIFF", compression="jpeg"),
         encoded(Image.fromarray(DEEP[None]), "PNG"),
         floats(0, 1, 2),
     )
@@ -720,7 +718,7 @@ Flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @settings(deadline=None, max_examples=400)
 @given(magic=st.sampled_from(MAGICS), rest=st.binary(max_size=300))
-def test_random_bytes_after_a_magic_are_refused_or_a_picture(
+def test_random_bytes_after_a_magic_are_refused_or_a_image(
     action: str, magic: bytes, rest: bytes
 ) -> None:
     with warnings.catch_warnings():
@@ -731,7 +729,7 @@ def test_random_bytes_after_a_magic_are_refused_or_a_picture(
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @settings(deadline=None, max_examples=600)
 @given(which=st.integers(0, 17), flips=Flips, cut=st.integers(0, 40))
-def test_changed_bytes_are_refused_or_a_picture(
+def test_changed_bytes_are_refused_or_a_image(
     action: str, which: int, flips: list[tuple[float, int]], cut: int
 ) -> None:
     """With warnings as errors, as in these tests, and without, as in production."""
@@ -743,14 +741,14 @@ def test_changed_bytes_are_refused_or_a_picture(
         outcome(bytes(data[: len(data) - cut]))
 
 
-def test_a_tiff_that_pillow_would_warn_of_is_a_picture() -> None:
+def test_a_tiff_that_pillow_would_warn_of_is_a_image() -> None:
     data = bytearray(encoded(patches(), "TIFF"))
     at = data.index(struct.pack("<HHI", 257, 4, 1))  # ImageLength: claim a value more
     data[at : at + 8] = struct.pack("<HHI", 257, 3, 2)
     assert difference(decode(bytes(data), max_pixels=LIMIT), patches()) == 0
 
 
-def test_what_is_no_number_in_a_float_picture_is_black_without_a_warning() -> None:
+def test_what_is_no_number_in_a_float_image_is_black_without_a_warning() -> None:
     """A signalling NaN, which no arithmetic gives, is in no hurry to be converted."""
     numbers = np.array([[1.0, 0.0, 0.5]], np.float32)
     numbers.view(np.uint32)[0, 2] = 0x7F800001

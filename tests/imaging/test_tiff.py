@@ -16,7 +16,7 @@ from service.errors import ServiceError, UnreadableImage, UnsupportedType
 from service.imaging.image_decoder import decode
 
 LIMIT = 1_000_000
-WIDTH, HEIGHT, ROWS = 16, 8, 4  # of the pictures, and rows of a strip
+WIDTH, HEIGHT, ROWS = 16, 8, 4  # of the images, and rows of a strip
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 RAW, DEFLATE, PACK_BITS = 1, 8, 32773
@@ -131,7 +131,7 @@ def stored(values: Values, kind: Kind) -> bytes:
 def made(
     kind: Kind, values: Values, colours: npt.NDArray[np.int64], extra: Mapping[int, Sequence[int]]
 ) -> bytes:
-    """Write a picture of such a kind."""
+    """Write an image of such a kind."""
     planes = (
         [values[..., channel] for channel in range(kind.channels)]
         if kind.planar == 2
@@ -179,15 +179,15 @@ def meant(
 
 
 def shown(kind: Kind, chance: np.random.Generator) -> float | str:
-    """Decode such a picture: how far it is off at most, or what was said instead."""
+    """Decode such an image: how far it is off at most, or what was said instead."""
     values, shares = samples(kind, chance)
     colours = chance.integers(0, 65535, (3, 1 << min(kind.bits, 8)), endpoint=True)
     data = made(kind, values, colours, {})
     try:
-        picture = np.asarray(decode(data, max_pixels=LIMIT), np.float64)
+        image = np.asarray(decode(data, max_pixels=LIMIT), np.float64)
     except ServiceError as error:
         return str(error)
-    return float(np.abs(picture - meant(kind, values, shares, colours)).max())
+    return float(np.abs(image - meant(kind, values, shares, colours)).max())
 
 
 @pytest.mark.parametrize("photometric", CHANNELS)
@@ -242,8 +242,8 @@ def test_a_palette_of_8_bits_is_one_of_16(bits: int) -> None:
     kind = Kind("<", PALETTE, bits, UNSIGNED, 1, RAW)
     values, shares = samples(kind, np.random.default_rng(3))
     colours = np.random.default_rng(3).integers(1, 255, (3, 1 << bits), endpoint=True)
-    picture = np.asarray(decode(made(kind, values, colours, {}), max_pixels=LIMIT), np.float64)
-    assert np.abs(picture - meant(kind, values, shares, colours * 257)).max() <= 0.01
+    image = np.asarray(decode(made(kind, values, colours, {}), max_pixels=LIMIT), np.float64)
+    assert np.abs(image - meant(kind, values, shares, colours * 257)).max() <= 0.01
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_whole_tiff_of_a_kind_that_is_not_read_is_not_called_broken(
     [
         {262: [32803]},  # the samples of a sensor
         {50706: [1, 4]},  # a version of DNG
-        {254: [1], 330: [8]},  # a preview, and where the picture is
+        {254: [1], 330: [8]},  # a preview, and where the image is
     ],
 )
 def test_a_raw_file_of_a_camera_is_named(extra: Mapping[int, Sequence[int]]) -> None:
@@ -307,7 +307,7 @@ def test_a_raw_file_of_canon_is_named() -> None:
 
 
 @pytest.mark.parametrize("kind", [PLAIN, Kind("<", RGB, 32, FLOAT, 1, RAW)])
-def test_a_tiff_cut_short_anywhere_is_no_other_picture(kind: Kind) -> None:
+def test_a_tiff_cut_short_anywhere_is_no_other_image(kind: Kind) -> None:
     """The directory is at the end: without it nobody knows of what kind a TIFF is."""
     values, _ = samples(kind, np.random.default_rng(6))
     data = made(kind, values, np.zeros((3, 256), np.int64), {})
@@ -349,8 +349,8 @@ def test_a_bigtiff_of_either_order_is_read(order: str, compression: int) -> None
     kind = Kind(order, RGB, 8, UNSIGNED, 1, compression)
     values, shares = samples(kind, np.random.default_rng(7))
     data = big(made(kind, values, np.zeros((3, 1), np.int64), {}), order)
-    picture = np.asarray(decode(data, max_pixels=LIMIT), np.float64)
-    assert np.abs(picture - shares * 255).max() <= 0.01
+    image = np.asarray(decode(data, max_pixels=LIMIT), np.float64)
+    assert np.abs(image - shares * 255).max() <= 0.01
 
 
 def test_old_tags_are_no_reason_to_refuse() -> None:

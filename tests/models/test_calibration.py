@@ -13,15 +13,15 @@ from service.models.calibration import COLDEST, HOTTEST
 RANDOM = np.random.default_rng(0)
 
 
-def drawn(temperature: float, pictures: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+def drawn(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
     """Logits of five classes, and targets that are as likely as they say at a temperature."""
-    logits = RANDOM.normal(0, 3, (pictures, 5))
+    logits = RANDOM.normal(0, 3, (images, 5))
     likely = calibration.softmax(logits / temperature)
-    return logits, (likely.cumsum(1) > RANDOM.random((pictures, 1))).argmax(1)
+    return logits, (likely.cumsum(1) > RANDOM.random((images, 1))).argmax(1)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_that_pictures_were_drawn_at_is_found(temperature: float) -> None:
+def test_the_temperature_that_images_were_drawn_at_is_found(temperature: float) -> None:
     logits, targets = drawn(temperature)
     assert calibration.temperature(logits, targets) == pytest.approx(temperature, rel=0.05)
 
@@ -49,7 +49,7 @@ def test_where_all_is_right_or_all_is_wrong_the_temperature_has_bounds() -> None
     assert calibration.temperature(logits, np.array([1, 2, 0])) == pytest.approx(HOTTEST)
 
 
-def test_all_right_on_few_pictures_is_not_taken_for_always_right() -> None:
+def test_all_right_on_few_images_is_not_taken_for_always_right() -> None:
     few, many = (np.tile(np.eye(3) * 5, (times, 1)) for times in (3, 300))
     doubtful, sure = (
         calibration.softmax(each / calibration.temperature(each, np.arange(len(each)) % 3)).max()
@@ -81,22 +81,22 @@ def test_what_is_certain_and_right_has_no_error() -> None:
 def test_a_calibration_says_what_it_gained_and_for_which_weights() -> None:
     logits, targets = drawn(3.0)
     found = calibration.calibrate(logits, targets, "ab" * 32)
-    assert (found.pictures, found.sha256) == (20_000, "ab" * 32)
+    assert (found.images, found.sha256) == (20_000, "ab" * 32)
     assert found.temperature == pytest.approx(3, rel=0.05)
     before, after = found.error
     assert before > 0.1
     assert after < 0.02
 
 
-def test_a_temperature_is_fitted_to_a_hundred_pictures_or_more() -> None:
+def test_a_temperature_is_fitted_to_a_hundred_images_or_more() -> None:
     logits, targets = drawn(3.0, 100)
-    assert calibration.calibrate(logits, targets, "ab" * 32).pictures == 100
+    assert calibration.calibrate(logits, targets, "ab" * 32).images == 100
     for few in (1, 5, 99):
-        with pytest.raises(ModelError, match=f"100 labelled pictures or more, and here are {few}:"):
+        with pytest.raises(ModelError, match=f"100 labelled images or more, and here are {few}:"):
             calibration.calibrate(logits[:few], targets[:few], "ab" * 32)
 
 
-def test_a_picture_is_judged_by_a_temperature_that_was_not_fitted_to_it() -> None:
+def test_a_image_is_judged_by_a_temperature_that_was_not_fitted_to_it() -> None:
     logits, targets = drawn(2.0, 101)
     likely = calibration.held_out(logits, targets)
     parts = calibration.parts(101)
@@ -107,7 +107,7 @@ def test_a_picture_is_judged_by_a_temperature_that_was_not_fitted_to_it() -> Non
         assert likely[ours] == pytest.approx(calibration.softmax(logits[ours] / fitted))
 
 
-def test_pictures_are_divided_by_chance_and_each_time_alike() -> None:
+def test_images_are_divided_by_chance_and_each_time_alike() -> None:
     parts = calibration.parts(1000)
     assert (parts == calibration.parts(1000)).all()
     assert sum(parts[::5] == parts[0]) < 60  # of 200; a pattern of every fifth would have them all

@@ -1,4 +1,4 @@
-"""What is known of an ensemble: what a picture will bring, and the ranking of what it brought."""
+"""What is known of an ensemble: what an image will bring, and the ranking of what it brought."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def test_members_have_the_plan_of_their_own_way_to_resize() -> None:
     assert resized.plans("ten") == (crops.plan("ten", one.resize), crops.plan("ten", short))
 
 
-def test_a_picture_demands_a_job_of_each_member() -> None:
+def test_a_image_demands_a_job_of_each_member() -> None:
     served = fake_backend(members=2).ensemble
     plans = served.plans("ten")
     assert served.specs(plans) == [

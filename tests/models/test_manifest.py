@@ -71,7 +71,7 @@ def test_a_source_is_torchvisions_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_a_picture_is_resized_as_torchvision_resizes(name: str) -> None:
+def test_a_image_is_resized_as_torchvision_resizes(name: str) -> None:
     chosen = manifest.read(STORE / name / "model.toml").preprocessing
     theirs = TORCHVISIONS[name].transforms()
     assert (theirs.crop_size, theirs.interpolation) == ([CROP], InterpolationMode.BILINEAR)

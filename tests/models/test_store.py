@@ -528,7 +528,7 @@ def test_the_bundled_model_is_in_every_store(tmp_path: Path) -> None:
 def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     bundled = weights.load(store, "digits")
-    found = Calibration(temperature=2, sha256=bundled.sha256, pictures=100, error=(0.5, 0.25))
+    found = Calibration(temperature=2, sha256=bundled.sha256, images=100, error=(0.5, 0.25))
     with store.locked("digits"):
         store.calibrate("digits", found)
     state = {name: value + 1 for name, value in bundled.state.items()}
@@ -543,7 +543,7 @@ def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
 def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     before = store.manifest("digits")
-    found = Calibration(temperature=2, sha256="0" * 64, pictures=9, error=(0.5, 0.25))
+    found = Calibration(temperature=2, sha256="0" * 64, images=9, error=(0.5, 0.25))
     with store.locked("digits"):
         store.calibrate("digits", found)
     assert store.manifest("digits") == before.model_copy(update={"calibration": found})

@@ -62,7 +62,7 @@ from service.settings import Settings
 Captured = pytest.CaptureFixture[str]
 
 LABELS = {"red": "red", "lime": "green", "blue": "blue"}  # of colours, by the fake model
-BROKEN = "the PNG picture is broken or cut short; send it whole"
+BROKEN = "the PNG image is broken or cut short; send it whole"
 MAX = 100_000  # bytes
 
 
@@ -78,9 +78,7 @@ Run = Callable[[Batch[PreparedImage]], Sequence[Probabilities]]
 
 def faked(run: Run) -> Callable[[Settings], ServedModel]:
     def create(settings: Settings) -> ServedModel:
-        limits = Limits(
-            picture=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60
-        )
+        limits = Limits(image=Bounds(settings.max_pixels), max_queue_bytes=10**9, stall_seconds=60)
         return ServedModel(lambda _: named(fake_backend(run), settings), limits, lambda _: None)
 
     return create
@@ -102,14 +100,14 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, one of them below, one that is broken, and what is no picture."""
-    root = tmp_path / "pictures"
+    """Three images, one of them below, one that is broken, and what is no image."""
+    root = tmp_path / "images"
     (root / "b/.hidden").mkdir(parents=True)
     (root / "a.png").write_bytes(plain("red"))
     (root / "b" / "c,\n\r\"d'é.PNG").write_bytes(plain("lime"))
     (root / "b/broken.png").write_bytes(plain("red")[:-30])
     (root / "z.png").symlink_to(root / "a.png")
-    (root / "readme.txt").write_text("no picture")
+    (root / "readme.txt").write_text("no image")
     (root / ".a.png").write_bytes(b"none")
     (root / "b/.hidden/a.png").write_bytes(b"none")
     (root / "folder.png").mkdir()
@@ -160,9 +158,9 @@ def test_results_are_written_as_they_are_found_and_not_twice(
     assert main(command) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("4 pictures, 1 failures, ")
+    assert printed.err.startswith("4 images, 1 failures, ")
     note = f"left out, as no images of a format that is read: 1 .txt ({folder}/readme.txt)"
-    assert printed.err.endswith(f" pictures a second; {note}\n")
+    assert printed.err.endswith(f" images a second; {note}\n")
     rows = read(out)
     assert [row["file"] for row in rows] == names(folder)
     assert [row["label"] for row in rows] == ["red", "red", None, "green"]
@@ -179,13 +177,13 @@ def test_results_are_written_as_they_are_found_and_not_twice(
     assert main(command) == 1  # there is a bad one still
     assert out.read_bytes() == before
     said = capsys.readouterr().err
-    assert said.startswith("0 pictures, 0 failures, 0.0 s, 0.0 pictures a second; 4 were there")
+    assert said.startswith("0 images, 0 failures, 0.0 s, 0.0 images a second; 4 were there")
     (folder / "b/a.png").write_bytes(plain("blue"))
     (folder / "b/b.png").write_bytes(bytes(5000))
     assert main([*command, "--max-body-bytes", "4096"]) == 1
     more = [f"{folder}/b/a.png", f"{folder}/b/b.png"]
     assert [row["file"] for row in read(out)] == [*names(folder), *more]
-    assert read(out)[-1]["error"] == "the picture has over 4096 bytes"
+    assert read(out)[-1]["error"] == "the image has over 4096 bytes"
     assert not [*tmp_path.glob("*.journal")]
 
 
@@ -222,12 +220,12 @@ def test_a_file_that_was_torn_anywhere_is_gone_on_with(
 
 
 @pytest.mark.slow
-def test_who_is_killed_goes_on_and_has_each_picture_once(tmp_path: Path) -> None:
+def test_who_is_killed_goes_on_and_has_each_image_once(tmp_path: Path) -> None:
     digits = [*(ROOT / "model_store/digits/held_out").glob("*.png")]
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(400):
-        (pictures / f"{number:04}.png").symlink_to(digits[number % len(digits)])
+        (images / f"{number:04}.png").symlink_to(digits[number % len(digits)])
     out = tmp_path / "out.parquet"
     beside = tmp_path / "out.parquet.journal"
     quick = [
@@ -241,7 +239,7 @@ def test_who_is_killed_goes_on_and_has_each_picture_once(tmp_path: Path) -> None
         "single",
     ]
     classify = [sys.executable, "-m", "service", "classify", "--model", "digits", *quick]
-    command = [*classify, str(pictures), "--out", str(out)]
+    command = [*classify, str(images), "--out", str(out)]
     process = subprocess.Popen(command, cwd=ROOT)  # noqa: S603 - ourselves
     end = time.monotonic() + 60
     while not beside.exists() or beside.read_bytes().count(b"\n") < 50:
@@ -256,7 +254,7 @@ def test_who_is_killed_goes_on_and_has_each_picture_once(tmp_path: Path) -> None
         command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
     )
     assert again.returncode == 0, again.stderr
-    assert again.stderr.splitlines()[-1].startswith(f"{400 - before} pictures, 0 failures")
+    assert again.stderr.splitlines()[-1].startswith(f"{400 - before} images, 0 failures")
     rows = read(out)
     assert [Path(row["file"]).name for row in rows] == [f"{n:04}.png" for n in range(400)]
     right = sum(
@@ -434,7 +432,7 @@ def test_a_folder_is_printed_in_its_order(folder: Path, capsys: Captured) -> Non
     assert "z.png" in capsys.readouterr().out
 
 
-def test_a_device_that_fails_ends_the_command_and_the_picture_is_not_done(
+def test_a_device_that_fails_ends_the_command_and_the_image_is_not_done(
     folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(_: Batch[PreparedImage]) -> list[Probabilities]:
@@ -494,8 +492,8 @@ def test_images_are_found_by_their_bytes_and_the_rest_is_counted_by_kind(
     assert [row["file"] for row in rows] == [f"{root}/{name}" for name in FOUND]
     assert [row["label"] for row in rows] == ["red", "green", "blue", "red"]
     said = capsys.readouterr().err
-    assert said.startswith("4 pictures, 0 failures, ")
-    assert said.endswith(f" pictures a second; {left_out(root)}\n")
+    assert said.startswith("4 images, 0 failures, ")
+    assert said.endswith(f" images a second; {left_out(root)}\n")
     assert main(command) == 0
     assert capsys.readouterr().err.endswith(f"; 4 were there before; {left_out(root)}\n")
 
@@ -589,11 +587,11 @@ def versions(tmp_path: Path) -> list[Path]:
 def test_results_by_another_model_or_version_or_views_are_left_alone(  # noqa: PLR0913, PLR0917 - fixtures
     ending: str, found: str, folder: Path, versions: list[Path], tmp_path: Path, capsys: Captured
 ) -> None:
-    pictures, out = folder, tmp_path / f"out.{ending}"
+    images, out = folder, tmp_path / f"out.{ending}"
     if found == "in an archive":
-        pictures = tmp_path / "pictures.tar"
-        tarred(pictures, "w", [("a.png", plain("red")), ("broken.png", plain("red")[:-30])])
-    command = ["classify", str(pictures), "--out", str(out)]
+        images = tmp_path / "images.tar"
+        tarred(images, "w", [("a.png", plain("red")), ("broken.png", plain("red")[:-30])])
+    command = ["classify", str(images), "--out", str(out)]
     mine = ["--model", "mine", "--model-store", str(versions[0]), "--views", "single"]
     assert main([*command, *mine]) == 1
     before = out.read_bytes()
@@ -633,7 +631,7 @@ def test_a_journal_by_another_model_is_left_alone_as_its_file_is(
 def test_what_was_never_named_may_be_gone_on_with_by_any_model(
     ending: str, folder: Path, tmp_path: Path
 ) -> None:
-    """A picture that is broken is so for all of them."""
+    """An image that is broken is so for all of them."""
     out = tmp_path / f"out.{ending}"
     broken, good = str(folder / "b/broken.png"), str(folder / "a.png")
     assert main(["classify", broken, "--out", str(out), "--views", "single"]) == 1
@@ -675,13 +673,13 @@ def test_a_row_whose_texts_are_none_is_told(name: str, tmp_path: Path) -> None:
         pass
 
 
-# What pictures are found in.
+# What images are found in.
 
 
 def found(path: Path, max_bytes: int = MAX) -> dict[str, str | int]:
-    """Read all pictures there: their sizes, or what is wrong with them."""
+    """Read all images there: their sizes, or what is wrong with them."""
     results: dict[str, str | int] = {}
-    for source in image_source.pictures([path], max_bytes=max_bytes, is_new=lambda _: True):
+    for source in image_source.images([path], max_bytes=max_bytes, is_new=lambda _: True):
         name = source.name.removeprefix(f"{path}").lstrip("/")
         assert name not in results
         try:
@@ -709,7 +707,7 @@ MEMBERS = [
 ]  # fmt: skip
 READ = {
     "a/red.png": len(plain("red")), "blue.PNG": len(plain("blue")), "just.png": MAX,
-    "huge.png": f"the picture has over {MAX} bytes", "empty.png": 0,
+    "huge.png": f"the image has over {MAX} bytes", "empty.png": 0,
     150 * "long/" + "é.png": len(plain("lime")),
 }  # fmt: skip
 
@@ -772,7 +770,7 @@ def test_what_an_archive_has_that_is_no_image_is_left_out_unread(tmp_path: Path)
             archive_.addfile(member, io.BytesIO(content))
     kinds: list[tuple[str, str]] = []
     results: dict[str, int | str] = {}
-    for one in image_source.pictures(
+    for one in image_source.images(
         [packed, path],
         max_bytes=MAX,
         is_new=lambda _: True,
@@ -782,7 +780,7 @@ def test_what_an_archive_has_that_is_no_image_is_left_out_unread(tmp_path: Path)
             results[Path(one.name).name] = len(one.read())
         except ServiceError as error:
             results[one.name.removeprefix(f"{tmp_path}/")] = str(error)
-    over = f"the picture has over {MAX} bytes"
+    over = f"the image has over {MAX} bytes"
     assert results == {
         "photos.zip/large": over,
         "red": len(plain("red")),
@@ -806,7 +804,7 @@ def test_what_is_done_of_an_archive_is_passed_over(ending: str, tmp_path: Path) 
                 archive.writestr(name, data)
     else:
         tarred(path, "w", MEMBERS)
-    left = image_source.pictures([path], max_bytes=MAX, is_new=lambda name: "blue" in name)
+    left = image_source.images([path], max_bytes=MAX, is_new=lambda name: "blue" in name)
     assert [source.name for source in left] == [f"{path}/blue.PNG"]
 
 
@@ -835,8 +833,8 @@ def test_members_that_a_zip_cannot_give_are_told_alone(tmp_path: Path) -> None:
 def test_an_archive_that_is_none_is_told(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"photos.{ending}"
     path.write_bytes(b"none" * 1000)
-    assert found(path) == {"": "the archive is broken or cut short, 0 pictures after its beginning"}
-    left = image_source.pictures([path], max_bytes=MAX, is_new=lambda _: False)
+    assert found(path) == {"": "the archive is broken or cut short, 0 images after its beginning"}
+    left = image_source.images([path], max_bytes=MAX, is_new=lambda _: False)
     assert [*left] == []
 
 
@@ -871,14 +869,14 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.png")
     assert found(tmp_path) == {}
-    [gone] = image_source.pictures([tmp_path / "gone.png"], max_bytes=MAX, is_new=lambda _: True)
+    [gone] = image_source.images([tmp_path / "gone.png"], max_bytes=MAX, is_new=lambda _: True)
     with pytest.raises(ServiceError, match="cannot be read: No such file"):
         gone.read()
-    [pipe] = image_source.pictures([tmp_path / "pipe.png"], max_bytes=MAX, is_new=lambda _: True)
+    [pipe] = image_source.images([tmp_path / "pipe.png"], max_bytes=MAX, is_new=lambda _: True)
     with pytest.raises(ServiceError, match="no regular file"):
         pipe.read()
     (tmp_path / "huge").write_bytes(bytes(MAX + 1))
-    assert found(tmp_path / "huge") == {"": f"the picture has over {MAX} bytes"}
+    assert found(tmp_path / "huge") == {"": f"the image has over {MAX} bytes"}
 
 
 def test_names_that_are_no_text_are_made_some(tmp_path: Path) -> None:
@@ -1005,7 +1003,7 @@ def test_as_many_are_in_flight_as_fill_the_batches_and_the_memory(
     views: str, decoding: int, nbytes: int, room: int
 ) -> None:
     async def main() -> int:
-        limits = Limits(picture=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
+        limits = Limits(image=Bounds(10**6), max_queue_bytes=nbytes, stall_seconds=60)
         async with ServedModel(lambda *_: fake_backend(), limits, lambda _: None) as served_model:
             return (await served_model.ready()).concurrency(views, decoding)
 
@@ -1029,15 +1027,15 @@ def test_the_pace_grows_with_answers_and_halves_once_for_refusals_of_a_moment() 
 def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
     tmp_path: Path, capsys: Captured
 ) -> None:
-    """It has memory for three pictures that wait; all of these have to."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    """It has memory for three images that wait; all of these have to."""
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(60):
         colour = [*LABELS][number % 3]
-        (pictures / f"{number:02}.png").write_bytes(plain(colour))
-    (pictures / "90.png").write_bytes(b"none")
-    (pictures / "91.png").write_bytes(b"")
-    (pictures / "92.png").write_bytes(bytes(21 * 2**20))
+        (images / f"{number:02}.png").write_bytes(plain(colour))
+    (images / "90.png").write_bytes(b"none")
+    (images / "91.png").write_bytes(b"")
+    (images / "92.png").write_bytes(bytes(21 * 2**20))
     out = tmp_path / "out.csv"
 
     def slow(batch: Batch[PreparedImage]) -> list[Probabilities]:
@@ -1045,7 +1043,7 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
         return mean_colour(batch)
 
     with live(fake_backend(slow), max_queue_bytes=500_000) as url:
-        command = ["classify", str(pictures), "--url", url, "--out", str(out)]
+        command = ["classify", str(images), "--url", url, "--out", str(out)]
         assert main([*command, "--views", "single", "--top-k", "2"]) == 1
         metrics = httpx2.get(f"{url}/metrics").text
     assert 'googlenet_rejected_total{priority="interactive",reason="overloaded"}' in metrics
@@ -1054,7 +1052,7 @@ def test_an_overloaded_service_is_asked_politely_until_it_has_done_all(
     assert [row["label"] for row in rows[:60]] == [*LABELS.values()] * 20
     assert {len(row["predictions"]) for row in rows[:60]} == {2}
     assert all(row["error"] for row in rows[60:])
-    assert capsys.readouterr().err.startswith("63 pictures, 3 failures")
+    assert capsys.readouterr().err.startswith("63 images, 3 failures")
 
 
 def nowhere() -> str:
@@ -1126,12 +1124,12 @@ def test_a_wait_that_is_no_time_is_refused(wait: str, capsys: Captured) -> None:
 def test_what_the_share_of_bulk_is_too_little_for_is_asked_for_as_others_are(
     tmp_path: Path,
 ) -> None:
-    pictures, out = tmp_path / "pictures", tmp_path / "out.csv"
-    pictures.mkdir()
+    images, out = tmp_path / "images", tmp_path / "out.csv"
+    images.mkdir()
     for number, colour in enumerate(LABELS):
-        (pictures / f"{number}.png").write_bytes(plain(colour))
+        (images / f"{number}.png").write_bytes(plain(colour))
     with live(fake_backend(seconds_per_row=3.0, sizes=(1,))) as url:  # of ten that it has
-        command = ["classify", str(pictures), "--url", url, "--out", str(out)]
+        command = ["classify", str(images), "--url", url, "--out", str(out)]
         assert main([*command, "--views", "single"]) == 0
     assert [row["label"] for row in read(out)] == [*LABELS.values()]
 

@@ -41,7 +41,7 @@ TINY = ["--width=0.05", "--batch=6", "--epochs=1", "--workers=2"]
 
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of six pictures each."""
+    """Two classes of six images each."""
     root = tmp_path_factory.mktemp("stripes")
     random = np.random.default_rng(0)
     for name in ("across", "down"):
@@ -79,7 +79,7 @@ def test_members_differ_and_each_is_what_its_seed_alone_makes(
     assert not any(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_members_see_the_pictures_in_orders_of_their_own() -> None:
+def test_members_see_the_images_in_orders_of_their_own() -> None:
     each = Options(folder=Path("here"), name="seven", members=7, seed=3).each()
     assert [one.name for one in each] == [f"seven_{number}" for number in range(1, 8)]
     assert [one.seed for one in each] == [3, 4, 5, 6, 7, 8, 9]
@@ -159,12 +159,12 @@ def test_an_interval_is_the_known_one_of_a_share() -> None:
     assert (low, high) == (pytest.approx(0.451, abs=0.0026), pytest.approx(0.549, abs=0.0026))
 
 
-def test_it_is_that_of_pictures_drawn_one_by_one() -> None:
+def test_it_is_that_of_images_drawn_one_by_one() -> None:
     random = np.random.default_rng(7)
     values = random.choice([-100.0, 0.0, 0.0, 0.0, 100.0, 37.5], 60)
     drawn = values[random.integers(0, 60, (20_000, 60))].mean(1)
     wanted = np.quantile(drawn, [0.025, 0.975])
-    assert bootstrap.interval(values) == pytest.approx(wanted, abs=1.7)  # a picture is 1.67
+    assert bootstrap.interval(values) == pytest.approx(wanted, abs=1.7)  # an image is 1.67
     assert bootstrap.interval(values) == bootstrap.interval(values[::-1])
 
 
@@ -174,7 +174,7 @@ TARGETS = np.array([0, 1, 5, 6])
 
 
 def likely(*places: int) -> np.ndarray:
-    """Seven classes for four pictures, in which the right one has these places from 0."""
+    """Seven classes for four images, in which the right one has these places from 0."""
     found = np.zeros((4, 7))
     for row, (place, target) in enumerate(zip(places, TARGETS, strict=True)):
         others = [at for at in range(7) if at != target]
@@ -231,7 +231,7 @@ def of_names(settings: Settings) -> ServedModel:
     def load(_: object) -> Backend:
         return fake_backend(run, members=len(names))
 
-    limits = Limits(picture=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
+    limits = Limits(image=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
     return ServedModel(load, limits, lambda _: None)
 
 
@@ -288,7 +288,7 @@ def test_rows_are_what_evaluations_of_their_own_find(desk: Path, capsys: Capture
 
 
 def test_the_table_is_that_of_the_paper(desk: Path, capsys: Captured) -> None:
-    (desk / "photos/red/text.png").write_text("no picture")
+    (desk / "photos/red/text.png").write_text("no image")
     photos = str(desk / "photos")
     assert main(["evaluate", photos, "--model=left,right", "--plans=single,ten", "--table"]) == 0
     printed = capsys.readouterr()
@@ -330,7 +330,7 @@ def test_what_cannot_be_averaged_is_told(
 
 def test_photos_none_of_which_can_be_read_are_told(desk: Path, capsys: Captured) -> None:
     for photo in (desk / "photos").glob("*/*"):
-        photo.write_text("no picture")
+        photo.write_text("no image")
     assert main(["evaluate", str(desk / "photos"), "--model=left", "--table"]) == 1
     assert "none of the photos can be read" in capsys.readouterr().err
 

@@ -127,7 +127,7 @@ def test_what_is_not_a_folder_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def serving() -> ServedModel:
-    limits = Limits(picture=Bounds(1000), max_queue_bytes=10**9, stall_seconds=60)
+    limits = Limits(image=Bounds(1000), max_queue_bytes=10**9, stall_seconds=60)
     return ServedModel(lambda *_: fake_backend(), limits, lambda _: None)
 
 
@@ -194,7 +194,7 @@ def test_an_unreadable_photo_is_named_and_the_others_are_scored(tmp_path: Path) 
     score, _ = scored(photos)
     assert (score.photos, score.top1, score.top5) == (2, 1, 1)
     (why,) = score.unreadable
-    assert why.startswith("broken.png: the PNG picture is broken")
+    assert why.startswith("broken.png: the PNG image is broken")
 
 
 def test_who_waits_is_told_as_photos_are_done(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ DIGITS = (
     *("--device", "cpu"),
 )
 ORIGIN = Origin("googlenet", "1", "single")  # by default, with these views
-PICTURES = 300
+IMAGES = 300
 BEFORE = 40  # of them were done by a job that was ended
 BATCH = 8
 MEMORY = 80 * 2**20  # bytes of a node's object store; Ray takes hardly fewer
@@ -284,10 +284,10 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of digits, one of which is broken."""
+    """Images of digits, one of which is broken."""
     made = tmp_path_factory.mktemp("digits")
     held_out = sorted((ROOT / "model_store/digits/held_out").glob("*.png"))
-    for number in range(PICTURES - 1):
+    for number in range(IMAGES - 1):
         (made / f"{number:04}.png").symlink_to(held_out[number % len(held_out)])
     (made / "0200b.png").write_bytes(held_out[0].read_bytes()[:-30])
     return made
@@ -412,7 +412,7 @@ def test_results_of_an_archive_come_while_it_is_read(
 
 
 @pytest.mark.slow
-def test_each_picture_has_its_result_once_though_a_node_is_lost(
+def test_each_image_has_its_result_once_though_a_node_is_lost(
     nodes: Any, digits: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     alone, out = tmp_path / "alone.jsonl", tmp_path / "out.jsonl"
@@ -426,11 +426,11 @@ def test_each_picture_has_its_result_once_though_a_node_is_lost(
     losing.start()
     assert main(["classify", str(digits), *on(nodes), "--out", str(out)]) == 1
     losing.join()
-    assert BEFORE < loss.rows < PICTURES - BATCH
+    assert BEFORE < loss.rows < IMAGES - BATCH
     assert len(nodes.worker_nodes) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert f"{PICTURES - BEFORE} pictures, 1 failures" in printed.err
+    assert f"{IMAGES - BEFORE} images, 1 failures" in printed.err
     wanted, got = rows(alone), rows(out)
     assert got.keys() == wanted.keys()
     for name, row in wanted.items():

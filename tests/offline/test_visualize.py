@@ -320,7 +320,7 @@ def stage(pixels: np.ndarray, map_: np.ndarray) -> Stage:
 
 
 @pytest.mark.parametrize("is_bgr", [False, True])
-def test_a_row_has_the_map_the_projection_and_the_part_of_the_picture(is_bgr: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_a_row_has_the_map_the_projection_and_the_part_of_the_image(is_bgr: bool) -> None:  # noqa: FBT001 - a parameter of the test
     view = np.zeros((100, 100, 3), np.uint8)
     view[40:60, 40:60] = (10, 200, 30)
     pixels = np.zeros((100, 100, 3), np.float32)
@@ -376,8 +376,8 @@ def test_the_command_draws_a_sheet(digit: Path, tmp_path: Path, capsys: Captured
     [
         ("absent.png", "sheet.png", "cannot read {0}/absent.png: No such file or directory"),
         (".", "sheet.png", "cannot read {0}: Is a directory"),
-        ("broken.png", "sheet.png", "the PNG picture is broken or cut short; send it whole"),
-        ("text.png", "sheet.png", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture"),
+        ("broken.png", "sheet.png", "the PNG image is broken or cut short; send it whole"),
+        ("text.png", "sheet.png", "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"),
         ("3.png", "sheet.jpg", "{0}/sheet.jpg: name a file that ends with .png"),
         ("3.png", "no/sheet.png", "cannot write {0}/no/sheet.png: No such file or directory"),
     ],

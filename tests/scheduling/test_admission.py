@@ -105,24 +105,24 @@ def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
     assert costs.seconds(A, 8) < 8 * 0.01
 
 
-# Pictures that wait to be decoded.
+# Images that wait to be decoded.
 
 
-def test_pictures_that_find_a_thread_each_wait_for_nothing() -> None:
+def test_images_that_find_a_thread_each_wait_for_nothing() -> None:
     assert Decoders(2, seconds=3.0).decode_wait(2) == 0
 
 
-def test_pictures_beyond_wait_for_those_before_them() -> None:
+def test_images_beyond_wait_for_those_before_them() -> None:
     assert Decoders(2, seconds=3.0).decode_wait(12) == 10 * 3 / 2
 
 
-def test_nothing_is_known_of_decoding_before_the_first_picture() -> None:
+def test_nothing_is_known_of_decoding_before_the_first_image() -> None:
     unknown = Decoders(2)
     assert unknown.decode_wait(100) == 0
     assert unknown.observed(3.0).decode_wait(12) == 10 * 3 / 2
 
 
-def test_one_picture_says_little_and_many_say_all() -> None:
+def test_one_image_says_little_and_many_say_all() -> None:
     decoders = Decoders(1, seconds=1.0)
     assert 1 < decoders.observed(2.0).seconds < 1.2
     for _ in range(100):

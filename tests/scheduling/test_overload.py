@@ -24,7 +24,7 @@ SECONDS = 2.0  # that a request may take
 ROWS = {"single": 1, "ten": 10, "paper": 144}
 MIX = {"single": 50, "ten": 35, "paper": 15}  # of a hundred requests
 MEAN = sum(ROWS[views] * share for views, share in MIX.items()) / 100
-PICTURE = colours(1)[0]
+IMAGE = colours(1)[0]
 
 
 def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
@@ -48,7 +48,7 @@ async def flood(app: FastAPI, factor: float, seconds: float) -> list[Call]:
     async with asyncio.TaskGroup() as tasks:
         at = time.monotonic()
         while at < end:
-            call = Call(PICTURE, *chance.choices([*MIX], [*MIX.values()]))
+            call = Call(IMAGE, *chance.choices([*MIX], [*MIX.values()]))
             calls.append(call)
             tasks.create_task(call.make(app))
             at += chance.expovariate(factor / (ROW * MEAN))
@@ -62,7 +62,7 @@ def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() 
         async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
             calls = await flood(app, factor=10, seconds=6 * SECONDS)
             # Nobody is left, so the next one has the device for itself.
-            after = Call(PICTURE, "paper")
+            after = Call(IMAGE, "paper")
             await after.make(app)
             assert after.status == 200
         by_views: dict[str, Counter[int]] = defaultdict(Counter)
@@ -87,7 +87,7 @@ def test_who_comes_again_when_he_was_told_to_gets_in() -> None:
     async def ask(app: FastAPI) -> int:
         tries = 0
         while True:
-            call = Call(PICTURE, "ten")
+            call = Call(IMAGE, "ten")
             await call.make(app)
             tries += 1
             if call.status == 200:

@@ -363,12 +363,12 @@ def test_bulk_lets_others_be_decoded_before_it() -> None:
     asyncio.run(main())
 
 
-def test_bulk_pictures_that_wait_for_a_decoder_are_predicted_to() -> None:
+def test_bulk_images_that_wait_for_a_decoder_are_predicted_to() -> None:
     async def main() -> None:
         backend = fake_backend()
         limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
         async with classifying(backend, limits=limits) as served:
-            backend.decoders = backend.decoders.observed(9.0)  # seconds for a picture
+            backend.decoders = backend.decoders.observed(9.0)  # seconds for an image
             go = threading.Event()
             backend.decoder.submit(go.wait)
             much = asyncio.create_task(

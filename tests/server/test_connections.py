@@ -139,9 +139,9 @@ def meanwhile(port: int, attack: Awaitable[T]) -> T:
     """Attack, and see that another caller is answered as long as that lasts."""
 
     async def bystand(done: asyncio.Event) -> None:
-        picture = post(RED, "Connection: close")
+        image = post(RED, "Connection: close")
         while not done.is_set():
-            for ask in (LAST_LIVEZ, picture):
+            for ask in (LAST_LIVEZ, image):
                 reply = await speak(port, [ask])
                 assert reply.statuses == [200], reply.data
                 assert reply.seconds < AT_ONCE

@@ -29,7 +29,7 @@ from service.worker.client import Worker
 from service.worker.messages import Loaded
 
 CALLERS = 10_000
-PICTURES = 100
+IMAGES = 100
 BATCH = 0.01  # seconds that each takes, so that strangers share it
 LEAVE = 0.2  # of the callers hang up at some moment
 RATES = Rates(
@@ -47,17 +47,17 @@ SETTINGS = Settings(
 
 
 class ColourEngine:
-    """An engine that decodes for real, and computes how red, green and blue a picture is."""
+    """An engine that decodes for real, and computes how red, green and blue an image is."""
 
     def __init__(self) -> None:
         self.ensemble = fake_backend(sizes=(1, 2, 4, 8, 16, 32, 64)).ensemble
         self.executors = [DeviceExecutor(self._run, number) for number in range(2)]
 
     def prepare(
-        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
+        self, image: bytes, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[PreparedImage]:
-        """Decode a picture."""
-        return prepare(picture, self.ensemble.plans(views), bounds, target)
+        """Decode an image."""
+        return prepare(image, self.ensemble.plans(views), bounds, target)
 
     @staticmethod
     def _run(batch: Batch[PreparedImage]) -> list[Probabilities]:
@@ -78,21 +78,21 @@ def engine_apart() -> Iterator[Faulty]:
 
 
 async def learn(app: FastAPI) -> list[Known]:
-    """Ask for one picture after the other, alone, until the answers to so many are known."""
+    """Ask for one image after the other, alone, until the answers to so many are known."""
     candidates = []
-    for picture in colours(3 * PICTURES):
-        call = Call(picture)
+    for image in colours(3 * IMAGES):
+        call = Call(image)
         while call.status != 200:  # some fail, here too
-            call = Call(picture)
+            call = Call(image)
             await call.make(app)
-        candidates.append(Known(picture, scores(call.answer)))
-    return apart(candidates, PICTURES)
+        candidates.append(Known(image, scores(call.answer)))
+    return apart(candidates, IMAGES)
 
 
-async def crowd(app: FastAPI, pictures: Sequence[Known]) -> list[tuple[Known, Call]]:
+async def crowd(app: FastAPI, images: Sequence[Known]) -> list[tuple[Known, Call]]:
     """Let all of them ask at once."""
     chance = random.Random(0)
-    asked = [(known, Call(known.data)) for known in chance.choices(pictures, k=CALLERS)]
+    asked = [(known, Call(known.data)) for known in chance.choices(images, k=CALLERS)]
     async with asyncio.TaskGroup() as tasks:
         for _, call in asked:
             leave = chance.uniform(0, 10) if chance.random() < LEAVE else None
@@ -115,9 +115,9 @@ def test_ten_thousand_at_once_get_their_own_answers_or_none() -> None:
         app = create_app(SETTINGS, load=lambda *_: faulty)
         async with app.router.lifespan_context(app):
             await ready(app)
-            pictures = await learn(app)
+            images = await learn(app)
             before = await counted(app)
-            asked = await crowd(app, pictures)
+            asked = await crowd(app, images)
             after = await counted(app)
             after.subtract(before)
             return asked, after

@@ -40,12 +40,12 @@ def test_a_request_is_a_line_with_its_stages(
         )  # fmt: skip
     (line,) = told(caplog)
     assert [*line] == [
-        *("id", "method", "route", "status", "seconds", "views", "pictures"),
+        *("id", "method", "route", "status", "seconds", "views", "images"),
         *("upload", "decode", "queue", "inference", "batch_rows"),
     ]
     assert line["id"] == "mine" == answer.headers["x-request-id"]
     assert (line["method"], line["route"], line["status"]) == ("POST", "/classify", 200)
-    assert (line["views"], line["pictures"]) == ("single", 2)
+    assert (line["views"], line["images"]) == ("single", 2)
     assert line["batch_rows"] in {1, 2}
     assert line["upload"] + line["decode"] + line["queue"] + line["inference"] > 0
     assert line["decode"] < line["seconds"]
@@ -55,7 +55,7 @@ def test_a_request_is_a_line_with_its_stages(
 @pytest.mark.parametrize(
     ("path", "body", "why"),
     [
-        ("/classify", b"no picture", (415, "unsupported_type")),
+        ("/classify", b"no image", (415, "unsupported_type")),
         ("/classify?top_k=0", b"", (422, "invalid_parameter")),
         ("/classify?top_k=1", b"", (400, "malformed")),
     ],

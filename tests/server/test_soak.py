@@ -13,9 +13,9 @@ PHOTOS = 40
 
 @pytest.mark.slow
 def test_a_short_soak_loses_nobody_and_mixes_nothing_up(shared: Path) -> None:
-    pictures = soak.photos(shared / "photos", PHOTOS)
+    images = soak.photos(shared / "photos", PHOTOS)
     with soak.serving(["--model", "digits", "--seed", "0"]) as (port, process):
-        soaked = asyncio.run(soak.soak(port, pictures, SECONDS, seed=0))
+        soaked = asyncio.run(soak.soak(port, images, SECONDS, seed=0))
         process.terminate()
         assert process.stdout is not None
         found = soak.verdict(soaked, json.loads(process.stdout.read()))
@@ -23,6 +23,6 @@ def test_a_short_soak_loses_nobody_and_mixes_nothing_up(shared: Path) -> None:
     assert found["lost"] == found["wrong answers"] == found["undocumented answers"] == 0
     assert found["files grown"] <= 0
     assert len(soaked.known) >= PHOTOS / 4
-    for kind in ("right answers", "broken pictures", "callers that left", "attacks", "floods"):
+    for kind in ("right answers", "broken images", "callers that left", "attacks", "floods"):
         assert found[kind], kind
     assert sum(found["faults injected"].values())

@@ -96,7 +96,7 @@ def certificate(tmp_path: Path) -> Certificate:
     return Certificate(["--ssl-keyfile", str(key), "--ssl-certfile", str(chain)], trust)
 
 
-def test_over_tls_a_picture_is_classified_and_a_refusal_told(certificate: Certificate) -> None:
+def test_over_tls_a_image_is_classified_and_a_refusal_told(certificate: Certificate) -> None:
     with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
         base = f"https://{HOST}:{ours.port}"
         with httpx2.Client(base_url=base, verify=certificate.trust) as client:

@@ -1,4 +1,4 @@
-"""One picture in, one ranking out: loading, answers, refusals, and every way to leave early."""
+"""One image in, one ranking out: loading, answers, refusals, and every way to leave early."""
 
 import asyncio
 import io
@@ -38,7 +38,7 @@ from service.serving.restart_policy import MOST, Restarts
 from service.serving.served_model import LOADING_RETRY, RESTARTING, ServedModel
 from service.serving.types import Answer, Limits
 
-LIMITS = Limits(picture=Bounds(100_000), max_queue_bytes=10**9, stall_seconds=60)
+LIMITS = Limits(image=Bounds(100_000), max_queue_bytes=10**9, stall_seconds=60)
 PATIENCE = 30.0  # seconds, for what happens at once
 NOTHING = Backlog()
 
@@ -110,9 +110,9 @@ async def serving(
 
 
 async def ask(
-    served: ServedModel, *pictures: bytes, plan: str = "single", seconds: float = PATIENCE
+    served: ServedModel, *images: bytes, plan: str = "single", seconds: float = PATIENCE
 ) -> list[Answer | ServiceError]:
-    return await served.classifier.classify(pictures, plan=plan, top_k=3, seconds=seconds)
+    return await served.classifier.classify(images, plan=plan, top_k=3, seconds=seconds)
 
 
 def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
@@ -124,14 +124,14 @@ def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
 
 
 def nothing_is_held(served: ServedModel, *, running: int = 0) -> None:
-    """All seats are given back but those of the pictures that the device is at."""
+    """All seats are given back but those of the images that the device is at."""
     one = served.ensemble.specs(served.ensemble.plans("single"))[0].nbytes
     backlog = served.backlog()
     assert (backlog.rows, backlog.nbytes) == (0, running * one)
 
 
 async def all_are_decoded(served: ServedModel) -> None:
-    """A sole decoder takes pictures in order: when this one is refused, the others are queued."""
+    """A sole decoder takes images in order: when this one is refused, the others are queued."""
     await asyncio.sleep(0)  # a task that was just made begins
     assert best(await ask(served, b"text")) == ["UnsupportedType"]
 
@@ -139,7 +139,7 @@ async def all_are_decoded(served: ServedModel) -> None:
 # Loading.
 
 
-def test_while_the_model_loads_pictures_are_refused_with_the_reason() -> None:
+def test_while_the_model_loads_images_are_refused_with_the_reason() -> None:
     async def main() -> None:
         loaded = threading.Event()
 
@@ -252,7 +252,7 @@ def test_a_load_that_fails_after_leaving_is_nobody_s(caplog: pytest.LogCaptureFi
 # Answers.
 
 
-def test_a_picture_gets_its_labels_most_probable_first() -> None:
+def test_a_image_gets_its_labels_most_probable_first() -> None:
     async def main() -> None:
         async with serving() as served:
             (answer,) = await ask(served, png("#806020"))
@@ -280,7 +280,7 @@ def test_no_more_labels_are_given_than_asked_for() -> None:
 
 
 @pytest.mark.parametrize("plan", ["single", "ten", "paper", "dense"])
-def test_several_pictures_are_answered_in_their_order(plan: str) -> None:
+def test_several_images_are_answered_in_their_order(plan: str) -> None:
     async def main() -> None:
         async with serving() as served:
             answers = await ask(served, BLUE, RED, GREEN, RED, plan=plan)
@@ -290,7 +290,7 @@ def test_several_pictures_are_answered_in_their_order(plan: str) -> None:
     asyncio.run(main())
 
 
-def test_a_bad_picture_has_its_own_error_and_harms_no_other() -> None:
+def test_a_bad_image_has_its_own_error_and_harms_no_other() -> None:
     async def main() -> None:
         async with serving() as served:
             answers = await ask(served, RED, b"text", GREEN[:60], png("blue", 400), GREEN)
@@ -329,14 +329,14 @@ class Timed(FakeBackend):
 
     given: list[float] = field(default_factory=list)
 
-    async def prepare(self, picture: bytes, views: str, bounds: Bounds) -> Sequence[PreparedImage]:
+    async def prepare(self, image: bytes, views: str, bounds: Bounds) -> Sequence[PreparedImage]:
         """Note it."""
         self.given.append(bounds.seconds)
-        return await super().prepare(picture, views, bounds)
+        return await super().prepare(image, views, bounds)
 
 
 @pytest.mark.parametrize(("seconds", "longest"), [(2.0, 2.0), (30.0, 10.0)])
-def test_a_picture_is_not_decoded_for_longer_than_its_request_has(
+def test_a_image_is_not_decoded_for_longer_than_its_request_has(
     seconds: float, longest: float
 ) -> None:
     async def main() -> None:
@@ -351,7 +351,7 @@ def test_a_picture_is_not_decoded_for_longer_than_its_request_has(
     asyncio.run(main())
 
 
-def test_a_bad_picture_costs_no_forward() -> None:
+def test_a_bad_image_costs_no_forward() -> None:
     async def main() -> None:
         device = Device()
         async with serving(device=device) as served:
@@ -362,7 +362,7 @@ def test_a_bad_picture_costs_no_forward() -> None:
     asyncio.run(main())
 
 
-def test_a_bad_picture_gives_its_seat_back_before_the_others_are_done() -> None:
+def test_a_bad_image_gives_its_seat_back_before_the_others_are_done() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         async with serving(device=device) as served:
@@ -452,7 +452,7 @@ def test_what_cannot_be_done_in_time_behind_the_others_is_refused_at_once() -> N
 # Deadlines.
 
 
-def test_what_even_one_picture_would_be_refused_with_can_be_asked_beforehand() -> None:
+def test_what_even_one_image_would_be_refused_with_can_be_asked_beforehand() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         backend = fake_backend(device.run, seconds_per_row=1.0)
@@ -472,7 +472,7 @@ def test_what_even_one_picture_would_be_refused_with_can_be_asked_beforehand() -
     asyncio.run(main())
 
 
-def test_while_the_model_loads_any_picture_would_be_refused() -> None:
+def test_while_the_model_loads_any_image_would_be_refused() -> None:
     async def main() -> None:
         loaded = threading.Event()
 
@@ -490,7 +490,7 @@ def test_while_the_model_loads_any_picture_would_be_refused() -> None:
     asyncio.run(main())
 
 
-def test_each_picture_that_is_not_done_by_the_deadline_says_so() -> None:
+def test_each_image_that_is_not_done_by_the_deadline_says_so() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         async with serving(device=device) as served:
@@ -511,7 +511,7 @@ def test_each_picture_that_is_not_done_by_the_deadline_says_so() -> None:
 # Callers that leave.
 
 
-def test_pictures_that_wait_for_a_decoder_are_a_part_of_the_backlog() -> None:
+def test_images_that_wait_for_a_decoder_are_a_part_of_the_backlog() -> None:
     async def main() -> None:
         backend = fake_backend()
         async with serving(backend) as served:
@@ -645,7 +645,7 @@ def test_leaving_tells_those_whose_work_is_queued_or_runs() -> None:
 
 
 class Slow(bytes):
-    """A picture that a decoder is at until `go` is set."""
+    """An image that a decoder is at until `go` is set."""
 
     started: threading.Event
     go: threading.Event
@@ -658,20 +658,20 @@ class Slow(bytes):
 
 
 def slow() -> Slow:
-    picture = Slow(RED)
-    picture.started, picture.go = threading.Event(), threading.Event()
-    return picture
+    image = Slow(RED)
+    image.started, image.go = threading.Event(), threading.Event()
+    return image
 
 
-def test_leaving_while_a_picture_is_decoded_answers_and_does_not_hang() -> None:
-    """Both the picture that a decoder is at and the one that waits for that decoder."""
+def test_leaving_while_a_image_is_decoded_answers_and_does_not_hang() -> None:
+    """Both the image that a decoder is at and the one that waits for that decoder."""
 
     async def main() -> None:
-        picture = slow()
+        image = slow()
         async with serving() as served:
-            asking = asyncio.create_task(ask(served, picture, RED))
-            assert await asyncio.to_thread(picture.started.wait, PATIENCE)
-        picture.go.set()
+            asking = asyncio.create_task(ask(served, image, RED))
+            assert await asyncio.to_thread(image.started.wait, PATIENCE)
+        image.go.set()
         async with asyncio.timeout(PATIENCE / 2):
             answers = await asking
         assert best(answers) == ["InferenceFailed"] * 2
@@ -703,7 +703,7 @@ def test_leaving_closes_the_backend() -> None:
 # Ensembles, and devices that fail.
 
 
-def test_the_members_of_an_ensemble_share_a_decoded_picture() -> None:
+def test_the_members_of_an_ensemble_share_a_decoded_image() -> None:
     async def main() -> None:
         device = Device()
         async with serving(fake_backend(device.run, members=2)) as served:
@@ -711,7 +711,7 @@ def test_the_members_of_an_ensemble_share_a_decoded_picture() -> None:
             nothing_is_held(served)
         slices = [part for batch in device.batches for part in batch.slices]
         assert {batch.key.member for batch in device.batches} == {0, 1}
-        assert len({id(part.payload) for part in slices}) == 2  # one a picture
+        assert len({id(part.payload) for part in slices}) == 2  # one an image
 
     asyncio.run(main())
 

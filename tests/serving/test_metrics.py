@@ -89,7 +89,7 @@ ZEROS = {
     "googlenet_queue_wait_seconds_count": [("background",), ("interactive",)],
     "googlenet_batch_rows_count": [()],
     "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
-    "googlenet_shadow_pictures_total": [(outcome,) for outcome in SHADOW],
+    "googlenet_shadow_images_total": [(outcome,) for outcome in SHADOW],
     "googlenet_shadow_distance_count": [()],
     "googlenet_queue_rows": [()],
     "googlenet_queue_bytes": [()],
@@ -138,7 +138,7 @@ def test_two_apps_count_apart(client: TestClient) -> None:
 def test_requests_are_counted_by_route_method_and_status(client: TestClient) -> None:
     client.post("/classify", files=parts(plain("red")))
     client.post("/classify?views=single", files=parts(plain("red")))
-    client.post("/classify", content=b"no picture", headers=JPEG)
+    client.post("/classify", content=b"no image", headers=JPEG)
     client.get("/classify")
     client.get("/models")
     client.get("/nothing")
@@ -186,7 +186,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
     assert value(client, "googlenet_requests_total", "405", "other", "interactive", "/models") == 4
 
 
-def test_pictures_are_counted_by_views_and_outcome(client: TestClient) -> None:
+def test_images_are_counted_by_views_and_outcome(client: TestClient) -> None:
     client.post("/classify", files=parts(plain("red"), b"text", plain("red"), plain("red")[:50]))
     client.post("/classify?views=dense", files=parts(plain("red")))
     client.post("/classify?views=single", content=b"text", headers=JPEG)
@@ -204,8 +204,8 @@ def test_pictures_are_counted_by_views_and_outcome(client: TestClient) -> None:
 
 
 def test_what_lets_others_pass_is_counted_apart(client: TestClient) -> None:
-    def ask(*pictures: bytes, **headers: str) -> None:
-        client.post("/classify?views=single", files=parts(*pictures), headers=headers)
+    def ask(*images: bytes, **headers: str) -> None:
+        client.post("/classify?views=single", files=parts(*images), headers=headers)
 
     ask(plain("red"))
     ask(plain("red"), b"text", priority="u=7")
@@ -338,12 +338,12 @@ def test_jobs_that_were_too_late_are_counted() -> None:
         assert client.post("/classify", files=parts(plain("red"))).status_code == 200
 
 
-def test_a_caller_that_hangs_up_while_its_picture_waits_costs_no_batch() -> None:
+def test_a_caller_that_hangs_up_while_its_image_waits_costs_no_batch() -> None:
     gate = Gate()
 
     async def hanging_up() -> AsyncIterator[Message]:
         yield {"type": "http.request", "body": plain("red")}
-        await asyncio.sleep(0.5)  # time for the picture to be decoded and queued
+        await asyncio.sleep(0.5)  # time for the image to be decoded and queued
         yield {"type": "http.disconnect"}
 
     headers = {"content-type": "image/png"}

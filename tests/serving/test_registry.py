@@ -575,7 +575,7 @@ def test_batches_of_a_model_that_was_let_go_are_counted_still(world: World) -> N
 
 
 def shadowed(client: TestClient) -> dict[str, float]:
-    found = nonzero(client, "googlenet_shadow_pictures_total")
+    found = nonzero(client, "googlenet_shadow_images_total")
     return {outcome: count for (outcome,), count in found.items()}
 
 
@@ -705,7 +705,7 @@ def test_a_candidate_that_is_busy_or_gone_keeps_nobody(world: World) -> None:
         until(lambda: shadowed(client) == {"skipped": 2, "agreed": 1, "failed": 1})
         assert client.put("/models/c?shadow=0").status_code == 200  # which ends another's
         assert client.get("/models").json()["shadow"] == {"model": "b", "share": 1.0}
-        assert client.post("/classify", files=parts(b"no picture")).status_code == 415
+        assert client.post("/classify", files=parts(b"no image")).status_code == 415
         client.delete("/models/b")
         assert client.get("/models").json()["shadow"] is None
         assert asked(client) == "a"

@@ -25,11 +25,11 @@ ENTRY = 3 * 8 + 512  # bytes, of three classes
 # The names and the memory.
 
 
-def test_a_name_tells_pictures_apart_by_content_and_views() -> None:
+def test_a_name_tells_images_apart_by_content_and_views() -> None:
     zeros = np.zeros((3, 4, 4), np.float32)
     named = {
-        result_cache.name(picture, views)
-        for picture in (
+        result_cache.name(image, views)
+        for image in (
             RED,
             LIME,
             zeros,
@@ -111,7 +111,7 @@ def test_other_views_are_another_answer(client: TestClient) -> None:
     assert value(client, "googlenet_cache_bytes") == 2 * ENTRY
 
 
-def test_of_several_pictures_those_that_are_new_are_classified(client: TestClient) -> None:
+def test_of_several_images_those_that_are_new_are_classified(client: TestClient) -> None:
     client.post("/classify", files=parts(LIME))
     before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
     mixed = client.post("/classify", files=parts(RED, LIME, b"text", RED, plain("blue")))
@@ -125,23 +125,23 @@ def test_of_several_pictures_those_that_are_new_are_classified(client: TestClien
     assert value(client, "googlenet_cache_hits_total") == 1
 
 
-def test_a_large_picture_is_known_again(client: TestClient) -> None:
+def test_a_large_image_is_known_again(client: TestClient) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    picture = encoded(Image.fromarray(noise))
-    assert 256 * 1024 < len(picture) < 300_000
+    image = encoded(Image.fromarray(noise))
+    assert 256 * 1024 < len(image) < 300_000
     found = [
         client.post("/v2/models/fake/infer", json=asked)
-        for asked in [{"inputs": [as_json(picture)]}] * 2
+        for asked in [{"inputs": [as_json(image)]}] * 2
     ]
     assert [one.headers["cache-status"] for one in found] == [MISS, HIT]
 
 
-def as_json(picture: bytes) -> dict[str, object]:
-    data = [base64.b64encode(picture).decode()]
+def as_json(image: bytes) -> dict[str, object]:
+    data = [base64.b64encode(image).decode()]
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
 
 
-def test_what_is_wrong_with_a_picture_is_not_kept(client: TestClient) -> None:
+def test_what_is_wrong_with_a_image_is_not_kept(client: TestClient) -> None:
     for _ in range(2):
         assert client.post("/classify", files=parts(b"text")).status_code == 415
     assert value(client, "googlenet_cache_hits_total") == 0

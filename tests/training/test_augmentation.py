@@ -15,7 +15,7 @@ SIDES = st.integers(1, 5000)
 
 
 @given(SIDES, SIDES, st.integers(0, 10**6), st.floats(0.01, 1))
-def test_a_patch_is_within_its_picture_and_as_large_as_it_should_be(
+def test_a_patch_is_within_its_image_and_as_large_as_it_should_be(
     width: int, height: int, seed: int, smallest: float
 ) -> None:
     left, top, right, bottom = patch(width, height, Random(seed), smallest)

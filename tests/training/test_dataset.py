@@ -1,4 +1,4 @@
-"""The pictures to learn from."""
+"""The images to learn from."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from service.training.dataset import Dataset
 
 
 def folder(root: Path, classes: Mapping[str, Sequence[int]]) -> Path:
-    """Write pictures of one colour, a number each, into a folder for each class."""
+    """Write images of one colour, a number each, into a folder for each class."""
     for name, numbers in classes.items():
         (root / name).mkdir(parents=True)
         for number in numbers:
@@ -50,7 +50,7 @@ def test_however_large_the_share_something_is_learnt_from(tmp_path: Path) -> Non
     assert sorted(p.index for p in found.learnt) == [0, 1]
 
 
-def test_another_picture_moves_none_that_was_learnt_from_to_the_other_side_but_one(
+def test_another_image_moves_none_that_was_learnt_from_to_the_other_side_but_one(
     tmp_path: Path,
 ) -> None:
     before = read(folder(tmp_path / "1", {"a": range(40), "b": range(50, 60)}))
@@ -69,32 +69,32 @@ def test_the_names_of_files_make_no_difference(tmp_path: Path) -> None:
     assert {p.path.stem for p in first.held_out} == {p.path.stem[1:] for p in second.held_out}
 
 
-@pytest.mark.parametrize("change", ["another picture", "another class"])
-def test_the_pictures_and_their_classes_do(change: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["another image", "another class"])
+def test_the_images_and_their_classes_do(change: str, tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": range(6), "b": range(10, 14)})
     before = read(root).fingerprint
-    if change == "another picture":
+    if change == "another image":
         (root / "a" / "5.png").unlink()
     else:
         (root / "a" / "5.png").rename(root / "b" / "5.png")
     assert read(root).fingerprint != before
 
 
-def test_copies_are_one_picture(tmp_path: Path) -> None:
+def test_copies_are_one_image(tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": range(6), "b": range(10, 14)})
     copy = root / "a" / "copy.png"
     copy.write_bytes((root / "a" / "3.png").read_bytes())
     found = read(root)
     assert files(found).keys() == {f"{n}.png" for n in [*range(6), *range(10, 14)]}
-    assert found.left_out == (f"{copy}: the same picture as {root / 'a' / '3.png'}",)
+    assert found.left_out == (f"{copy}: the same image as {root / 'a' / '3.png'}",)
 
 
-def test_a_picture_in_two_classes_is_in_neither(tmp_path: Path) -> None:
+def test_a_image_in_two_classes_is_in_neither(tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": range(6), "b": range(10, 14)})
     (root / "b" / "3.png").write_bytes((root / "a" / "3.png").read_bytes())
     found = read(root)
     assert "3.png" not in files(found)
-    assert found.left_out == (f"{root / 'a' / '3.png'}: the same picture is in another class",)
+    assert found.left_out == (f"{root / 'a' / '3.png'}: the same image is in another class",)
 
 
 def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
     assert told.count("\n") == 4
     assert told.count(".png: broken link or special file") == 2
     assert "notes.txt: not a JPEG" in told
-    assert "cut.png: the PNG picture is broken" in told
+    assert "cut.png: the PNG image is broken" in told
     assert "large.png: 40x40 is over 1000 pixels" in told
 
 
@@ -133,10 +133,10 @@ def test_progress_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "sentence"),
     [
-        ({}, "needs a folder of pictures for each of two classes or more"),
-        ({"a": range(3)}, "needs a folder of pictures for each of two classes or more"),
-        ({"a": range(3), "b": [10]}, "class 'b' needs two different pictures or more"),
-        ({"a": range(3), "b": []}, "class 'b' needs two different pictures or more"),
+        ({}, "needs a folder of images for each of two classes or more"),
+        ({"a": range(3)}, "needs a folder of images for each of two classes or more"),
+        ({"a": range(3), "b": [10]}, "class 'b' needs two different images or more"),
+        ({"a": range(3), "b": []}, "class 'b' needs two different images or more"),
         ({"a": range(3), "b\n": range(4, 6)}, r"'b\\n' cannot be the name of a class"),
     ],
 )

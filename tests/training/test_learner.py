@@ -104,7 +104,7 @@ def test_it_learns_what_can_be_learnt() -> None:
     assert student.logits(example).argmax(1).tolist() == example.targets.tolist()
 
 
-def test_a_settled_network_tells_pictures_apart() -> None:
+def test_a_settled_network_tells_images_apart() -> None:
     made = network()
     x = Plain()(batch().pixels)
     learner.settle(made, x)

@@ -1,4 +1,4 @@
-"""Batches of pictures."""
+"""Batches of images."""
 
 import threading
 import time
@@ -15,13 +15,13 @@ from service.training import loader
 from service.training.loader import AHEAD, batches, divided, order
 
 
-def picture(number: int) -> tuple[Pixels, int]:
+def image(number: int) -> tuple[Pixels, int]:
     return np.full((2, 2, 3), number, np.uint8), number
 
 
 def test_batches_come_in_order_and_whole() -> None:
     wanted = [[4, 1], [3, 2], [0]]
-    made = list(batches(wanted, picture, workers=2))
+    made = list(batches(wanted, image, workers=2))
     assert [batch.targets.tolist() for batch in made] == wanted
     assert [batch.pixels[:, 0, 0, 0].tolist() for batch in made] == wanted
     assert made[0].pixels.dtype == torch.uint8
@@ -33,7 +33,7 @@ def test_no_more_is_read_ahead_than_is_said() -> None:
 
     def noted(number: int) -> tuple[Pixels, int]:
         begun.append(number)
-        return picture(number)
+        return image(number)
 
     made = batches([[n] for n in range(20)], noted, workers=4)
     next(made)
@@ -46,17 +46,17 @@ def test_no_more_is_read_ahead_than_is_said() -> None:
 def test_what_was_waited_for_is_told() -> None:
     def slowly(number: int) -> tuple[Pixels, int]:
         time.sleep(0.05)
-        return picture(number)
+        return image(number)
 
     waited = [batch.waited for batch in batches([[1], [2]], slowly, workers=1)]
     assert waited[0] == pytest.approx(0.05, abs=0.04)
 
 
-def test_a_picture_that_fails_fails_whoever_takes_its_batch_and_leaves_no_thread() -> None:
+def test_a_image_that_fails_fails_whoever_takes_its_batch_and_leaves_no_thread() -> None:
     def fails(number: int) -> tuple[Pixels, int]:
         if number == 3:
             raise OSError("gone")
-        return picture(number)
+        return image(number)
 
     made = batches([[1, 2], [3, 4]], fails, workers=2)
     assert next(made).targets.tolist() == [1, 2]
@@ -89,7 +89,7 @@ def test_names_of_threads_are_those_of_readers() -> None:
 
     def noted(number: int) -> tuple[Pixels, int]:
         names.append(threading.current_thread().name)
-        return picture(number)
+        return image(number)
 
     list(loader.batches([[1]], noted, workers=1))
     assert names == ["read_0"]

@@ -1,4 +1,4 @@
-"""A training from end to end: folders of pictures in, a model that is served out."""
+"""A training from end to end: folders of images in, a model that is served out."""
 
 import csv
 import math
@@ -42,9 +42,9 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that are easily told apart: stripes across, and stripes down."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for name in ("across", "down"):
         (root / name).mkdir()
@@ -62,8 +62,8 @@ def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text("utf-8").splitlines()))
 
 
-def options(pictures: Path, name: str = "stripes", **chosen: object) -> Options:
-    return Options.model_validate({"folder": pictures, "name": name, **TINY, **chosen})
+def options(images: Path, name: str = "stripes", **chosen: object) -> Options:
+    return Options.model_validate({"folder": images, "name": name, **TINY, **chosen})
 
 
 def settings(root: Path, **chosen: object) -> Settings:
@@ -79,15 +79,15 @@ def train(root: Path, chosen: Options, audience: Audience | None = None) -> Outc
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A store with a model, and what came of its training."""
     root = tmp_path_factory.mktemp("store")
-    chosen = options(pictures, description="stripes", licence="none", notice="Only stripes.")
+    chosen = options(images, description="stripes", licence="none", notice="Only stripes.")
     return root, train(root, chosen)
 
 
 @pytest.mark.slow
-def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], pictures: Path) -> None:
+def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], images: Path) -> None:
     root, outcome = trained
     where = store.locate(root)
     described = where.manifest("stripes")
@@ -98,16 +98,16 @@ def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], pictu
     assert described.width == 0.05
     assert described.training is not None
     assert described.training.command == "the command"
-    assert (described.training.pictures, described.training.held_out) == (20, 4)
+    assert (described.training.images, described.training.held_out) == (20, 4)
     assert re.fullmatch(r"[0-9a-f]{64}", described.training.fingerprint)
     assert described.training.epochs == outcome.best.epoch
-    assert described.calibration is outcome.calibration is None  # of 4 pictures
-    assert "100 labelled pictures or more, and here are 4:" in outcome.uncalibrated
+    assert described.calibration is outcome.calibration is None  # of 4 images
+    assert "100 labelled images or more, and here are 4:" in outcome.uncalibrated
     (accuracy,) = described.accuracy
     assert accuracy.top1 == round(outcome.best.held_out_top1, 2)
     assert accuracy.top5 == 100
     assert described.preprocessing.channels == "RGB"
-    mean = np.mean([np.asarray(Image.open(path)) for path in pictures.glob("*/*")], (0, 1, 2))
+    mean = np.mean([np.asarray(Image.open(path)) for path in images.glob("*/*")], (0, 1, 2))
     assert described.preprocessing.mean == pytest.approx(mean, abs=15)
     assert not (root / "stripes/training/checkpoint.pt").exists()
 
@@ -127,7 +127,7 @@ def test_tables_and_charts_tell_its_course_and_its_mistakes(
         outcome.best.held_out_loss, abs=1e-4
     )
     classes = table(folder / "classes.csv")
-    assert [(row["class"], row["pictures"]) for row in classes] == [("across", "2"), ("down", "2")]
+    assert [(row["class"], row["images"]) for row in classes] == [("across", "2"), ("down", "2")]
     for name in ("curves", "confusion"):
         with Image.open(folder / f"{name}.png") as chart:
             assert min(chart.size) > 300
@@ -136,13 +136,13 @@ def test_tables_and_charts_tell_its_course_and_its_mistakes(
 
 @pytest.mark.slow
 def test_it_is_served_with_its_labels_and_its_notice(
-    trained: tuple[Path, Outcome], pictures: Path
+    trained: tuple[Path, Outcome], images: Path
 ) -> None:
     root, outcome = trained
     chosen = settings(root, model="stripes", max_batch=2, cpu_threads=1)
     with TestClient(create_app(chosen)) as client:
         wait_ready(client)
-        file = (pictures / "down/3.png").read_bytes()
+        file = (images / "down/3.png").read_bytes()
         answer = client.post("/classify?views=single", files={"file": file}).json()
         assert answer["notice"] == "Only stripes."
         assert {one["label"] for one in answer["predictions"]} == {"across", "down"}
@@ -161,21 +161,21 @@ def test_probabilities_are_those_of_its_temperature(
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
     where = store.locate(root)
-    found = Calibration(temperature=2, sha256=trained[1].sha256, pictures=100, error=(0.2, 0.1))
+    found = Calibration(temperature=2, sha256=trained[1].sha256, images=100, error=(0.2, 0.1))
     where.calibrate("stripes", found)
     assert weights.load(where, "stripes").temperature == 2
     where.calibrate("stripes", found.model_copy(update={"sha256": "0" * 64}))
     assert weights.load(where, "stripes").temperature == 1  # it was fitted for other weights
 
 
-def test_all_is_told_as_it_goes(pictures: Path, tmp_path: Path) -> None:
+def test_all_is_told_as_it_goes(images: Path, tmp_path: Path) -> None:
     looked: list[tuple[int, int]] = []
     stepped: list[tuple[int, int, int]] = []
     ended: list[int] = []
     classes: list[Sequence[str]] = []
     train(
         tmp_path,
-        options(pictures),
+        options(images),
         Audience(
             lambda *done: looked.append(done),
             lambda found: classes.append(found.classes),
@@ -189,29 +189,29 @@ def test_all_is_told_as_it_goes(pictures: Path, tmp_path: Path) -> None:
     assert ended == [1, 2]
 
 
-def test_a_name_that_is_taken_is_told(trained: tuple[Path, Outcome], pictures: Path) -> None:
+def test_a_name_that_is_taken_is_told(trained: tuple[Path, Outcome], images: Path) -> None:
     with pytest.raises(ModelError, match="there is a model 'stripes' already; choose another"):
-        train(trained[0], options(pictures))
+        train(trained[0], options(images))
 
 
-def test_it_ends_when_nothing_is_gained_any_more(pictures: Path, tmp_path: Path) -> None:
+def test_it_ends_when_nothing_is_gained_any_more(images: Path, tmp_path: Path) -> None:
     ended: list[Epoch] = []
-    chosen = options(pictures, rate=1e-30, average=0, epochs=9, patience=2)
+    chosen = options(images, rate=1e-30, average=0, epochs=9, patience=2)
     outcome = train(tmp_path, chosen, Audience(ended=ended.append))
     assert (len(ended), outcome.best.epoch) == (3, 1)
 
 
-def test_a_loss_that_grows_to_infinity_is_told(pictures: Path, tmp_path: Path) -> None:
+def test_a_loss_that_grows_to_infinity_is_told(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="in epoch 1 the loss is no number any more; a smaller"):
-        train(tmp_path, options(pictures, rate=1e9))
+        train(tmp_path, options(images, rate=1e9))
 
 
 def test_without_what_charts_are_drawn_with_it_does_not_begin(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModelError, match=r"pip install 'googlenet-service\[train\]'"):
-        train(tmp_path, options(pictures))
+        train(tmp_path, options(images))
     assert not [*tmp_path.iterdir()]
 
 
@@ -227,7 +227,7 @@ class Cut(Exception):
 def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
     at: tuple[int, int],
     trained: tuple[Path, Outcome],
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -239,7 +239,7 @@ def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
         if (epoch, step) == at and began.count(at) == 1:
             raise Cut
 
-    chosen = options(pictures, description="stripes", licence="none", notice="Only stripes.")
+    chosen = options(images, description="stripes", licence="none", notice="Only stripes.")
     with pytest.raises(Cut):
         train(tmp_path, chosen, Audience(stepped=stepped))
     assert "stripes" not in store.locate(tmp_path).names()
@@ -251,9 +251,9 @@ def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_it_goes_on(pictures: Path, tmp_path: Path) -> None:
+def test_killed_at_any_time_it_goes_on(images: Path, tmp_path: Path) -> None:
     """The real command, killed as nothing can be cleaned up after, until it has come through."""
-    command = [sys.executable, "-m", "service", "train", str(pictures), "--name", "stripes"]
+    command = [sys.executable, "-m", "service", "train", str(images), "--name", "stripes"]
     tiny = [f"--{name}={value}" for name, value in TINY.items()]
     where = [f"--model-store={tmp_path}", "--device=cpu", "--precision=float32"]
     history = tmp_path / "stripes/training/history.csv"
@@ -271,25 +271,23 @@ def test_killed_at_any_time_it_goes_on(pictures: Path, tmp_path: Path) -> None:
     assert "stripes is in the store" in done.stdout
 
 
-def test_a_checkpoint_of_other_pictures_or_options_is_told(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_images_or_options_is_told(images: Path, tmp_path: Path) -> None:
     def stepped(epoch: int, *_: int) -> None:
         if epoch == 2:
             raise Cut
 
     with pytest.raises(Cut):
-        train(tmp_path, options(pictures), Audience(stepped=stepped))
-    with pytest.raises(ModelError, match="of a training with other options or pictures"):
-        train(tmp_path, options(pictures, rate=0.003))
-    assert train(tmp_path, options(pictures, epochs=3, patience=3)).best.epoch <= 3
+        train(tmp_path, options(images), Audience(stepped=stepped))
+    with pytest.raises(ModelError, match="of a training with other options or images"):
+        train(tmp_path, options(images, rate=0.003))
+    assert train(tmp_path, options(images, epochs=3, patience=3)).best.epoch <= 3
 
 
 # Several processes.
 
 
 @pytest.mark.slow
-def test_processes_that_train_together_come_to_what_one_does(
-    pictures: Path, tmp_path: Path
-) -> None:
+def test_processes_that_train_together_come_to_what_one_does(images: Path, tmp_path: Path) -> None:
     """Under torchrun, on the CPU; dropout is off, for its chance is each process's own."""
     losses: list[list[float]] = []
     for processes in (1, 2):
@@ -302,7 +300,7 @@ def test_processes_that_train_together_come_to_what_one_does(
         ]
         done = subprocess.run(  # noqa: S603 - ourselves
             [
-                *(*launch, "service", "train", str(pictures), "--name", "stripes", *chosen),
+                *(*launch, "service", "train", str(images), "--name", "stripes", *chosen),
                 *("--device=cpu", "--precision=float32", f"--model-store={root}"),
             ],
             cwd=ROOT,
@@ -312,7 +310,7 @@ def test_processes_that_train_together_come_to_what_one_does(
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("2 classes, 20 pictures to learn from") == 1  # one leads
+        assert done.stderr.count("2 classes, 20 images to learn from") == 1  # one leads
         assert done.stdout.count("is in the store") == 1
         rows = table(root / "stripes/training/history.csv")
         losses.append([float(row[name]) for row in rows for name in ("loss", "held_out_loss")])
@@ -325,7 +323,7 @@ def test_processes_that_train_together_come_to_what_one_does(
 @pytest.mark.slow
 def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     rank: int,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
@@ -335,7 +333,7 @@ def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     arguments = [
         "train",
-        str(pictures),
+        str(images),
         "--name",
         "stripes",
         "--device=cpu",
@@ -364,11 +362,11 @@ def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     assert store.locate(tmp_path).has("stripes")
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_told(pictures: Path) -> None:
-    found = dataset.read(pictures, 0.2, max_pixels=10**6, progress=lambda *_: None)
+def test_a_batch_that_cannot_be_shared_equally_is_told(images: Path) -> None:
+    found = dataset.read(images, 0.2, max_pixels=10**6, progress=lambda *_: None)
     two = World(0, 2, torch.device("cpu"))
-    with pytest.raises(ModelError, match="a batch of 5 pictures cannot be shared equally by 2"):
-        course._check(options(pictures, batch=5), found, two)  # noqa: SLF001 - needs two processes
+    with pytest.raises(ModelError, match="a batch of 5 images cannot be shared equally by 2"):
+        course._check(options(images, batch=5), found, two)  # noqa: SLF001 - needs two processes
 
 
 # From a model that has learnt already.
@@ -412,16 +410,16 @@ def test_a_model_goes_on_from_another_with_labels_of_its_own(
     outcome = train(real_store.root, chosen)
     before = weights.load(real_store, "bvlc_googlenet")
     after = weights.load(real_store, name)
-    assert outcome.best.held_out_top1 >= 80  # a third of the pictures is a class
+    assert outcome.best.held_out_top1 >= 80  # a third of the images is a class
     assert [label.name for label in after.labels] == ["bird", "dog", "thing"]
     assert after.manifest.preprocessing == before.manifest.preprocessing
     same = [torch.equal(value, before.state[n]) for n, value in after.state.items() if n[0] != "l"]
     assert all(same) if freeze else not any(same)
 
 
-def test_any_network_can_be_learnt_from_nothing(pictures: Path, tmp_path: Path) -> None:
+def test_any_network_can_be_learnt_from_nothing(images: Path, tmp_path: Path) -> None:
     """One that insists on the version of its parameters, and has batch norm."""
-    chosen = options(pictures, architecture="mnasnet0_5", width=1, epochs=1)
+    chosen = options(images, architecture="mnasnet0_5", width=1, epochs=1)
     outcome = train(tmp_path, chosen)
     model = weights.load(store.locate(tmp_path), "stripes")
     assert model.manifest.architecture == "mnasnet0_5"
@@ -439,21 +437,21 @@ def test_any_network_can_be_learnt_from_nothing(pictures: Path, tmp_path: Path) 
     ],
 )
 def test_what_cannot_be_built_is_told(
-    chosen: dict[str, str], sentence: str, pictures: Path, tmp_path: Path
+    chosen: dict[str, str], sentence: str, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=sentence):
-        train(tmp_path, options(pictures, **chosen))
+        train(tmp_path, options(images, **chosen))
 
 
 @pytest.mark.slow
-def test_torchvisions_network_is_trained_on_as_well(pictures: Path, tmp_path: Path) -> None:
+def test_torchvisions_network_is_trained_on_as_well(images: Path, tmp_path: Path) -> None:
     """Batch norm, counters and all; from weights of chance, since its own are not here."""
     where = Store(tmp_path, ROOT / "model_store")
     described = where.manifest("googlenet")
     state = {name: value.float() for name, value in weights.build(described).state_dict().items()}
     with where.locked("googlenet"):
         weights.save(where, "googlenet", state, source="chance")
-    outcome = train(tmp_path, options(pictures, **{"from": "googlenet", "width": 1, "epochs": 1}))
+    outcome = train(tmp_path, options(images, **{"from": "googlenet", "width": 1, "epochs": 1}))
     model = weights.load(where, "stripes")
     assert model.sha256 == outcome.sha256
     assert model.manifest.architecture == "torchvision_googlenet"
@@ -463,16 +461,16 @@ def test_torchvisions_network_is_trained_on_as_well(pictures: Path, tmp_path: Pa
 
 
 @needs_gpu
-def test_it_trains_on_a_gpu_in_half_precision(pictures: Path, tmp_path: Path) -> None:
+def test_it_trains_on_a_gpu_in_half_precision(images: Path, tmp_path: Path) -> None:
     chosen = settings(tmp_path, device="cuda", precision="auto")
-    outcome = course.train(chosen, options(pictures), "the command", Audience())
+    outcome = course.train(chosen, options(images), "the command", Audience())
     assert outcome is not None
     assert math.isfinite(outcome.best.loss)
 
 
-def test_what_it_should_go_on_from_must_be_there(pictures: Path, tmp_path: Path) -> None:
+def test_what_it_should_go_on_from_must_be_there(images: Path, tmp_path: Path) -> None:
     agreeing = {"architecture": "googlenet", "width": 1}  # which is no reason to refuse
-    chosen = options(pictures, **{"from": "bvlc_googlenet", **agreeing})
+    chosen = options(images, **{"from": "bvlc_googlenet", **agreeing})
     with pytest.raises(ModelError, match="The weights of 'bvlc_googlenet' are not in"):
         train(tmp_path, chosen)
 
@@ -481,10 +479,10 @@ def test_what_it_should_go_on_from_must_be_there(pictures: Path, tmp_path: Path)
     ("other", "has"), [("architecture lenet5", "googlenet"), ("width 0.5", "1.0")]
 )
 def test_who_goes_on_from_a_model_has_its_network_and_no_other(
-    other: str, has: str, pictures: Path, tmp_path: Path, capsys: Captured
+    other: str, has: str, images: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     option, wanted = other.split()
-    command = ["train", str(pictures), "--name", "mine", "--from", "bvlc_googlenet"]
+    command = ["train", str(images), "--name", "mine", "--from", "bvlc_googlenet"]
     assert main([*command, f"--{option}", wanted, "--model-store", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (  # after the bar
         f"googlenet-service: --{other} is for a network that begins anew, and 'bvlc_googlenet' has"
@@ -496,26 +494,24 @@ def test_who_goes_on_from_a_model_has_its_network_and_no_other(
 # The command.
 
 
-def test_the_command_tells_what_came_of_it(
-    pictures: Path, tmp_path: Path, capsys: Captured
-) -> None:
-    arguments = ["train", str(pictures), "--name", "stripes", "--model-store", str(tmp_path)]
+def test_the_command_tells_what_came_of_it(images: Path, tmp_path: Path, capsys: Captured) -> None:
+    arguments = ["train", str(images), "--name", "stripes", "--model-store", str(tmp_path)]
     arguments += [f"--{name}={value}" for name, value in {**TINY, "epochs": 1}.items()]
-    (pictures / "down/notes.txt").write_text("to do")
+    (images / "down/notes.txt").write_text("to do")
     try:
         assert main([*arguments, "--mirror", "no", "--device", "cpu"]) == 0
     finally:
-        (pictures / "down/notes.txt").unlink()
+        (images / "down/notes.txt").unlink()
     told = capsys.readouterr()
-    assert "2 classes, 20 pictures to learn from, 4 held out" in told.err
+    assert "2 classes, 20 images to learn from, 4 held out" in told.err
     assert "notes.txt: not a JPEG" in told.err
     assert re.search(r"epoch 1: loss \d\.\d{3}, held out \d\.\d{3}, right \d+\.\d %", told.err)
     assert re.search(r"stripes is in the store, SHA-256 [0-9a-f]{64}: right on", told.out)
-    assert "is not calibrated: a temperature is fitted to 100 labelled pictures" in told.out
+    assert "is not calibrated: a temperature is fitted to 100 labelled images" in told.out
     described = store.locate(tmp_path).manifest("stripes")
     assert described.training is not None
-    assert described.training.command.startswith(f"googlenet-service train {pictures} --name")
-    assert described.description == f"trained on {pictures.name}"
+    assert described.training.command.startswith(f"googlenet-service train {images} --name")
+    assert described.description == f"trained on {images.name}"
     assert not described.preprocessing.mirror
 
 
@@ -528,22 +524,22 @@ def test_the_command_tells_what_came_of_it(
     ],
 )
 def test_what_is_wrong_with_a_call_is_told(
-    wrong: list[str], sentence: str, pictures: Path, tmp_path: Path, capsys: Captured
+    wrong: list[str], sentence: str, images: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    assert main(["train", str(pictures), *wrong, "--model-store", str(tmp_path)]) in {1, 2}
+    assert main(["train", str(images), *wrong, "--model-store", str(tmp_path)]) in {1, 2}
     assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_model_is_not_calibrated_on_few_photos(
-    trained: tuple[Path, Outcome], pictures: Path, tmp_path: Path, capsys: Captured
+    trained: tuple[Path, Outcome], images: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
     before = (root / "stripes" / MANIFEST).read_bytes()
     where = ["--model-store", str(root), "--device", "cpu", "--precision", "float32"]
-    assert main(["models", "calibrate", "stripes", str(pictures), *where, "--max-batch=2"]) == 1
-    assert "100 labelled pictures or more, and here are 24: " in capsys.readouterr().err
+    assert main(["models", "calibrate", "stripes", str(images), *where, "--max-batch=2"]) == 1
+    assert "100 labelled images or more, and here are 24: " in capsys.readouterr().err
     assert (root / "stripes" / MANIFEST).read_bytes() == before
 
 
@@ -565,7 +561,7 @@ def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
     assert re.match(r"stripes has temperature 3\.\d+: on 200 ", capsys.readouterr().out)
     found = store.locate(root).manifest("stripes").calibration
     assert found is not None
-    assert (found.pictures, found.sha256) == (200, trained[1].sha256)
+    assert (found.images, found.sha256) == (200, trained[1].sha256)
     # What is ranked now has that temperature already, which is not fitted a second time.
     monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.8, right=160))
     assert main(command) == 0
@@ -591,7 +587,7 @@ def test_a_confusion_counts_what_was_taken_for_what(tmp_path: Path) -> None:
     assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
     report.write_classes(tmp_path / "classes.csv", ["a", "b, c", "d"], counts)
     assert (tmp_path / "classes.csv").read_text() == (
-        'class,pictures,precision,recall\na,2,1.0,0.5\n"b, c",1,1.0,1.0\nd,1,0.5,1.0\n'
+        'class,images,precision,recall\na,2,1.0,0.5\n"b, c",1,1.0,1.0\nd,1,0.5,1.0\n'
     )
 
 

@@ -65,14 +65,14 @@ T = TypeVar("T")
 
 
 class Prepared:
-    """What a picture brought for a member; whoever keeps it keeps it alive."""
+    """What an image brought for a member; whoever keeps it keeps it alive."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 class FakeEngine:
-    """Prepares pictures that are names, and runs batches by telling whose slices they have."""
+    """Prepares images that are names, and runs batches by telling whose slices they have."""
 
     def __init__(self, members: int = 1, executors: int = 1) -> None:
         self.ensemble = fake_backend(members=members).ensemble
@@ -85,10 +85,8 @@ class FakeEngine:
         self._now = 0
         self._lock = threading.Lock()
 
-    def prepare(
-        self, picture: bytes, views: str, bounds: Bounds, target: int = 0
-    ) -> list[Prepared]:
-        """Give a name for each member, or fail as the picture says."""
+    def prepare(self, image: bytes, views: str, bounds: Bounds, target: int = 0) -> list[Prepared]:
+        """Give a name for each member, or fail as the image says."""
         assert (views, bounds, target) == ("single", Bounds(99), 0)
         with self._lock:
             self._now += 1
@@ -97,18 +95,18 @@ class FakeEngine:
         assert self.go.wait(PATIENCE)
         with self._lock:
             self._now -= 1
-        if picture == b"bad":
+        if image == b"bad":
             raise UnreadableImage("it is bad")
-        if picture == b"bug":
+        if image == b"bug":
             raise ZeroDivisionError("by nought")
         made = [
-            Prepared(f"{picture.decode()} {number}") for number in range(len(self.ensemble.members))
+            Prepared(f"{image.decode()} {number}") for number in range(len(self.ensemble.members))
         ]
         self._made.update(made)
         return made
 
     async def begun(self) -> None:
-        """Wait until one more picture is being prepared."""
+        """Wait until one more image is being prepared."""
         assert await asyncio.to_thread(self._began.acquire, timeout=PATIENCE)
 
     @property
@@ -202,7 +200,7 @@ class Pair:
     process: Threads
 
     async def prepare(self, name: str = "a") -> Sequence[RemoteHandle]:
-        """Have a picture prepared."""
+        """Have an image prepared."""
         await asyncio.sleep(0)  # the loop holds what it last gave for as long as a task goes on
         return await self.worker.prepare(name.encode(), "single", Bounds(99))
 
@@ -289,7 +287,7 @@ def test_many_at_once_are_no_more_than_there_are_connections_and_all_are_answere
     async def scene() -> None:
         with pair(decoders=3) as both:
             both.engine.go.clear()
-            names = [f"picture {number}" for number in range(50)]
+            names = [f"image {number}" for number in range(50)]
             tasks = [asyncio.create_task(both.prepare(name)) for name in names]
             for _ in range(3):
                 await both.engine.begun()
@@ -373,7 +371,7 @@ def test_what_is_in_a_batch_is_kept_until_the_batch_is_done() -> None:
     play(scene)
 
 
-def test_a_picture_that_failed_leaves_nothing() -> None:
+def test_a_image_that_failed_leaves_nothing() -> None:
     async def scene() -> None:
         with pair() as both:
             with pytest.raises(UnreadableImage, match=r"^it is bad$"):
@@ -386,7 +384,7 @@ def test_a_picture_that_failed_leaves_nothing() -> None:
 # Callers who leave.
 
 
-def test_who_leaves_while_his_picture_is_decoded_neither_frees_the_thread_nor_keeps_it() -> None:
+def test_who_leaves_while_his_image_is_decoded_neither_frees_the_thread_nor_keeps_it() -> None:
     async def scene() -> None:
         with pair(decoders=1) as both:
             both.engine.go.clear()
@@ -434,7 +432,7 @@ def test_callers_who_leave_lose_no_connection() -> None:
     play(scene)
 
 
-def test_a_picture_that_cannot_be_sent_loses_no_connection() -> None:
+def test_a_image_that_cannot_be_sent_loses_no_connection() -> None:
     async def scene() -> None:
         with pair(decoders=1) as both:
             with pytest.raises(TypeError, match="pickle"):
@@ -456,7 +454,7 @@ def test_what_is_drawn_comes_back_and_is_no_measure_of_decoding() -> None:
             assert drawn.startswith(b"\x89PNG")
             assert both.worker.decode_wait(100) == before
             with pytest.raises(UnsupportedType):
-                await both.worker.paint(b"no picture", heat, BOUNDS)
+                await both.worker.paint(b"no image", heat, BOUNDS)
 
     play(scene)
 
@@ -527,7 +525,7 @@ def test_an_error_with_a_sentence_for_the_user_comes_as_it_is() -> None:
     play(scene)
 
 
-def test_each_of_many_bad_pictures_has_an_error_of_its_own() -> None:
+def test_each_of_many_bad_images_has_an_error_of_its_own() -> None:
     async def scene() -> None:
         with pair() as both:
             told = await asyncio.gather(
@@ -792,11 +790,9 @@ class Real:
     worker: Worker
     wait: Callable[[Coroutine[Any, Any, Any]], Any]
 
-    def prepared(
-        self, picture: bytes, plan: str = "single", bounds: Bounds = BOUNDS
-    ) -> RemoteHandle:
-        """Have a picture prepared."""
-        (token,) = self.wait(self.worker.prepare(picture, plan, bounds))
+    def prepared(self, image: bytes, plan: str = "single", bounds: Bounds = BOUNDS) -> RemoteHandle:
+        """Have an image prepared."""
+        (token,) = self.wait(self.worker.prepare(image, plan, bounds))
         return cast("RemoteHandle", token)
 
     def run(self, batch: Batch[RemoteHandle]) -> list[np.ndarray]:
@@ -850,9 +846,7 @@ def test_its_answers_are_those_of_the_engine(
     assert first.label == "beagle"
 
 
-def test_pictures_that_share_a_batch_are_not_mixed_up(
-    real: Real, here: Engine, shared: Path
-) -> None:
+def test_images_that_share_a_batch_are_not_mixed_up(real: Real, here: Engine, shared: Path) -> None:
     photos = [
         (shared / f"photos/flickr/{name}.jpg").read_bytes()
         for name in ("beagle", "tractor", "koala")
@@ -882,7 +876,7 @@ def test_it_serves_what_the_engine_does(real: Real, here: Engine) -> None:
     ("kind", "nbytes", "max_pixels"),
     [(UnsupportedType, 2, 10**8), (UnreadableImage, 9999, 10**8), (TooLarge, 9999, 1000)],
 )
-def test_what_is_wrong_with_a_picture_is_told_in_the_same_words(  # noqa: PLR0913, PLR0917 - a table
+def test_what_is_wrong_with_a_image_is_told_in_the_same_words(  # noqa: PLR0913, PLR0917 - a table
     kind: type[Exception], nbytes: int, max_pixels: int, real: Real, here: Engine, beagle: bytes
 ) -> None:
     with pytest.raises(kind) as ours:
@@ -893,7 +887,7 @@ def test_what_is_wrong_with_a_picture_is_told_in_the_same_words(  # noqa: PLR091
     assert str(theirs.value) == str(ours.value)
 
 
-def test_more_pictures_than_it_has_threads_are_all_decoded(real: Real, beagle: bytes) -> None:
+def test_more_images_than_it_has_threads_are_all_decoded(real: Real, beagle: bytes) -> None:
     async def all_of_them() -> list[Sequence[RemoteHandle]]:
         return await asyncio.gather(
             *[real.worker.prepare(beagle, "single", BOUNDS) for _ in range(20)]

@@ -12,7 +12,7 @@ from benchmarks.peers.engine import Answer
 
 @bentoml.service(workers=1)
 class Classifier:
-    """A picture in, labels out."""
+    """An image in, labels out."""
 
     def __init__(self) -> None:
         self._decoder = engine.Decoder()
@@ -20,12 +20,12 @@ class Classifier:
 
     @bentoml.api(batchable=True, max_batch_size=engine.MAX_BATCH)
     def classify(self, file: list[Image]) -> list[Answer]:
-        """Rank a batch of pictures, which BentoML has opened but not decoded."""
+        """Rank a batch of images, which BentoML has opened but not decoded."""
         return self._network.rank(self._decoder.decode_all([_upload(one) for one in file]))
 
 
-def _upload(picture: Image) -> bytes:
+def _upload(image: Image) -> bytes:
     """Give what was uploaded; bytes themselves are no type that BentoML takes from a form."""
-    upload = cast("ImageFile", picture).fp
+    upload = cast("ImageFile", image).fp
     upload.seek(0)
     return cast("bytes", upload.read())

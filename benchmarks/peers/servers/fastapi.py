@@ -12,5 +12,5 @@ network = engine.Network()
 
 @app.post("/classify")
 def classify(file: UploadFile) -> Answer:
-    """Rank one picture."""
+    """Rank one image."""
     return network.rank([decoder.decode(file.file.read())])[0]

@@ -11,7 +11,7 @@ from benchmarks.peers.engine import Answer, Pixels
 
 
 class API(litserve.LitAPI):
-    """A picture in, labels out."""
+    """An image in, labels out."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
         """Load, in the process and thread that computes."""

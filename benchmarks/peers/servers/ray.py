@@ -22,7 +22,7 @@ WAIT = engine.choice("WAIT_MS", ours=2, eager=10) / 1000  # seconds
     logging_config=LoggingConfig(enable_access_log=not engine.IS_OURS),
 )
 class Classifier:
-    """A picture in, labels out."""
+    """An image in, labels out."""
 
     def __init__(self) -> None:
         self._decoder = engine.Decoder()
@@ -36,10 +36,10 @@ class Classifier:
         return await self._rank(await asyncio.to_thread(self._decoder.decode, data))
 
     @serve.batch(max_batch_size=engine.MAX_BATCH, batch_wait_timeout_s=WAIT)
-    async def _rank(self, pictures: list[Pixels]) -> list[Answer]:
+    async def _rank(self, images: list[Pixels]) -> list[Answer]:
         if not engine.IS_OURS:
-            return self._network.rank(pictures)
-        return await asyncio.to_thread(self._network.rank, pictures)
+            return self._network.rank(images)
+        return await asyncio.to_thread(self._network.rank, images)
 
 
 def listen_on_loopback() -> None:

@@ -16,9 +16,9 @@ network = engine.Network()
 
 
 @batch
-def classify(picture: npt.NDArray[np.object_]) -> dict[str, npt.NDArray[np.object_]]:
+def classify(image: npt.NDArray[np.object_]) -> dict[str, npt.NDArray[np.object_]]:
     """Rank a batch: (N, 1) bytes to (N, 1) bytes of JSON."""
-    answers = network.rank(decoder.decode_all(picture[:, 0].tolist()))
+    answers = network.rank(decoder.decode_all(image[:, 0].tolist()))
     return {"answer": np.array([[json.dumps(one).encode()] for one in answers], dtype=object)}
 
 
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         triton.bind(
             model_name="googlenet",
             infer_func=[classify] * instances,
-            inputs=[Tensor(name="picture", dtype=bytes, shape=(1,))],
+            inputs=[Tensor(name="image", dtype=bytes, shape=(1,))],
             outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
             config=ModelConfig(
                 max_batch_size=engine.MAX_BATCH,

@@ -23,7 +23,7 @@ FILE = "open_inference.binpb"
 _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 _INPUTS, _IN_INPUT = 5, 5  # the numbers of the inputs in a request, and of the contents in one
 _WITHIN: Within = {_INPUTS: {_IN_INPUT: {}}}
-_MOST_FIELDS = 8192  # a few for each picture, of which there are 1024 at most
+_MOST_FIELDS = 8192  # a few for each image, of which there are 1024 at most
 
 
 class Messages:

@@ -24,7 +24,7 @@ _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class EarlyAdmission:
-    """Lets a request in, unless not even one picture of its views can be answered in its time."""
+    """Lets a request in, unless not even one image of its views can be answered in its time."""
 
     def __init__(
         self, app: ASGIApp, model_registry: ModelRegistry, settings: Settings, metrics: Metrics

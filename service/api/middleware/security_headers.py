@@ -4,7 +4,7 @@ import re
 
 from starlette.datastructures import MutableHeaders
 
-# What our own page needs: itself, and pictures that the browser already has. Nothing is inline,
+# What our own page needs: itself, and images that the browser already has. Nothing is inline,
 # and no text becomes HTML.
 OWN_PAGE = {
     "Content-Security-Policy": (

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: its requests to pictures, and probabilities to its answers.
+"""The Open Inference Protocol: its requests to images, and probabilities to its answers.
 
 Version 2 of the protocol, as KServe and Triton speak it, over HTTP and gRPC, with two of Triton's
 extensions: binary tensors, and classification. Everything that a request says is checked against
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 from service.imaging.crops import CROP
-from service.imaging.image_decoder import Picture
+from service.imaging.image_decoder import ImageInput
 from service.settings import AUTO, PlanName
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of the JSON before binary tensors
@@ -103,7 +103,7 @@ class Asked:
     """
 
     id: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageInput, ...]
     views: str | None
     seconds: float | None
     labels: int
@@ -111,7 +111,7 @@ class Asked:
 
 
 def understand(request: Request, most: int) -> Asked:
-    """Check a request for at most so many pictures.
+    """Check a request for at most so many images.
 
     Raises `InvalidParameter`, `MalformedRequest` or `TooLarge`.
     """
@@ -119,10 +119,10 @@ def understand(request: Request, most: int) -> Asked:
         names = ", ".join(each.name for each in INPUTS)
         raise InvalidParameter(f"the request has {len(request.inputs)} inputs; send one of {names}")
     _check_names(request.parameters)
-    pictures = _pictures(request.inputs[0], most)
+    images = _images(request.inputs[0], most)
     return Asked(
         request.id,
-        pictures,
+        images,
         _views(request.parameters.get("views"), request.inputs[0]),
         _seconds(request.parameters.get("timeout")),
         *_output(request),
@@ -143,7 +143,7 @@ def _views(asked: object, tensor: Tensor) -> str | None:
     if tensor.name != TENSOR.name:
         return None if asked is None else str(asked)
     if asked not in {None, "single"}:
-        raise InvalidParameter("a tensor is one view of a picture; ask for the views `single`")
+        raise InvalidParameter("a tensor is one view of an image; ask for the views `single`")
     return "single"
 
 
@@ -180,10 +180,10 @@ def _is_whole(value: object, least: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-# Tensors to pictures.
+# Tensors to images.
 
 
-def _pictures(tensor: Tensor, most: int) -> tuple[Picture, ...]:
+def _images(tensor: Tensor, most: int) -> tuple[ImageInput, ...]:
     described = next((each for each in INPUTS if each.name == tensor.name), None)
     if described is None:
         names = ", ".join(each.name for each in INPUTS)
@@ -192,7 +192,7 @@ def _pictures(tensor: Tensor, most: int) -> tuple[Picture, ...]:
         raise InvalidParameter(f"{tensor.name} is to be {described.datatype}")
     shape = _shape(tensor, described)
     if shape[0] > most:
-        raise TooLarge(f"the request has {shape[0]} pictures and may have {most}")
+        raise TooLarge(f"the request has {shape[0]} images and may have {most}")
     if described is IMAGE:
         return tuple(_encoded(tensor.values, shape[0]))
     kind: type[np.uint8 | np.float32] = np.uint8 if described is PIXELS else np.float32
@@ -218,14 +218,14 @@ def _shape(tensor: Tensor, described: Described) -> tuple[int, ...]:
 
 def _encoded(values: memoryview | Sequence[Any], count: int) -> list[bytes]:
     if isinstance(values, memoryview):
-        pictures = _elements(values, count)
+        images = _elements(values, count)
     else:
-        pictures = [_bytes(value) for value in _flat(values)]
-    if len(pictures) != count:
-        raise InvalidParameter(f"image has {len(pictures)} elements and its shape says {count}")
-    if not all(pictures):
-        raise MalformedRequest("a picture is empty; send its bytes")
-    return pictures
+        images = [_bytes(value) for value in _flat(values)]
+    if len(images) != count:
+        raise InvalidParameter(f"image has {len(images)} elements and its shape says {count}")
+    if not all(images):
+        raise MalformedRequest("an image is empty; send its bytes")
+    return images
 
 
 def _elements(raw: memoryview, most: int) -> list[bytes]:
@@ -243,13 +243,13 @@ def _elements(raw: memoryview, most: int) -> list[bytes]:
 
 
 def _bytes(value: object) -> bytes:
-    """Give a picture: itself, or by its base64, since JSON has no bytes."""
+    """Give an image: itself, or by its base64, since JSON has no bytes."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
         raise InvalidParameter("in JSON the elements of image are to be base64 strings")
     if _LINK.match(value):
-        raise InvalidParameter("an element of image is a URL; send the picture itself, in base64")
+        raise InvalidParameter("an element of image is a URL; send the image itself, in base64")
     start = 0
     if value[: len(_DATA_URL)].lower() == _DATA_URL:
         start = value.find(",", 0, _LONGEST_TYPE) + 1
@@ -448,7 +448,7 @@ class Answered:
 
     @property
     def shape(self) -> list[int]:
-        """The output's shape: a row for each picture."""
+        """The output's shape: a row for each image."""
         return [len(self.values), len(self.values[0])]
 
     @property

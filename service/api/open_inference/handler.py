@@ -21,12 +21,12 @@ from service.settings import AUTO, Settings
 T = TypeVar("T")
 
 LARGE = 256 * 1024  # bytes of a body that is parsed in a thread, while the event loop goes on
-_OF_A_PICTURE = (TooLarge, UnreadableImage, UnsupportedType)
+_OF_A_IMAGE = (TooLarge, UnreadableImage, UnsupportedType)
 
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """An answer, and what came of each picture on the way to it."""
+    """An answer, and what came of each image on the way to it."""
 
     answered: Answered
     plan: str
@@ -96,7 +96,7 @@ class Inference:
         background: bool = False,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> Inferred:
-        """Classify all pictures of a request; raises what is wrong with the first that fails.
+        """Classify all images of a request; raises what is wrong with the first that fails.
 
         `seconds` is what the caller still has, if it has said so.
         """
@@ -105,9 +105,9 @@ class Inference:
             left = most if seconds is None else min(most, seconds)
             plan = asked.views or self.settings.views
             if plan == AUTO:
-                plan = classifier.choose_views(len(asked.pictures), left, background=background)
+                plan = classifier.choose_views(len(asked.images), left, background=background)
             found = await classifier.classify(
-                asked.pictures,
+                asked.images,
                 plan=plan,
                 top_k=asked.labels or 1,
                 seconds=left,
@@ -136,7 +136,7 @@ def _good(found: Sequence[Answer | ServiceError]) -> list[Answer]:
     """Give the answers, or raise the first error: the protocol has one answer for all rows."""
     good: list[Answer] = []
     for row, answer in enumerate(found):
-        if isinstance(answer, _OF_A_PICTURE) and len(found) > 1:
+        if isinstance(answer, _OF_A_IMAGE) and len(found) > 1:
             raise type(answer)(f"row {row}: {answer}") from answer
         if isinstance(answer, ServiceError):
             raise answer

@@ -254,10 +254,10 @@ def router(
         header_length: HeaderLength = None,
         priority: Priority = None,
     ) -> Response:
-        """Name what is on pictures, by the Open Inference Protocol.
+        """Name what is on images, by the Open Inference Protocol.
 
-        The one input is `image` (encoded pictures; base64 where it is JSON, which has no bytes),
-        `pixels` (RGB) or `tensor` (what the network takes: one view), a row for each picture. The
+        The one input is `image` (encoded images; base64 where it is JSON, which has no bytes),
+        `pixels` (RGB) or `tensor` (what the network takes: one view), a row for each image. The
         output is `probabilities`, or with the parameter `classification` so many labels. Other
         parameters of a request are `views` and `timeout`, in microseconds.
         """

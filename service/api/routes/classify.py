@@ -45,13 +45,13 @@ class _Answered(BaseModel):
 
 
 class One(_Answered):
-    """The answer to one picture."""
+    """The answer to one image."""
 
     predictions: list[Prediction]
 
 
 class Result(BaseModel):
-    """One of several pictures: its ranking, or what is wrong with it."""
+    """One of several images: its ranking, or what is wrong with it."""
 
     filename: str | None = None
     predictions: list[Prediction] | None = None
@@ -59,7 +59,7 @@ class Result(BaseModel):
 
 
 class Several(_Answered):
-    """The answer to several pictures, in their order."""
+    """The answer to several images, in their order."""
 
     results: list[Result]
 
@@ -97,24 +97,24 @@ _DEADLINE = "x-timeout-ms"
 _BINARY = {"type": "string", "format": "binary"}
 _CACHE = {
     "schema": {"type": "string"},
-    "description": "whether all pictures' answers were kept, as RFC 9211 has it; only with a cache",
+    "description": "whether all images' answers were kept, as RFC 9211 has it; only with a cache",
     "example": "googlenet-service; hit",
 }
 _TIMING = {
     "schema": {"type": "string"},
     "description": "milliseconds of each stage, and the rows that shared the batch; of several"
-    " pictures, the most",
+    " images, the most",
     "example": 'decode;dur=2.10, queue;dur=0.30, inference;dur=20.00, batch;desc="16 rows"',
 }
 
 
 def body(max_files: int, fields: type[BaseModel]) -> dict[str, Any]:
     """Describe the request's body as OpenAPI does; FastAPI cannot, since we read it ourselves."""
-    pictures = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
+    images = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
     form = {
         "type": "object",
         "required": [FIELD],
-        "properties": {FIELD: pictures, **_properties(fields)},
+        "properties": {FIELD: images, **_properties(fields)},
         "additionalProperties": False,
     }
     return {
@@ -167,7 +167,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         views: Annotated[
             Views,
             Query(
-                description="views of each picture; more cost more; auto: as many of single, ten "
+                description="views of each image; more cost more; auto: as many of single, ten "
                 "and paper as its time and the present load allow, which the answer tells"
             ),
         ] = settings.views,
@@ -176,10 +176,10 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         x_timeout_ms: Milliseconds = most_ms,
         priority: Priority = None,
     ) -> Response:
-        """Name what is on a picture, or on several; a bad one never spoils the others.
+        """Name what is on an image, or on several; a bad one never spoils the others.
 
-        Send multipart/form-data with one or more `file` parts, or one picture as the body.
-        One picture answers with `predictions` or a problem; several with `results` in their
+        Send multipart/form-data with one or more `file` parts, or one image as the body.
+        One image answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
         with ExitStack() as held:
@@ -195,28 +195,28 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
             background = is_background(priority)
             metrics.stage("upload", uploaded, background=background)
             seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
-            uploads, pictures = form.uploads, [one.data for one in form.uploads if one.data]
+            uploads, images = form.uploads, [one.data for one in form.uploads if one.data]
             chosen = fields.views or views
             plan = (
-                classifier.choose_views(len(pictures), seconds, background=background)
+                classifier.choose_views(len(images), seconds, background=background)
                 if chosen == AUTO
                 else chosen
             )
             found = (
                 await classifier.classify(
-                    pictures,
+                    images,
                     plan=plan,
                     top_k=fields.top_k or top_k,
                     seconds=seconds,
                     background=background,
                     gone=lambda: gone(request),
                 )
-                if pictures
+                if images
                 else []
             )
             about = _about(classifier.ensemble, plan)
         if model in {None, model_registry.default}:
-            shadow.offer(pictures, plan, found)
+            shadow.offer(images, plan, found)
         answers = _of_each(uploads, found)
         summed.count(metrics, plan, answers, background=background)
         stages.trace(started, uploaded, answers)
@@ -245,7 +245,7 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
 def _of_each(
     uploads: Sequence[Upload], found: Iterable[Answer | ServiceError]
 ) -> list[Answer | ServiceError]:
-    """Put the answers beside the errors of the pictures that are empty, in the uploads' order."""
+    """Put the answers beside the errors of the images that are empty, in the uploads' order."""
     coming = iter(found)
     return [next(coming) if one.data else MalformedRequest(EMPTY) for one in uploads]
 

@@ -30,7 +30,7 @@ _LONGEST = 200  # characters of a label
 
 
 class Region(BaseModel):
-    """A part of the upright picture, in shares of its width and height."""
+    """A part of the upright image, in shares of its width and height."""
 
     left: Annotated[float, Field(examples=[0.125])]
     top: Annotated[float, Field(examples=[0.0])]
@@ -49,7 +49,7 @@ class Map(Region):
 
 
 class Explained(BaseModel):
-    """Why a label: how the places of a picture add to it."""
+    """Why a label: how the places of an image add to it."""
 
     model: str
     views: PlanName
@@ -57,7 +57,7 @@ class Explained(BaseModel):
     wnid: Annotated[str | None, Field(description="WordNet id", examples=["n02088364"])]
     index: Annotated[int, Field(description="place among the classes", examples=[162])]
     probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
-    bias: Annotated[float, Field(description="what the label has without any picture")]
+    bias: Annotated[float, Field(description="what the label has without any image")]
     maps: Annotated[list[Map], Field(description="one a view")]
     box: Annotated[
         Region | None,
@@ -109,9 +109,9 @@ def router(
         ] = None,
         x_timeout_ms: Milliseconds = most_ms,
     ) -> Response:
-        """Show which places of a picture speak for a label, exactly: its class activation map.
+        """Show which places of an image speak for a label, exactly: its class activation map.
 
-        Send one picture as to `/classify`. With `Accept: image/png` the answer is the picture
+        Send one image as to `/classify`. With `Accept: image/png` the answer is the image
         with a heat map over it, else the maps themselves.
         """
         with contextlib.ExitStack() as held:
@@ -155,7 +155,7 @@ def router(
 
 @contextlib.contextmanager
 def _counted(metrics: Metrics, plan: PlanName) -> Iterator[None]:
-    """Count a picture by what comes of it."""
+    """Count an image by what comes of it."""
     try:
         yield
     except ServiceError as error:

@@ -42,8 +42,8 @@ class Replica:
     executors: tuple[int, ...]  # the device of each executor
     costs: CostModel  # by which it forms batches and admits
     batches: Mapping[Key, Mapping[int, Seconds]]  # of a device; beside: all devices run one
-    slowed: float = 0.0  # what each picture being decoded, or HTTP, adds to a batch, as a share
-    decode: Seconds = Seconds(0.0, 0.0)  # of a picture
+    slowed: float = 0.0  # what each image being decoded, or HTTP, adds to a batch, as a share
+    decode: Seconds = Seconds(0.0, 0.0)  # of an image
     decoders: int = 1  # threads
     http: Seconds = Seconds(0.0, 0.0)  # of the event loop, for a request
 
@@ -61,7 +61,7 @@ class Replica:
         return float(np.interp(size, sizes, seconds)) * slower
 
     def decode_seconds(self, busy: Stages) -> float:
-        """Give a picture's seconds."""
+        """Give an image's seconds."""
         return self.decode.at(self._others(busy))
 
     def http_seconds(self, busy: Stages) -> float:
@@ -69,7 +69,7 @@ class Replica:
         return self.http.at(self._others(busy))
 
     def _others(self, busy: Stages) -> float:
-        """Give the share of what else there is that is at work beside a picture or a request."""
+        """Give the share of what else there is that is at work beside an image or a request."""
         return (sum(busy) - 1) / (len(self.devices) + self.decoders - 1)
 
     @property

@@ -25,30 +25,30 @@ T = TypeVar("T")
 
 _TURNS = 3
 _PAUSE = 0.02  # seconds; about what lies between the requests of a replica that is half idle
-_PICTURES = 4  # that are decoded one after the other, in a turn
+_IMAGES = 4  # that are decoded one after the other, in a turn
 _REQUESTS = 300  # by which HTTP is measured: a process's time is counted in hundredths of a second
 _WARM_UP = 30  # requests
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: an idle backend, the pictures it gets, and what is made of them."""
+    """What is measured: an idle backend, the images it gets, and what is made of them."""
 
     backend: Backend
-    pictures: Sequence[bytes]
+    images: Sequence[bytes]
     views: str
     bounds: Bounds
     decoders: int  # threads
 
     @property
     def spec(self) -> JobSpec:
-        """The rows that a picture brings, by key."""
+        """The rows that an image brings, by key."""
         ensemble = self.backend.ensemble
         return {one.key: one.rows for one in ensemble.specs(ensemble.plans(self.views))}
 
-    async def prepare(self, picture: bytes) -> Sequence[Payload]:
-        """Have a picture decoded."""
-        return await self.backend.prepare(picture, self.views, self.bounds)
+    async def prepare(self, image: bytes) -> Sequence[Payload]:
+        """Have an image decoded."""
+        return await self.backend.prepare(image, self.views, self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class _Turn:
 
 async def measure(subject: Subject, http: float, turns: int = _TURNS) -> Replica:
     """Measure a replica, all but the seconds that a request takes of `http`."""
-    stages = _Stages(subject, await subject.prepare(subject.pictures[0]))
+    stages = _Stages(subject, await subject.prepare(subject.images[0]))
     found = [await stages.turn() for _ in range(turns)]
     first = found[0]
     batches = {bucket: _median(turn.batches[bucket] for turn in found) for bucket in first.batches}
@@ -86,7 +86,7 @@ class _Stages:
         by_device = {executor.device: executor for executor in executors}
         curves = subject.backend.ensemble.costs.curves
         self._subject = subject
-        self._pictures = itertools.cycle(subject.pictures)
+        self._images = itertools.cycle(subject.images)
         self._beside = [*by_device.values()]  # one of each device
         self._batches = [
             Batch(key, size, (Slice(payloads[key.member], 0, 1),) * size, "full")
@@ -95,7 +95,7 @@ class _Stages:
         ]
 
     async def turn(self) -> _Turn:
-        decode = mean([await _rested(self._decode()) for _ in range(_PICTURES)])
+        decode = mean([await _rested(self._decode()) for _ in range(_IMAGES)])
         batches = {(batch.key, batch.size): await self._seconds(batch) for batch in self._batches}
         contended, decode_beside = await self._contended()
         slower = contended / sum(seconds.beside for seconds in batches.values()) - 1
@@ -113,7 +113,7 @@ class _Stages:
         await asyncio.gather(*(executor.run(batch) for executor in self._beside))
 
     async def _contended(self) -> tuple[float, float]:
-        """Run every batch while all threads decode; gives the seconds of all and of a picture."""
+        """Run every batch while all threads decode; gives the seconds of all and of an image."""
         ended = asyncio.Event()
         decoding = [
             asyncio.create_task(self._decode_until(ended)) for _ in range(self._subject.decoders)
@@ -124,7 +124,7 @@ class _Stages:
         return sum(seconds), mean(itertools.chain(*spent))
 
     async def _decode(self) -> None:
-        await self._subject.prepare(next(self._pictures))
+        await self._subject.prepare(next(self._images))
 
     async def _decode_until(self, ended: asyncio.Event) -> list[float]:
         spent = []
@@ -155,7 +155,7 @@ def _by_key(found: Mapping[tuple[Key, int], T]) -> dict[Key, dict[int, T]]:
     return {key: {size: found[k, size] for k, size in found if k == key} for key in keys}
 
 
-async def http(picture: bytes) -> float:
+async def http(image: bytes) -> float:
     """Measure the seconds that a request takes of HTTP's process, whatever the model.
 
     Those of its processor: requests come one by one, and a model as small as can be answers.
@@ -164,7 +164,7 @@ async def http(picture: bytes) -> float:
     quiet = "--log-level=error"
     async with serving([f"--model={store.BUNDLED}", *small, quiet]) as started:
         client = started.client
-        asks = [client.target.post_form("/classify", picture, {})]
+        asks = [client.target.post_form("/classify", image, {})]
         await load.so_many(client, asks, _WARM_UP, connections=1)
         before = scrape.processor(await scrape.scrape(client))
         await load.so_many(client, asks, _REQUESTS, connections=1)

@@ -125,7 +125,7 @@ class GoogLeNet(nn.Module):
     """Table 1; `auxiliary` adds the two classifiers that only training uses.
 
     Takes float (N, 3, H, W), mean subtracted, H and W at least 223, and gives logits
-    (N, classes). A picture larger than 224 is evaluated densely, as VGG does it: average
+    (N, classes). An image larger than 224 is evaluated densely, as VGG does it: average
     pooling and the last layer are linear, so the mean over the map of pooled windows put
     through that layer is the mean of its class map. In training mode, with auxiliary
     classifiers, gives (logits, logits on 4a, logits on 4d) and needs 224x224.

@@ -53,7 +53,7 @@ class Partial(nn.Module):
 class LeNet5(nn.Module):
     """Takes float (N, 3, H, W), H and W 224 or more, and gives logits (N, classes).
 
-    It sees them grey, and 7 times smaller. As in the paper, a larger picture gives a map of
+    It sees them grey, and 7 times smaller. As in the paper, a larger image gives a map of
     what the network makes of each 32x32 of it; the logits are its mean.
     """
 

@@ -24,7 +24,7 @@ def build(classes: int, *, auxiliary: bool = False) -> nn.Module:
 class WindowedAverage(nn.Module):
     """Average every 7x7 window, then the windows; over 7x7 it is the plain mean.
 
-    torchvision pools globally, which for a larger picture weighs the border as much as the
+    torchvision pools globally, which for a larger image weighs the border as much as the
     centre; VGG's dense evaluation averages the class map of all windows instead.
     """
 

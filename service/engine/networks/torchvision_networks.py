@@ -23,7 +23,7 @@ def names() -> list[str]:
 def build(name: str, classes: int) -> nn.Module:
     """Make a network, freshly initialised.
 
-    AlexNet and VGG, whose classifiers are fully connected, see a larger picture window by
+    AlexNet and VGG, whose classifiers are fully connected, see a larger image window by
     window. The others average their last map, whatever its size: the last layer is linear, so
     that is the mean of the class map, too.
     """

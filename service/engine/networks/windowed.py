@@ -1,4 +1,4 @@
-"""A network that ends in fully connected layers, on pictures larger than it was made for."""
+"""A network that ends in fully connected layers, on images larger than it was made for."""
 
 from torch import Tensor, nn
 
@@ -7,8 +7,8 @@ class Windowed(nn.Module):
     """Puts the classifier on every window of the last map, and averages the logits.
 
     That is VGG's dense evaluation (Simonyan and Zisserman 2014, section 3.2): the first fully
-    connected layer as a convolution as large as the map of the usual picture, the others as 1x1
-    convolutions, and the mean of the class map. The usual picture has one window. `side` is
+    connected layer as a convolution as large as the map of the usual image, the others as 1x1
+    convolutions, and the mean of the class map. The usual image has one window. `side` is
     the places along a window; `classifier` takes (..., C * side * side).
     """
 

@@ -10,7 +10,7 @@ from torch import nn
 from service.engine.networks.googlenet import LocalResponseNorm
 from service.engine.networks.windowed import Windowed
 
-_SIDE = 6  # of the last map, for a picture of 224 pixels
+_SIDE = 6  # of the last map, for an image of 224 pixels
 
 
 def build(classes: int) -> nn.Module:

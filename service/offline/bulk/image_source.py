@@ -1,4 +1,4 @@
-"""Pictures, one after the other: from files, from folders, and from archives as they are read."""
+"""Images, one after the other: from files, from folders, and from archives as they are read."""
 
 import io
 import lzma
@@ -35,7 +35,7 @@ IsNew = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture by its name; `read` gives its bytes, or raises what is wrong with it: blocking."""
+    """An image by its name; `read` gives its bytes, or raises what is wrong with it: blocking."""
 
     name: str
     read: Callable[[], bytes]
@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How pictures are looked for."""
+    """How images are looked for."""
 
     max_bytes: int
     is_new: IsNew
@@ -58,18 +58,18 @@ def check(paths: Iterable[Path]) -> None:
             raise BulkError(f"there is no file {path}")
 
 
-def pictures(
+def images(
     paths: Sequence[Path],
     *,
     max_bytes: int,
     is_new: IsNew,
     leave_out: LeaveOut = image_folder.ignore,
 ) -> Iterator[Source]:
-    """Find pictures in their order, reading no more than is asked for: blocking.
+    """Find images in their order, reading no more than is asked for: blocking.
 
-    A file that is named is a picture or an archive; in a folder, and below it, and in an archive
+    A file that is named is an image or an archive; in a folder, and below it, and in an archive
     `folders.is_image` decides, and the rest is left out. What has over `max_bytes` is refused when
-    it is read. An archive that breaks off is the last of its pictures, and says so when it is read.
+    it is read. An archive that breaks off is the last of its images, and says so when it is read.
     """
     look = Look(max_bytes, is_new, leave_out)
     for file in files(paths, leave_out):
@@ -77,7 +77,7 @@ def pictures(
 
 
 def files(paths: Iterable[Path], leave_out: LeaveOut = image_folder.ignore) -> Iterator[str]:
-    """Find the files that are pictures or archives of them, in their order."""
+    """Find the files that are images or archives of them, in their order."""
     for path in paths:
         if path.is_dir():
             yield from image_folder.below(path, leave_out)
@@ -86,7 +86,7 @@ def files(paths: Iterable[Path], leave_out: LeaveOut = image_folder.ignore) -> I
 
 
 def inside(file: str, name: str, look: Look) -> Iterator[Source]:
-    """Find the pictures of one file, as `pictures` does; their names begin with, or are, `name`."""
+    """Find the images of one file, as `images` does; their names begin with, or are, `name`."""
     if is_archive(file):
         yield from _in_archive(Path(file), name, look)
     elif look.is_new(name):
@@ -94,7 +94,7 @@ def inside(file: str, name: str, look: Look) -> Iterator[Source]:
 
 
 def is_archive(file: str) -> bool:
-    """Tell by its name whether a file has pictures in it, and is none."""
+    """Tell by its name whether a file has images in it, and is none."""
     return file.lower().endswith(ARCHIVES)
 
 
@@ -156,7 +156,7 @@ def _bounded(file: IO[bytes], max_bytes: int) -> bytes:
 
 
 def _over(max_bytes: int) -> TooLarge:
-    return TooLarge(f"the picture has over {max_bytes} bytes")
+    return TooLarge(f"the image has over {max_bytes} bytes")
 
 
 def _in_archive(path: Path, name: str, look: Look) -> Iterator[Source]:
@@ -168,7 +168,7 @@ def _in_archive(path: Path, name: str, look: Look) -> Iterator[Source]:
             found += 1
     except _BROKEN as error:
         if look.is_new(name):
-            sentence = f"the archive is broken or cut short, {found} pictures after its beginning"
+            sentence = f"the archive is broken or cut short, {found} images after its beginning"
             yield _bad(name, UnreadableImage(sentence), error)
 
 

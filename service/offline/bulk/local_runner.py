@@ -1,4 +1,4 @@
-"""Pictures to rows of results, by a classifier of one's own."""
+"""Images to rows of results, by a classifier of one's own."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from service.serving.classifier import Classifier
 from service.serving.types import Answer
 from service.settings import Settings
 
-BAD = (TooLarge, UnsupportedType, UnreadableImage)  # a picture's own faults
+BAD = (TooLarge, UnsupportedType, UnreadableImage)  # an image's own faults
 
 Put = Callable[[Row], None]
 
@@ -23,13 +23,13 @@ _PREDICTION = ("label", "wnid", "index", "probability")
 
 
 def expected(settings: Settings) -> Origin:
-    """Tell by what pictures will be named here; raises `ModelError` for a model that is not."""
+    """Tell by what images will be named here; raises `ModelError` for a model that is not."""
     version = store.locate(settings.model_store).version(settings.model)
     return Origin(settings.model, version, settings.views)
 
 
 def origin(classifier: Classifier, settings: Settings) -> Origin:
-    """Tell by what a classifier that is ready names pictures."""
+    """Tell by what a classifier that is ready names images."""
     ensemble = classifier.ensemble
     return Origin(ensemble.name, ensemble.version, settings.views)
 
@@ -39,7 +39,7 @@ async def rank(
 ) -> None:
     """Rank the labels of all that is found, and put a row for each, in their order.
 
-    What is wrong with a picture is in its row; raises what is wrong with anything else.
+    What is wrong with an image is in its row; raises what is wrong with anything else.
     """
     plan = settings.views
     made = origin(classifier, settings)

@@ -1,8 +1,8 @@
 """Bulk classification on a Ray cluster: Ray Data shares the files out to actors that classify.
 
-An actor is a classifier as the command has one where it works alone, and reads the pictures
+An actor is a classifier as the command has one where it works alone, and reads the images
 itself: only names and results go over the network. So every node has to have the same
-googlenet-service and store, and the pictures, all at the same paths.
+googlenet-service and store, and the images, all at the same paths.
 
 What is lost with a node is done again: Ray Data restarts the node's actors where there is room,
 and has them repeat what nobody got the results of. Results come in the order in which they are
@@ -66,7 +66,7 @@ class Task:
     top_k: int
     paths: Sequence[Path]
     done: Collection[str]  # names that there are results of
-    batch: int  # pictures, most that an actor gets, and whose results it gives, at a time
+    batch: int  # images, most that an actor gets, and whose results it gives, at a time
 
 
 class Actor:
@@ -89,7 +89,7 @@ class Actor:
 
     async def _begin(self) -> None:
         await self._servable.__aenter__()  # nobody leaves: Ray ends the process
-        # Without the pictures this node would find fault with every one of them.
+        # Without the images this node would find fault with every one of them.
         image_source.check(self._task.paths)
         here = local_runner.origin(await self._servable.ready(), self._task.settings)
         if here != self._task.origin:
@@ -154,7 +154,7 @@ def files(
 def spread(
     task: Task, files: Iterable[str], put: Put, leave_out: LeaveOut, cluster: Cluster
 ) -> float:
-    """Have a cluster classify files, and put a row for each picture; gives the seconds.
+    """Have a cluster classify files, and put a row for each image; gives the seconds.
 
     Raises `BulkError` without Ray, without a cluster, without a node that can hold an actor, or
     with what ended the work.
@@ -207,17 +207,17 @@ def _known(task: Task, share: Share) -> Task:
 
 def portions(files: Iterable[str], most: int) -> Iterator[list[str]]:
     """Part files into what an actor gets at a time: so many of them, or an archive alone."""
-    pictures: list[str] = []
+    images: list[str] = []
     for file in files:
         if image_source.is_archive(file):
             yield [file]
             continue
-        pictures.append(file)
-        if len(pictures) == most:
-            yield pictures
-            pictures = []
-    if pictures:
-        yield pictures
+        images.append(file)
+        if len(images) == most:
+            yield images
+            images = []
+    if images:
+        yield images
 
 
 def share(settings: Settings, nodes: Iterable[Mapping[str, float]]) -> Share:

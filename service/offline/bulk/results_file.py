@@ -1,4 +1,4 @@
-"""A file of results that grows by a line a picture, and is gone on with after any end.
+"""A file of results that grows by a line an image, and is gone on with after any end.
 
 A line is written at once, so that a process that is killed leaves at most its last one torn.
 That is cut off when the file is opened again, and all that is before it counts as done.
@@ -25,7 +25,7 @@ _TEXTS = ("error", *ORIGIN)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """By what a picture was named; `model` and `version` are as a service tells them."""
+    """By what an image was named; `model` and `version` are as a service tells them."""
 
     model: str
     version: str
@@ -61,7 +61,7 @@ def origin(columns: Mapping[str, Any]) -> Origin | None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of a picture: its predictions, most probable first, or a sentence."""
+    """What came of an image: its predictions, most probable first, or a sentence."""
 
     file: str
     predictions: Sequence[Mapping[str, Any]] = ()

@@ -69,7 +69,7 @@ def _schema(arrow: Any) -> Any:
 
 
 def _names(arrow: Any, path: Path) -> tuple[dict[str, bool], set[Origin]]:
-    """Read which pictures a file has, whether each has an error, and by what they were named."""
+    """Read which images a file has, whether each has an error, and by what they were named."""
     foreign = BulkError(f"{path} is no Parquet file of results of this form; name another file")
     names, origins = {}, set()
     try:

@@ -1,4 +1,4 @@
-"""A sheet of what a network's feature maps have seen of a view, as a picture of its own."""
+"""A sheet of what a network's feature maps have seen of a view, as an image of its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _LEGEND = """\
 Each row is a stage of the network and its feature maps with the largest activations.
 Left of three: the feature map. Middle: its largest activation alone, put back to pixels by a
 deconvnet (Zeiler and Fergus 2013), around grey, each by its own largest values. Right: that
-part of the picture, which is marked on the map. Under them: the channel and the activation."""
+part of the image, which is marked on the map. Under them: the channel and the activation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +66,34 @@ def draw(view: Pixels, stages: Sequence[Stage], title: str, *, is_bgr: bool) -> 
     width = 2 * _MARGIN + _LABELS + MAPS * (_CELL + _SPACE) - _SPACE
     head = len(view) + _SPACE
     sheet = Image.new("RGB", (width, 2 * _MARGIN + head + _ROW * len(stages)), _PAPER)
-    picture = Image.fromarray(view)
-    sheet.paste(picture, (_MARGIN, _MARGIN))
+    image = Image.fromarray(view)
+    sheet.paste(image, (_MARGIN, _MARGIN))
     left = _MARGIN + len(view) + _SPACE
     _write(sheet, (left, _MARGIN), title, _INK, 30)
     _write(sheet, (left, _MARGIN + 60), _LEGEND, _FADED, 20)
     for row, stage in enumerate(stages):
         top = _MARGIN + head + _ROW * row
-        _draw_row(sheet, top, picture, stage, -1 if is_bgr else 1)
+        _draw_row(sheet, top, image, stage, -1 if is_bgr else 1)
     return sheet
 
 
-def _draw_row(sheet: Image.Image, top: int, picture: Image.Image, stage: Stage, order: int) -> None:
+def _draw_row(sheet: Image.Image, top: int, image: Image.Image, stage: Stage, order: int) -> None:
     _write(sheet, (_MARGIN, top), stage.name, _INK, 21)
     rows, columns = stage.size
     size = f"{stage.channels} maps\nof {columns} x {rows}"
     _write(sheet, (_MARGIN, top + 30), size, _FADED, 17)
     for number, one in enumerate(stage.projections):
         left = _MARGIN + _LABELS + number * (_CELL + _SPACE)
-        for place, tile in enumerate(_tiles(picture, one, one.pixels[..., ::order])):
+        for place, tile in enumerate(_tiles(image, one, one.pixels[..., ::order])):
             sheet.paste(tile, (left + place * (_TILE + _GAP), top))
         caption = f"channel {one.channel}: {one.activation:.4g}"
         _write(sheet, (left, top + _TILE + 4), caption, _FADED, 16)
 
 
-def _tiles(picture: Image.Image, one: Projection, pixels: Map) -> Sequence[Image.Image]:
-    """Draw the feature map, the projection and the picture, the last two where it is seen."""
+def _tiles(image: Image.Image, one: Projection, pixels: Map) -> Sequence[Image.Image]:
+    """Draw the feature map, the projection and the image, the last two where it is seen."""
     square = seen(pixels)
-    parts = [part.crop(square.edges) for part in (_signed(pixels, square), picture)]
+    parts = [part.crop(square.edges) for part in (_signed(pixels, square), image)]
     enlarged = [part.resize((_TILE, _TILE), Image.Resampling.BICUBIC) for part in parts]
     return _marked(one.map, square, len(pixels)), *enlarged
 

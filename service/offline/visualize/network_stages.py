@@ -13,7 +13,7 @@ def cut(network: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Have a network give the outputs of its stages in place of its own, and name them.
 
     A stage ends with a ReLU or a concatenation that everything passes, and has convolutions
-    that see more of the picture than the stage before. Raises `ModelError` if there is none.
+    that see more of the image than the stage before. Raises `ModelError` if there is none.
     """
     ends = dict(_ends(network))
     if not ends:

@@ -86,20 +86,20 @@ class Metrics:
         )
         self._stages = Histogram(
             "googlenet_stage_duration_seconds",
-            "Where a classification's time goes; a stage of a request or of one of its pictures.",
+            "Where a classification's time goes; a stage of a request or of one of its images.",
             ["stage", "priority"],
             buckets=LATENCY,
             registry=registry,
         )
         self._images = Counter(
             "googlenet_images",
-            "Pictures by views asked for and outcome: ok, or the code of the error.",
+            "Images by views asked for and outcome: ok, or the code of the error.",
             ["views", "outcome"],
             registry=registry,
         )
         self._rejected = Counter(
             "googlenet_rejected",
-            "Requests and pictures refused or failed, by the code of the error.",
+            "Requests and images refused or failed, by the code of the error.",
             ["reason", "priority"],
             registry=registry,
         )
@@ -154,11 +154,11 @@ class Metrics:
             registry=registry,
         )
         self._queue_bytes = Gauge(
-            "googlenet_queue_bytes", "Bytes of the pictures that wait.", registry=registry
+            "googlenet_queue_bytes", "Bytes of the images that wait.", registry=registry
         )
         self._cache_hits = Counter(
             "googlenet_cache_hits",
-            "Pictures answered from the cache; they are among those that are ok.",
+            "Images answered from the cache; they are among those that are ok.",
             registry=registry,
         )
         self._cache_bytes = Gauge(
@@ -203,8 +203,8 @@ class Metrics:
             registry=registry,
         )
         self._shadow = Counter(
-            "googlenet_shadow_pictures",
-            "Pictures a candidate was asked for, by its first label beside the default's.",
+            "googlenet_shadow_images",
+            "Images a candidate was asked for, by its first label beside the default's.",
             ["outcome"],
             registry=registry,
         )
@@ -294,15 +294,15 @@ class Metrics:
         self._stages.labels(stage, _priority(background=background)).observe(seconds)
 
     def image(self, plan: str, error: ServiceError | None = None) -> None:
-        """Count a picture answered, or refused."""
+        """Count an image answered, or refused."""
         self._images.labels(plan, error.code if error else "ok").inc()
 
     def cache_hit(self) -> None:
-        """Count a picture whose answer was kept."""
+        """Count an image whose answer was kept."""
         self._cache_hits.inc()
 
     def rejected(self, error: ServiceError, *, background: bool = False) -> None:
-        """Count a request or a picture refused."""
+        """Count a request or an image refused."""
         self._rejected.labels(error.code, _priority(background=background)).inc()
 
     def callers(self, names: Iterable[str]) -> None:
@@ -373,7 +373,7 @@ class Metrics:
             gauge.remove_by_labels({"model": name})
 
     def shadow(self, outcome: str, distance: float | None) -> None:
-        """Count a picture that a candidate was asked for, and how far its answer was."""
+        """Count an image that a candidate was asked for, and how far its answer was."""
         self._shadow.labels(outcome).inc()
         if distance is not None:
             self._shadow_distance.observe(distance)

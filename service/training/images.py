@@ -1,4 +1,4 @@
-"""A dataset's pictures: as they are learnt from, and as they will be served."""
+"""A dataset's images: as they are learnt from, and as they will be served."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from service.imaging import crops, image_decoder
 from service.imaging.crops import Pixels, Resize
 from service.imaging.image_decoder import Bounds
 from service.training import augmentation, loader
-from service.training.dataset import Dataset, Picture
+from service.training.dataset import Dataset, Sample
 from service.training.loader import Batch
 from service.training.options import Options
 from service.training.world import World
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Reads pictures, each process its part of them."""
+class TrainingImages:
+    """Reads images, each process its part of them."""
 
     dataset: Dataset
     options: Options
@@ -53,9 +53,9 @@ class Pictures:
         return loader.divided(places, self.options.batch, rank=world.rank, size=world.size)
 
     def _patch(self, place: int, epoch: int) -> tuple[Pixels, int]:
-        picture = self.dataset.learnt[place]
+        image = self.dataset.learnt[place]
         chance = Random(f"{self.options.seed} {epoch} {place}")
-        upright = image_decoder.decode(picture.path.read_bytes(), max_pixels=self.max_pixels)
+        upright = image_decoder.decode(image.path.read_bytes(), max_pixels=self.max_pixels)
         options = self.options
         patch = augmentation.augment(
             upright,
@@ -64,9 +64,9 @@ class Pictures:
             distortion=options.distortion,
             mirror=options.mirror,
         )
-        return patch, picture.index
+        return patch, image.index
 
-    def _served(self, picture: Picture) -> tuple[Pixels, int]:
+    def _served(self, image: Sample) -> tuple[Pixels, int]:
         plan = crops.plan("single", self.resize)
-        (cut,) = prepared_image.prepare(picture.path.read_bytes(), [plan], Bounds(self.max_pixels))
-        return cut.canvases[0].astype(np.uint8, copy=False), picture.index
+        (cut,) = prepared_image.prepare(image.path.read_bytes(), [plan], Bounds(self.max_pixels))
+        return cut.canvases[0].astype(np.uint8, copy=False), image.index
