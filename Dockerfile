@@ -1,10 +1,10 @@
 # The service's image, by --build-arg DEVICE:
-# - cpu: OpenVINO computes, and there is no torch. It serves models that are converted already.
-# - cuda, with --build-arg TORCH=cu130: torch computes on NVIDIA's GPUs.
-# - torch: for the CPU, with torch. It converts models, too.
-# `make image` builds it; deploy/compose/README.md says how to use it.
+# - cpu: OpenVINO, without torch. Serves converted models.
+# - cuda, with --build-arg TORCH=cu130: torch on NVIDIA's GPUs.
+# - torch: CPU, with torch. Also converts models.
+# Build it with `make image`; see deploy/compose/README.md.
 
-# The Python that the tests run on. A tag and no digest: to build anew is to take Debian's fixes.
+# The Python of the tests. A tag and no digest: a rebuild takes Debian's fixes.
 ARG PYTHON=3.11-slim-bookworm
 ARG DEVICE=cpu
 
@@ -14,15 +14,14 @@ ENV PATH=/opt/venv/bin:${PATH} \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 
-# What is needed first, the service last: a change of its code installs nothing else anew. Each
-# file has one of the SHA-256s in the lock (`make lock`), and none is a source that builds itself.
-# OpenVINO requires its telemetry package, and pip checks that all is there that is required;
-# service/engine/openvino_api.py sees to it that it cannot be imported.
+# Dependencies first, the service last: a change of its code does not reinstall them. Each file is
+# locked by SHA-256 (`make lock`), wheels only. OpenVINO's telemetry package is installed, since
+# `pip check` requires it; service/engine/openvino_api.py blocks its import.
 COPY deploy/requirements.txt ./
 RUN pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
     --requirement requirements.txt
 
-# The wheel is built by locked tools, too, and they stay behind.
+# The wheel is built by locked tools, which are not in the image.
 FROM packages AS wheel
 COPY deploy/build.txt ./
 RUN python -m venv /opt/build \
@@ -33,17 +32,16 @@ COPY model_store model_store
 COPY service service
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-# All that serves on a CPU.
+# Serving on a CPU.
 FROM packages AS build
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && pip check
 
-# The same with torch, which converts weights and computes on GPUs. TORCH names the build: "cpu",
-# or a version of CUDA as PyTorch's index has it. CUDA's libraries are wheels, too, so all images
-# have one base; the host brings the driver. By version and not by hash: each of that index's
-# builds is a file of its own, with a hash of its own. What else torch needs is there already, but
-# for CUDA's libraries, whose versions it says.
+# With torch, which converts weights and computes on GPUs. TORCH is the build: "cpu", or a version of
+# CUDA in PyTorch's index. CUDA's libraries are wheels, so all images have one base; the host has the
+# driver. Pinned by version and not by hash, since each build of that index has its own hash. Its
+# other dependencies are installed above, except CUDA's libraries, whose versions torch requires.
 FROM packages AS torch
 COPY deploy/torch-requirements.txt deploy/torch.txt ./
 RUN pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
@@ -55,8 +53,8 @@ COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
     && pip check
 
-# Weights are fetched and converted for OpenVINO here, once, or are mounted at /models: never
-# behind anybody's back later.
+# Weights are downloaded and converted for OpenVINO at build time, or mounted at /models; never at
+# run time.
 FROM torch AS models
 ARG MODEL=""
 RUN mkdir /models && IFS=, && for name in ${MODEL}; do \
@@ -67,16 +65,16 @@ FROM torch AS cuda
 FROM ${DEVICE} AS venv
 
 FROM python:${PYTHON}
-# Python's own modules come uncompiled; where nothing can be written, each process that starts,
-# the health check's included, would compile them for itself.
+# Python's own modules come uncompiled; on a read-only file system each process, health checks
+# included, would compile them again.
 RUN useradd --uid 10001 --user-group --no-log-init --no-create-home --home-dir /tmp googlenet \
     && python -m compileall -q "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 COPY --from=venv /opt/venv /opt/venv
 COPY --from=models --chown=10001:10001 /models /models
 
-# Only /tmp has to be writable. Strict and without fetching: the model that was asked for, or an
-# end that says what is missing. NVIDIA_VISIBLE_DEVICES is not set on purpose: it would hand
-# every GPU of a node to a container that asked for none.
+# Only /tmp has to be writable. The process serves the named model or ends with an error; it neither
+# downloads nor falls back. NVIDIA_VISIBLE_DEVICES is not set: it would give every GPU of a node to
+# containers that request none.
 ARG MODEL=""
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -94,27 +92,26 @@ ENV PATH=/opt/venv/bin:${PATH} \
     GOOGLENET_LOG_FORMAT=json \
     GOOGLENET_DRAIN_SECONDS=10
 
-# A number: Kubernetes cannot tell from a name that it is not root's.
+# A number: Kubernetes cannot verify that a named user is not root.
 USER 10001:10001
 EXPOSE 8000 8001
 
-# Readiness: here "healthy" means "start what depends on it" and "send requests here". What
-# restarts by liveness has probes of its own. http.client, for it knows nothing of proxies.
+# Readiness: dependents of a "healthy" container start, and it gets requests. Supervisors that restart
+# by liveness have their own probes. http.client, since it ignores proxies.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; connection = http.client.HTTPConnection('127.0.0.1', int(os.environ['GOOGLENET_PORT']), timeout=4); connection.request('GET', '/readyz'); sys.exit(connection.getresponse().status != 200)"]
 
-# Exec form: the process that serves HTTP gets the signal itself. It drains, waits for what it
-# has accepted and ends its worker.
+# Exec form: the listening process gets the signal, drains, finishes its requests and ends the worker.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["googlenet-service"]
 CMD ["serve"]
 
-# Last, since they change with every commit.
+# Last, since these change with every commit.
 ARG VERSION=""
 ARG REVISION=""
 ARG CREATED=""
 LABEL org.opencontainers.image.title="googlenet-service" \
-      org.opencontainers.image.description="GoogLeNet as a REST service" \
+      org.opencontainers.image.description="GoogLeNet image classification service" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \

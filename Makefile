@@ -1,4 +1,4 @@
-# Two commands do everything: `make run` serves, `make test` checks.
+# `make run` serves, `make test` checks.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -14,19 +14,19 @@ run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file fi
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
 	$(BIN)/googlenet-service serve --model $(MODEL) --host $(HOST) --port $(PORT)
 
-test: check ## Every check, and the tests that take minutes
+test: check ## Every check, and all tests but the slow ones
 	$(BIN)/pytest -m "not slow"
 
 test-all: check ## Every check and every test, with coverage: what CI runs
 	$(BIN)/pytest --cov --cov-report=term
 
-bench: install ## Measure the service on PHOTOS, beside what its engine does without one
+bench: install ## Benchmark the service on PHOTOS, against its engine without a server
 	$(BIN)/googlenet-service bench --model $(MODEL) $(PHOTOS)
 
 DIGITS := build/digits
 
-digits: $(VENV)/.dev ## Make the bundled model anew, in build/digits/store
-	$(BIN)/python model_store/digits/pictures.py $(DIGITS)
+digits: $(VENV)/.dev ## Train the bundled model, in build/digits/store
+	$(BIN)/python model_store/digits/images.py $(DIGITS)
 	$(BIN)/googlenet-service train $(DIGITS)/train --name digits --model-store $(DIGITS)/store \
 		--width 0.25 --epochs 25 --batch 16 --rate 0.004 --average 0.99 \
 		--smallest 0.6 --distortion 0.2 --dropout 0.3 --mirror no \
@@ -36,7 +36,7 @@ digits: $(VENV)/.dev ## Make the bundled model anew, in build/digits/store
 	$(BIN)/googlenet-service evaluate $(DIGITS)/test --model digits --model-store $(DIGITS)/store --plans single,ten
 
 lenet5: $(VENV)/.dev ## Train LeNet-5 on the same digits, in build/digits/store
-	$(BIN)/python model_store/digits/pictures.py $(DIGITS)
+	$(BIN)/python model_store/digits/images.py $(DIGITS)
 	$(BIN)/googlenet-service train $(DIGITS)/train --name lenet5 --model-store $(DIGITS)/store \
 		--architecture lenet5 --epochs 30 --batch 16 --rate 0.01 --average 0.99 \
 		--smallest 0.6 --distortion 0.2 --mirror no \
@@ -50,7 +50,7 @@ IMAGE   = googlenet-service:$(VERSION)-$(DEVICE)
 TORCH   = $(if $(filter cuda,$(DEVICE)),cu130,cpu)
 
 image: ## The container image for DEVICE (cpu, cuda, or torch: cpu with torch), with MODEL's weights
-	@docker info >/dev/null 2>&1 || { echo "make image needs Docker, and its engine running"; exit 1; }
+	@docker info >/dev/null 2>&1 || { echo "make image needs a running Docker engine"; exit 1; }
 	docker build --tag $(IMAGE) --build-arg DEVICE=$(DEVICE) --build-arg TORCH=$(TORCH) \
 		--build-arg MODEL=$(MODEL) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
 		--build-arg CREATED=$$(git log -1 --format=%cI) .
@@ -58,7 +58,7 @@ image: ## The container image for DEVICE (cpu, cuda, or torch: cpu with torch), 
 COMPILE = CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes \
 	--allow-unsafe --strip-extras --no-annotate --no-emit-options
 
-lock: $(VENV)/.dev ## Lock what the image gets to what is tested here
+lock: $(VENV)/.dev ## Lock the image's packages to the versions tested here
 	mkdir -p build
 	$(BIN)/python deploy/pins.py 'googlenet-service[trace,grpc]' > build/requirements.in
 	$(BIN)/python deploy/pins.py 'googlenet-service[trace,grpc,torch]' > build/all.in
@@ -71,7 +71,7 @@ lock: $(VENV)/.dev ## Lock what the image gets to what is tested here
 
 OSV ?= https://api.osv.dev/v1/query
 
-# One list, without hashes: of several files, or of a mixed one, pip-audit reads a part.
+# One list, without hashes: pip-audit reads only a part of several files, or of a mixed one.
 audit: $(VENV)/.dev ## Ask OSV whether any locked version has a known vulnerability
 	mkdir -p build
 	sed -nE 's/^([a-z0-9-]+==[^ ]+).*/\1/p' deploy/requirements.txt deploy/torch.txt \
@@ -82,17 +82,17 @@ audit: $(VENV)/.dev ## Ask OSV whether any locked version has a known vulnerabil
 SBOM  ?= build/sbom.json
 comma := ,
 
-sbom: $(VENV)/.dev ## What the CPU's image has in it, with MODEL's weights: CycloneDX, in SBOM
+sbom: $(VENV)/.dev ## SBOM of the CPU image with MODEL's weights: CycloneDX, in SBOM
 	mkdir -p $(dir $(SBOM))
 	PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml \
 		deploy/requirements.txt \
 		| $(BIN)/python deploy/sbom.py $(SBOM) $(subst $(comma), ,$(MODEL))
 
-tools: clients ## What tests use besides the service's packages (needs root): Prometheus, a browser, clients
+tools: clients ## Tools for tests (needs root): Prometheus, a browser, Open Inference clients
 	which promtool chromium >/dev/null \
 		|| { apt-get update -q && apt-get install -qy --no-install-recommends prometheus chromium fonts-dejavu-core; }
 
-check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
+check: $(VENV)/.dev ## Format, lint, types, layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -100,21 +100,21 @@ check: $(VENV)/.dev ## Format, lint, types, and the direction of imports
 
 CLIENTS := .venv-clients
 
-clients: $(CLIENTS)/.made ## Other people's clients of the Open Inference Protocol, for its tests
+clients: $(CLIENTS)/.made ## Triton's and KServe's clients, for tests
 
-# They want older libraries than the service has: an environment of their own.
+# In their own environment: they need older libraries than the service.
 $(CLIENTS)/.made:
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --disable-pip-version-check --quiet 'tritonclient[http,grpc]>=2.60' 'kserve>=0.15'
 	touch $@
 
 FLOORS := .venv-floors
-# torch is another matter: a build has to be that of the device.
+# Without torch, whose build depends on the device.
 TORCHS := torch|torchvision|triton|nvidia-(cu|nc|nv)|sympy|mpmath|networkx|jinja2|markupsafe|fsspec
 
-floors: $(FLOORS)/.made ## The oldest versions that pyproject.toml allows, for their tests
+floors: $(FLOORS)/.made ## The oldest versions that pyproject.toml allows, for tests
 
-# What tests need besides comes from the other environment.
+# Test tools come from the other environment.
 $(FLOORS)/.made: pyproject.toml $(VENV)/.dev
 	mkdir -p build
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra grpc --extra client \
@@ -125,13 +125,13 @@ $(FLOORS)/.made: pyproject.toml $(VENV)/.dev
 		> $$($(FLOORS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
 	touch $@
 
-proto: $(VENV)/.dev ## What protoc makes of the protocol's description
+proto: $(VENV)/.dev ## Compile the protobuf description of Open Inference
 	$(BIN)/python -m grpc_tools.protoc -Iservice/api/grpc --descriptor_set_out=service/api/grpc/open_inference.binpb \
 		service/api/grpc/open_inference.proto
 
 SECONDS ?= 60
 
-fuzz: $(VENV)/.dev ## Look for SECONDS for images that break decoding, guided by coverage
+fuzz: $(VENV)/.dev ## Fuzz the image decoders for SECONDS, guided by coverage
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[fuzz]'
 	$(BIN)/python tests/fuzz.py build/fuzz/corpus -max_total_time=$(SECONDS)
 
@@ -139,12 +139,12 @@ MINUTES ?= 30
 SEED    ?= 0
 
 soak: MODEL = digits
-soak: $(VENV)/.dev ## Mixed traffic, attacks and faults for MINUTES: nothing is lost, mixed up or grows
+soak: $(VENV)/.dev ## Soak test: mixed traffic, attacks and faults for MINUTES
 	$(BIN)/python tests/soak.py $(PHOTOS) --minutes $(MINUTES) --seed $(SEED) --model $(MODEL)
 
 install: $(VENV)/.run
 
-# torch and torchvision go in together: builds of different days do not import each other.
+# torch and torchvision together: builds of different versions do not import each other.
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet torch torchvision
@@ -155,5 +155,5 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	touch $@
 
-clean: ## Remove what was installed and cached; weights stay
+clean: ## Remove environments and caches, but no weights
 	rm -rf $(VENV) $(CLIENTS) $(FLOORS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .import_linter_cache

@@ -1,1 +1,1 @@
-"""Measurements that are no part of the service."""
+"""Benchmarks, which are not part of the service."""

@@ -1,10 +1,10 @@
-"""What callers notice of bulk beside them, with and without `Priority: u=7`, measured in turn.
+"""Latency of interactive requests beside bulk requests, with and without `Priority: u=7`.
 
     python benchmarks/priority.py PHOTOS --model bvlc_googlenet --rate 15 --connections 32
 
-One service; each round asks it for single views at a mean rate, at random moments: alone, beside
-a closed loop of bulk that says so, and beside the same loop that does not. The medians of the
-rounds are printed as JSON: latencies in milliseconds, bulk's images a second.
+Each round sends an open loop of single-view requests to one service: alone, beside a closed loop
+of background requests, and beside the same loop without the priority. The medians of the rounds
+are printed as JSON: latencies in milliseconds, the closed loop's images a second.
 """
 
 import argparse
@@ -21,41 +21,43 @@ from service.bench.process import serving
 from service.cli import console
 
 KIND = {"Content-Type": "image/jpeg"}
-BESIDE = {"alone": None, "beside bulk": {"Priority": "u=7"}, "beside others": {}}
+LOADS = {"alone": None, "beside bulk": {"Priority": "u=7"}, "beside others": {}}
 
 
-async def measured(
-    client: Client, images: Sequence[bytes], given: argparse.Namespace
+async def measure_round(
+    client: Client, images: Sequence[bytes], arguments: argparse.Namespace
 ) -> dict[str, float]:
-    """Do one round."""
-    found: dict[str, float] = {}
+    """Measure one round."""
+    figures: dict[str, float] = {}
     path = "/classify?views=single"
-    mine = [client.target.post(path, image, KIND) for image in images]
-    for name, headers in BESIDE.items():
-        callers = load.paced(client, mine, rate=given.rate, seconds=given.seconds)
+    requests = [client.target.post(path, image, KIND) for image in images]
+    for name, headers in LOADS.items():
+        interactive = load.open_loop(
+            client, requests, rate=arguments.rate, seconds=arguments.seconds
+        )
         if headers is None:
-            run = await callers
+            run = await interactive
         else:
-            theirs = [client.target.post(path, one, KIND | headers) for one in images]
-            flood = load.closed(
-                client, theirs, connections=given.connections, seconds=given.seconds
+            bulk_requests = [client.target.post(path, image, KIND | headers) for image in images]
+            bulk = load.closed_loop(
+                client, bulk_requests, connections=arguments.connections, seconds=arguments.seconds
             )
-            run, background = await asyncio.gather(callers, flood)
-            found[f"{name}, bulk"] = background.rate
+            run, background = await asyncio.gather(interactive, bulk)
+            figures[f"{name}, bulk"] = background.rate
         for share in (0.5, 0.99):
-            found[f"{name}, p{100 * share:.0f}"] = 1000 * load.quantile(run.accepted, share)
-        found[f"{name}, refused"] = len(run.refused)
-    return found
+            figures[f"{name}, p{100 * share:.0f}"] = 1000 * load.quantile(run.accepted, share)
+        figures[f"{name}, refused"] = len(run.refused)
+    return figures
 
 
-async def main(given: argparse.Namespace) -> None:
-    """Measure, and print what came out."""
-    images = photos.read(given.photos)
-    store = ["--model-store", str(given.store)] if given.store else []
+async def main(arguments: argparse.Namespace) -> None:
+    """Measure, and print the medians."""
+    images = photos.read(arguments.photos)
+    store = ["--model-store", str(arguments.model_store)] if arguments.model_store else []
     rounds = defaultdict(list)
-    async with serving(["--model", given.model, *store]) as started:
-        for _ in range(given.rounds):
-            for name, value in (await measured(started.client, images, given)).items():
+    async with serving(["--model", arguments.model, *store]) as started:
+        for _ in range(arguments.rounds):
+            for name, value in (await measure_round(started.client, images, arguments)).items():
                 rounds[name].append(value)
     medians = {name: round(statistics.median(values), 1) for name, values in rounds.items()}
     console.say(json.dumps(medians, indent=2))

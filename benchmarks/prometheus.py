@@ -1,4 +1,4 @@
-"""A Prometheus of one's own, with the rules that are shipped, which looks at one port."""
+"""A Prometheus process with the shipped rules that scrapes one port."""
 
 import http.client
 import json
@@ -20,17 +20,17 @@ SHIPPED = Path(__file__).parents[1] / "deploy/prometheus"
 
 _DURATION = re.compile(r"(?<=\[)(\d+)([smhd])(?=\])|(?<=for: )(\d+)([smhd])$", re.MULTILINE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_PATIENCE = 30  # seconds; it takes 5 until it looks for targets
+_START_SECONDS = 30  # it takes 5 until it discovers targets
 
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """One that runs, and where it listens."""
+    """A running Prometheus and its port."""
 
     port: int
 
     def get(self, path: str, **parameters: str | float) -> Any:
-        """Ask its HTTP API; raises `ValueError` with what it says is wrong with a query."""
+        """Call its HTTP API; raises `ValueError` with its error message."""
         status, body = _get(self.port, f"/api/v1/{path}?{urlencode(parameters)}")
         answer = json.loads(body)
         if status != http.client.OK:
@@ -42,10 +42,10 @@ class Prometheus:
 def watching(
     port: int, folder: Path, *, every: float = 1, faster: float = 1
 ) -> Iterator[Prometheus]:
-    """Scrape a port of this machine every so many seconds, once it has begun to.
+    """Scrape a local port every `every` seconds; yields after the first scrape.
 
-    Everything is kept in a folder. `faster` divides the windows of all rules, and how long an
-    alert is pending: a day is over sooner.
+    `folder` holds configuration, data and log. `faster` divides the windows and the `for:` of all
+    rules.
     """
     config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     pause = f"{every * 1000:.0f}ms"
@@ -64,29 +64,31 @@ def watching(
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log)  # noqa: S603 - our own arguments
         try:
-            started = Prometheus(own)
+            prometheus = Prometheus(own)
             _wait(lambda: _is_ready(own), process, folder / "log")
-            _wait(lambda: bool(started.get("query", query="up")["result"]), process, folder / "log")
-            yield started
+            _wait(
+                lambda: bool(prometheus.get("query", query="up")["result"]), process, folder / "log"
+            )
+            yield prometheus
         finally:
             process.terminate()
             process.wait(timeout=30)
 
 
 def hurried(rules: str, faster: float) -> str:
-    """Divide every window and every `for:` of a file of rules."""
+    """Divide every window and every `for:` of a rule file."""
 
-    def divided(found: re.Match[str]) -> str:
-        count, unit = filter(None, found.groups())
+    def divide(match: re.Match[str]) -> str:
+        count, unit = filter(None, match.groups())
         return f"{int(count) * _SECONDS[unit] * 1000 / faster:.0f}ms"
 
-    return _DURATION.sub(divided, rules)
+    return _DURATION.sub(divide, rules)
 
 
-def _wait(holds: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + _PATIENCE
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < end:
-        if holds():
+        if condition():
             return
         time.sleep(0.05)
     raise RuntimeError(f"Prometheus does not scrape:\n{log.read_text()}")

@@ -1,6 +1,6 @@
-"""Complete the list of the CPU image's packages with what needs what, and with the weights.
+"""Add dependencies and model weights to the SBOM of the CPU image.
 
-`make sbom` gives it the lock as cyclonedx-py lists it, where to write, and the models' names.
+`make sbom` pipes in cyclonedx-py's list of the lock; arguments are the output file and the models.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ ALGORITHMS = {"sha256": HashAlgorithm.SHA_256, "sha1": HashAlgorithm.SHA_1}
 
 
 def main(target: Path, models: Iterable[str]) -> None:
-    """Write the list in CycloneDX's JSON."""
+    """Write the SBOM as CycloneDX JSON."""
     bom = Bom.from_json(json.load(sys.stdin))  # type: ignore[attr-defined] - a decorator adds it
     connect(bom)
     store = stores.locate(None)
@@ -40,17 +40,17 @@ def main(target: Path, models: Iterable[str]) -> None:
 
 
 def connect(bom: Bom) -> None:
-    """Say what requires what."""
+    """Register the dependencies between packages."""
     root = bom.metadata.component
     assert root is not None  # noqa: S101 - cyclonedx-py took it from pyproject.toml
     by_name = {component.name: component for component in bom.components}
     for name, others in graph(f"{OURS}[trace,grpc]").items():
-        one = root if name == OURS else by_name[name]
-        bom.register_dependency(one, [by_name[other] for other in others])
+        component = root if name == OURS else by_name[name]
+        bom.register_dependency(component, [by_name[other] for other in others])
 
 
 def model(store: Store, name: str) -> Component:
-    """Describe a model's weights: by their own digest, or by that of the file they come from."""
+    """Describe a model's weights, by their own digest or that of their source file."""
     described = store.manifest(name)
     source = described.source
     return Component(
@@ -66,9 +66,9 @@ def model(store: Store, name: str) -> Component:
 
 
 def reference(source: Source) -> ExternalReference:
-    """Say where weights come from."""
+    """Describe where weights come from."""
     algorithm, _, digest = source.digest.partition(":")
-    is_full = len(digest) == 2 * hashlib.new(algorithm).digest_size  # or its beginning
+    is_full = len(digest) == 2 * hashlib.new(algorithm).digest_size  # else a prefix
     return ExternalReference(
         type=ExternalReferenceType.DISTRIBUTION,
         url=XsUri(str(source.url)),

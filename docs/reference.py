@@ -14,9 +14,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 
-from service.api import problem_details
-from service.api.grpc import status_codes
-from service.errors import ServiceError, Unavailable
+from service.api.statuses import STATUS
+from service.errors import ClientError, ServiceError, Unavailable
 from service.serving.metrics.metrics import Metrics
 from service.settings import MEBIBYTE, Settings
 
@@ -65,7 +64,8 @@ def settings() -> str:
 
 Give a setting as an option (`serve --max-batch 32`) or in the environment
 (`GOOGLENET_MAX_BATCH=32`); an option comes before the environment. `googlenet-service serve --help`
-has them, too.
+has them, too. `serve` logs a warning for a `GOOGLENET_...` variable that is unknown, and exits with
+status 2 instead if `--require-model` is set.
 
 {table(("option", "in the environment", "default", "may be", "what it changes"), *rows)}
 """
@@ -143,14 +143,14 @@ def name(family: Metric) -> str:
 def errors() -> str:
     """Give the page of the errors."""
     refused = [
-        (f"{status}", code(error.code), status_codes.STATUS[error].name, when(error))
-        for error, status in sorted(problem_details.STATUS.items(), key=lambda one: one[1])
+        (f"{status.http}", code(error.code), status.grpc, when(error))
+        for error, status in STATUS.items()
         if "code" in vars(error)  # else it is its parent, told apart by the service alone
     ]
     ended = [
         (code(error.__name__), f"{error.exit_status}", when(error))
         for error in below(ServiceError)
-        if error not in problem_details.STATUS and error is not Unavailable
+        if error not in STATUS and error not in {ClientError, Unavailable}
     ]
     return f"""\
 # Errors

@@ -1,5 +1,7 @@
-"""Classify images with GoogLeNet over HTTP."""
+"""Image classification service."""
 
 import logging
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # who runs us decides what is shown
+logging.getLogger(__name__).addHandler(
+    logging.NullHandler()
+)  # the program that imports it configures logging

@@ -1,4 +1,4 @@
-"""The command line: arguments to a command, and a failure to one sentence and a status."""
+"""The command line: runs a command, and turns an error into a sentence and an exit status."""
 
 import pkgutil
 import shlex
@@ -15,22 +15,23 @@ from service.errors import ServiceError, WrongOption
 from service.settings import Settings
 
 Command = Callable[[Settings, dict[str, Any]], int]
-"""Takes the settings and the command's own arguments, gives the exit status."""
-
+"""Takes the settings and the command's own arguments; returns the exit status."""
 
 _TORCH = {"torch", "torchvision"}
 _NEEDS_TORCH = "this command needs PyTorch: pip install 'googlenet-service[torch]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 0, the error's, or 2 for a wrong call."""
-    # The first process of a container is spared every signal that it does not handle itself.
+    """Run a command; returns the exit status: 0, the error's, or 2 for invalid arguments."""
+    # Linux ignores signals that the first process of a container has no handler for.
     signal.signal(signal.SIGTERM, _end)
-    ours, uvicorns = _split(sys.argv[1:] if arguments is None else arguments)
-    given = vars(parser.build().parse_args(ours)) | ({"uvicorn": uvicorns} if uvicorns else {})
+    own, uvicorn_arguments = _split(sys.argv[1:] if arguments is None else arguments)
+    given = vars(parser.build().parse_args(own))
+    if uvicorn_arguments:
+        given["uvicorn"] = uvicorn_arguments
     try:
         given["command"] = shlex.join(["googlenet-service", *(arguments or sys.argv[1:])])
-        run: Command = pkgutil.resolve_name(given.pop("run"))  # only that, for the rest takes time
+        run: Command = pkgutil.resolve_name(given.pop("run"))  # imports no other command: quicker
         return run(_settings(given), given)
     except ValidationError as error:
         first = error.errors()[0]
@@ -50,21 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Part what is ours from what follows `--`, which uvicorn understands when it is to serve."""
+    """Split the arguments of `serve` at `--`, after which they are uvicorn's."""
     if "--" not in arguments or arguments[0] != "serve":
         return arguments, ()
-    at = arguments.index("--")
-    return arguments[:at], arguments[at + 1 :]
+    separator = arguments.index("--")
+    return arguments[:separator], arguments[separator + 1 :]
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)  # as a shell tells of a signal's victim
+    sys.exit(128 + number)  # a shell's status for a process ended by a signal
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    """Move the settings among the arguments into `Settings`; the environment gives the rest."""
-    chosen = [name for name in given if name in Settings.model_fields]
-    return Settings(**{name: given.pop(name) for name in chosen})
+    """Move the settings among the arguments into `Settings`; the rest come from the environment."""
+    names = [name for name in given if name in Settings.model_fields]
+    return Settings(**{name: given.pop(name) for name in names})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The number of CPUs this process may use, by its affinity and the CPU quotas of its cgroups."""
+"""The CPUs of this process: their number, by affinity and cgroup quotas, and their kind."""
 
 import os
 import platform
@@ -19,21 +19,21 @@ def available(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
     return max(1, min(affinity or 1, *map(_quota, _folders(proc, cgroups)), sys.maxsize))
 
 
-def decoding(chosen: int) -> int:
-    """Give the number of threads that decode images: the number chosen, or, for 0, one a CPU."""
-    return chosen or available()
+def decoding(threads: int) -> int:
+    """Return the number of threads that decode images: the setting, or one a CPU if it is 0."""
+    return threads or available()
 
 
 def _folders(proc: Path, cgroups: Path) -> Iterator[Path]:
     """Find the folders of this process's cgroups and of all their ancestors, in both versions.
 
     A container without a cgroup namespace sees the host's path in `/proc/self/cgroup`, and its
-    own cgroup as the root of the mount. So the root is always one of the folders, and those that
-    are not there have no quota.
+    own cgroup as the root of the mount. So the root is always one of the folders, and missing
+    folders have no quota.
     """
     for mounts, path in _memberships(proc):
         inside = PurePosixPath(path.lstrip("/"))
-        if ".." in inside.parts:  # a cgroup outside this process's namespace cannot be seen
+        if ".." in inside.parts:  # a cgroup outside this namespace is not visible
             inside = PurePosixPath()
         for mount in mounts:
             yield from (cgroups / mount / folder for folder in (inside, *inside.parents))
@@ -66,7 +66,7 @@ def _quota(folder: Path) -> int:
 
 
 def multiply_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the CPU has bfloat16 instructions, as far as Linux names them."""
+    """Return whether the CPU has bfloat16 instructions, by Linux's names of them."""
     try:
         words = set(cpuinfo.read_text().split())
     except OSError:
@@ -75,7 +75,7 @@ def multiply_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def model_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the processor, as far as the system says so (Linux)."""
+    """Return the name of the processor on Linux, or its architecture."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -1,127 +1,130 @@
-"""What can go wrong, in words for the person who has to act on it.
+"""The errors of the service: a sentence for people, and a `code` for machines.
 
-Every error is one sentence, and has a `code`, a word for machines. None of them knows an HTTP
-status: `service.api.problem_details` maps each class to one, once.
+`service.api.statuses` maps each class to its HTTP and gRPC status.
 """
 
 from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """Anything the service refuses or fails to do; `str(error)` is the sentence to show."""
+    """An error whose `str()` is the sentence to show; the fault is the server's, or a command's."""
 
     code: ClassVar[str] = "internal"
-    exit_status: ClassVar[int] = 1  # of a command that ends with it
+    exit_status: ClassVar[int] = 1  # of a command
 
 
-class MalformedRequest(ServiceError):
-    """The request's framing is broken, its body is empty, or an image in it is."""
+class ClientError(ServiceError):
+    """An error that is the client's fault: the request has to change, or to be sent less often."""
+
+
+class MalformedRequest(ClientError):
+    """The request is not valid HTTP, or its body or an image in it is empty."""
 
     code = "malformed"
 
 
-class MissingFile(ServiceError):
+class MissingFile(ClientError):
     """The form has no part named `file`."""
 
     code = "missing_file"
 
 
-class TooLarge(ServiceError):
+class TooLarge(ClientError):
     """The body, an image or the number of images is over its limit."""
 
     code = "too_large"
 
 
-class BodyTimeout(ServiceError):
-    """The request's body took too long to arrive."""
+class BodyTimeout(ClientError):
+    """The body of the request took too long to arrive."""
 
     code = "slow_upload"
 
 
-class HeaderTimeout(ServiceError):
-    """The request's head took too long to arrive."""
+class HeaderTimeout(ClientError):
+    """The headers of the request took too long to arrive."""
 
     code = "slow_head"
 
 
-class HeadTooLarge(ServiceError):
-    """The request's head is over its limit, or has over 100 headers."""
+class HeadTooLarge(ClientError):
+    """The headers of the request are over their limit in bytes, or are over 100."""
 
     code = "head_too_large"
 
 
-class UnsupportedType(ServiceError):
-    """The bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, or one of a kind not read."""
+class UnsupportedType(ClientError):
+    """The image is not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF, or of an unsupported variant."""
 
     code = "unsupported_type"
 
 
 class CompressedBody(UnsupportedType):
-    """The request's body has a Content-Encoding; the service takes none."""
+    """The body of the request has a Content-Encoding; none is supported."""
 
 
-class UnreadableImage(ServiceError):
-    """The image is broken or cut short."""
+class UnreadableImage(ClientError):
+    """The image is corrupt or truncated."""
 
     code = "unreadable_image"
 
 
-class InvalidParameter(ServiceError):
-    """A parameter is unknown, or has a value that it cannot have."""
+class InvalidParameter(ClientError):
+    """A parameter is unknown or has an invalid value."""
 
     code = "invalid_parameter"
 
 
-class Unauthorized(ServiceError):
-    """The service has API keys, and the request brings none of them."""
+class Unauthorized(ClientError):
+    """The service requires an API key, and the request has no valid one."""
 
     code = "unauthorized"
 
 
-class Forbidden(ServiceError):
-    """The request's key may not manage models; where there are no keys, nobody may."""
+class Forbidden(ClientError):
+    """The API key may not manage models; a service without API keys has no model management."""
 
     code = "forbidden"
 
 
-class UnknownModel(ServiceError):
-    """No model of that name is served or, to be loaded, in the store."""
+class UnknownModel(ClientError):
+    """No model of that name is served or, to be loaded, in the model store."""
 
     code = "unknown_model"
 
 
-class UnknownLabel(ServiceError):
-    """The model has no class of that name, or several."""
+class UnknownLabel(ClientError):
+    """The model has no class of that name, or more than one."""
 
     code = "unknown_label"
 
 
-class Conflict(ServiceError):
-    """A model is being loaded already, or the one to be let go is the default."""
+class Conflict(ClientError):
+    """The model is already being loaded, or the model to unload is the default."""
 
     code = "conflict"
 
 
 class NotExplainable(ServiceError):
-    """The model has no class activation maps, so it cannot be explained."""
+    """The model does not support class activation maps."""
 
     code = "not_explainable"
 
 
-class CannotServe(ServiceError):
-    """The model that was to be loaded cannot be served; what was served still is."""
+class CannotServe(ClientError):
+    """The model could not be loaded; the models that were served still are."""
 
     code = "cannot_serve"
 
 
 class CapacityExceeded(ServiceError):
-    """One model more would be one too many, or would take too much memory."""
+    """Another model would be over the limit of models or of their memory."""
 
     code = "no_room"
 
 
 class Unavailable(ServiceError):
-    """Not now; the same request may be answered after `retry_after` seconds."""
+    """The request cannot be served now; retry it after `retry_after` seconds."""
 
     def __init__(self, sentence: str, *, retry_after: float) -> None:
         super().__init__(sentence)
@@ -129,84 +132,84 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """More work waits than can be done by the request's deadline, or fits into memory."""
+    """The queue is too long for the request's deadline, or memory for requests is full."""
 
     code = "overloaded"
 
 
 class NotReady(Unavailable):
-    """The model is still being loaded, warmed and timed, or could not be loaded."""
+    """The model is still being loaded and warmed up, or could not be loaded."""
 
     code = "not_ready"
 
 
-class RateLimited(Unavailable):
-    """The key's requests of this second, minute, hour or day are used up."""
+class RateLimited(Unavailable, ClientError):
+    """The API key is over its limit of requests in a second, minute, hour or day."""
 
     code = "rate_limited"
 
 
 class DeadlineExceeded(ServiceError):
-    """The answer did not, or could never, come before the request's deadline."""
+    """The request did not finish, or could not have finished, before its deadline."""
 
     code = "deadline_exceeded"
 
 
 class InferenceFailed(ServiceError):
-    """The device failed while it worked on this request's batch."""
+    """The device failed on the batch of this request."""
 
     code = "inference_failed"
 
 
 class OutOfMemory(InferenceFailed):
-    """The device has no memory for a batch of this size; it may have for smaller ones."""
+    """The device has no memory for a batch of this size; smaller ones may fit."""
 
 
-class ClientDisconnected(ServiceError):
-    """The caller hung up before the answer was there."""
+class ClientDisconnected(ClientError):
+    """The client disconnected before the response was sent."""
 
     code = "caller_gone"
 
 
 class ModelError(ServiceError):
-    """A model cannot be found, fetched, read or served."""
+    """A model cannot be found, downloaded, read or served."""
 
 
 class Unreachable(ModelError):
-    """A model's weights cannot be downloaded now: there is no network, or nobody answers."""
+    """The weights of a model cannot be downloaded: their server cannot be reached."""
 
     exit_status = 69  # EX_UNAVAILABLE of BSD's sysexits.h
 
 
 class BadWeights(ModelError):
-    """A weights file is truncated, foreign, hostile or does not fit its architecture."""
+    """A weights file is truncated, unsafe, of an unknown format or of another architecture."""
 
 
 class MissingWeights(ModelError):
-    """A model is described in the store but its weights are not there yet."""
+    """A model has a manifest in the store but no weights."""
 
 
 class NotConverted(ModelError):
-    """A model has no usable OpenVINO file, or its network cannot be converted to one."""
+    """A model has no usable OpenVINO file, or cannot be converted to one."""
 
 
 class WrongOption(ServiceError):
-    """An option is unknown to uvicorn or kept from it, cannot be used, or contradicts another."""
+    """An option or environment variable is unknown, not allowed, or conflicts with another."""
 
-    exit_status = 2  # as of any wrong call
+    exit_status = 2  # as argparse's
 
 
 class CannotListen(ServiceError):
-    """An address to listen on is taken, or not this machine's."""
+    """An address to listen on is in use, or is not of this machine."""
 
 
 class BulkError(ServiceError):
-    """Images cannot be found, or their results cannot be kept."""
+    """Images cannot be found, or their results cannot be written."""
 
 
 class BenchError(ServiceError):
-    """There is nothing to measure, or it cannot be reached."""
+    """There are no images to send, or the service to measure cannot be reached."""
 
 
 class KeysError(ServiceError):
-    """The API keys cannot be read, or are not what they should be."""
+    """The API keys cannot be read or are invalid."""

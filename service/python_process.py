@@ -1,14 +1,14 @@
-"""Our Python, to be started once more: with the same modules, wherever it is started."""
+"""How to start another process of this Python with the same modules, in any folder."""
 
 import os
 import sys
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """Give the command that runs a module of ours as a program."""
-    return [sys.executable, "-P", "-m", module, *arguments]  # nothing from the present folder
+    """Return the command that runs a module of the service."""
+    return [sys.executable, "-P", "-m", module, *arguments]  # -P: not from the current folder
 
 
 def environment() -> dict[str, str]:
-    """Give the environment to run it in: where modules are found is the same as here."""
+    """Return the environment for it, with the import path of this process."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}

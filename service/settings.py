@@ -1,4 +1,4 @@
-"""Every setting: its name, its default, its bounds and what it changes."""
+"""The settings: names, defaults, bounds and descriptions."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,70 +7,73 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PlanName = Literal["single", "ten", "paper", "dense"]
-AUTO: Literal["auto"] = "auto"  # of a request: as many views as there is time for
+AUTO: Literal["auto"] = "auto"  # the most views that the deadline of a request allows
 Views = Literal["single", "ten", "paper", "dense", "auto"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 
 MEBIBYTE = 1024 * 1024
-BACKGROUND_SHARE = 0.25  # of the time
-PLAIN = r"[a-z0-9_]{1,64}"  # name of a model
-NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # the same, or one version of it
-MEMBERS = 16  # most models that are averaged
-MODEL = rf"{NAME}(,{NAME}){{0,{MEMBERS - 1}}}"  # several are averaged
+BACKGROUND_SHARE = 0.25  # of device time
+PLAIN = r"[a-z0-9_]{1,64}"  # a model
+NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # a model, or one version of it
+MEMBERS = 16  # most models of an ensemble
+MODEL = rf"{NAME}(,{NAME}){{0,{MEMBERS - 1}}}"  # a model or an ensemble
 
 
 class Settings(BaseSettings):
-    """What a person may choose, read from arguments or `GOOGLENET_...` variables, once."""
+    """Options of the command line, or `GOOGLENET_...` environment variables; frozen."""
 
     model_config = SettingsConfigDict(env_prefix="GOOGLENET_", frozen=True, extra="forbid")
 
     host: Annotated[
-        str, Field(description="address to listen on; :: is every one, of IPv4 and of IPv6")
+        str, Field(description="address to listen on; :: is every IPv4 and IPv6 address")
     ] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 picks one")] = 8000
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0: a free one")] = (
+        8000
+    )
     probe_port: Annotated[
         int,
-        Field(ge=0, le=65535, description="port for probes and metrics alone; 0: they have none"),
+        Field(ge=0, le=65535, description="separate port for probes and metrics; 0: the main port"),
     ] = 0
     grpc_port: Annotated[
         int,
-        Field(ge=0, le=65535, description="port for the Open Inference Protocol's gRPC; 0: none"),
+        Field(ge=0, le=65535, description="port for gRPC (Open Inference Protocol); 0: no gRPC"),
     ] = 0
     model: Annotated[
         str,
         Field(
             pattern=rf"^{MODEL}$",
-            description="model to serve; several, separated by commas, are averaged",
+            description="default model; several, separated by commas, are averaged",
         ),
     ] = "googlenet"
     additional_models: Annotated[
         str | None,
         Field(
             pattern=rf"^{MODEL}(:{MODEL})*$",
-            description="models served beside it, separated by colons; requests ask by `model=`",
+            description="more models, separated by colons, which requests select by `model=`",
         ),
     ] = None
     shadow: Annotated[
         str | None,
         Field(
             pattern=rf"^{MODEL}$",
-            description="candidate that is asked beside the model, its answers only compared",
+            description="shadow model: classifies too, its predictions only compared",
         ),
     ] = None
     shadow_share: Annotated[
-        float, Field(ge=0, le=1, description="for what share of the requests it is asked")
+        float,
+        Field(ge=0, le=1, description="share of the requests that the shadow model also gets"),
     ] = 0.1
     max_models: Annotated[
         int,
-        Field(ge=1, le=64, description="most models served side by side; over it is a 507"),
+        Field(ge=1, le=64, description="most models loaded; over it: 507"),
     ] = 4
     max_model_bytes: Annotated[
         int,
         Field(
             ge=0,
-            description="memory of all models' processes, one more too; over it a 507; 0: no bound",
+            description="memory limit of all workers, a new one included; over it: 507; 0: none",
         ),
     ] = 0
     model_poll_seconds: Annotated[
@@ -78,184 +81,187 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=86400,
-            description="how often to look for models whose files changed; 0: on SIGHUP only",
+            description="interval of polling the store for changed models; 0: only on SIGHUP",
         ),
     ] = 0.0
     download_weights: Annotated[
         bool,
-        Field(description="fetch weights that are missing; else end and say how to get them"),
+        Field(description="download missing weights; if no, exit with an error instead"),
     ] = True
     require_model: Annotated[
         bool,
-        Field(description="end if the model cannot be fetched; else the bundled one is served"),
+        Field(
+            description="exit if the model cannot be downloaded or a GOOGLENET_... variable is"
+            " unknown; if no, serve the bundled model or log a warning"
+        ),
     ] = False
     views: Annotated[
         PlanName,
-        Field(description="views of an image when the request names none; more cost more"),
+        Field(description="default view plan of a request; more views take more time"),
     ] = "ten"
     device: Annotated[
         str,
         Field(
             pattern=r"^(auto|cpu|cuda(:\d+)?|torch-cpu)$",
-            description="auto (every GPU, else the CPU), cpu, cuda, cuda:N, or torch-cpu: PyTorch"
-            " where the CPU's usual engine is OpenVINO",
+            description="auto (all GPUs, or the CPU without one), cpu, cuda, cuda:N, or torch-cpu"
+            " (PyTorch on the CPU instead of OpenVINO)",
         ),
     ] = "auto"
     precision: Annotated[
         Precision,
         Field(
-            description="number format of the forward; auto: bfloat16 on a CPU and float16 on a "
-            "GPU that compute in it, if it agrees with float32, else that"
+            description="number format of inference; auto: bfloat16 on a CPU and float16 on a GPU"
+            " that support it, if results agree with float32; else float32"
         ),
     ] = "auto"
     model_store: Annotated[
         Path | None,
-        Field(description="folder of models; default: the checkout's, else the user's cache"),
+        Field(description="folder of models; default: the checkout's, or the user's cache"),
     ] = None
     timeout_seconds: Annotated[
         float,
-        Field(ge=0.01, le=600, description="longest a request may take; what it is admitted by"),
+        Field(
+            ge=0.01,
+            le=600,
+            description="default and longest deadline of a request, used for admission",
+        ),
     ] = 10.0
     max_batch: Annotated[
         int,
-        Field(ge=0, le=256, description="most rows in one forward; 0: 16 on a CPU, 64 on a GPU"),
+        Field(ge=0, le=256, description="most rows in a batch; 0: 16 on a CPU, 64 on a GPU"),
     ] = 0
     cpu_threads: Annotated[
         int,
-        Field(ge=0, le=1024, description="cores a CPU computes on; 0: all that may be used"),
+        Field(ge=0, le=1024, description="CPU threads for inference; 0: all available cores"),
     ] = 0
     max_body_bytes: Annotated[
         int,
-        Field(ge=1024, le=1024 * MEBIBYTE, description="largest request body; over it is a 413"),
+        Field(ge=1024, le=1024 * MEBIBYTE, description="largest request body; over it: 413"),
     ] = 20 * MEBIBYTE
     max_pixels: Annotated[
         int,
         Field(
             ge=1,
             le=178_000_000,
-            description="most pixels of an image that are decoded; over it a 413",
+            description="most pixels of an image; over it: 413",
         ),
     ] = 50_000_000
     heic: Annotated[
         bool,
-        Field(description="read HEIC, the images of iPhones; needs the extra of that name"),
+        Field(description="accept HEIC images; needs the extra `heic`"),
     ] = False
     decode_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="longest a core may decode one image; over it a 413"),
+        Field(gt=0, le=600, description="most CPU time for decoding an image; over it: 413"),
     ] = 10.0
     max_images_per_request: Annotated[
         int,
-        Field(ge=1, le=1024, description="most images in one request; over it is a 413"),
+        Field(ge=1, le=1024, description="most images in a request; over it: 413"),
     ] = 16
     max_inflight_body_bytes: Annotated[
         int,
         Field(
             ge=1024,
-            description="memory for all uploads in flight, with their copies; over it is a 503",
+            description="memory for request bodies in flight, with their copies; over it: 503",
         ),
     ] = 256 * MEBIBYTE
     upload_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="longest a body may take to arrive; over it is a 408"),
+        Field(gt=0, le=600, description="longest time to receive a request body; over it: 408"),
     ] = 30.0
     header_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="longest a head may take to arrive; over it is a 408"),
+        Field(gt=0, le=600, description="longest time to receive request headers; over it: 408"),
     ] = 10.0
     max_header_bytes: Annotated[
         int,
-        Field(ge=1024, le=MEBIBYTE, description="largest head of a request; over it is a 431"),
+        Field(ge=1024, le=MEBIBYTE, description="largest request headers; over it: 431"),
     ] = 64 * 1024
     send_timeout_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="longest an answer may wait for its caller to take it"),
+        Field(gt=0, le=600, description="longest time that a client may stop reading a response"),
     ] = 30.0
     keep_alive_seconds: Annotated[
         int,
-        Field(ge=1, le=3600, description="longest a connection may rest between two requests"),
+        Field(ge=1, le=3600, description="longest idle time of a connection between two requests"),
     ] = 75
     max_connections: Annotated[
         int,
-        Field(ge=0, description="most open connections; 0: as many as files may be open"),
+        Field(ge=0, description="most open connections; 0: as the limit of open files allows"),
     ] = 10_000
     max_queue_bytes: Annotated[
         int,
-        Field(
-            ge=1024, description="memory for decoded images that wait, by model; over it is a 503"
-        ),
+        Field(ge=1024, description="memory for queued decoded images, by model; over it: 503"),
     ] = 512 * MEBIBYTE
     cache_bytes: Annotated[
         int,
-        Field(ge=0, description="memory for answers to images seen before, by model; 0: no cache"),
+        Field(ge=0, description="memory for the result cache of a model; 0: no cache"),
     ] = 0
     background_share: Annotated[
         float,
         Field(
             ge=0.01,
             le=0.5,
-            description="of the time, what requests with `Priority: u=7` have while others wait",
+            description="share of device time for background requests (`Priority: u=7`) under load",
         ),
     ] = BACKGROUND_SHARE
     decode_threads: Annotated[
         int,
-        Field(ge=0, le=256, description="threads that decode images, by model; 0: one per core"),
+        Field(ge=0, le=256, description="threads that decode images, by model; 0: one a core"),
     ] = 0
     stall_seconds: Annotated[
         float,
-        Field(
-            gt=0, description="a device that does not answer for longer fails the liveness probe"
-        ),
+        Field(gt=0, description="longest time of a running batch; over it liveness fails"),
     ] = 60.0
     drain_seconds: Annotated[
         float,
-        Field(ge=0, le=600, description="after SIGTERM, how long requests are still let in"),
+        Field(
+            ge=0, le=600, description="time after SIGTERM in which new requests are still accepted"
+        ),
     ] = 0.0
     grace_seconds: Annotated[
         float,
-        Field(gt=0, le=600, description="after that, how long a stop waits for those in flight"),
+        Field(gt=0, le=600, description="longest wait for requests in flight after that"),
     ] = 30.0
     api_keys_file: Annotated[
         Path | None,
-        Field(description="file of the API keys that may call; default: anybody may"),
+        Field(description="file of API keys; default: no authentication"),
     ] = None
     api_key_hashes: Annotated[
         str | None,
         Field(
             pattern=r"^[A-Za-z0-9_-]{1,64}:[0-9A-Fa-f]{64}(,[A-Za-z0-9_-]{1,64}:[0-9A-Fa-f]{64})*$",
-            description="API keys without a file and without limits: NAME:SHA256,NAME:SHA256",
+            description="API keys without rate limits: NAME:SHA256,NAME:SHA256",
         ),
     ] = None
     cors_origins: Annotated[
         str | None,
         Field(
             pattern=r"^(\*|https?://[^\s,/]+(,https?://[^\s,/]+)*)$",
-            description="origins whose pages may call, separated by commas, or *; default: none",
+            description="allowed CORS origins, separated by commas, or *; default: none",
         ),
     ] = None
     cors_headers: Annotated[
         str | None,
         Field(
             pattern=r"^[A-Za-z0-9-]+(,[A-Za-z0-9-]+)*$",
-            description="more request headers that those pages may send, separated by commas",
+            description="additional allowed CORS request headers, separated by commas",
         ),
     ] = None
-    log_level: Annotated[LogLevel, Field(description="least severe message that is logged")] = (
-        "info"
-    )
+    log_level: Annotated[LogLevel, Field(description="lowest level that is logged")] = "info"
     log_format: Annotated[
         LogFormat,
-        Field(description="text, or JSON lines; auto: text on a terminal, else JSON"),
+        Field(description="text or JSON lines; auto: text on a terminal, else JSON"),
     ] = "auto"
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names in `model`, in order."""
+        """The models of `model`, in order."""
         return tuple(self.model.split(","))
 
     @property
     def served(self) -> tuple[str, ...]:
-        """What is served side by side, the default first."""
+        """All models or ensembles to serve, the default first."""
         additional = self.additional_models.split(":") if self.additional_models else []
         shadow = [self.shadow] if self.shadow else []
         return tuple(dict.fromkeys([self.model, *additional, *shadow]))

@@ -1,7 +1,6 @@
-"""Callers that mean no good, or have lost their way: each says what became of it.
+"""Malicious and broken clients, as coroutines on raw sockets that return the outcome.
 
-They are coroutines over real sockets, without an HTTP client between: what they send is what
-arrives. Chance comes from the seed they are given.
+They send bytes without an HTTP client; random choices come from a seed.
 """
 
 import asyncio
@@ -18,25 +17,24 @@ HOST = "127.0.0.1"
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n"
 LAST_LIVEZ = b"GET /livez HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
 STAGES = ("connected", "mid-head", "head", "mid-body", "body", "answer")
-PATIENCE = 30.0  # seconds for what is bounded otherwise
+PATIENCE = 30.0  # seconds, as a test's own limit
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """All that came until the service closed the connection, and when that was."""
+    """The bytes received until the service closed the connection, and the seconds until then."""
 
     data: bytes
     seconds: float
 
     @property
     def statuses(self) -> list[int]:
-        """The statuses of the answers, in order; interim ones left out."""
-        found = re.findall(rb"HTTP/1\.1 ([2-5]\d\d) ", self.data)
-        return [int(status) for status in found]
+        """The statuses of the responses in order, without interim ones."""
+        return [int(status) for status in re.findall(rb"HTTP/1\.1 ([2-5]\d\d) ", self.data)]
 
 
 def post(image: bytes, *headers: str, length: int | None = None) -> bytes:
-    """Give a request to classify an image, or its beginning if `length` is more than there is."""
+    """Return a request to classify an image, or its beginning if `length` is larger than it."""
     declared = f"Content-Length: {len(image) if length is None else length}"
     lines = ["POST /classify?views=single HTTP/1.1", "Host: here", "Content-Type: image/png"]
     return "\r\n".join([*lines, declared, *headers, "", ""]).encode() + image
@@ -46,7 +44,7 @@ def post(image: bytes, *headers: str, length: int | None = None) -> bytes:
 async def connected(
     port: int,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect; afterwards the connection is gone, whatever had been sent."""
+    """Connect, and abort the connection at the end."""
     reader, writer = await asyncio.open_connection(HOST, port)
     try:
         yield reader, writer
@@ -55,7 +53,7 @@ async def connected(
 
 
 async def _rest(reader: asyncio.StreamReader) -> bytes:
-    """Read until the end of the connection, which may be a reset."""
+    """Read until the connection is closed or reset."""
     data = b""
     with suppress(ConnectionError):
         while chunk := await reader.read(65536):
@@ -66,7 +64,7 @@ async def _rest(reader: asyncio.StreamReader) -> bytes:
 async def speak(
     port: int, chunks: Iterable[bytes], *, pause: float = 0.0, shut: bool = False
 ) -> Reply:
-    """Send chunks with pauses for as long as one may, and read until the connection is closed."""
+    """Send chunks with pauses, and read until the connection is closed."""
     started = time.monotonic()
     async with asyncio.timeout(PATIENCE), connected(port) as (reader, writer):
         reading = asyncio.create_task(_rest(reader))
@@ -83,7 +81,7 @@ async def speak(
 
 
 def single(data: bytes) -> Iterable[bytes]:
-    """Part bytes, one by one."""
+    """Split into single bytes."""
     return (data[n : n + 1] for n in range(len(data)))
 
 
@@ -103,27 +101,27 @@ async def endless(port: int, beginning: bytes, more: bytes) -> Reply:
 
 
 def narrow(port: int) -> socket.socket:
-    """Connect with next to no room for answers here."""
-    caller = socket.socket()
-    caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    caller.connect((HOST, port))
-    caller.setblocking(False)  # noqa: FBT003 - socket's own
-    return caller
+    """Connect with a small receive buffer."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((HOST, port))
+    client.setblocking(False)  # noqa: FBT003 - socket's own
+    return client
 
 
 async def not_reading(port: int, request: bytes) -> float:
-    """Ask again and again and read no answer; gives the seconds until one is thrown out."""
+    """Send requests and read no response; returns the seconds until the connection is closed."""
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    with narrow(port) as caller, suppress(ConnectionError):
+    with narrow(port) as client, suppress(ConnectionError):
         async with asyncio.timeout(PATIENCE):
             while True:
-                await loop.sock_sendall(caller, request * 1000)
+                await loop.sock_sendall(client, request * 1000)
     return time.monotonic() - started
 
 
 async def leave(port: int, stage: str, image: bytes, *, reset: bool = False) -> None:
-    """Go as far as a stage of a request to classify, and hang up: in order, or by a reset."""
+    """Disconnect at a stage of a classify request: with a FIN, or with a reset."""
     whole = post(image)
     head = whole.index(b"\r\n\r\n") + 4
     sent = {"connected": 0, "mid-head": head // 2, "head": head, "mid-body": head + 10}
@@ -133,39 +131,39 @@ async def leave(port: int, stage: str, image: bytes, *, reset: bool = False) -> 
         if stage == "answer":
             await reader.read(10)
         if reset:
-            ours = writer.get_extra_info("socket")
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @asynccontextmanager
 async def idle(port: int, number: int, *, ask: bool = True) -> AsyncIterator[list[socket.socket]]:
-    """Keep so many connections open, on each of which one request was answered, or none sent."""
+    """Keep `number` connections open, each after one response, or without a request."""
     loop = asyncio.get_running_loop()
     kept: list[socket.socket] = []
 
-    async def one() -> None:
-        caller = socket.socket()
-        kept.append(caller)
-        caller.setblocking(False)  # noqa: FBT003 - socket's own
-        await loop.sock_connect(caller, (HOST, port))
+    async def connect() -> None:
+        client = socket.socket()
+        kept.append(client)
+        client.setblocking(False)  # noqa: FBT003 - socket's own
+        await loop.sock_connect(client, (HOST, port))
         if ask:
             with suppress(ConnectionError):
-                await loop.sock_sendall(caller, LIVEZ)
-                await loop.sock_recv(caller, 65536)
+                await loop.sock_sendall(client, LIVEZ)
+                await loop.sock_recv(client, 65536)
 
     try:
-        while len(kept) < number:  # no more at once than a backlog holds
-            await asyncio.gather(*(one() for _ in range(min(100, number - len(kept)))))
+        while len(kept) < number:  # no more at once than the backlog
+            await asyncio.gather(*(connect() for _ in range(min(100, number - len(kept)))))
         yield kept
     finally:
-        for caller in kept:
-            caller.close()
+        for client in kept:
+            client.close()
 
 
-def is_open(caller: socket.socket) -> bool:
-    """Tell whether the service has left a connection open, once all that came is read."""
+def is_open(client: socket.socket) -> bool:
+    """Return whether the service has left a connection open, after reading all data."""
     try:
-        while caller.recv(65536):
+        while client.recv(65536):
             pass
     except BlockingIOError:
         return True
@@ -175,7 +173,7 @@ def is_open(caller: socket.socket) -> bool:
 
 
 async def any_of_them(port: int, image: bytes, *, seed: int, pause: float) -> None:
-    """Attack once, in a way that the seed chooses."""
+    """Run one attack, chosen by the seed."""
     chance = random.Random(seed)
     attacks = (
         lambda: slow_head(port, pause=pause),

@@ -1,4 +1,4 @@
-"""Images made by hand that cost far more than they weigh, each by its name."""
+"""Decompression bombs: small files that are costly to decode, by name."""
 
 import io
 import lzma
@@ -11,30 +11,30 @@ import numpy as np
 from mutations import ORIENTATION, bmp_rle, chunk, claiming, encoded, good, segment, segments, tiff
 from PIL import Image
 
-SOME = 2_000_000  # bytes, below what the service takes
-EMPTY_SCAN = segment(0xDA, b"\1\1\0\1\5\2")  # of the first colour, without a bit of data
+SOME = 2_000_000  # bytes, below the service's limit
+EMPTY_SCAN = segment(0xDA, b"\1\1\0\1\5\2")  # of the first component, without data
 NOTHING = b"\0\0\0\xff\xff"  # an empty block of deflate
 
 
 def scans(width: int, height: int, count: int) -> bytes:
-    """Make a progressive JPEG with scans that change nothing, each a pass over all pixels."""
+    """Make a progressive JPEG with empty scans, each a pass over all pixels."""
     data = encoded(Image.new("RGB", (width, height)), "JPEG", progressive=True)
     end = data.rindex(b"\xff\xd9")
     return data[:end] + EMPTY_SCAN * count + data[end:]
 
 
 def hidden_scans(width: int, height: int, count: int) -> bytes:
-    """Make such a JPEG whose scans stand where a marker that is none says it is a segment."""
+    """Make such a JPEG whose scans are inside the segment of an invalid marker."""
     data = scans(width, height, count)
     first = data.index(b"\xff\xda")
-    restarts = segment(0xDD, struct.pack(">H", 1))  # which make libjpeg look behind the damage
-    behind = first + 2 + int.from_bytes(data[first + 2 : first + 4], "big")
+    restarts = segment(0xDD, struct.pack(">H", 1))  # libjpeg then resumes after the damage
+    end = first + 2 + int.from_bytes(data[first + 2 : first + 4], "big")
     hiding = b"\xff\x02\xfe\xfe"
-    return data[:first] + restarts + data[first:behind] + hiding + data[behind:]
+    return data[:first] + restarts + data[first:end] + hiding + data[end:]
 
 
 def rationals(count: int) -> bytes:
-    """Make an EXIF block whose orientation is that many fractions."""
+    """Make an EXIF block whose orientation is `count` fractions."""
     entry = struct.pack("<HHII", ORIENTATION, 5, count, 26)
     return b"II*\0\x08\0\0\0\1\0" + entry + bytes(4) + b"\1\0\0\0\3\0\0\0" * count
 
@@ -66,13 +66,13 @@ def overlapping_strips(count: int) -> bytes:
 
 
 def raw_strips(count: int) -> bytes:
-    """Make a TIFF of so many rows, each a strip, all of them in the same place."""
+    """Make a TIFF of `count` rows, each a strip at the same offset."""
     tags = {256: 1, 257: count, 278: 1, 273: (4, count, 0), 279: 1}
     return tiff(tags, struct.pack("<I", 200) * count)
 
 
 def jpeg_in_tiff(count: int) -> bytes:
-    """Make a TIFF that holds a progressive JPEG of so many scans."""
+    """Make a TIFF with a progressive JPEG of `count` scans."""
     grey = encoded(Image.new("L", (1000, 1000)), "JPEG", progressive=True)
     end = grey.rindex(b"\xff\xd9")
     data = grey[:end] + EMPTY_SCAN * count + grey[end:]
@@ -81,7 +81,7 @@ def jpeg_in_tiff(count: int) -> bytes:
 
 
 def big_dictionary() -> bytes:
-    """Make a TIFF in LZMA that wants a dictionary of 3 GiB for 100 pixels."""
+    """Make a TIFF in LZMA with a dictionary of 3 GiB for 100 pixels."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}]
     data = bytearray(lzma.compress(bytes(100), check=lzma.CHECK_NONE, filters=filters))
     data[data.index(b"\x21\x01") + 2] = 39
@@ -91,7 +91,7 @@ def big_dictionary() -> bytes:
 
 
 def many_chunks(each: bytes, count: int) -> bytes:
-    """Put a chunk so many times into a PNG, before its pixels."""
+    """Insert a chunk `count` times into a PNG, before its pixels."""
     data = encoded(Image.new("L", (10, 10)), "PNG")
     return data[:33] + each * count + data[33:]
 
@@ -110,19 +110,19 @@ def fractions_in_tiff() -> bytes:
 
 
 def gif(size: tuple[int, int], frame: tuple[int, int, int, int], before: bytes = b"") -> bytes:
-    """Make a GIF of one frame, of this place and size, that has no pixels."""
+    """Make a GIF of one frame (left, top, width, height) without pixels."""
     head = b"GIF89a" + struct.pack("<HHBBB", *size, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
     return head + before + b"," + struct.pack("<HHHHB", *frame, 0) + b"\2\2\x4c\1\0;"
 
 
 def frames(kind: str, count: int) -> bytes:
-    """Make an animation of so many frames of a pixel."""
+    """Make an animation of `count` frames of one pixel."""
     pixels = [Image.new("RGB", (1, 1), (n % 256, n // 256, 0)) for n in range(count)]
     return encoded(pixels[0], kind, save_all=True, append_images=pixels[1:])
 
 
 def with_zip() -> bytes:
-    """Make a JPEG that is a ZIP archive as well."""
+    """Make a JPEG that is also a ZIP archive."""
     archive = io.BytesIO(encoded(Image.new("RGB", (10, 10)), "JPEG"))
     with zipfile.ZipFile(archive, "a") as written:
         written.writestr("bomb", bytes(SOME), zipfile.ZIP_DEFLATED)
@@ -140,7 +140,7 @@ def deep_png() -> bytes:
 
 
 def planar_tiff() -> bytes:
-    """Make a TIFF whose colours lie apart, without compression."""
+    """Make an uncompressed TIFF in planes."""
     plane = 2 * 500 * 500
     start = 8 + 2 + 12 * 11 + 4
     shorts, longs = struct.pack("<3H", 16, 16, 16), struct.pack("<3I", *[plane] * 3)
@@ -161,7 +161,7 @@ def planar_tiff() -> bytes:
 
 
 def large_avif_frames() -> bytes:
-    """Make an AVIF of 4000 x 4000 that says it is of 10 x 10."""
+    """Make an AVIF of 4000 x 4000 whose header has 10 x 10."""
     data = bytearray(encoded(Image.new("RGB", (4000, 4000)), "AVIF", speed=10))
     at = data.index(b"ispe") + 8
     data[at : at + 8] = struct.pack(">II", 10, 10)
@@ -182,7 +182,7 @@ def without_end(kind: Mapping[str, bool]) -> bytes:
 
 
 def wide_web_canvas() -> bytes:
-    """Claim in a few bytes a WebP of 16 million pixels squared."""
+    """Make a WebP header of 16 million pixels squared."""
     body = b"WEBPVP8X" + struct.pack("<II", 10, 0) + b"\xff\xff\xff" * 2
     return b"RIFF" + struct.pack("<I", len(body)) + body
 

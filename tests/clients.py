@@ -1,8 +1,8 @@
-"""What other people's clients of the Open Inference Protocol make of a server.
+"""Call a server with Triton's or KServe's client of the Open Inference Protocol.
 
-A program for a virtual environment of its own (`make clients`), since those clients want
-older libraries than the service has: calls as JSON in, what came of them as JSON out. Each client
-gets a process of its own, too: two descriptions of the same protocol cannot share one.
+Runs in its own virtual environment (`make clients`), as those clients need older libraries than
+the service: reads calls as JSON, writes results as JSON. Each client needs its own process, as
+their protobuf descriptions of the same protocol conflict.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ OUTPUT = "probabilities"
 
 
 def values(call: Call) -> np.ndarray[Any, Any]:
-    """Give the tensor to be sent: images as objects, else numbers."""
+    """Return the tensor to send: images as objects, else numbers."""
     raw = [base64.b64decode(one) for one in call["data"]]
     if call["datatype"] == "BYTES":
         return np.array(raw, dtype=object)
@@ -27,8 +27,8 @@ def values(call: Call) -> np.ndarray[Any, Any]:
     return np.frombuffer(b"".join(raw), dtype).reshape(call["shape"])
 
 
-def told(array: np.ndarray[Any, Any]) -> Any:
-    """Make an output fit for JSON."""
+def jsonable(array: np.ndarray[Any, Any]) -> Any:
+    """Convert an output for JSON."""
     if array.dtype == object or array.dtype.kind in "SU":
         texts = [one.decode() if isinstance(one, bytes) else str(one) for one in array.ravel()]
         return np.array(texts).reshape(array.shape).tolist()
@@ -38,7 +38,7 @@ def told(array: np.ndarray[Any, Any]) -> Any:
 def triton(kind: str, url: str) -> Callable[[Call], Any]:
     """Make calls with Triton's client."""
     if kind == "http":
-        import tritonclient.http as client  # noqa: PLC0415 - either, never both
+        import tritonclient.http as client  # noqa: PLC0415 - only one may be imported
     else:
         import tritonclient.grpc as client  # noqa: PLC0415
     server = client.InferenceServerClient(url)
@@ -62,23 +62,32 @@ def triton(kind: str, url: str) -> Callable[[Call], Any]:
         how = {"binary_data": call["binary"]} if kind == "http" else {}
         tensor.set_data_from_numpy(array, **how)
         count = call.get("classification", 0)
-        wanted = client.InferRequestedOutput(OUTPUT, class_count=count, **how)
+        output = client.InferRequestedOutput(OUTPUT, class_count=count, **how)
         result = server.infer(
             call["model"], [tensor], call.get("version", ""),
-            outputs=[wanted] if "classification" in call or not call["binary"] else None,
+            outputs=[output] if "classification" in call or not call["binary"] else None,
             request_id=call.get("id", ""), headers=call.get("headers"), timeout=call.get("timeout"),
             parameters=call.get("parameters"),
         )  # fmt: skip
         response = result.get_response()
         identity = response.get("id") if isinstance(response, dict) else response.id
-        return {"output": told(result.as_numpy(OUTPUT)), "id": identity}
+        return {"output": jsonable(result.as_numpy(OUTPUT)), "id": identity}
 
     return lambda call: about(call) if call.get("about") else infer(call)
 
 
+async def health(client: Any, *base: str, name: str, headers: Any) -> dict[str, bool]:
+    """Query liveness and readiness with KServe's client; over HTTP it takes a base URL."""
+    return {
+        "live": await client.is_server_live(*base, headers=headers),
+        "ready": await client.is_server_ready(*base, headers=headers),
+        "model_ready": await client.is_model_ready(*base, name, headers=headers),
+    }
+
+
 def kserve(kind: str, url: str) -> Callable[[Call], Any]:
     """Make calls with KServe's client."""
-    from kserve import (  # noqa: PLC0415 - its descriptions and Triton's cannot share a process
+    from kserve import (  # noqa: PLC0415 - conflicts with Triton's
         InferenceGRPCClient,
         InferenceRESTClient,
         InferInput,
@@ -87,7 +96,7 @@ def kserve(kind: str, url: str) -> Callable[[Call], Any]:
     )
     from kserve.protocol.infer_type import RequestedOutput  # noqa: PLC0415
 
-    def asked(call: Call) -> Any:
+    def request(call: Call) -> Any:
         array = values(call)
         tensor = InferInput(call["input"], [*array.shape], call["datatype"])
         tensor.set_data_from_numpy(array, binary_data=call["binary"])
@@ -103,32 +112,24 @@ def kserve(kind: str, url: str) -> Callable[[Call], Any]:
         base, name, headers = f"http://{url}", call["model"], call.get("headers")
         async with InferenceRESTClient(RESTConfig(protocol="v2", retries=0)) as client:
             if call.get("about"):
-                return {
-                    "live": await client.is_server_live(base),
-                    "ready": await client.is_server_ready(base),
-                    "model_ready": await client.is_model_ready(base, name, headers=headers),
-                }
-            result = await client.infer(base, asked(call), name, headers=headers)
-        return {"output": told(result.outputs[0].as_numpy()), "id": result.id}
+                return await health(client, base, name=name, headers=headers)
+            result = await client.infer(base, request(call), name, headers=headers)
+        return {"output": jsonable(result.outputs[0].as_numpy()), "id": result.id}
 
     async def grpc(call: Call) -> Any:
         metadata = [*call.get("headers", {}).items()]
         async with InferenceGRPCClient(url, retries=0) as client:
             if call.get("about"):
-                return {
-                    "live": await client.is_server_live(headers=metadata),
-                    "ready": await client.is_server_ready(headers=metadata),
-                    "model_ready": await client.is_model_ready(call["model"], headers=metadata),
-                }
-            result = await client.infer(asked(call), headers=metadata)
-        return {"output": told(result.outputs[0].as_numpy()), "id": result.id}
+                return await health(client, name=call["model"], headers=metadata)
+            result = await client.infer(request(call), headers=metadata)
+        return {"output": jsonable(result.outputs[0].as_numpy()), "id": result.id}
 
-    made: dict[str, Callable[[Call], Awaitable[Any]]] = {"http": rest, "grpc": grpc}
-    return lambda call: asyncio.run(made[kind](call))  # type: ignore[arg-type]
+    calls: dict[str, Callable[[Call], Awaitable[Any]]] = {"http": rest, "grpc": grpc}
+    return lambda call: asyncio.run(calls[kind](call))  # type: ignore[arg-type]
 
 
-def tried(ask: Callable[[Call], Any], call: Call) -> Any:
-    """Give what came of a call, or the sentence of its error."""
+def attempt(ask: Callable[[Call], Any], call: Call) -> Any:
+    """Return a call's result, or its error message."""
     try:
         return ask(call)
     except Exception as error:  # noqa: BLE001 - each client has its own
@@ -139,4 +140,4 @@ def tried(ask: Callable[[Call], Any], call: Call) -> Any:
 if __name__ == "__main__":
     maker, kind = {"triton": triton, "kserve": kserve}[sys.argv[1]], sys.argv[2]
     ask = maker(kind, sys.argv[3])
-    json.dump([tried(ask, call) for call in json.load(sys.stdin)], sys.stdout)
+    json.dump([attempt(ask, call) for call in json.load(sys.stdin)], sys.stdout)

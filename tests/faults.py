@@ -1,4 +1,4 @@
-"""Faults at random, by a seed: a backend that fails now and then, put in at the one seam."""
+"""Random faults, by a seed: a backend that fails now and then."""
 
 import asyncio
 import random
@@ -22,7 +22,7 @@ class Rates:
     """How likely each fault is, for each batch or image."""
 
     failing: float = 0.0  # a batch, before it is computed
-    losing: float = 0.0  # a batch, after it was: its results come to nothing
+    losing: float = 0.0  # a batch, after it was: its results are lost
     miscounting: float = 0.0  # a batch that gives a result too few
     out_of_memory: float = 0.0  # a batch of more than two rows
     slow: float = 0.0  # a batch, by up to a fifth of a second
@@ -32,7 +32,7 @@ class Rates:
 
 @dataclass
 class Faulty:
-    """A backend that does what another does, but for its faults; counts those by name."""
+    """A backend that wraps another and injects faults, counted by name."""
 
     backend: Backend
     rates: Rates
@@ -48,35 +48,35 @@ class Faulty:
 
     @property
     def ensemble(self) -> Ensemble:
-        """The other's."""
+        """The wrapped backend's."""
         return self.backend.ensemble
 
     @property
     def pid(self) -> int:
-        """The other's."""
+        """The wrapped backend's."""
         return self.backend.pid
 
     async def ended(self) -> None:
-        """Wait for the other's end."""
+        """Wait until the wrapped backend has ended."""
         await self.backend.ended()
 
     @property
     def stalled(self) -> float:
-        """The other's."""
+        """The wrapped backend's."""
         return self.backend.stalled
 
     def decode_wait(self, images: int) -> float:
-        """Give the other's."""
+        """Return the wrapped backend's."""
         return self.backend.decode_wait(images)
 
     def close(self) -> None:
-        """Close the other."""
+        """Close the wrapped backend."""
         self.backend.close()
 
     async def prepare(
         self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[Payload]:
-        """Have the other do it, or fail."""
+        """Prepare an image, or fail."""
         if self._happens("broken_decoder"):
             raise InferenceFailed("the decoder is broken")
         if self._happens("slow_decoder"):
@@ -84,7 +84,7 @@ class Faulty:
         return await self.backend.prepare(image, views, bounds, target)
 
     async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
-        """Have the other do it."""
+        """Draw a heat map."""
         return await self.backend.paint(image, heat, bounds)
 
     async def _run(self, run: Run, batch: Batch[Payload]) -> Sequence[Probabilities]:
@@ -96,7 +96,7 @@ class Faulty:
             await asyncio.sleep(self._chance.uniform(0, 0.2))
         results = await run(batch)
         if self._happens("losing"):
-            raise RuntimeError("the device lost what it had computed")
+            raise RuntimeError("the device lost the results")
         return results[1:] if self._happens("miscounting") else results
 
     def _happens(self, fault: str) -> bool:

@@ -1,8 +1,8 @@
-"""Look for images that break decoding, guided by which of Pillow's lines they reach.
+"""Fuzz the decoder, guided by the coverage of Pillow.
 
-`python tests/fuzz.py FOLDER [libFuzzer's options]` goes on from what FOLDER holds, or from the
-small good images. It ends with a file named crash-..., slow-... or oom-... when one raises what
-is no `ServiceError`, takes seconds or a gigabyte.
+`python tests/fuzz.py FOLDER [libFuzzer's options]` continues from the corpus in FOLDER and the
+small good images. It ends with a file crash-..., slow-... or oom-... when an image raises another
+error than `ServiceError`, takes seconds or a gigabyte.
 """
 
 import sys
@@ -24,8 +24,8 @@ MAX_PIXELS = 250_000
 OPTIONS = ("-timeout=10", "-rss_limit_mb=1024", "-max_len=8192", "-close_fd_mask=2")
 
 
-def one(data: bytes) -> None:
-    """Decode what may be anything."""
+def fuzz(data: bytes) -> None:
+    """Decode one input."""
     try:
         image = decode(data, max_pixels=MAX_PIXELS, seconds=2.0)
     except ServiceError:
@@ -35,13 +35,13 @@ def one(data: bytes) -> None:
 
 
 def main() -> None:
-    """Fill the folder and go."""
+    """Add the good images to the folder and start."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(good()):
         (folder / f"good{number}").write_bytes(image)
     warnings.simplefilter("ignore")  # as in production
-    atheris.Setup([sys.argv[0], *OPTIONS, f"-artifact_prefix={folder}/../", *sys.argv[1:]], one)
+    atheris.Setup([sys.argv[0], *OPTIONS, f"-artifact_prefix={folder}/../", *sys.argv[1:]], fuzz)
     atheris.Fuzz()
 
 

@@ -1,6 +1,6 @@
-"""Hostile images: changed copies of good ones from a seed, and bombs made by hand.
+"""Mutated images from a seed, and helpers that write files byte by byte.
 
-Everything is a pure function, so what broke the decoder once can be made again from its seed.
+All functions are pure, so a failure can be reproduced from its seed.
 """
 
 import io
@@ -23,7 +23,7 @@ Mutation = Callable[[bytes, Random, Sequence[bytes]], bytes]
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     """Write an image as Pillow does."""
     file = io.BytesIO()
-    image.copy().save(file, kind, **options)  # which leaves its mark on what is saved
+    image.copy().save(file, kind, **options)  # a copy, as saving changes the image
     return file.getvalue()
 
 
@@ -35,7 +35,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 @cache
 def good() -> tuple[bytes, ...]:
-    """Give small images of all formats, modes and compressions that have code of their own."""
+    """Return small images of all formats, modes and compressions with separate decoder code."""
     noise = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
     image = Image.fromarray(noise)
     exif = Image.Exif()
@@ -74,7 +74,7 @@ def good() -> tuple[bytes, ...]:
     )
 
 
-# Mutations: each takes an image, chance, and the images it may take parts of.
+# Mutations: each takes an image, a random generator, and images to take parts of.
 
 
 def flip(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
@@ -88,19 +88,19 @@ def flip(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
 
 
 def cut(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
-    """End early, or leave out a part."""
+    """Truncate, or remove a part."""
     start, end = sorted((_place(data, chance), chance.randrange(len(data))))
     return data[:end] if chance.random() < 0.5 else data[:start] + data[end:]
 
 
 def splice(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
-    """Begin as one image and go on as another."""
+    """Join the beginning of one image and the end of another."""
     other = chance.choice(others)
     return data[: _place(data, chance)] + other[_place(other, chance) :]
 
 
 def stretch(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
-    """Write an odd number over one of the file's, as if it were a length or an offset."""
+    """Overwrite a number, which may be a length or an offset."""
     letter = chance.choice(["<H", ">H", "<I", ">I"])
     at, size = _place(data, chance), struct.calcsize(letter)
     value = chance.choice((*ODD, len(data), len(data) - 1)) & (1 << 8 * size) - 1
@@ -115,7 +115,7 @@ def repeat(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
 
 
 def insert(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
-    """Put a piece of an image, a segment or noise in between."""
+    """Insert a part of an image, a segment or noise."""
     at, other = _place(data, chance), chance.choice(others)
     pieces = (
         other[_place(other, chance) :][: chance.randint(1, 64)],
@@ -127,7 +127,7 @@ def insert(data: bytes, chance: Random, others: Sequence[bytes]) -> bytes:
 
 
 def resize(data: bytes, chance: Random, _: Sequence[bytes]) -> bytes:
-    """Claim another size, where that is known to stand; leave others as they are."""
+    """Write another size into the header, if its offset is known."""
     width, height = (chance.choice((*ODD, chance.randrange(1, 5000))) for _side in "wh")
     return claiming(data, width, height)
 
@@ -136,7 +136,7 @@ MUTATIONS: tuple[Mutation, ...] = (flip, cut, splice, stretch, repeat, insert, r
 
 
 def mutated(seed: int, images: Sequence[bytes]) -> bytes:
-    """Change one of the images up to three times, as the seed says."""
+    """Mutate one of the images up to three times, by the seed."""
     chance = Random(seed)
     data = chance.choice(images)
     for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
@@ -150,7 +150,7 @@ def _place(data: bytes, chance: Random) -> int:
 
 
 def claiming(data: bytes, width: int, height: int) -> bytes:
-    """Write another size into an image's header; leave what has none as it is."""
+    """Write another size into an image's header, if its offset is known."""
     at, form, check = _size_field(data)
     if at < 0 or at + struct.calcsize(form) > len(data):
         return data
@@ -164,7 +164,7 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
 
 
 def _size_field(data: bytes) -> tuple[int, str, bool]:
-    """Give where an image's size stands, how, and whether a PNG's checksum is over it."""
+    """Return the offset and format of an image's size, and whether a PNG checksum covers it."""
     if data.startswith(b"\x89PNG"):
         return (16, ">II", True) if len(data) > 33 else (-1, "", False)
     if data.startswith(b"GIF8"):
@@ -177,23 +177,23 @@ def _size_field(data: bytes) -> tuple[int, str, bool]:
     return (frame + 5 if frame >= 0 and data.startswith(b"\xff\xd8") else -1), ">HH", False
 
 
-# Files in parts that Pillow would not write.
+# Files that Pillow would not write.
 
 Tag = int | tuple[int, int, int]
 GREY = {256: 10, 257: 10, 258: 8, 259: 1, 262: 1, 277: 1}  # 10 x 10, raw
 
 
 def tiff(tags: Mapping[int, Tag], content: bytes = b"", *, big: bool = False) -> bytes:
-    """Write a grey TIFF: each tag is a LONG, or a type, a count and a place in the content.
+    """Write a grey TIFF: each tag is a LONG, or a type, a count and an offset in the content.
 
-    The content comes right behind the directory.
+    The content follows the directory.
     """
-    said: dict[int, Tag] = {**GREY, **tags}
+    entries: dict[int, Tag] = {**GREY, **tags}
     head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) if big else b"II*\0\x08\0\0\0"
     entry, count, end = ("<HHQQ", "<Q", bytes(8)) if big else ("<HHII", "<H", bytes(4))
-    head += struct.pack(count, len(said))
-    behind = len(head) + struct.calcsize(entry) * len(said) + len(end)
-    for tag, value in sorted(said.items()):
+    head += struct.pack(count, len(entries))
+    behind = len(head) + struct.calcsize(entry) * len(entries) + len(end)
+    for tag, value in sorted(entries.items()):
         kind, values, place = (4, 1, value - behind) if isinstance(value, int) else value
         head += struct.pack(entry, tag, kind, values, behind + place)
     return head + end + content
@@ -211,10 +211,10 @@ def bmp_rle(width: int, height: int, content: bytes | None = None) -> bytes:
 
 
 def segments(data: bytes, content: bytes) -> bytes:
-    """Put something behind a JPEG's first marker."""
+    """Insert content after a JPEG's first marker."""
     return data[:2] + content + data[2:]
 
 
 def segment(marker: int, content: bytes) -> bytes:
-    """Write a segment of a JPEG."""
+    """Write a JPEG segment."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content

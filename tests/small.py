@@ -1,4 +1,4 @@
-"""Small models: one easy to reckon, and real networks of a few filters in a store."""
+"""Small models: one with simple arithmetic, and real networks of a few filters in a store."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +24,14 @@ PREPROCESSING = Preprocessing(
 
 
 class Colours(nn.Module):
-    """Logits are what the preprocessing made of a view, averaged by channel, a tenth of it."""
+    """Logits are a tenth of the preprocessed view's channel averages."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 3)
         return 0.1 * x.mean((2, 3))
 
 
 class Toy(Model):
-    """A model of the store, but for its network."""
+    """A model with `Colours` as its network."""
 
     explains = False
 
@@ -48,15 +48,15 @@ def toy(kind: type[Model] = Toy) -> Model:
 
 
 def preprocessed(model: Model, **changes: object) -> Model:
-    """Give a toy with other preprocessing."""
+    """Change a toy's preprocessing."""
     changed = model.manifest.preprocessing.model_copy(update=changes)
     return replace(model, manifest=model.manifest.model_copy(update={"preprocessing": changed}))
 
 
 def calibrated(model: Model, temperature: float, sha256: str) -> Model:
-    """Give a toy whose manifest has a temperature for the weights with this SHA-256."""
-    found = Calibration(temperature=temperature, sha256=sha256, images=1, error=(0.1, 0.1))
-    return replace(model, manifest=model.manifest.model_copy(update={"calibration": found}))
+    """Set a toy's temperature for the weights with this SHA-256."""
+    fitted = Calibration(temperature=temperature, sha256=sha256, images=1, error=(0.1, 0.1))
+    return replace(model, manifest=model.manifest.model_copy(update={"calibration": fitted}))
 
 
 def softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -66,7 +66,7 @@ def softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def converted(model: Model) -> openvino_executor.Model:
-    """Convert a model that has no maps, as if it came from a store."""
+    """Convert a model without maps, as if from a store."""
     made = converter.make(model)
     return openvino_executor.Model(
         model.name, model.manifest, model.labels, model.sha256, made, made, None
@@ -74,12 +74,12 @@ def converted(model: Model) -> openvino_executor.Model:
 
 
 def smooth(rows: int, seed: int = 0) -> Tensor:
-    """Make images as a network takes them, (N, 3, 224, 224), that are as smooth as photos."""
+    """Make inputs of a network, (N, 3, 224, 224), as smooth as photos."""
     coarse = 2 * tensor(rows, 3, 7, 7, seed=seed)
     return nn.functional.interpolate(coarse, size=CROP, mode="bicubic")
 
 
-def save(  # noqa: PLR0913 - all that may be other
+def save(  # noqa: PLR0913 - what tests vary
     store: Store,
     name: str = "small",
     *,
@@ -101,12 +101,12 @@ def save(  # noqa: PLR0913 - all that may be other
         preprocessing=preprocessing,
     )
     torch.manual_seed(seed)
-    found = networks.architecture(architecture)
-    network = lively(found.build(len(labels), width), seed)
+    chosen = networks.architecture(architecture)
+    network = lively(chosen.build(len(labels), width), seed)
     with torch.no_grad():
         _settle(network, smooth(4))
-        # So that it is not sure of one class:
-        last = network.get_submodule(found.last).get_parameter("weight")
+        # So that no class dominates:
+        last = network.get_submodule(chosen.last).get_parameter("weight")
         last.div_(network(smooth(4)).std())
     with store.locked(name):
         store.describe(name, described, labels)
@@ -119,7 +119,7 @@ def _settle(network: nn.Module, x: Tensor) -> None:
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # type: ignore[assignment]  # an average of all that it has seen
+        norm.momentum = None  # type: ignore[assignment]  # cumulative average
         norm.train()
     if norms:
         network(x)

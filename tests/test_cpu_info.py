@@ -108,9 +108,7 @@ def test_a_quota_of_version_1_is_rounded_down_to_at_least_one_cpu(
 
 
 @pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
-def test_the_cpu_controller_of_version_1_is_found_by_each_name_it_is_mounted_by(
-    mount: str, roots: tuple[Path, Path]
-) -> None:
+def test_version_1_is_found_by_each_name_of_its_mount(mount: str, roots: tuple[Path, Path]) -> None:
     proc, cgroups = roots
     join(proc, V1.format(path="/jobs/one"))
     limit_v1(cgroups / mount / "jobs" / "one", "500000\n")
@@ -196,7 +194,7 @@ def test_one_thread_a_cpu_decodes_unless_a_number_is_chosen(
     ("flags", "has"),
     [("sse avx512_bf16 amx_bf16", True), ("fp asimd bf16", True), ("sse avx2 avx512_bf", False)],
 )
-def test_bfloat16_is_multiplied_where_the_system_says_so(
+def test_bfloat16_is_detected_by_the_flags_of_the_cpu(
     flags: str,
     has: object,
     tmp_path: Path,
@@ -205,5 +203,5 @@ def test_bfloat16_is_multiplied_where_the_system_says_so(
     assert cpu_info.multiply_bfloat16(tmp_path / "cpuinfo") == has
 
 
-def test_where_the_system_says_nothing_it_is_not(tmp_path: Path) -> None:
+def test_without_cpuinfo_there_is_no_bfloat16(tmp_path: Path) -> None:
     assert not cpu_info.multiply_bfloat16(tmp_path / "cpuinfo")

@@ -27,7 +27,7 @@ def run(*arguments: str, cwd: Path | None = None) -> str:
     ).stdout  # fmt: skip
 
 
-def test_modules_are_found_from_another_folder_and_none_that_lies_there(tmp_path: Path) -> None:
+def test_modules_are_found_from_another_folder_but_none_in_it(tmp_path: Path) -> None:
     decoy = tmp_path / "service"
     decoy.mkdir()
     decoy.joinpath("__init__.py").write_text("")
@@ -35,7 +35,7 @@ def test_modules_are_found_from_another_folder_and_none_that_lies_there(tmp_path
     assert run("service", "--help", cwd=tmp_path).startswith("usage: googlenet-service")
 
 
-def test_modules_are_looked_for_where_they_are_here(folder: Path, tmp_path: Path) -> None:
+def test_the_import_path_is_that_of_this_process(folder: Path, tmp_path: Path) -> None:
     folder.joinpath("echo.py").write_text("import sys\nprint(sys.argv[1:])\n")
     assert run("echo", "one", "and two", cwd=tmp_path) == "['one', 'and two']\n"
 

@@ -1,1 +1,1 @@
-"""Peers: other serving systems, measured beside this service."""
+"""Peers: other serving systems, benchmarked beside this service."""

@@ -1,4 +1,4 @@
-"""How each server is started and asked."""
+"""The command and the request format of each server."""
 
 import json
 import struct
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.peers import environments
 from service.bench.client import Target
 
-Ask = Callable[[Target, bytes], bytes]  # an image to a prepared request
+MakeRequest = Callable[[Target, bytes], bytes]  # of an image
 
 OURS = "ours"
 RAW, FORM = "raw", "form"  # the image as the body itself, or as `curl -F file=@...` sends it
@@ -18,24 +18,24 @@ RAW, FORM = "raw", "form"  # the image as the body itself, or as `curl -F file=@
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A server: its command (`{port}` stands for the port) and the ways to ask it."""
+    """A server: its command, with the placeholder `{port}`, and its request formats."""
 
     command: tuple[str, ...]
-    asks: Mapping[str, Ask]
-    ready: str = ""  # what answers 200 when it is ready; nothing: ask for an image
+    requests: Mapping[str, MakeRequest]
+    ready: str = ""  # path of a readiness probe; empty: classify an image
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def interpreter(name: str) -> Path:
-    """Give the Python that runs a server."""
+    """Return the Python that runs a server."""
     return Path(sys.executable) if name == OURS else environments.interpreter(name)
 
 
-def _raw(path: str) -> Ask:
+def _raw(path: str) -> MakeRequest:
     return lambda target, image: target.post(path, image, {"Content-Type": "image/jpeg"})
 
 
-def _form(path: str) -> Ask:
+def _form(path: str) -> MakeRequest:
     return lambda target, image: target.post_form(path, image, {})
 
 
@@ -61,14 +61,14 @@ def _module(name: str, *options: str) -> tuple[str, ...]:
     return ("-m", f"benchmarks.peers.servers.{name}", *options)
 
 
-_HERE = ("--host", "127.0.0.1", "--port", "{port}")
+_LOOPBACK = ("--host", "127.0.0.1", "--port", "{port}")
 _PORT = {"PORT": "{port}"}
 
 SERVERS: Mapping[str, Deployment] = {
     OURS: Deployment(
         (
             *("-m", "service", "serve", "--model", "bvlc_googlenet", "--views", "single"),
-            *("--precision", "bfloat16", *_HERE),  # as the peers compute with our engine
+            *("--precision", "bfloat16", *_LOOPBACK),  # as the peers with our engine
         ),
         {RAW: _raw("/classify"), FORM: _form("/classify")},
         "/readyz",
@@ -89,12 +89,12 @@ SERVERS: Mapping[str, Deployment] = {
         environment={
             **_PORT,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray's own sockets on the loopback only, as it does where clusters are unusual.
+            # Ray's own sockets on the loopback only, as on Windows and macOS.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         },
     ),
     "bentoml": Deployment(
-        ("-m", "bentoml", "serve", "benchmarks.peers.servers.bentoml:Classifier", *_HERE),
+        ("-m", "bentoml", "serve", "benchmarks.peers.servers.bentoml:Classifier", *_LOOPBACK),
         {FORM: _form("/classify")},
         environment={
             "BENTOML_DO_NOT_TRACK": "True",
@@ -102,7 +102,7 @@ SERVERS: Mapping[str, Deployment] = {
         },
     ),
     "fastapi": Deployment(
-        ("-m", "uvicorn", "benchmarks.peers.servers.fastapi:app", *_HERE),
+        ("-m", "uvicorn", "benchmarks.peers.servers.fastapi:app", *_LOOPBACK),
         {FORM: _form("/classify")},
     ),
 }

@@ -1,7 +1,7 @@
-"""The network and the preprocessing that every peer serves, so that only the serving differs.
+"""The network and preprocessing that all peers share, so that only the serving differs.
 
 `ENGINE=ours` is this project's engine; `ENGINE=eager` is what a quick start would deploy: the
-same network in float32 as PyTorch runs it, without more ado.
+same network in float32 by PyTorch, not compiled.
 """
 
 import io
@@ -27,16 +27,16 @@ _MAX_PIXELS = 50_000_000
 _TOP = 5
 
 Pixels = npt.NDArray[Any]  # (224, 224, 3) uint8 RGB for our engine, else (3, 224, 224) float32 BGR
-Answer = dict[str, Any]  # what JSON is made of
+Answer = dict[str, Any]  # a JSON object
 
 
 def choice(name: str, *, ours: int, eager: int) -> int:
-    """Give a number that a server runs with, by engine; a variable of that name overrides it."""
+    """Return a server's parameter by engine; an environment variable overrides it."""
     return int(os.environ.get(name, ours if IS_OURS else eager))
 
 
 class Decoder:
-    """Bytes of an image to what a network takes."""
+    """Decodes images to network inputs."""
 
     def __init__(self) -> None:
         preprocessing = store.locate(None).manifest(_MODEL).preprocessing
@@ -47,26 +47,26 @@ class Decoder:
     def decode(self, data: bytes) -> Pixels:
         """Decode and resize an image."""
         if IS_OURS:
-            image = image_decoder.decode(data, max_pixels=_MAX_PIXELS, enough=self._plan.enough)
+            image = image_decoder.decode(data, max_pixels=_MAX_PIXELS, min_side=self._plan.min_side)
             return crops.canvases(image, self._plan)[0]
         image = Image.open(io.BytesIO(data)).convert("RGB")
         pixels = crops.canvases(image, self._plan)[0]
         return (pixels[..., ::-1] - self._mean).transpose(2, 0, 1)
 
     def decode_all(self, datas: Sequence[bytes]) -> list[Pixels]:
-        """Decode a batch: in as many threads as cores for our engine, else one by one."""
+        """Decode a batch: in a thread per core for our engine, else one by one."""
         several = IS_OURS and len(datas) > 1
         return list((self._threads.map if several else map)(self.decode, datas))
 
 
 class Network:
-    """Decoded images to their most probable labels; for several threads."""
+    """Ranks the labels of decoded images; thread-safe."""
 
     def __init__(self) -> None:
-        where = store.locate(None)
-        self._labels = where.labels(_MODEL)
-        self._thread = ThreadPoolExecutor(1)  # a compiled model is for one caller at a time
-        self._probabilities = _ours(where) if IS_OURS else _eager(where)
+        models = store.locate(None)
+        self._labels = models.labels(_MODEL)
+        self._thread = ThreadPoolExecutor(1)  # a compiled model is not thread-safe
+        self._probabilities = _ours(models) if IS_OURS else _eager(models)
 
     def rank(self, images: Sequence[Pixels]) -> list[Answer]:
         """Rank a batch of up to `MAX_BATCH` images."""
@@ -76,35 +76,36 @@ class Network:
         return self._answers(rows)
 
     def _answers(self, rows: Pixels) -> list[Answer]:
-        found = self._probabilities(rows)
-        best = np.argsort(-found, axis=1)[:, :_TOP]
-        return [_answer(self._labels, at, one[at]) for at, one in zip(best, found, strict=True)]
+        probabilities = self._probabilities(rows)
+        best = np.argsort(-probabilities, axis=1)[:, :_TOP]
+        pairs = zip(best, probabilities, strict=True)
+        return [_answer(self._labels, indices, row[indices]) for indices, row in pairs]
 
 
-def _ours(where: store.Store) -> Any:
+def _ours(models: store.Store) -> Any:
     """Compile our engine's network: OpenVINO in bfloat16 on all cores."""
     from service.engine import openvino_engine  # noqa: PLC0415 - only for this engine
     from service.engine.openvino_executor import Compiled  # noqa: PLC0415 - the same
 
-    model = openvino_engine.read(where, _MODEL, "bfloat16")
+    model = openvino_engine.read(models, _MODEL, "bfloat16")
     compiled = Compiled(model, "bfloat16", choice("THREADS", ours=CORES, eager=CORES))
     for size in (1, MAX_BATCH):
         compiled.probabilities(np.zeros((size, crops.CROP, crops.CROP, 3), np.uint8))
     return compiled.probabilities
 
 
-def _eager(where: store.Store) -> Any:
-    """Build the network as PyTorch runs it without more ado."""
+def _eager(models: store.Store) -> Any:
+    """Build the network for PyTorch in eager mode."""
     import torch  # noqa: PLC0415 - only for this engine
 
     from service.engine import weights  # noqa: PLC0415 - the same
 
-    network = weights.load(where, _MODEL).network()
+    network = weights.load(models, _MODEL).network()
 
     def probabilities(rows: Pixels) -> Pixels:
         with torch.inference_mode():
-            found: Pixels = network(torch.from_numpy(rows)).softmax(1).numpy()
-        return found
+            result: Pixels = network(torch.from_numpy(rows)).softmax(1).numpy()
+        return result
 
     return probabilities
 

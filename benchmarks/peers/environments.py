@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, with our own packages behind its own."""
+"""A virtual environment for each peer; our packages come after its own."""
 
 import os
 import shutil
@@ -16,48 +16,47 @@ _QUIETLY = ("--disable-pip-version-check", "--quiet")
 
 
 class Unavailable(Exception):
-    """A peer cannot be installed, started or measured here; says why."""
+    """A peer cannot be installed, started or measured; has the reason."""
 
 
 def interpreter(name: str) -> Path:
-    """Give a peer's Python, making its environment first unless its requirements are in it."""
+    """Return a peer's Python, after installing its requirements if they have changed."""
     folder = PLACE / name
     python = folder / "bin" / "python"
     requirements = HERE / "requirements" / f"{name}.txt"
-    wanted, done = requirements.read_text(), folder / "installed.txt"
-    if done.is_file() and done.read_text() == wanted:
+    required, done = requirements.read_text(), folder / "installed.txt"
+    if done.is_file() and done.read_text() == required:
         return python
     make_place()
     _run(_base(name), "-m", "venv", "--clear", str(folder))
     _run(str(python), "-m", "pip", "install", *_QUIETLY, "--requirement", str(requirements))
     _append_ours(folder)
-    done.write_text(wanted)
+    done.write_text(required)
     return python
 
 
 def _base(name: str) -> str:
-    """Give the Python to make an environment of: ours, but for Triton the system's.
+    """Return the Python for a new environment: this one, for Triton the system's.
 
-    Its server loads the system's libpython, which works with the standard library of the very
-    same Python only.
+    Triton loads the system's libpython, which requires the same Python's standard library.
     """
     if name != "triton":
         return sys.executable
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    found = shutil.which(python, path=os.defpath)
-    if not found:
+    path = shutil.which(python, path=os.defpath)
+    if not path:
         raise Unavailable(f"it needs the system's own {python}, with its venv and libpython")
-    return found
+    return path
 
 
 def make_place() -> None:
-    """Make the folder of all environments, which git need not see."""
+    """Make the folder of all environments, ignored by git."""
     PLACE.mkdir(exist_ok=True)
     (PLACE / ".gitignore").write_text("*\n")
 
 
 def _append_ours(folder: Path) -> None:
-    """Let the peer import torch and our engine, but its own packages first."""
+    """Let the peer import torch and our engine, after its own packages."""
     (packages,) = folder.glob("lib/python3.*/site-packages")
     paths = [sysconfig.get_path("purelib"), str(ROOT)]
     (packages / "zz_ours.pth").write_text("\n".join(paths) + "\n")

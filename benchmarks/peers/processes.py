@@ -1,4 +1,4 @@
-"""One server at a time, and an end to everything that it started."""
+"""Server processes, which are stopped with all their descendants."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ _KILL_SECONDS = 10.0
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what a server leaves behind, to find and end it (Linux only)."""
+    """Become the parent of a server's orphans, to kill them (Linux only)."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -23,7 +23,7 @@ def adopt_orphans() -> None:
 def running(
     command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a session of its own; end it, with all its descendants, when left."""
+    """Run a server in a session of its own; stop it with all its descendants at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
             command,
@@ -50,30 +50,30 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.poll()
-        _bury()
+        _reap()
         time.sleep(0.05)
 
 
-def _bury() -> None:
-    """Collect the dead that were adopted."""
+def _reap() -> None:
+    """Reap adopted processes that have ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
-def _descendants(of: int) -> list[int]:
+def _descendants(pid: int) -> list[int]:
     parents = dict(_parents())
-    found, generation = [], {of}
+    descendants, generation = [], {pid}
     while generation:
-        generation = {pid for pid, parent in parents.items() if parent in generation}
-        found += generation
-    return found
+        generation = {child for child, parent in parents.items() if parent in generation}
+        descendants += generation
+    return descendants
 
 
 def _parents() -> Iterator[tuple[int, int]]:
-    """Give every process with its parent, by their ids."""
+    """Yield the id of every process and of its parent."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything; the state and the parent follow it.
+            # The state and the parent follow the name, which is in brackets and may contain any.
             after = stat.read_text(errors="replace").rpartition(")")[2].split()
             yield int(stat.parent.name), int(after[1])

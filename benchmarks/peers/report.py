@@ -1,4 +1,4 @@
-"""Legs to a table and to JSON: medians, and ratios to our service within each round."""
+"""The report as a table and JSON: medians, and ratios to our service within each round."""
 
 import dataclasses
 import json
@@ -24,12 +24,12 @@ _COLUMNS = (
 def ratios(legs: Sequence[Leg]) -> dict[Case, list[float]]:
     """Divide each leg's rate by ours in the same round, with the same body and connections."""
     ours = {(leg.round, leg.body, leg.connections): leg.rate for leg in legs if leg.server == OURS}
-    found: dict[Case, list[float]] = defaultdict(list)
+    result: dict[Case, list[float]] = defaultdict(list)
     for leg in legs:
         base = ours.get((leg.round, leg.body, leg.connections))
         if base:
-            found[_case(leg)].append(leg.rate / base)
-    return found
+            result[_case(leg)].append(leg.rate / base)
+    return result
 
 
 def _case(leg: Leg) -> Case:
@@ -37,20 +37,20 @@ def _case(leg: Leg) -> Case:
 
 
 def table(legs: Sequence[Leg]) -> Table:
-    """Make a row for each case, the quickest first."""
+    """Make a row for each case, fastest first."""
     cases: dict[Case, list[Leg]] = defaultdict(list)
     for leg in legs:
         cases[_case(leg)].append(leg)
     against = ratios(legs)
-    made = Table(*_COLUMNS[:3])
+    table_ = Table(*_COLUMNS[:3])
     for heading in _COLUMNS[3:]:
-        made.add_column(heading, justify="right")
+        table_.add_column(heading, justify="right")
     order = sorted(cases, key=lambda case: (case[3], -median(leg.rate for leg in cases[case])))
     for before, case in zip([order[0], *order], order, strict=False):
         if case[3] != before[3]:
-            made.add_section()
-        made.add_row(*_row(case, cases[case], against.get(case, [])))
-    return made
+            table_.add_section()
+        table_.add_row(*_row(case, cases[case], against.get(case, [])))
+    return table_
 
 
 def _row(case: Case, legs: Sequence[Leg], against: Sequence[float]) -> list[str]:
@@ -69,7 +69,7 @@ def _row(case: Case, legs: Sequence[Leg], against: Sequence[float]) -> list[str]
 def write(
     file: Path, legs: Sequence[Leg], failures: Failures, settings: Mapping[str, object]
 ) -> None:
-    """Write everything that was measured."""
+    """Write all measurements."""
     content = {
         "settings": settings,
         "failures": failures,

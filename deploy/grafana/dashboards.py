@@ -1,9 +1,8 @@
-"""Grafana's dashboards: what each panel asks and why, made into the JSON files beside this one.
+"""Grafana dashboards: panels with their queries, written as the JSON files beside this one.
 
     python deploy/grafana/dashboards.py
 
-The JSON is what Grafana reads; it is never changed by hand, and a test tells when it is not what
-this makes.
+The JSON is generated, never edited; a test compares it with this script's output.
 """
 
 import json
@@ -18,19 +17,19 @@ ROW_HEIGHT = 1
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 MINE = 'job="$job", instance=~"$instance"'
-# The objectives are for those who wait for an answer: bulk work waits by its own wish.
-AWAITED = f'{MINE}, priority!="background"'
-BULK = f'{MINE}, priority="background"'
+# The objectives exclude background requests, which yield to others.
+INTERACTIVE = f'{MINE}, priority!="background"'
+BACKGROUND = f'{MINE}, priority="background"'
 CLASSIFY = 'route="/classify", method="POST"'
 ANSWERED = 'route="/classify", code="200"'
-JOB = 'job="$job"'  # of what is recorded by deployment
+JOB = 'job="$job"'  # of recorded series, one for each deployment
 
 Kind = Literal["timeseries", "stat", "heatmap", "table"]
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A panel: queries by what their series are called, and how to show them."""
+    """A panel: queries by legend, and how to draw them."""
 
     title: str
     description: str
@@ -41,12 +40,12 @@ class Panel:
     height: int = 8
     stacked: bool = False
     most: float | None = None  # of the axis
-    limits: Mapping[str, float] = field(default_factory=dict)  # colours, and from where on
+    limits: Mapping[str, float] = field(default_factory=dict)  # colour to threshold
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Panels under a heading; together they fill whole lines of the grid."""
+    """Panels under a heading; they fill whole lines of the grid."""
 
     title: str
     panels: Sequence[Panel]
@@ -54,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """A file: its name, which is the end of its uid too, and its rows."""
+    """A dashboard file: its name (also the end of its uid) and its rows."""
 
     name: str
     title: str
@@ -74,7 +73,7 @@ def quantile(share: float, metric: str, labels: str = MINE, by: str = "") -> str
 
 
 def quantiles(metric: str, labels: str = MINE) -> dict[str, str]:
-    """Estimate the three quantiles that are shown everywhere."""
+    """Estimate p50, p90 and p99."""
     return {f"p{share * 100:g}": quantile(share, metric, labels) for share in (0.5, 0.9, 0.99)}
 
 
@@ -93,7 +92,7 @@ def _by(labels: str) -> str:
 
 
 BUDGET = "(1 - scalar(googlenet:availability:objective))"
-# Each image brings every member of an ensemble as many rows: see recording.yml.
+# Every member of an ensemble computes the same number of rows: see recording.yml.
 CAPACITY = (
     f'sum (count by (instance) (googlenet_capacity_rows_per_second{{{MINE}, side="224"}})'
     f' / sum by (instance) (1 / googlenet_capacity_rows_per_second{{{MINE}, side="224"}}))'
@@ -106,75 +105,75 @@ SHARES = {"orange": 0.7, "red": 0.9}
 OVERVIEW = Dashboard(
     "overview",
     "GoogLeNet / overview",
-    "What callers see, and where their time goes.",
+    "What clients see, and where their time goes.",
     [
         Row("Objectives", [
-            Panel("Alerts firing", "Of all deployments; docs/runbook.md has a section for each.",
+            Panel("Alerts firing", "In all deployments; docs/runbook.md has a section for each.",
                 {"": 'count(ALERTS{alertname=~"Googlenet.*", alertstate="firing"}) or vector(0)'},
                 kind="stat", width=4, height=4, limits={"red": 1}),
-            Panel("Instances ready", "How many of the instances would be sent requests now.",
+            Panel("Instances ready", "Instances whose readiness probe succeeds.",
                 {"": f"sum(googlenet_ready{{{MINE}}})"},
                 kind="stat", width=4, height=4, limits={"green": 1}),
-            Panel("Availability", "Share of the classifications in the time shown that did not end with a 5xx, bulk left out; the objective is googlenet:availability:objective.",
-                {"": f'1 - (sum(increase(googlenet_requests_total{{{AWAITED}, {CLASSIFY}, code=~"5.."}}[$__range])) or vector(0)) / sum(increase(googlenet_requests_total{{{AWAITED}, {CLASSIFY}}}[$__range]))'},
+            Panel("Availability", "Share of the classifications in the time shown that did not end with a 5xx, without background requests; the objective is googlenet:availability:objective.",
+                {"": f'1 - (sum(increase(googlenet_requests_total{{{INTERACTIVE}, {CLASSIFY}, code=~"5.."}}[$__range])) or vector(0)) / sum(increase(googlenet_requests_total{{{INTERACTIVE}, {CLASSIFY}}}[$__range]))'},
                 "percentunit", "stat", width=4, height=4, limits={"green": AVAILABILITY}),
-            Panel("Burn rate, 1 h", "How fast the error budget goes: at 1 it lasts exactly 30 days.",
+            Panel("Burn rate, 1 h", "Rate at which the error budget is used: at 1 it lasts exactly 30 days.",
                 {"": f"job:googlenet_errors:ratio_rate1h{{{JOB}}} / {BUDGET}"},
                 kind="stat", width=4, height=4, limits=BURNS),
-            Panel("p99", "99 % of the answers of the last 5 minutes came sooner.",
+            Panel("p99", "99 % of the answers of the last 5 minutes were faster.",
                 {"": f"job:googlenet_request_duration_seconds:p99_rate5m{{{JOB}}}"},
                 "s", "stat", width=4, height=4, limits={"red": SECONDS}),
-            Panel("Utilisation", "Rows computed, as a share of the most that the devices compute.",
+            Panel("Utilisation", "Rows computed, as a share of the measured maximum of the devices.",
                 {"": f"job:googlenet_utilisation:ratio_rate5m{{{JOB}}}"},
                 "percentunit", "stat", width=4, height=4, limits=SHARES),
         ]),
         Row("Traffic and errors", [
-            Panel("Classifications by status", "Requests to POST /classify a second, bulk among them.",
+            Panel("Classifications by status", "Requests to POST /classify a second, background requests included.",
                 {"{{code}}": rate("googlenet_requests_total", f"{MINE}, {CLASSIFY}", "code")}, "reqps", stacked=True),
-            Panel("Burn rates", "Share of requests that end with a 5xx, in budgets: over 14.4 in 1 h and 5 min, or over 6 in 6 h and 30 min, somebody is paged.",
+            Panel("Burn rates", "Share of requests that end with a 5xx, in budgets: over 14.4 in 1 h and 5 min, or over 6 in 6 h and 30 min, an alert pages.",
                 {w: f"job:googlenet_errors:ratio_rate{w}{{{JOB}}} / {BUDGET}" for w in ("5m", "30m", "1h", "6h", "3d")},
                 limits=BURNS),
-            Panel("Refused or failed, by reason", "Requests and images, bulk among them, by the code of their error: which is whose mistake, docs/reference/errors.md says.",
+            Panel("Refused or failed, by reason", "Requests and images, background requests included, by error code; see docs/reference/errors.md.",
                 {"{{reason}}": f"{rate('googlenet_rejected_total', by='reason')} > 0"}, "reqps", stacked=True),
-            Panel("Images by outcome", "A request may bring several, each with an outcome of its own. A request that was refused as a whole has none.",
+            Panel("Images by outcome", "A request may have several images, each with its own outcome. A request that was refused as a whole has none.",
                 {"{{outcome}}": rate("googlenet_images_total", by="outcome")}, "ops", stacked=True),
-            Panel("Images by views", "What is asked for: ten views cost ten times one.",
+            Panel("Images by views", "Views requested: ten views cost ten times one.",
                 {"{{views}}": rate("googlenet_images_total", by="views")}, "ops", stacked=True),
-            Panel("In flight", "Requests being answered, by instance: on one that has many more than the others something is wrong.",
+            Panel("In flight", "Requests being answered, by instance: one with many more than the others has a fault.",
                 {"{{instance}}": f"googlenet_requests_in_flight{{{MINE}}}"}),
         ]),
         Row("Latency", [
-            Panel("Answers", "From a request's first byte to its answer's last; refusals are not in it, nor is bulk.",
-                quantiles("googlenet_request_duration_seconds", f"{AWAITED}, {ANSWERED}"), "s", limits={"red": SECONDS}),
-            Panel("Stages, p50", "Where an ordinary image's time goes, bulk left out.",
-                {"{{stage}}": quantile(0.5, "googlenet_stage_duration_seconds", AWAITED, by="stage")}, "s"),
-            Panel("Stages, p99", "Where a slow image's time goes: queue means too few devices, inference a slow one, decode large images, upload a slow caller.",
-                {"{{stage}}": quantile(0.99, "googlenet_stage_duration_seconds", AWAITED, by="stage")}, "s"),
+            Panel("Answers", "From a request's first byte to its answer's last, without refusals and background requests.",
+                quantiles("googlenet_request_duration_seconds", f"{INTERACTIVE}, {ANSWERED}"), "s", limits={"red": SECONDS}),
+            Panel("Stages, p50", "Where a typical image's time goes, without background requests.",
+                {"{{stage}}": quantile(0.5, "googlenet_stage_duration_seconds", INTERACTIVE, by="stage")}, "s"),
+            Panel("Stages, p99", "Where a slow image's time goes: queue means too few devices, inference a slow one, decode large images, upload a slow client.",
+                {"{{stage}}": quantile(0.99, "googlenet_stage_duration_seconds", INTERACTIVE, by="stage")}, "s"),
             Panel("Answers, as a heat map", "Two stripes are two kinds of requests, such as one view and many.",
-                heat("googlenet_request_duration_seconds", f"{AWAITED}, {ANSWERED}"), "s", "heatmap", width=16),
-            Panel("Queue to inference", "How long images wait for each second that they are computed; over 1 a device is missing.",
+                heat("googlenet_request_duration_seconds", f"{INTERACTIVE}, {ANSWERED}"), "s", "heatmap", width=16),
+            Panel("Queue to inference", "Seconds that images wait for each second that they are computed; over 1 add a device.",
                 {"ratio": f"job:googlenet_queue_inference:ratio_rate5m{{{JOB}}}"}, limits={"orange": 1}),
         ]),
         Row("Batches and the queue", [
-            Panel("Rows in a batch", "Larger under load: a batch is what had arrived when the device was free.",
+            Panel("Rows in a batch", "Larger under load: a batch is what has arrived when a device is free.",
                 heat("googlenet_batch_rows"), kind="heatmap"),
-            Panel("Rows waiting", "Views of accepted images that wait, or whose images are being decoded.",
+            Panel("Rows waiting", "Views of accepted images that wait for a device or are being decoded.",
                 {"{{instance}}": f"googlenet_queue_rows{{{MINE}}}"}),
-            Panel("Wait for a device", "From an image's submission until its first row runs, bulk left out. The alert is at half of what an answer may take.",
-                quantiles("googlenet_queue_wait_seconds", AWAITED), "s", limits={"red": SECONDS / 2}),
-            Panel("Padding", "Share of the rows computed that are nobody's.",
+            Panel("Wait for a device", "From an image's submission until its first row runs, without background requests. The alert is at half of the latency objective.",
+                quantiles("googlenet_queue_wait_seconds", INTERACTIVE), "s", limits={"red": SECONDS / 2}),
+            Panel("Padding", "Share of the computed rows that are padding.",
                 {"padding": f"{rate('googlenet_batch_padding_rows_total')} / ({rate('googlenet_batch_padding_rows_total')} + {ROWS})"},
                 "percentunit", most=1),
             Panel("Ready", "1 if an instance's readiness probe succeeds.",
                 {"{{instance}}": f"googlenet_ready{{{MINE}}}"}, most=1),
-            Panel("Oldest call", "How long the worker has left a batch or an image without an answer; the liveness probe fails after 60 s.",
+            Panel("Oldest call", "Seconds since the oldest unanswered call to the worker; the liveness probe fails after 60 s.",
                 {"{{instance}}": f"timestamp(googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}) - googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}"},
                 "s", limits={"red": 15}),
         ]),
-        Row("What is served", [
+        Row("Models and versions", [
             Panel("Models", "Name, version, checksum, device and number format, by instance.",
                 {"": f"googlenet_model_info{{{MINE}}}"}, kind="table", width=12, height=6),
-            Panel("Versions", "Of the service and of what it runs on.",
+            Panel("Versions", "Of the service and its runtime.",
                 {"": f"googlenet_build_info{{{MINE}}}"}, kind="table", width=12, height=6),
         ]),
     ],
@@ -186,42 +185,42 @@ PROCESS = Dashboard(
     "The two processes of an instance: one serves HTTP, its worker decodes and computes.",
     [
         Row("Memory and CPU", [
-            Panel("Resident memory", "It levels off after the first large batches; what goes on growing is a leak.",
+            Panel("Resident memory", "It levels off after the first large batches; steady growth is a leak.",
                 {"{{instance}} http": f"process_resident_memory_bytes{{{MINE}}}",
                  "{{instance}} {{model}}": f"googlenet_worker_process_resident_memory_bytes{{{MINE}}}"}, "bytes"),
             Panel("Cores at work", "CPU seconds a second.",
                 {"{{instance}} http": rate("process_cpu_seconds_total", by="instance"),
                  "{{instance}} {{model}}": rate("googlenet_worker_process_cpu_seconds_total", by="instance, model")}),
-            Panel("Threads", "Constant, but for connections' first requests; growth is a leak.",
+            Panel("Threads", "Nearly constant; growth is a leak.",
                 {"{{instance}} {{process}}": f"googlenet_process_threads{{{MINE}}}"}),
         ]),
         Row("Event loop", [
-            Panel("Lag", "How late a timer fires in the process that serves HTTP: everything there waits as long, probes too.",
+            Panel("Lag", "How late a timer fires in the process that serves HTTP: everything there waits that long, probes too.",
                 quantiles("googlenet_event_loop_lag_seconds"), "s", limits={"orange": 0.1, "red": 1}),
-            Panel("Lag, as a heat map", "Rare long stops do not show in a mean.",
+            Panel("Lag, as a heat map", "Shows rare long stops, which a mean hides.",
                 heat("googlenet_event_loop_lag_seconds"), "s", "heatmap", width=16),
         ]),
         Row("GPU", [
             Panel("GPU memory in use", "Of all processes on the GPU.",
                 {"{{instance}} {{gpu}}": f"googlenet_gpu_memory_used_bytes{{{MINE}}}"}, "bytes"),
-            Panel("GPU memory, share", "Near 1 the next larger batch may fail.",
+            Panel("GPU memory, share", "Near 1 a larger batch may fail.",
                 {"{{instance}} {{gpu}}": f"googlenet_gpu_memory_used_bytes{{{MINE}}} / googlenet_gpu_memory_total_bytes{{{MINE}}}"},
                 "percentunit", most=1, limits={"orange": 0.9, "red": 0.97}),
-            Panel("GPU utilisation", "Share of the time in which anything ran on it; low under load means that it waits for images.",
+            Panel("GPU utilisation", "Share of the time in which a kernel ran; low under load means that the GPU waits for images.",
                 {"{{instance}} {{gpu}}": f"googlenet_gpu_utilization_ratio{{{MINE}}}"}, "percentunit", most=1),
         ]),
         Row("Python", [
             Panel("Garbage collections", "By generation; each stops the process that serves HTTP for a moment.",
                 {"generation {{generation}}": rate("python_gc_collections_total", by="generation")}, "ops", width=12),
-            Panel("Objects collected", "Objects in cycles; uncollectable ones stay for ever.",
+            Panel("Objects collected", "Objects in reference cycles; uncollectable ones are leaks.",
                 {"collected": rate("python_gc_objects_collected_total"),
                  "uncollectable": rate("python_gc_objects_uncollectable_total")}, "ops", width=12),
         ]),
-        Row("Files and life", [
+        Row("Files and restarts", [
             Panel("Open files", "Connections are files.",
                 {"{{instance}} http": f"process_open_fds{{{MINE}}}",
                  "{{instance}} {{model}}": f"googlenet_worker_process_open_fds{{{MINE}}}"}),
-            Panel("Open files, share of the limit", "At 1 no connection is accepted any more.",
+            Panel("Open files, share of the limit", "At 1 no connection is accepted.",
                 {"{{instance}} http": f"process_open_fds{{{MINE}}} / process_max_fds{{{MINE}}}"},
                 "percentunit", most=1, limits={"orange": 0.7, "red": 0.9}),
             Panel("Age", "Since the processes started.",
@@ -229,7 +228,7 @@ PROCESS = Dashboard(
                  "{{instance}} {{model}}": f"time() - googlenet_worker_process_start_time_seconds{{{MINE}}}"}, "s"),
             Panel("Restarts, 30 min", "Over 2 is an alert.",
                 {"{{instance}}": f"changes(process_start_time_seconds{{{MINE}}}[30m])"}, width=12, limits={"red": 3}),
-            Panel("Start", "Seconds to load the models, and of these to warm up and time every batch size: for so long a new instance is not ready.",
+            Panel("Start", "Seconds to load the models, and of these to warm up and time every batch size, until a new instance is ready.",
                 {"{{instance}} {{model}} load": f"googlenet_model_load_seconds{{{MINE}}}",
                  "{{instance}} {{model}} warm-up": f"googlenet_model_warmup_seconds{{{MINE}}}"}, "s", width=12),
         ]),
@@ -239,57 +238,57 @@ PROCESS = Dashboard(
 CAPACITY_BOARD = Dashboard(
     "capacity",
     "GoogLeNet / capacity",
-    "How much is computed of what could be, and what is refused.",
+    "Load against measured capacity, and what is refused.",
     [
         Row("Rows", [
-            Panel("Rows a second", "A row is one view of one image. The most is measured: at the start, and by every batch since.",
-                {"computed": ROWS, "most": CAPACITY}, "ops"),
-            Panel("Headroom", "Rows a second that could be computed besides. Larger rows (dense views) cost more, and make it look larger than it is.",
+            Panel("Rows a second", "A row is one view of one image. The maximum is measured at the start and updated by every batch.",
+                {"computed": ROWS, "maximum": CAPACITY}, "ops"),
+            Panel("Headroom", "Additional rows a second that could be computed. Larger rows (dense views) cost more, so they make it look too large.",
                 {"headroom": f"{CAPACITY} - {ROWS}"}, "ops"),
-            Panel("Utilisation", "Computed over most; from 0.7 on add an instance before the queue grows.",
+            Panel("Utilisation", "Computed over maximum; from 0.7 on add an instance before the queue grows.",
                 {"utilisation": f"{ROWS} / {CAPACITY}"}, "percentunit", limits=SHARES),
-            Panel("Most rows a second", "By member and the side of its rows: it falls when something else uses the device.",
+            Panel("Maximum rows a second", "By member and the side of its rows: it falls when another process uses the device.",
                 {"{{instance}} {{model}} {{member}} {{side}}": f"googlenet_capacity_rows_per_second{{{MINE}}}"}, "ops", width=12),
-            Panel("Devices at work", "Device seconds a second: at the number of devices there is nothing left.",
+            Panel("Devices at work", "Device seconds a second: at the number of devices they are fully used.",
                 {"rows of {{side}}": rate("googlenet_batch_duration_seconds_sum", by="side")}, width=12, stacked=True),
         ]),
         Row("Admission", [
-            Panel("Predicted wait", "Until all accepted work is done. A request is refused if this, its own rows included, is over its deadline.",
+            Panel("Predicted wait", "Until all accepted work is done. A request is refused if this, its own rows included, exceeds its deadline.",
                 {"{{instance}}": f"googlenet_queue_predicted_seconds{{{MINE}}}"}, "s", limits={"red": 10}),
-            Panel("Refused as overloaded", "Share of the requests to POST /classify, bulk left out; the alert is at 5 %.",
+            Panel("Refused as overloaded", "Share of the requests to POST /classify, without background requests; the alert is at 5 %.",
                 {"share": f"job:googlenet_overloaded:ratio_rate5m{{{JOB}}}"}, "percentunit", limits={"red": 0.05}),
             Panel("Bytes waiting", "Memory of accepted images; at --max-queue-bytes (512 MiB) requests are refused.",
                 {"{{instance}}": f"googlenet_queue_bytes{{{MINE}}}"}, "bytes", limits={"red": 512 * 1024**2}),
-            Panel("Accepted in vain", "Jobs that left without an answer: late ones were promised too much, cancelled ones have impatient callers. In a batch they cost time, in the queue they do not.",
+            Panel("Admitted but dropped", "Jobs without an answer: late ones missed their deadline, cancelled ones lost their client. In a batch they cost device time, in the queue they do not.",
                 {"{{why}}, {{where}}": rate("googlenet_cancelled_total", by="why, where")}, "ops", width=12, stacked=True),
-            Panel("Batches failed", "The device raised an error; everybody in the batch got a 500 or its like.",
+            Panel("Batches failed", "The device raised an error; every image in the batch failed with a 500.",
                 {"{{instance}}": rate("googlenet_batch_failures_total", by="instance")}, "ops", width=12, limits={"red": 1e-9}),
         ]),
         Row("Batches", [
-            Panel("Batches by reason", "full: more waited; drained: all that waited; deadline: a larger one would have come too late.",
+            Panel("Batches by reason", "full: more rows waited; drained: all rows that waited; deadline: a larger batch would have been late.",
                 {"{{reason}}": rate("googlenet_batches_total", by="reason")}, "ops", stacked=True),
-            Panel("Rows in a batch, mean", "Where it stays near 1 under load, images come too slowly: decoding or the callers are the limit.",
+            Panel("Rows in a batch, mean", "If it stays near 1 under load, decoding or the clients are the limit.",
                 {"rows": mean("googlenet_batch_rows")}),
-            Panel("Padding", "Share of the rows computed that are nobody's.",
+            Panel("Padding", "Share of the computed rows that are padding.",
                 {"padding": f"{rate('googlenet_batch_padding_rows_total')} / ({rate('googlenet_batch_padding_rows_total')} + {ROWS})"},
                 "percentunit", most=1),
-            Panel("A batch's time", "The median, by the side of its rows.",
+            Panel("Batch duration", "The median, by the side of its rows.",
                 {"{{side}}": quantile(0.5, "googlenet_batch_duration_seconds", by="side")}, "s", width=12),
-            Panel("A row's time", "Device seconds for a row: what batching saves shows here.",
+            Panel("Time per row", "Device seconds for a row; it falls as batches grow.",
                 {"a row": f"{rate('googlenet_batch_duration_seconds_sum')} / {ROWS}"}, "s", width=12),
         ]),
-        Row("Bulk", [
-            Panel("Bulk by status", "Requests to POST /classify with Priority: u=7, a second; a 503 asks them to come again, and is in no alert.",
-                {"{{code}}": rate("googlenet_requests_total", f"{BULK}, {CLASSIFY}", "code")}, "reqps", stacked=True),
-            Panel("Bulk rows waiting", "Of the rows that wait, those that let others pass.",
+        Row("Background requests", [
+            Panel("Background requests by status", "Requests to POST /classify with Priority: u=7, a second; their 503s count in no alert.",
+                {"{{code}}": rate("googlenet_requests_total", f"{BACKGROUND}, {CLASSIFY}", "code")}, "reqps", stacked=True),
+            Panel("Background rows waiting", "Rows of background requests in the queue.",
                 {"{{instance}}": f"googlenet_queue_background_rows{{{MINE}}}"}),
-            Panel("Bulk answers", "How long they take: while others wait bulk has --background-share of the time.",
-                quantiles("googlenet_request_duration_seconds", f"{BULK}, {ANSWERED}"), "s"),
+            Panel("Background answers", "Duration; while interactive requests wait, background requests have --background-share of the time.",
+                quantiles("googlenet_request_duration_seconds", f"{BACKGROUND}, {ANSWERED}"), "s"),
         ]),
         Row("Cache", [
-            Panel("Answered from the cache", "Share of the images whose answer was kept; nothing without --cache-bytes.",
+            Panel("Answered from the cache", "Cache hit ratio of images; no data without --cache-bytes.",
                 {"share": f"{rate('googlenet_cache_hits_total')} / {rate('googlenet_images_total')}"}, "percentunit", width=12, most=1),
-            Panel("Bytes of kept answers", "At --cache-bytes, for each model, the longest unasked answers are forgotten.",
+            Panel("Cache size", "Bytes; at --cache-bytes, for each model, the least recently used answers are removed.",
                 {"{{instance}}": f"googlenet_cache_bytes{{{MINE}}}"}, "bytes", width=12),
         ]),
     ],
@@ -322,7 +321,7 @@ def _dashboard(board: Dashboard) -> dict[str, Any]:
 
 
 def _links() -> dict[str, Any]:
-    """Link to every dashboard with our tag, at the same time, of the same instances."""
+    """Link to every dashboard with the tag, keeping time range and variables."""
     return {
         "type": "dashboards",
         "title": "GoogLeNet",
@@ -356,7 +355,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def _laid_out(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Place panels from left to right and from top to bottom; those of a line are as high."""
+    """Place panels from left to right and top to bottom; those of a line have the same height."""
     y = 0
     for row in rows:
         where = {"x": 0, "y": y, "w": COLUMNS, "h": ROW_HEIGHT}

@@ -1,7 +1,6 @@
-"""Prometheus's rule files as PrometheusRules: the same lines, indented, below a head.
+"""Write Prometheus's rule files as PrometheusRules: the same lines, indented, below a head.
 
-The rules are written in deploy/prometheus alone. Kustomize cannot put one file into another, so
-this does: run it after a rule was changed.
+Run it after a change of a rule in deploy/prometheus: Kustomize cannot include files.
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ MONITORING = HERE / "components/monitoring"
 NAMES = ("recording", "alerts")
 
 HEAD = """\
-# Made of deploy/prometheus/{name}.yml by deploy/kubernetes/rules.py; change it there.
+# Generated from deploy/prometheus/{name}.yml by deploy/kubernetes/rules.py; change it there.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -29,7 +28,7 @@ def render(name: str) -> str:
 
 
 def main() -> None:
-    """Write them."""
+    """Write all of them."""
     for name in NAMES:
         (MONITORING / f"{name}.yaml").write_text(render(name), "utf-8")
 

@@ -1,1 +1,1 @@
-"""HTTP: routes, uploads, probes, and the only table from errors to statuses."""
+"""REST, Open Inference and gRPC: routes, authentication, uploads, and errors to statuses."""

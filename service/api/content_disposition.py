@@ -1,4 +1,4 @@
-"""A part's Content-Disposition to its field name and file name."""
+"""Parse the Content-Disposition of a multipart part."""
 
 import re
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from python_multipart.multipart import parse_options_header
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 _EXTENDED = re.compile(r";\s*filename\*\s*=\s*([A-Za-z0-9_-]+)'[^']*'([^;\s]*)", re.IGNORECASE)
 _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?\s]*\?=")
-_BROWSERS = re.compile("%(22|0D|0A)", re.IGNORECASE)  # all that HTML has browsers encode in names
+_HTML_ESCAPE = re.compile("%(22|0D|0A)", re.IGNORECASE)  # all that browsers escape in names (HTML)
 
 
 @dataclass(frozen=True, slots=True)
 class Disposition:
-    """What a part is called; a name that is not there is None."""
+    """A part's field name and file name; None if missing."""
 
     name: str | None
     filename: str | None
 
 
 def parse(header: bytes) -> Disposition:
-    """Read a Content-Disposition; what cannot be decoded is shown as it came."""
+    """Parse a Content-Disposition; names that cannot be decoded stay encoded."""
     _, options = parse_options_header(header)
     name, plain = options.get(b"name"), options.get(b"filename")
     extended = _extended(header)
@@ -34,24 +34,24 @@ def parse(header: bytes) -> Disposition:
 
 
 def _extended(header: bytes) -> str | None:
-    """Read `filename*` (RFC 5987), which RFC 7578 does not want and some clients send."""
-    found = _EXTENDED.search(_QUOTED.sub('""', header.decode("latin-1")))
-    if not found:
+    """Parse `filename*` (RFC 5987), which some clients send although RFC 7578 forbids it."""
+    match = _EXTENDED.search(_QUOTED.sub('""', header.decode("latin-1")))
+    if not match:
         return None
     try:
-        return unquote(found[2], found[1], "replace")
+        return unquote(match[2], match[1], "replace")
     except LookupError:  # no such encoding
         return None
 
 
-def _filename(given: str) -> str:
-    if _ENCODED_WORD.search(given):  # RFC 2047, which mail libraries use
+def _filename(name: str) -> str:
+    if _ENCODED_WORD.search(name):  # RFC 2047, which mail libraries use
         try:
-            return str(make_header(decode_header(given)))
+            return str(make_header(decode_header(name)))
         except (HeaderParseError, LookupError, ValueError):
-            return given
-    return _unescaped(given)
+            return name
+    return _unescaped(name)
 
 
-def _unescaped(given: str) -> str:
-    return _BROWSERS.sub(lambda found: chr(int(found[1], 16)), given)
+def _unescaped(name: str) -> str:
+    return _HTML_ESCAPE.sub(lambda match: chr(int(match[1], 16)), name)

@@ -1,4 +1,4 @@
-"""A multipart body to its parts, as it arrives."""
+"""Parse a multipart body to its parts, as it arrives."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Part:
-    """One part: its names, and as much of its data as has come."""
+    """One part: its names, and the data that has arrived."""
 
     name: str | None
     filename: str | None
@@ -26,29 +26,29 @@ class Part:
 async def parts(
     chunks: AsyncIterator[bytes], boundary: bytes | None, check: Callable[[int, Part], None]
 ) -> list[Part]:
-    """Read all parts; raises `MalformedRequest` if the body is broken.
+    """Parse all parts; raises `MalformedRequest` if the body is broken.
 
-    `check` sees each part with its number when its headers have come, and again with more data: it
-    raises what is wrong with it.
+    `check` is called with the number of a part and the part, once with its headers and again with
+    more data, and raises if it is invalid.
     """
     if not boundary:
         raise MalformedRequest("the multipart Content-Type names no boundary")
-    collected = _Collector(check)
+    collector = _Collector(check)
     try:
-        parser = MultipartParser(boundary, collected.callbacks())
+        parser = MultipartParser(boundary, collector.callbacks())
         async for chunk in chunks:
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:
         raise MalformedRequest("the multipart body is broken") from error
-    if not collected.closed:
+    if not collector.closed:
         raise MalformedRequest("the multipart body is empty or cut short")
-    return collected.parts
+    return collector.parts
 
 
 @dataclass(slots=True)
 class _Collector:
-    """Collects the parts that a parser comes across."""
+    """Collects the parts from the parser's callbacks."""
 
     check: Callable[[int, Part], None]
     parts: list[Part] = field(default_factory=list)
@@ -74,9 +74,9 @@ class _Collector:
         self.value.clear()
 
     def end_headers(self) -> None:
-        named = content_disposition.parse(self.disposition)
+        disposition = content_disposition.parse(self.disposition)
         self.disposition = b""
-        self.parts.append(Part(named.name, named.filename))
+        self.parts.append(Part(disposition.name, disposition.filename))
         self.check(len(self.parts), self.parts[-1])
 
     def extend(self, data: bytes, start: int, end: int) -> None:

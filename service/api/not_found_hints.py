@@ -1,4 +1,4 @@
-"""What to do instead: the sentences of 404 and 405."""
+"""Hints of what to request instead, for 404 and 405."""
 
 import difflib
 import re
@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _CLASSIFY = "POST an image to /classify"
-_OR = ", or ask by the Open Inference Protocol at /v2/models/NAME/infer"
-_OTHERS = (
+_OR = ", or use the Open Inference Protocol at /v2/models/NAME/infer"
+_OTHER_APIS = (
     (
         re.compile(r"/v1/models(/.*)?"),
         f"this is not TensorFlow Serving's API: {_CLASSIFY}{_OR}",
@@ -23,31 +23,31 @@ _OTHERS = (
         ),
         "the probes are /livez, /readyz and /startupz",
     ),
-)  # paths of other servers' APIs
+)  # of other servers, by their paths
 _GENERAL = f"{_CLASSIFY}; /docs shows every path"
 
 
 def not_found(path: str, known: Collection[str]) -> str:
-    """Say what to do where a path is not one of those that are known."""
-    return f"there is nothing at this path; {_instead(path, known)}"
+    """Give the sentence of a 404."""
+    return f"there is nothing at this path; {_hint(path, known)}"
 
 
-def _instead(path: str, known: Collection[str]) -> str:
-    for pattern, instead in _OTHERS:
+def _hint(path: str, known: Collection[str]) -> str:
+    for pattern, hint in _OTHER_APIS:
         if pattern.fullmatch(path):
-            return instead
-    for one in known:
-        if one != "/" and path.endswith(one):
-            return f"if a proxy puts a prefix before {one}, have it remove that again"
+            return hint
+    for template in known:
+        if template != "/" and path.endswith(template):
+            return f"if a proxy adds a prefix before {template}, have it remove that again"
     if near := difflib.get_close_matches(path.lower(), known, n=1, cutoff=0.75):
         return f"did you mean {near[0]}? /docs shows every path"
     return _GENERAL
 
 
 def not_allowed(method: str, path: str, allowed: Sequence[str]) -> str:
-    """Say which methods a path takes."""
-    asked = method if method in METHODS else "this method"
-    sentence = f"{asked} is not allowed here; use {' or '.join(allowed)}"
+    """Give the sentence of a 405."""
+    shown = method if method in METHODS else "this method"
+    sentence = f"{shown} is not allowed here; use {' or '.join(allowed)}"
     if method == "PUT" and path in {"/classify", "/explain"}:
         return f"{sentence} (curl -T sends PUT: use -F file=@IMAGE instead)"
     return sentence

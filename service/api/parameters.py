@@ -1,4 +1,4 @@
-"""Parameters of a request, in its query or its form: none is ignored."""
+"""Parameters of a request, in its query, form or JSON: unknown ones are refused."""
 
 import difflib
 import re
@@ -10,47 +10,47 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
-from service.errors import InvalidParameter
+from service.errors import InvalidParameter, MalformedRequest
 
 M = TypeVar("M", bound=BaseModel)
 
-_SHOWN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)  # of names that a client made up
+_SHOWN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)  # names of a client that an error repeats
 
 
 def check_query(request: Request) -> None:
     """Raise `InvalidParameter` for a query parameter that the route has not, or that is repeated.
 
-    Pages are left out: browsers are sent to them with parameters of other programs.
+    Pages are left out: other programs add parameters to the links to them.
     """
     if not request.query_params:
         return
     route = request.scope["route"]
     if not isinstance(route, APIRoute) or not route.include_in_schema:
         return
-    known = {one.alias for one in route.dependant.query_params}
-    given = Counter(name for name, _ in request.query_params.multi_items())
-    for name, times in given.items():
+    known = {parameter.alias for parameter in route.dependant.query_params}
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in counts.items():
         if name not in known:
             raise unknown("query parameter", name, known)
-        if times > 1:
-            raise InvalidParameter(f"the query parameter {name} is given {times} times; give one")
+        if count > 1:
+            raise InvalidParameter(f"the query parameter {name} is given {count} times; give one")
 
 
 def unknown(kind: str, name: str, known: Collection[str]) -> InvalidParameter:
-    """Make the error of a name that is not known, which says the nearest one that is."""
-    given = f" {name!r}" if _SHOWN.fullmatch(name) else " of that name"
+    """Make the error of an unknown name, which suggests the nearest known one."""
+    shown = f" {name!r}" if _SHOWN.fullmatch(name) else " of that name"
     near = difflib.get_close_matches(name.lower()[:64], known, n=1)
     if near:
-        instead = f"did you mean {near[0]}?"
+        hint = f"did you mean {near[0]}?"
     elif known:
-        instead = f"there are {', '.join(sorted(known))}"
+        hint = f"there are {', '.join(sorted(known))}"
     else:
-        instead = "this path has none"
-    return InvalidParameter(f"there is no {kind}{given}; {instead}")
+        hint = "this path has none"
+    return InvalidParameter(f"there is no {kind}{shown}; {hint}")
 
 
 def parse(model: type[M], fields: Mapping[str, str]) -> M:
-    """Read the form fields that are given in place of query parameters, and go before those.
+    """Parse form fields, which take precedence over query parameters.
 
     Raises `InvalidParameter`.
     """
@@ -61,7 +61,18 @@ def parse(model: type[M], fields: Mapping[str, str]) -> M:
         raise InvalidParameter(sentence(first["loc"], first["msg"])) from error
 
 
+def parse_json(model: type[M], body: bytes) -> M:
+    """Parse a JSON body; raises `InvalidParameter`, or `MalformedRequest` if it is no JSON."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise MalformedRequest(f"the body: {first['msg']}") from error
+        raise InvalidParameter(sentence(first["loc"], first["msg"])) from error
+
+
 def sentence(location: Sequence[int | str], message: str) -> str:
-    """Say where a value is wrong, and how, as pydantic has it."""
+    """Name the invalid value and pydantic's reason."""
     where = ".".join(map(str, location)) or "the body"
     return f"{where}: {message}"

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: the only place that knows both an error and its status."""
+"""Errors as responses: RFC 9457 problems, or the Open Inference Protocol's body under /v2."""
 
 import math
 from collections.abc import Mapping
@@ -15,45 +15,17 @@ from starlette.routing import Match
 from service import errors
 from service.api import not_found_hints, parameters
 from service.api.middleware.request_log import is_background, note, path, request_id
+from service.api.statuses import STATUS
 from service.errors import ServiceError
 from service.serving.metrics.metrics import Metrics
 
 MEDIA_TYPE = "application/problem+json"
 _INFERENCE = "/v2"
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody is there to read it, the metrics count it
 
-STATUS: Mapping[type[ServiceError], int] = {
-    errors.MalformedRequest: 400,
-    errors.Unauthorized: 401,
-    errors.Forbidden: 403,
-    errors.UnknownModel: 404,
-    errors.UnknownLabel: 404,
-    errors.BodyTimeout: 408,
-    errors.HeaderTimeout: 408,
-    errors.Conflict: 409,
-    errors.TooLarge: 413,
-    errors.UnsupportedType: 415,
-    errors.CompressedBody: 415,
-    errors.UnreadableImage: 422,
-    errors.InvalidParameter: 422,
-    errors.MissingFile: 422,
-    errors.CannotServe: 422,
-    errors.RateLimited: 429,
-    errors.ClientDisconnected: CLIENT_CLOSED_REQUEST,
-    errors.HeadTooLarge: 431,
-    errors.InferenceFailed: 500,
-    errors.OutOfMemory: 500,
-    errors.NotExplainable: 501,
-    errors.Overloaded: 503,
-    errors.NotReady: 503,
-    errors.DeadlineExceeded: 504,
-    errors.CapacityExceeded: 507,
-}
-
-_TOLD: Mapping[type[ServiceError], Mapping[str, str]] = {
+_HEADERS: Mapping[type[ServiceError], Mapping[str, str]] = {
     errors.Unauthorized: {"WWW-Authenticate": "Bearer"},
     errors.CompressedBody: {"Accept-Encoding": "identity"},
-}  # headers that an error has besides
+}  # that an error's response has besides
 
 
 class Problem(BaseModel):
@@ -77,11 +49,11 @@ class Failure(BaseModel):
 
 
 def problem(status: int, code: str, detail: str, request: Request) -> Problem:
-    """Make the body of an error."""
-    known = status in {known.value for known in HTTPStatus}
+    """Make the body of an error response."""
+    is_standard = status in {standard.value for standard in HTTPStatus}
     return Problem(
         type=f"urn:googlenet-service:problem:{code}",
-        title=HTTPStatus(status).phrase if known else "Client Closed Request",
+        title=HTTPStatus(status).phrase if is_standard else "Client Closed Request",
         status=status,
         detail=detail,
         code=code,
@@ -91,7 +63,7 @@ def problem(status: int, code: str, detail: str, request: Request) -> Problem:
 
 def of(error: ServiceError, request: Request) -> Problem:
     """Describe one of the service's own errors."""
-    described = problem(STATUS[type(error)], error.code, str(error), request)
+    described = problem(STATUS[type(error)].http, error.code, str(error), request)
     if isinstance(error, errors.Unavailable):
         return described.model_copy(update={"retry_after_ms": math.ceil(error.retry_after * 1000)})
     return described
@@ -102,23 +74,11 @@ def is_inference(path: str) -> bool:
     return path == _INFERENCE or path.startswith(f"{_INFERENCE}/")
 
 
-def answer(
-    described: Problem, request: Request, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Make the answer that carries a problem, in the words of the protocol that was spoken."""
-    made = response(described, headers)
-    if not is_inference(path(request.scope)):
-        return made
-    del made.headers["content-type"], made.headers["content-length"]
-    body = Failure(error=described.detail).model_dump_json()
-    return Response(body, described.status, made.headers, "application/json")
-
-
 def response(described: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Make the answer that carries a problem."""
+    """Make the response of a problem, with `Retry-After` where it has a retry time."""
     sent = dict(headers or {})
     if described.retry_after_ms is not None:
-        # The header knows whole seconds only.
+        # The header has whole seconds only.
         sent["Retry-After"] = str(max(1, math.ceil(described.retry_after_ms / 1000)))
     return Response(
         described.model_dump_json(exclude_none=True), described.status, sent, MEDIA_TYPE
@@ -126,32 +86,32 @@ def response(described: Problem, headers: Mapping[str, str] | None = None) -> Re
 
 
 def refusal(error: ServiceError, request: Request, metrics: Metrics) -> Response:
-    """Refuse a request with one of the service's own errors; count and note why."""
+    """Make the response of one of the service's own errors; count and log its code."""
     metrics.rejected(error, background=is_background(request.scope))
     note(request.scope, {"code": error.code})
-    return answer(of(error, request), request, _TOLD.get(type(error)))
+    return _protocol_response(of(error, request), request, _HEADERS.get(type(error)))
 
 
 def documented(*statuses: int, template: str = "") -> dict[int | str, dict[str, Any]]:
-    """Describe the problems a route may answer with, for its OpenAPI."""
-    kind, name = (
+    """Describe the error responses of a route, for its OpenAPI."""
+    media_type, name = (
         ("application/json", "Failure") if is_inference(template) else (MEDIA_TYPE, "Problem")
     )
-    schema = {"$ref": f"#/components/schemas/{name}"}
+    content = {media_type: {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {kind: {"schema": schema}}}
+        status: {"description": HTTPStatus(status).phrase, "content": content}
         for status in statuses
     }
 
 
 async def on_bug(request: Request, _: Exception) -> Response:
-    """Answer what nobody expected; the middleware that asks raises it again, to be logged."""
+    """Respond 500 to an unexpected exception; the middleware raises it again, to be logged."""
     bug = problem(500, ServiceError.code, "an internal error; it was logged", request)
-    return answer(bug, request)
+    return _protocol_response(bug, request)
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Answer every error that the app knows of with a problem."""
+    """Register the handlers of every expected error."""
 
     async def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)  # noqa: S101 - registered for it below
@@ -160,39 +120,54 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - the same
         first = error.errors()[0]
-        detail = parameters.sentence(first["loc"][1:], first["msg"])
+        # Where it is, its name, and names of types that pydantic tried.
+        detail = parameters.sentence(first["loc"][1:2], first["msg"])
         return refusal(errors.InvalidParameter(detail), request, metrics)
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - the same
-        status, code = error.status_code, HTTPStatus(error.status_code).name.lower()
-        told, detail = dict(error.headers or {}), error.detail
-        if status == HTTPStatus.NOT_FOUND:
-            detail = not_found_hints.not_found(path(request.scope), _paths(request.app))
-        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = _allowed(request)
-            told["Allow"] = ", ".join(allowed)
-            detail = not_found_hints.not_allowed(request.method, path(request.scope), allowed)
-        return answer(problem(status, code, detail, request), request, told)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(HTTPException, _on_http)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """Respond to an error of the framework, 404 and 405 with a hint."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    status, code = error.status_code, HTTPStatus(error.status_code).name.lower()
+    headers, detail = dict(error.headers or {}), error.detail
+    if status == HTTPStatus.NOT_FOUND:
+        detail = not_found_hints.not_found(path(request.scope), _paths(request.app))
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = _allowed(request)
+        headers["Allow"] = ", ".join(allowed)
+        detail = not_found_hints.not_allowed(request.method, path(request.scope), allowed)
+    return _protocol_response(problem(status, code, detail, request), request, headers)
+
+
+def _protocol_response(
+    described: Problem, request: Request, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Make the response of a problem in the format of the protocol that the path belongs to."""
+    made = response(described, headers)
+    if not is_inference(path(request.scope)):
+        return made
+    del made.headers["content-type"], made.headers["content-length"]
+    body = Failure(error=described.detail).model_dump_json()
+    return Response(body, described.status, made.headers, "application/json")
 
 
 def _paths(app: FastAPI) -> list[str]:
-    """List the paths that have no name of a model in them."""
+    """List the paths without parameters."""
     return [template for template in app.openapi()["paths"] if "{" not in template]
 
 
 def _allowed(request: Request) -> list[str]:
-    """List all methods of a path: the router names those of the first of its routes."""
-    asked = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
+    """List all methods of a path; the router names those of its first route only."""
+    scope = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
     allowed = [
         method
         for method in not_found_hints.METHODS
         if any(
-            route.matches({**asked, "method": method})[0] is Match.FULL
+            route.matches({**scope, "method": method})[0] is Match.FULL
             for route in request.app.router.routes
         )
     ]

@@ -1,7 +1,6 @@
-"""The stages of a request as spans below the request's own, for OpenTelemetry.
+"""OpenTelemetry spans for the stages of a request, below the request's own span.
 
-They are made when all is over, of the times that were taken anyway: what is not traced pays
-nothing for it.
+They are made at the end, from times that are measured anyway: an untraced request costs nothing.
 """
 
 import time
@@ -15,7 +14,7 @@ from service.serving.types import Answer
 
 
 class Stages:
-    """Makes spans for one provider, or for the process's own."""
+    """Makes spans with a provider, or with the process's own."""
 
     def __init__(self, provider: TracerProvider | None) -> None:
         self._tracer = trace.get_tracer("googlenet-service", tracer_provider=provider)
@@ -23,20 +22,20 @@ class Stages:
     def trace(
         self, started: float, uploaded: float, answers: Sequence[Answer | ServiceError]
     ) -> None:
-        """Trace the upload, which took `uploaded` seconds, and each answered image's stages."""
+        """Trace the upload, which took `uploaded` seconds, and each classified image's stages."""
         if not trace.get_current_span().is_recording():
             return
         self._span("upload", started, uploaded, {})
         for number, answer in enumerate(answers):
             if isinstance(answer, Answer) and not answer.cached:
-                at = answer.timing.started
-                about = {"image": number, "batch_rows": answer.batch_rows}
+                start = answer.timing.started
+                attributes = {"image": number, "batch_rows": answer.batch_rows}
                 for stage, seconds in answer.timing.stages.items():
-                    self._span(stage, at, seconds, about)
-                    at += seconds
+                    self._span(stage, start, seconds, attributes)
+                    start += seconds
 
-    def _span(self, name: str, started: float, seconds: float, about: dict[str, int]) -> None:
-        """Make a span that began at a moment of `time.monotonic` and has ended."""
-        begun = time.time_ns() - int((time.monotonic() - started) * 1e9)
-        span = self._tracer.start_span(name, start_time=begun, attributes=about)
-        span.end(begun + int(seconds * 1e9))
+    def _span(self, name: str, started: float, seconds: float, attributes: dict[str, int]) -> None:
+        """Make a finished span; `started` is of `time.monotonic`."""
+        start_ns = time.time_ns() - int((time.monotonic() - started) * 1e9)
+        span = self._tracer.start_span(name, start_time=start_ns, attributes=attributes)
+        span.end(start_ns + int(seconds * 1e9))

@@ -1,9 +1,10 @@
-"""A request's body to its images, in memory, bounded while it streams."""
+"""Read a request's body to images in memory, with limits that apply while it streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -22,20 +23,21 @@ from service.errors import (
     TooLarge,
     UnsupportedType,
 )
+from service.settings import Settings
 
 FIELD = "file"  # the name of a form's image parts
-RAW = "application/octet-stream"  # as good as image/* for an image that is the body
+RAW = "application/octet-stream"  # accepted as image/* is, for an image that is the body
 COPIES = 2  # of a body in memory, as measured
-BUSY_RETRY = 1.0  # seconds; uploads come and go faster than anyone could predict
+BUSY_RETRY = 1.0  # seconds; how long uploads take is not predictable
 EMPTY = "an image is empty; send its bytes"
-_MAX_PARTS_BESIDES = 16  # form fields, and files that were not chosen
+_MAX_OTHER_PARTS = 16  # form fields, and file inputs left empty
 _MAX_FIELD = 2048  # bytes of a form field
-_CHARSET = "_charset_"  # what a form says of its encoding (RFC 7578), and is no field
+_CHARSET = "_charset_"  # names a form's encoding (RFC 7578); ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image as it came; its name is for the answer only."""
+    """One image as received; its file name is for the response only."""
 
     filename: str | None
     data: bytes
@@ -43,7 +45,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a request brings: images, and the form fields beside them."""
+    """The images of a request, and its form fields."""
 
     uploads: list[Upload]
     fields: Mapping[str, str]
@@ -53,8 +55,8 @@ class Form:
 class Budget:
     """Memory that all uploads in flight share.
 
-    A byte of a body counts `copies` times: it is copied while the body is put together, and to the
-    process that decodes it.
+    A byte of a body counts `copies` times: it is copied while the body is joined, and to the worker
+    process.
     """
 
     limit: int
@@ -63,12 +65,12 @@ class Budget:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest body that there is memory for."""
+        """Bytes of the largest body that fits."""
         return self.limit // self.copies
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
-        """Give a request its share, for as long as its images are needed."""
+        """Give a request its share, and release it in the end."""
         share = Share(self)
         try:
             yield share
@@ -78,13 +80,13 @@ class Budget:
 
 @dataclass(slots=True)
 class Share:
-    """What one request uses of the budget."""
+    """The part of the budget that one request uses."""
 
     budget: Budget
     used: int = 0
 
     def add(self, nbytes: int) -> None:
-        """Use more; raises `Overloaded` when there is no more, `TooLarge` when there never is."""
+        """Use more; raises `Overloaded` if the budget is full, `TooLarge` if it is too small."""
         copied = self.budget.copies * nbytes
         limit = self.budget.limit
         if self.used + copied > limit:
@@ -99,18 +101,27 @@ class Share:
         self.used += copied
 
     def release(self) -> None:
-        """Use nothing any more."""
+        """Give all of it back."""
         self.budget.used -= self.used
         self.used = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of one request; see `service.settings` for each."""
+    """Limits of one request; see `service.settings` for each."""
 
     nbytes: int
     files: int
     seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Give the limits of these settings."""
+        return cls(
+            settings.max_body_bytes,
+            settings.max_images_per_request,
+            settings.upload_timeout_seconds,
+        )
 
 
 async def read(
@@ -118,8 +129,8 @@ async def read(
 ) -> Form:
     """Read the `file` parts of a multipart body, or a raw image as the only one.
 
-    `fields` are the names of the form fields that may come with them. A file that a browser's form
-    left unchosen is ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`,
+    `fields` are the names of the form fields that may come with them. An empty file input of a
+    browser's form is ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`,
     `InvalidParameter`, `UnsupportedType`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
     """
     _check_coding(request)
@@ -127,9 +138,9 @@ async def read(
     async with _arriving(bounds.seconds):
         chunks = _bounded(request, bounds.nbytes, share)
         if kind == b"multipart/form-data":
-            collected = _Parts(bounds.files, fields)
-            found = await multipart.parts(chunks, options.get(b"boundary"), collected.check)
-            return _form(found)
+            limits = _PartLimits(bounds.files, fields)
+            parts = await multipart.parts(chunks, options.get(b"boundary"), limits.check)
+            return _form(parts)
         if kind.startswith(b"image/") or kind == RAW.encode():
             return Form([await _raw(chunks)], {})
     raise UnsupportedType(
@@ -138,7 +149,7 @@ async def read(
 
 
 async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
-    """Read a body that is something else than images, as it is.
+    """Read a body that is no image or form, as it is.
 
     Raises `TooLarge`, `CompressedBody`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
     """
@@ -148,7 +159,7 @@ async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
 
 
 def _check_coding(request: Request) -> None:
-    """Raise `CompressedBody` unless the body is sent as it is."""
+    """Raise `CompressedBody` if the body has a Content-Encoding."""
     codings = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
     if {coding.strip() for coding in codings} - {"", "identity"}:
         raise CompressedBody(
@@ -159,14 +170,14 @@ def _check_coding(request: Request) -> None:
 
 @asynccontextmanager
 async def _arriving(seconds: float) -> AsyncIterator[None]:
-    """Bound the time in which a body arrives."""
+    """Limit the time in which a body arrives."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
         raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from error
     except ClientDisconnect as error:
-        raise ClientDisconnected("the caller hung up while sending") from error
+        raise ClientDisconnected("the client disconnected while sending") from error
 
 
 async def _bounded(request: Request, limit: int, share: Share) -> AsyncIterator[bytes]:
@@ -190,17 +201,17 @@ async def _raw(chunks: AsyncIterator[bytes]) -> Upload:
 
 
 @dataclass(slots=True)
-class _Parts:
-    """Refuses what a form may not have, before it has all arrived."""
+class _PartLimits:
+    """Refuses invalid parts of a form before all of it has arrived."""
 
     max_files: int
     fields: Collection[str]
-    files: set[int] = field(default_factory=set)  # their numbers
-    seen: dict[str, int] = field(default_factory=dict)  # the numbers of the fields, by their names
+    files: set[int] = field(default_factory=set)  # numbers of the parts
+    seen: dict[str, int] = field(default_factory=dict)  # field names to numbers of the parts
 
     def check(self, number: int, part: Part) -> None:
-        """Raise what is wrong with a part, as far as it has come."""
-        if number > self.max_files + _MAX_PARTS_BESIDES:
+        """Check a part, as far as it has arrived."""
+        if number > self.max_files + _MAX_OTHER_PARTS:
             raise TooLarge(f"the request has over {self.max_files} parts; send fewer")
         if _is_unused(part):
             return
@@ -219,7 +230,7 @@ class _Parts:
 
 
 def _is_unused(part: Part) -> bool:
-    """Tell whether a part says nothing so far, as a browser's for a file that was not chosen."""
+    """Tell whether a part is empty so far, as a browser's of an empty file input."""
     if part.name == _CHARSET:
         return True
     is_file = part.filename is not None or part.name in {None, "", FIELD}
@@ -227,7 +238,7 @@ def _is_unused(part: Part) -> bool:
 
 
 def _form(parts: list[Part]) -> Form:
-    """Give the images of a form and its fields, or raise `MissingFile`."""
+    """Give the images of a form and its fields; raises `MissingFile`."""
     used = [part for part in parts if not _is_unused(part)]
     uploads = [Upload(part.filename, bytes(part.data)) for part in used if part.name == FIELD]
     if not uploads:

@@ -1,1 +1,1 @@
-"""The yardstick: what a running service does, beside what this machine could do."""
+"""Benchmark: a running service beside the limit of this machine, and capacity planning."""

@@ -1,7 +1,7 @@
-"""A light HTTP/1.1 client: prepared requests out, statuses in, as little work as possible.
+"""A light HTTP/1.1 client: sends prepared requests, and parses responses in C (httptools).
 
-It shares the machine with what it measures, so a request is bytes made beforehand and an answer
-is parsed in C. Connections are kept alive.
+It shares the machine with the service that it measures, so it does as little work as possible.
+Connections are kept alive.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ import httptools
 
 from service.errors import BenchError
 
-_PATIENCE = 60.0  # seconds
+_TIMEOUT = 60.0  # seconds
 _BOUNDARY = "-----------------------------7f3c0a4e9b5d"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go."""
+    """The address of a service."""
 
     host: str
     port: int
@@ -28,13 +28,13 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> "Target":
-        """Understand `http://host[:port][/path]`; raises `BenchError` for anything else."""
+        """Parse `http://host[:port][/path]`; raises `BenchError` for anything else."""
         try:
             parts = urlsplit(url)
             port = parts.port or 80
-            (parts.hostname or "").encode("idna")  # what connecting will do
+            (parts.hostname or "").encode("idna")  # as connecting does
         except ValueError as error:
-            raise BenchError(f"{url!r} is no address: {error}") from error
+            raise BenchError(f"{url!r} is not a valid URL: {error}") from error
         if parts.scheme != "http" or not parts.hostname:
             raise BenchError(f"{url!r} is not of the form http://host:port")
         return cls(parts.hostname, port, parts.path.rstrip("/"))
@@ -69,7 +69,7 @@ class Target:
 
 @dataclass(slots=True)
 class Reply:
-    """What came back; status 0: the connection broke first."""
+    """A response; status 0 for a broken connection."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)  # names in lower case
@@ -77,23 +77,23 @@ class Reply:
 
 
 class Client:
-    """Connections to a target: as many as are asked over at a time, opened when needed."""
+    """A connection pool: as many connections as concurrent requests, opened when needed."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self._idle: list[_Connection] = []
 
     async def ask(self, request: bytes) -> Reply:
-        """Send a prepared request over an idle connection and wait for the answer.
+        """Send a prepared request over an idle connection and wait for the response.
 
-        Gives up on a service that is silent for a minute, as on one that hangs up.
+        A timeout, after a minute, counts as a broken connection.
         """
         connection = None
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 connection = await self._connected()
                 reply = await connection.ask(request)
-        except OSError:  # of which a TimeoutError is one
+        except OSError:  # including TimeoutError
             reply = Reply()
         finally:
             if connection is not None and not connection.is_free:
@@ -108,34 +108,36 @@ class Client:
             if connection.is_open:
                 return connection
         loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(_Connection, self.target.host, self.target.port)
-        return made
+        _, connection = await loop.create_connection(
+            _Connection, self.target.host, self.target.port
+        )
+        return connection
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the idle connections."""
         for connection in self._idle:
             connection.close()
         self._idle.clear()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with one request at a time; the `on_...` are httptools' callbacks."""
+    """A connection with one request at a time; the `on_...` are httptools' callbacks."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._reply = Reply()
-        self._answer: asyncio.Future[Reply] | None = None
+        self._response: asyncio.Future[Reply] | None = None
         self.is_open = True
 
     @property
     def is_free(self) -> bool:
-        """Is no answer outstanding, so that the next request may be sent."""
-        return self._answer is None or (self._answer.done() and not self._answer.cancelled())
+        """Whether no response is outstanding, so that the next request may be sent."""
+        return self._response is None or (self._response.done() and not self._response.cancelled())
 
     async def ask(self, request: bytes) -> Reply:
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await self._answer
+        return await self._response
 
     def close(self) -> None:
         self.is_open = False
@@ -152,8 +154,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self.is_open = False
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionError("the service hung up"))
+        if self._response is not None and not self._response.done():
+            self._response.set_exception(ConnectionError("the service closed the connection"))
 
     def on_message_begin(self) -> None:
         self._reply = Reply()
@@ -168,5 +170,5 @@ class _Connection(asyncio.Protocol):
         self._reply.status = self._parser.get_status_code()
         if not self._parser.should_keep_alive():
             self.close()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(self._reply)
+        if self._response is not None and not self._response.done():
+            self._response.set_result(self._reply)

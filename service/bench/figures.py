@@ -1,4 +1,4 @@
-"""The figures: what was measured, as values that become JSON or a table."""
+"""The figures of a benchmark, which become JSON or tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Sum up some values."""
+        """Summarise values."""
         return cls(median(values), min(values), max(values))
 
 
@@ -31,7 +31,7 @@ class Latency:
 
     @classmethod
     def of(cls, latencies: Sequence[float]) -> "Latency":
-        """Sum up some latencies."""
+        """Summarise latencies."""
         if not latencies:
             return cls(None, None, None)
         return cls(*(quantile(latencies, share) for share in (0.5, 0.9, 0.99)))
@@ -47,7 +47,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """So many callers, each waiting for its answer."""
+    """A closed loop: each connection sends its next request after the response."""
 
     body: str  # form or raw
     connections: int
@@ -60,7 +60,7 @@ class Closed:
     def of(
         cls, body: str, connections: int, runs: Sequence[Run], limits: Sequence[float]
     ) -> "Closed":
-        """Sum up the runs of all rounds, beside the limits of these rounds if they were taken."""
+        """Summarise the runs of all rounds, and the limits of these rounds if measured."""
         ratios = [run.rate / limit for run, limit in zip(runs, limits, strict=False)]
         return cls(
             body,
@@ -74,7 +74,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Lone:
-    """A single caller's median latency beside decode and forward without a server, in seconds."""
+    """A single client's median latency, and that of decoding and inference alone, in seconds."""
 
     latency: Spread
     alone: Spread
@@ -83,13 +83,13 @@ class Lone:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Random arrivals at a rate, each with a deadline; latencies count from when they were due."""
+    """An open loop at a rate, with deadlines; latencies count from when a request was due."""
 
     load: float  # arrivals a second, as a share of the closed loop's maximum
     offered: float  # arrivals a second
-    goodput: float  # answers within the deadline, a second
+    goodput: float  # responses within the deadline, a second
     ratio: float  # of the goodput to the maximum measured just before
-    late: int  # accepted, and answered after the deadline
+    late: int  # accepted, but with a response after the deadline
     accepted: Latency
     refused: Latency
     refused_share: float
@@ -100,7 +100,7 @@ class Sustained:
     """The largest rate of random arrivals that keeps the 99th percentile within an objective."""
 
     objective: float  # seconds
-    rate: float  # a second; 0 if none did
+    rate: float  # a second; 0 if no rate does
     p99: float
 
 
@@ -113,13 +113,13 @@ class Memory:
 
     @property
     def growth(self) -> float:
-        """How much more it was in the end, as a share."""
+        """The growth, as a share."""
         return self.nbytes[1] / self.nbytes[0] - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was measured; what needs a service of one's own is missing for another's."""
+    """All figures; those with a default need a service that the benchmark has started."""
 
     subject: dict[str, str]
     closed: list[Closed]
@@ -131,4 +131,4 @@ class Report:
     forwards: dict[int, float] | None = None  # views a second by batch size
     limit: Spread | None = None  # images a second
     lone: Lone | None = None
-    views: dict[str, float] | None = None  # cost of an image, in those of `single`
+    views: dict[str, float] | None = None  # cost of an image, relative to `single`

@@ -1,6 +1,6 @@
-"""What this machine could do if there were no server: decode and forward, and nothing else.
+"""The limit of this machine: decoding and inference without a server.
 
-Measured in a process of its own, which keeps the models between measurements.
+Measured in a separate process, which keeps the models between measurements.
 """
 
 import itertools
@@ -29,12 +29,12 @@ from service.settings import Settings
 
 _LONE = 40  # images, one after the other
 
-Where = Literal["beside", "within"]
-Images = list[Sequence[PreparedImage]]  # what each of some images brings, by member
+Decoding = Literal["beside", "within"]
+Images = list[Sequence[PreparedImage]]  # of each image, by member
 
 
 class Limit:
-    """A process that decodes and computes when it is asked to."""
+    """A process that measures decoding and inference."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
@@ -47,15 +47,15 @@ class Limit:
         self._process.shutdown()
 
     def forwards(self) -> dict[int, float]:
-        """Time the network alone: views a second by batch size, with all lanes at work."""
+        """Time the network alone: views a second by batch size, with all executors at work."""
         return self._process.submit(_forwards, self._settings).result()
 
     def rate(self, plan: str, seconds: float) -> float:
-        """Decode and rank for so long; gives images a second.
+        """Decode and classify for `seconds`; returns images a second.
 
-        The better of two ways: decoding in threads beside the lanes, and in the lanes' own.
+        The better of two ways: decoding in threads of its own, and in the executors' threads.
         """
-        ways: tuple[Where, ...] = ("beside", "within")
+        ways: tuple[Decoding, ...] = ("beside", "within")
         return max(
             self._process.submit(
                 _rate, self._settings, self._folder, plan, seconds / len(ways), way
@@ -64,7 +64,7 @@ class Limit:
         )
 
     def alone(self) -> float:
-        """Decode and rank one image after the other; gives the median of their seconds."""
+        """Decode and classify image after image; returns the median of their seconds."""
         return self._process.submit(_alone, self._settings, self._folder).result()
 
 
@@ -91,52 +91,54 @@ def _alone(settings: Settings, folder: Path) -> float:
     loaded = _loaded(settings)
     executor = loaded.executors[0]
 
-    def one(photo: bytes) -> float:
+    def seconds(photo: bytes) -> float:
         started = time.perf_counter()
-        cuts = loaded.prepare(photo, "single", Bounds(settings.max_pixels))
-        for batch in _batches([cuts], 1):
+        prepared = loaded.prepare(photo, "single", Bounds(settings.max_pixels))
+        for batch in _batches([prepared], 1):
             executor.run(batch)
         return time.perf_counter() - started
 
     photos = itertools.islice(itertools.cycle(_photos(folder)), _LONE)
-    return statistics.median([one(photo) for photo in photos])
+    return statistics.median([seconds(photo) for photo in photos])
 
 
-def _rate(settings: Settings, folder: Path, plan: str, seconds: float, where: Where) -> float:
+def _rate(settings: Settings, folder: Path, plan: str, seconds: float, decoding: Decoding) -> float:
     loaded = _loaded(settings)
     plans = loaded.ensemble.plans(plan)
     size = loaded.ensemble.costs.largest(Key(0, plans[0].side))
-    together = math.lcm(size, len(plans[0].views)) // len(plans[0].views)  # fill whole batches
+    count = math.lcm(size, len(plans[0].views)) // len(
+        plans[0].views
+    )  # images that fill whole batches
     turn = itertools.cycle(_photos(folder))
 
     def prepare() -> Images:
-        photos = [next(turn) for _ in range(together)]
+        photos = [next(turn) for _ in range(count)]
         return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
-    workers = loaded.executors
+    executors = loaded.executors
     end = time.perf_counter() + seconds
 
     def work(executor: DeviceExecutor, take: Callable[[], Images]) -> float:
-        """Give the lane's own rate, from the end of its first round to that of its last."""
+        """Return the executor's rate, from the end of its first round to that of its last."""
         ends: list[float] = []
         while len(ends) < 2 or ends[-1] < end:  # noqa: PLR2004 - a first and a last
             for batch in _batches(take(), size):
                 executor.run(batch)
             ends.append(time.perf_counter())
-        return together * (len(ends) - 1) / (ends[-1] - ends[0])
+        return count * (len(ends) - 1) / (ends[-1] - ends[0])
 
     with (
         ThreadPoolExecutor(cpu_info.available()) as decoders,
-        ThreadPoolExecutor(len(workers)) as computing,
+        ThreadPoolExecutor(len(executors)) as computing,
     ):
-        take = _ahead(decoders, prepare, 2 * len(workers)) if where == "beside" else prepare
-        return sum(computing.map(work, workers, itertools.repeat(take)))
+        take = _ahead(decoders, prepare, 2 * len(executors)) if decoding == "beside" else prepare
+        return sum(computing.map(work, executors, itertools.repeat(take)))
 
 
 def _ahead(
     decoders: ThreadPoolExecutor, prepare: Callable[[], Images], rounds: int
 ) -> Callable[[], Images]:
-    """Keep so many rounds of images in preparation."""
+    """Prefetch `rounds` rounds of images."""
     pending = deque(decoders.submit(prepare) for _ in range(rounds))
 
     def take() -> Images:
@@ -147,9 +149,9 @@ def _ahead(
 
 
 def _batches(images: Images, size: int) -> Iterator[Batch[PreparedImage]]:
-    """Put all views of some images into batches, member by member."""
-    for number, cuts in enumerate(zip(*images, strict=True)):
-        rows = [Slice(cut, at, at + 1) for cut in cuts for at in range(len(cut.plan.views))]
+    """Batch all views of the images, member by member."""
+    for member, prepared in enumerate(zip(*images, strict=True)):
+        rows = [Slice(p, view, view + 1) for p in prepared for view in range(len(p.plan.views))]
         for first in range(0, len(rows), size):
             part = tuple(rows[first : first + size])
-            yield Batch(Key(number, cuts[0].plan.side), size, part, "full")
+            yield Batch(Key(member, prepared[0].plan.side), size, part, "full")

@@ -1,8 +1,8 @@
-"""Load on a service: so many callers who wait for each answer, or arrivals who wait for nobody.
+"""Load generators: closed and open loop.
 
-Closed loop: each of N connections sends its next request when it has its answer. Open loop:
-requests are due at random moments (a Poisson process), and a latency counts from when a request
-was *due*, so that a service which falls behind cannot hide it (coordinated omission).
+Closed loop: each of N connections sends its next request after the response. Open loop: requests
+are due at random moments (a Poisson process), and a latency counts from when a request was *due*,
+so that a service which falls behind cannot hide it (coordinated omission).
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _MOST_IN_FLIGHT = 900  # requests; connections are files, and a process may open
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An answer: its status, 0 for none, and how long it took."""
+    """A response: its status, 0 for none, and its latency."""
 
     status: int
     seconds: float
@@ -31,14 +31,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The answers of a time."""
+    """The responses of a period."""
 
     seconds: float
     samples: tuple[Sample, ...]
 
     @property
     def accepted(self) -> list[float]:
-        """Latencies of the requests that were answered as they wished, in seconds."""
+        """Latencies of the responses with status 200, in seconds."""
         return [sample.seconds for sample in self.samples if sample.status == OK]
 
     @property
@@ -48,51 +48,51 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Accepted answers a second."""
+        """Accepted responses a second."""
         return len(self.accepted) / self.seconds
 
     def within(self, seconds: float) -> float:
-        """Give the goodput: accepted answers a second that came within so many seconds."""
+        """Return the goodput: accepted responses a second with at most this latency."""
         return sum(latency <= seconds for latency in self.accepted) / self.seconds
 
 
 def quantile(latencies: Sequence[float], share: float) -> float:
-    """Give the latency that a share of all is not above, in seconds; NaN if there are none."""
+    """Return a quantile of latencies, in seconds; NaN without any."""
     return float(np.quantile(latencies, share)) if latencies else float("nan")
 
 
-async def closed(
+async def closed_loop(
     client: Client, requests: Sequence[bytes], *, connections: int, seconds: float
 ) -> Run:
-    """Ask over N connections, each again as soon as it is answered."""
+    """Send requests over N connections, each again after its response."""
     turn = itertools.cycle(requests)
     started = time.perf_counter()
     counted, end = started + WARM_UP * seconds, started + seconds
     samples: list[Sample] = []
 
-    async def ask_on() -> None:
+    async def connection() -> None:
         while (sent := time.perf_counter()) < end:
             reply = await client.ask(next(turn))
             now = time.perf_counter()
             if counted <= now < end:
                 samples.append(Sample(reply.status, now - sent))
             if not reply.status:
-                await asyncio.sleep(0.01)  # no use in hammering on a closed door
+                await asyncio.sleep(0.01)  # do not busy-loop on refused connections
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(connections):
-            tasks.create_task(ask_on())
+            tasks.create_task(connection())
     return Run(end - counted, tuple(samples))
 
 
-async def so_many(
+async def fixed_count(
     client: Client, requests: Sequence[bytes], count: int, *, connections: int
 ) -> list[float]:
-    """Ask so many times over N connections; gives every latency, in seconds."""
+    """Send `count` requests over N connections; returns every latency, in seconds."""
     turn = itertools.islice(itertools.cycle(requests), count)
     latencies = []
 
-    async def ask_on() -> None:
+    async def connection() -> None:
         for request in turn:
             sent = time.perf_counter()
             await client.ask(request)
@@ -100,14 +100,14 @@ async def so_many(
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(connections):
-            tasks.create_task(ask_on())
+            tasks.create_task(connection())
     return latencies
 
 
-async def paced(
+async def open_loop(
     client: Client, requests: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
 ) -> Run:
-    """Ask at a mean rate, at random moments, whatever becomes of it."""
+    """Send requests at a mean rate, at random moments, whether or not responses come."""
     turn = itertools.cycle(requests)
     started = time.perf_counter()
     counted = started + WARM_UP * seconds
@@ -128,9 +128,9 @@ async def paced(
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Give the moments of a Poisson process, in seconds from its start."""
-    chance = random.Random(seed)
-    at = chance.expovariate(rate)
-    while at < seconds:
-        yield at
-        at += chance.expovariate(rate)
+    """Yield the moments of a Poisson process, in seconds from its start."""
+    rng = random.Random(seed)
+    moment = rng.expovariate(rate)
+    while moment < seconds:
+        yield moment
+        moment += rng.expovariate(rate)

@@ -1,4 +1,4 @@
-"""The images to measure with."""
+"""The images of a benchmark."""
 
 import io
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from service.imaging import image_folder
 def read(folder: Path, say: Callable[[str], object] = lambda _: None) -> list[bytes]:
     """Read a folder's images, in the order of their names; raises `BenchError` without any.
 
-    `say` is called with a sentence about what was left out, if anything was.
+    `say` takes a sentence about files that were left out.
     """
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
     left_out = image_folder.LeftOut()
     paths = image_folder.images(image_folder.files(folder), left_out.add)
     if not paths:
-        none = f"{folder} has no images"
-        raise BenchError("; ".join(filter(None, [none, left_out.sentence])))
+        sentences = [f"{folder} has no images", left_out.sentence]
+        raise BenchError("; ".join(filter(None, sentences)))
     if left_out.sentence:
         say(left_out.sentence)
     return [path.read_bytes() for path in paths]

@@ -1,4 +1,4 @@
-"""A service of one's own to measure: a process that ends with the measurement."""
+"""A service process that runs for the time of a measurement."""
 
 import asyncio
 import socket
@@ -16,13 +16,13 @@ from service.errors import BenchError
 _READY_SECONDS = 300
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 60
-# Ports that the environment names, as the image's does, are those of a service that may run here.
-_NO_OTHERS = ("--probe-port", "0", "--grpc-port", "0")
+# The environment may name ports of another service on this machine.
+_NO_OTHER_PORTS = ("--probe-port", "0", "--grpc-port", "0")
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A service that runs, and the seconds it took until it was ready."""
+    """A ready service, and the seconds from its start to readiness."""
 
     client: Client
     seconds: float
@@ -30,19 +30,19 @@ class Started:
 
 @asynccontextmanager
 async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
-    """Serve with these options; raises `BenchError` if that does not become ready.
+    """Run a service with these options; raises `BenchError` if it does not become ready.
 
-    What the service has to say it says itself, on standard error.
+    The service logs to standard error.
     """
     port = free_port()
-    where = ("--host", "127.0.0.1", "--port", str(port), *_NO_OTHERS)
-    command = python_process.command("service", "serve", *arguments, *where)
+    listen = ("--host", "127.0.0.1", "--port", str(port), *_NO_OTHER_PORTS)
+    command = python_process.command("service", "serve", *arguments, *listen)
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=python_process.environment())  # noqa: ASYNC220, S603 - ourselves, and at once
+    process = subprocess.Popen(command, env=python_process.environment())  # noqa: ASYNC220, S603 - this program; does not block
     client = Client(Target("127.0.0.1", port))
     try:
         while (await client.ask(client.target.get("/readyz"))).status != OK:
-            _expect(process, started)
+            _check_starting(process, started)
             await asyncio.sleep(_POLL_SECONDS)
         yield Started(client, time.perf_counter() - started)
     finally:
@@ -51,13 +51,13 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
         await asyncio.to_thread(process.wait, _STOP_SECONDS)
 
 
-def _expect(process: subprocess.Popen[bytes], started: float) -> None:
+def _check_starting(process: subprocess.Popen[bytes], started: float) -> None:
     if process.poll() is not None or time.perf_counter() - started > _READY_SECONDS:
-        raise BenchError("the service did not become ready; it says why above")
+        raise BenchError("the service did not become ready; see its log above")
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on just now."""
+    """Return a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The report as tables for a terminal."""
+"""The report of a benchmark as tables for a terminal."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,15 @@ from service.bench.figures import Closed, Latency, Level, Report, Spread
 _MEBIBYTE = 1024 * 1024
 
 
+_LATENCY = ["p50", "p90", "p99"]
+
+
 def tables(report: Report) -> Group:
-    """Lay the report out."""
-    return Group(*_parts(report))
+    """Format a report."""
+    return Group(*_engine(report), *_closed_loop(report), *_open_loop(report), *_memory(report))
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
+def _engine(report: Report) -> Iterator[RenderableType]:
     yield Text("\n".join(f"{name:10} {value}" for name, value in report.subject.items()))
     if report.start:
         yield Text(f"ready in {report.start.first:.1f} s, again {report.start.again:.1f} s")
@@ -24,10 +27,13 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield _table("Network alone", ["batch", "views/s"], _rates(report.forwards))
     if report.limit:
         yield Text(f"Limit, decode and network without a server: {_spread(report.limit)} images/s")
+
+
+def _closed_loop(report: Report) -> Iterator[RenderableType]:
     yield _table(
         "Closed loop",
         ["body", "connections", "images/s", "of the limit", *_LATENCY, "failed"],
-        [_closed(one) for one in report.closed],
+        [_closed(closed) for closed in report.closed],
     )
     if report.lone:
         yield Text(
@@ -39,13 +45,16 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         "Where a request's time goes, mean ms",
         ["connections", *names, "sum"],
         [
-            [str(number), *(_ms(found[name]) for name in names), _ms(sum(found.values()))]
-            for number, found in report.stages.items()
+            [str(number), *(_ms(stages[name]) for name in names), _ms(sum(stages.values()))]
+            for number, stages in report.stages.items()
         ],
     )
     if report.views:
         costs = [[plan, f"{cost:.1f}"] for plan, cost in report.views.items()]
         yield _table("Cost of an image", ["views", "x single"], costs)
+
+
+def _open_loop(report: Report) -> Iterator[RenderableType]:
     slo = report.sustained
     kept = f"up to {slo.rate:.0f} a second" if slo.rate else "at none of the rates tried"
     yield Text(f"Random arrivals: 99th percentile within {_ms(slo.objective)} ms {kept}")
@@ -57,6 +66,9 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         ],
         [_level(level) for level in report.levels],
     )
+
+
+def _memory(report: Report) -> Iterator[RenderableType]:
     if report.memory:
         before, after = report.memory.nbytes
         few, many = report.memory.requests
@@ -66,23 +78,20 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         )
 
 
-_LATENCY = ["p50", "p90", "p99"]
-
-
 def _rates(forwards: dict[int, float]) -> list[list[str]]:
     return [[str(size), f"{rate:.0f}"] for size, rate in forwards.items()]
 
 
-def _closed(one: Closed) -> list[str]:
-    ratio = _spread(one.ratio, 2) if one.ratio else ""
-    latency = _latency(one.latency)
-    return [one.body, str(one.connections), _spread(one.rate), ratio, *latency, str(one.failed)]
+def _closed(row: Closed) -> list[str]:
+    ratio = _spread(row.ratio, 2) if row.ratio else ""
+    latency = _latency(row.latency)
+    return [row.body, str(row.connections), _spread(row.rate), ratio, *latency, str(row.failed)]
 
 
-def _level(one: Level) -> list[str]:
-    rates = [f"{one.load:g}", f"{one.offered:.0f}", f"{one.goodput:.0f}", f"{one.ratio:.2f}"]
-    refused = [f"{100 * one.refused_share:.0f} %", _ms(one.refused.p50), _ms(one.refused.p99)]
-    return [*rates, *_latency(one.accepted), str(one.late), *refused]
+def _level(row: Level) -> list[str]:
+    rates = [f"{row.load:g}", f"{row.offered:.0f}", f"{row.goodput:.0f}", f"{row.ratio:.2f}"]
+    refused = [f"{100 * row.refused_share:.0f} %", _ms(row.refused.p50), _ms(row.refused.p99)]
+    return [*rates, *_latency(row.accepted), str(row.late), *refused]
 
 
 def _latency(latency: Latency) -> list[str]:

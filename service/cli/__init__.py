@@ -1,1 +1,1 @@
-"""What each command does, once its arguments are understood."""
+"""The commands: their arguments, and a module for the run of each."""

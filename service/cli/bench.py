@@ -1,4 +1,4 @@
-"""The command that measures a service."""
+"""The bench command: measure a service."""
 
 import asyncio
 import dataclasses
@@ -14,7 +14,7 @@ from service.settings import Settings
 
 
 def bench(settings: Settings, given: dict[str, Any]) -> int:
-    """Measure a service, another's if there is a `url`, and print the figures."""
+    """Measure a new service, or the one at `url`, and print the report."""
     options = measure.Options(
         seconds=given["seconds"],
         rounds=given["rounds"],
@@ -23,11 +23,11 @@ def bench(settings: Settings, given: dict[str, Any]) -> int:
         deadline=given["deadline"] / 1000,
     )
     folder: Path = given["folder"]
-    say = functools.partial(console.say, stderr=True)
+    log = functools.partial(console.say, stderr=True)
     report = asyncio.run(
-        measure.other(given["url"], folder, options, say)
+        measure.other(given["url"], folder, options, log)
         if given["url"]
-        else measure.ours(settings, folder, options, say)
+        else measure.own(settings, folder, options, log)
     )
     if given["json"]:
         console.say(json.dumps(dataclasses.asdict(report), indent=2))

@@ -1,4 +1,4 @@
-"""The command that names what is on images: a few on the terminal, or a million in a file."""
+"""The classify command: images to a table on the terminal, or to a file of results."""
 
 import contextlib
 import dataclasses
@@ -20,6 +20,7 @@ from service.imaging.image_folder import LeftOut
 from service.offline.bulk import (
     image_source,
     local_runner,
+    ray_actor,
     ray_runner,
     remote_runner,
     results_file,
@@ -41,8 +42,8 @@ _FORMATS: dict[str, Callable[[Path], AbstractContextManager[ResultsFile]]] = {
 
 
 @dataclasses.dataclass(slots=True)
-class _Printed:
-    """Keeps results to show them when all are there."""
+class _ListSink:
+    """Collect results to print them at the end."""
 
     rows: list[Row] = dataclasses.field(default_factory=list)
 
@@ -51,30 +52,30 @@ class _Printed:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Kept:
-    """Keeps results in a file, which has those of one model and the same views."""
+class _FileSink:
+    """Write results to a file, which has those of one model and view plan."""
 
     out: Path
     results: ResultsFile
-    wanted: Mapping[str, str]  # of their origin
+    expected: Mapping[str, str]  # origin of the results
 
-    def check(self, wanted: Mapping[str, str]) -> None:
-        """Raise `BulkError` if there are results by something else than is wanted."""
-        for one in self.results.origins:
-            if not one.fits(wanted):
+    def check(self, expected: Mapping[str, str]) -> None:
+        """Raise `BulkError` if the file has results of another origin."""
+        for origin in self.results.origins:
+            if not origin.fits(expected):
                 raise BulkError(
-                    f"{self.out} has results by {one}; name another file for those by"
-                    f" {results_file.told(wanted)}"
+                    f"{self.out} has results by {origin}; name another file for those by"
+                    f" {results_file.describe(expected)}"
                 )
 
     def write(self, row: Row) -> None:
         if row.origin and row.origin not in self.results.origins:
-            # A service may have loaded another version: its results say so.
+            # The service may have loaded another version of the model.
             self.check({"model": row.origin.model, "views": row.origin.views})
-            if not row.origin.fits(self.wanted):
+            if not row.origin.fits(self.expected):
+                expected = results_file.describe(self.expected)
                 raise BulkError(
-                    f"{self.out} is for results by {results_file.told(self.wanted)}; these are by"
-                    f" {row.origin}"
+                    f"{self.out} is for results by {expected}; these are by {row.origin}"
                 )
             self.results.origins.add(row.origin)
         self.results.write(row)
@@ -86,7 +87,7 @@ class _Sink(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
-    """What is to be done, and how many images were before."""
+    """The arguments of a run, and the number of results that the file has already."""
 
     settings: Settings
     given: dict[str, Any]
@@ -99,7 +100,7 @@ class _Job:
         return paths
 
     def sources(self, is_new: IsNew) -> Iterator[Source]:
-        """Find its images."""
+        """Find the images to classify."""
         return image_source.images(
             self.paths,
             max_bytes=self.settings.max_body_bytes,
@@ -109,8 +110,8 @@ class _Job:
 
 
 @dataclasses.dataclass(slots=True)
-class _Done:
-    """What was done of it."""
+class _Counts:
+    """Counts of a run, and its duration."""
 
     images: int = 0
     failures: int = 0
@@ -118,7 +119,7 @@ class _Done:
 
 
 def classify(settings: Settings, given: dict[str, Any]) -> int:
-    """Print the labels of images, or write them to a file; fails if one could not be ranked."""
+    """Print the labels of images, or write them to a file; returns 1 if an image failed."""
     job = _Job(settings, given)
     image_source.check(job.paths)
     out: Path | None = given["out"]
@@ -137,17 +138,17 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
 
 
 def _print(job: _Job) -> int:
-    printed = _Printed()
-    done = _work(job, job.sources(lambda _: True), _ranking(job), printed)
+    sink = _ListSink()
+    done = _work(job, job.sources(lambda _: True), _ranking(job), sink)
     if job.given["json"]:
-        rows = [_as_json(row) for row in printed.rows]
+        rows = [_as_json(row) for row in sink.rows]
         console.say(json.dumps(rows, indent=2))
     else:
-        shown = console.table("", "image", "label", "probability")
-        for row in printed.rows:
-            for cells, last in _cells(row):
-                shown.add_row(*cells, end_section=last)
-        console.terminal().print(shown)
+        table = console.table("", "image", "label", "probability")
+        for row in sink.rows:
+            for cells, is_last in _cells(row):
+                table.add_row(*cells, end_section=is_last)
+        console.terminal().print(table)
     if job.left_out.sentence:
         console.say(job.left_out.sentence, stderr=True)
     return int(done.failures > 0)
@@ -160,28 +161,29 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _cells(row: Row) -> Iterator[tuple[tuple[Text, str, str], bool]]:
-    name = Text(Path(row.file).name)  # not markup, whatever it looks like
+    name = Text(Path(row.file).name)  # never markup
     if row.error is not None:
         yield (name, row.error, ""), True
-    for place, one in enumerate(row.predictions):
-        last = place == len(row.predictions) - 1
-        rate = f"{100 * one['probability']:.1f} %"
-        yield (Text("") if place else name, one["label"], rate), last
+    for rank, prediction in enumerate(row.predictions):
+        is_last = rank == len(row.predictions) - 1
+        probability = f"{100 * prediction['probability']:.1f} %"
+        yield (Text("") if rank else name, prediction["label"], probability), is_last
 
 
-def _write(job: _Job, results: ResultsFile) -> _Done:
-    """Classify what there are no results of yet, if what there are were made in the same way."""
-    done, kept = results.done, _Kept(job.given["out"], results, wanted := _wanted(job))
-    kept.check(wanted)
+def _write(job: _Job, results: ResultsFile) -> _Counts:
+    """Classify images that the file has no results of, if its results are of the same origin."""
+    done, expected = results.done, _expected(job)
+    sink = _FileSink(job.given["out"], results, expected)
+    sink.check(expected)
     if job.given["engine"] == "ray":
-        spreading = partial(_spreading, job, Origin(**wanted), done)
+        rank = partial(_rank_on_ray, job, Origin(**expected), done)
         files = ray_runner.files(job.paths, done, job.left_out.add)
-        return _work(job, files, spreading, kept)
-    return _work(job, job.sources(image_source.once(done)), _ranking(job), kept)
+        return _work(job, files, rank, sink)
+    return _work(job, job.sources(image_source.once(done)), _ranking(job), sink)
 
 
-def _wanted(job: _Job) -> Mapping[str, str]:
-    """Say by what images are to be named, as far as that is not left to a service."""
+def _expected(job: _Job) -> Mapping[str, str]:
+    """Return the origin of the results, as far as it is not the choice of a service."""
     if not job.given["url"]:
         return local_runner.expected(job.settings).columns
     chosen = job.settings.model_fields_set & {"model", "views"}
@@ -189,23 +191,23 @@ def _wanted(job: _Job) -> Mapping[str, str]:
 
 
 def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
-    """Give what classifies images that are found here: a service, or a model of one's own."""
+    """Return the function that classifies: with a service, or with a model in this process."""
     if not job.given["url"]:
-        return partial(_computing, job)
-    asked = {"top_k": job.given["top_k"], **_wanted(job)}
-    say = partial(console.say, stderr=True)
+        return partial(_rank_locally, job)
+    parameters = {"top_k": job.given["top_k"], **_expected(job)}
+    log = partial(console.say, stderr=True)
     service = remote_runner.Service(
-        job.given["url"], job.given["key"], job.given["wait"], say, asked
+        job.given["url"], job.given["key"], job.given["wait"], log, parameters
     )
     return partial(remote_runner.rank, service)
 
 
 def _work(
-    job: _Job, found: Iterator[T], work: Callable[[Iterator[T], Put], float], sink: _Sink
-) -> _Done:
-    """Have `work` done on what is found, if anything is: a model takes a while to load."""
-    done = _Done()
-    if (first := next(found, None)) is not None:
+    job: _Job, images: Iterator[T], rank: Callable[[Iterator[T], Put], float], sink: _Sink
+) -> _Counts:
+    """Rank images, if there are any, before a model is loaded; raises `BulkError` if not."""
+    done = _Counts()
+    if (first := next(images, None)) is not None:
         with _bar(job) as advance:
 
             def put(row: Row) -> None:
@@ -214,55 +216,53 @@ def _work(
                 done.failures += row.error is not None
                 advance()
 
-            done.seconds = work(itertools.chain([first], found), put)
+            done.seconds = rank(itertools.chain([first], images), put)
     if not (done.images or job.before):
-        raise BulkError(
-            "; ".join(filter(None, ["there are no images there", job.left_out.sentence]))
-        )
+        raise BulkError("; ".join(filter(None, ["no images found", job.left_out.sentence])))
     return done
 
 
-def _computing(job: _Job, found: Iterator[Source], put: Put) -> float:
-    """Classify with a model of one's own; gives the seconds from when it was there."""
+def _rank_locally(job: _Job, sources: Iterator[Source], put: Put) -> float:
+    """Classify in this process; returns the seconds from when the model was loaded."""
 
     async def work(classifier: Classifier) -> float:
         started = time.monotonic()
-        await local_runner.rank(classifier, found, put, job.settings, job.given["top_k"])
+        await local_runner.rank(classifier, sources, put, job.settings, job.given["top_k"])
         return time.monotonic() - started
 
     return evaluate.run(job.settings, work)
 
 
-def _spreading(job: _Job, origin: Origin, done: set[str], files: Iterator[str], put: Put) -> float:
-    """Have a Ray cluster classify; gives the seconds from when it was joined."""
+def _rank_on_ray(
+    job: _Job, origin: Origin, done: set[str], files: Iterator[str], put: Put
+) -> float:
+    """Classify on a Ray cluster; returns the seconds from when it was joined."""
     given = job.given
-    task = ray_runner.Task(
-        job.settings, origin, given["top_k"], job.paths, done, given["ray_batch"]
-    )
+    task = ray_actor.Task(job.settings, origin, given["top_k"], job.paths, done, given["ray_batch"])
     chosen = ray_runner.Cluster(given["ray_address"], given["ray_actors"])
-    return ray_runner.spread(task, files, put, job.left_out.add, chosen)
+    return ray_runner.rank(task, files, put, job.left_out.add, chosen)
 
 
 @contextlib.contextmanager
 def _bar(job: _Job) -> Iterator[Callable[[], None]]:
-    """Show how far it is, where somebody sees it; gives what to tell of each image."""
-    shown: Progress = progress.counting()
-    if job.given["out"] is None or not shown.console.is_terminal:
+    """Show a progress bar on a terminal; yields the function to call after each image."""
+    bar: Progress = progress.counting()
+    if job.given["out"] is None or not bar.console.is_terminal:
         yield lambda: None
         return
-    with shown as bar:
+    with bar:
         task = bar.add_task(
             str(job.given["out"]), total=image_source.count(job.paths), completed=job.before
         )
         yield lambda: bar.advance(task)
 
 
-def _summary(done: _Done, job: _Job) -> str:
+def _summary(done: _Counts, job: _Job) -> str:
     rate = done.images / done.seconds if done.seconds else 0.0
     sentence = (
         f"{done.images} images, {done.failures} failures, {done.seconds:.1f} s,"
         f" {rate:.1f} images a second"
     )
     if job.before:
-        sentence += f"; {job.before} were there before"
+        sentence += f"; {job.before} were done before"
     return "; ".join(filter(None, [sentence, job.left_out.sentence]))

@@ -1,9 +1,9 @@
-"""The terminal: where sentences and tables go, and how wide they are."""
+"""Output on the terminal: sentences and tables."""
 
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100  # columns of a table that no terminal shows
+WIDTH = 100  # columns of a table where there is no terminal
 
 _NUMBERS = {
     *("photos", "top-1", "top-5", "probability", "same first label", "furthest probability"),
@@ -13,21 +13,21 @@ _NUMBERS = {
 
 
 def terminal(*, stderr: bool = False) -> Console:
-    """Give standard output or error, wide enough for a table where it is no terminal."""
+    """Return a console for standard output or error, wide enough for a table without a terminal."""
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=WIDTH)
 
 
 def table(title: str, *headings: str) -> Table:
-    """Begin a table; numbers are aligned at the right."""
-    begun = Table(title=title or None)
+    """Create a table whose columns of numbers are aligned to the right."""
+    table = Table(title=title or None)
     for heading in headings:
-        begun.add_column(heading, justify="right" if heading in _NUMBERS else "left")
-    return begun
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left")
+    return table
 
 
 def say(sentence: str, *, stderr: bool = False) -> None:
-    """Print a sentence as it is."""
+    """Print a sentence without markup."""
     terminal(stderr=stderr).print(
         sentence, soft_wrap=True, markup=False, emoji=False, highlight=False
     )

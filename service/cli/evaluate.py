@@ -1,4 +1,4 @@
-"""Commands that do without a server what the service does."""
+"""The evaluate command, and classification without a server."""
 
 import asyncio
 import dataclasses
@@ -25,56 +25,56 @@ Find = Callable[[Path, Sequence[Label]], list[Photo]]
 
 
 def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]) -> T:
-    """Do work with a classifier of one's own, without a server."""
+    """Run a coroutine with a classifier in this process."""
 
     async def entered() -> T:
         async with factory.create_served_model(settings) as served_model:
             return await work(await served_model.ready())
 
-    # The loop that serves, too: less work for what goes to the worker and back.
+    # As in the server: less overhead for messages to and from the worker.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(entered())
 
 
 def photos(folder: Path, labels: Sequence[Label]) -> list[Photo]:
-    """Find a folder's labelled photos, and print what was left out."""
+    """Find the labelled photos of a folder, and print what was left out."""
     left_out = LeftOut()
-    found = evaluation.find(folder, labels, left_out.add)
+    labelled = evaluation.find(folder, labels, left_out.add)
     if left_out.sentence:
         console.say(left_out.sentence, stderr=True)
-    return found
+    return labelled
 
 
 def rank_whole(
     settings: Settings, folder: Path, plan: str, title: str, find: Find = photos
 ) -> tuple[list[Photo], list[Ranked]]:
-    """Rank all classes for each of a folder's labelled photos, under a bar of this title."""
+    """Rank all classes for each labelled photo of a folder, with a progress bar."""
 
     async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
         labels = classifier.ensemble.labels
-        found = find(folder, labels)
+        labelled = find(folder, labels)
         with progress.counting() as bar:
-            advance = functools.partial(bar.advance, bar.add_task(title, total=len(found)))
-            return found, await evaluation.rank_all(
-                classifier, found, plan, advance, top_k=len(labels)
+            advance = functools.partial(bar.advance, bar.add_task(title, total=len(labelled)))
+            return labelled, await evaluation.rank_all(
+                classifier, labelled, plan, advance, top_k=len(labels)
             )
 
     return run(settings, rank)
 
 
 def evaluate(settings: Settings, given: dict[str, Any]) -> int:
-    """Print how often the model is right on labelled photos, for each plan of views."""
+    """Print the accuracy of the model on labelled photos, for each view plan."""
     folder: Path = given["folder"]
     if given["compare"]:
         return _compare(settings, folder, given["plans"][0])
 
     async def score(classifier: Classifier) -> list[Score]:
-        found = photos(folder, classifier.ensemble.labels)
+        labelled = photos(folder, classifier.ensemble.labels)
         with progress.counting() as bar:
             scores = []
             for plan in given["plans"]:
-                advance = functools.partial(bar.advance, bar.add_task(plan, total=len(found)))
-                scores.append(await evaluation.evaluate(classifier, found, plan, advance))
+                advance = functools.partial(bar.advance, bar.add_task(plan, total=len(labelled)))
+                scores.append(await evaluation.evaluate(classifier, labelled, plan, advance))
         return scores
 
     scores = run(settings, score)
@@ -82,22 +82,22 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
         console.say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
     else:
         shown = console.table(f"{settings.model} on {folder}", "views", "photos", "top-1", "top-5")
-        for one in scores:
-            shown.add_row(one.views, *_rates(one))
+        for result in scores:
+            shown.add_row(result.views, *_rates(result))
         console.terminal().print(shown)
-    for sentence in sorted({sentence for one in scores for sentence in one.unreadable}):
+    for sentence in sorted({sentence for result in scores for sentence in result.unreadable}):
         console.say(sentence, stderr=True)
     return 0
 
 
 def _compare(settings: Settings, folder: Path, plan: str) -> int:
-    """Print how near each number format's answers are to float32's, which come first."""
+    """Print how close the results of each number format are to those of float32."""
 
     def ranked(precision: str, find: Find) -> tuple[list[Photo], list[Ranked]]:
         chosen = settings.model_copy(update={"precision": precision})
         return rank_whole(chosen, folder, plan, precision, find)
 
-    found, exact = ranked("float32", photos)
+    labelled, exact = ranked("float32", photos)
     shown = console.table(
         f"{settings.model}, {plan}, on {folder}",
         *("precision", "photos", "top-1", "top-5", "same first label", "furthest probability"),
@@ -108,11 +108,11 @@ def _compare(settings: Settings, folder: Path, plan: str) -> int:
             continue
         try:
             answers = exact if precision == "float32" else ranked(precision, evaluation.find)[1]
-        except ModelError as error:  # int8 is not for every model and device
+        except ModelError as error:  # int8 is not available for every model and device
             sentences.append(f"{precision}: {error}")
             continue
-        near = evaluation.compare(found, exact, answers)
-        rates = _rates(evaluation.score(plan, found, answers))
+        near = evaluation.compare(labelled, exact, answers)
+        rates = _rates(evaluation.score(plan, labelled, answers))
         shown.add_row(precision, *rates, str(near.same), f"{near.furthest:.4f}")
         sentences += [f"{precision}: {sentence}" for sentence in near.different]
     console.terminal().print(shown)

@@ -1,4 +1,4 @@
-"""Commands about API keys."""
+"""The keys commands: create API keys and check a file of them."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from service.settings import Settings
 
 
 def new_key(_: Settings, given: dict[str, Any]) -> int:
-    """Print a new key, which is kept nowhere, and on standard error what the file should have."""
+    """Print a new key, which is not stored, and its entry for the file on standard error."""
     key = api_keys.new()
     entry: dict[str, Any] = {"sha256": api_keys.digest(key.encode()).hex()}
     if given["limits"]:
@@ -22,12 +22,12 @@ def new_key(_: Settings, given: dict[str, Any]) -> int:
 
 
 def check_keys(_: Settings, given: dict[str, Any]) -> int:
-    """Read a file of keys and print whose they are."""
+    """Validate a file of keys and print their names and limits."""
     file: Path = given["file"]
     shown = console.table(f"Keys in {file}", "name", "limits")
-    for caller in api_keys.read(file):
+    for client in api_keys.read(file):
         shown.add_row(
-            caller.name, ", ".join(f"{one.requests}/{one.window}" for one in caller.limits)
+            client.name, ", ".join(f"{limit.requests}/{limit.window}" for limit in client.limits)
         )
     console.terminal().print(shown)
     return 0

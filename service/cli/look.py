@@ -1,4 +1,4 @@
-"""The command that looks at what a model's feature maps have seen of an image."""
+"""The look command: draw the parts of an image that feature maps react to."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from service.settings import Settings
 
 
 def look(settings: Settings, given: dict[str, Any]) -> int:
-    """Draw a sheet of a model's strongest feature maps, and of what in an image they are of."""
+    """Draw the strongest feature maps of a model beside the parts of an image they react to."""
     photo, out = Path(given["photo"]), Path(given["out"])
     if out.suffix.lower() != ".png":
         raise BulkError(f"{out}: name a file that ends with .png")
@@ -30,28 +30,31 @@ def look(settings: Settings, given: dict[str, Any]) -> int:
     model = weights.load(store.locate(settings.model_store), settings.model)
     preprocessing = model.manifest.preprocessing
     plan = crops.plan("single", preprocessing.resized)
-    image = image_decoder.decode(data, max_pixels=settings.max_pixels, enough=plan.enough)
+    image = image_decoder.decode(data, max_pixels=settings.max_pixels, min_side=plan.min_side)
     (view,) = crops.canvases(image, plan)
-    found, best = _looked(model, view)
+    stages, best = _stages(model, view)
     drawn = contact_sheet.draw(
-        view, found, f"{photo.name}    {model.name}: {best}", is_bgr=preprocessing.channels == "BGR"
+        view,
+        stages,
+        f"{photo.name}    {model.name}: {best}",
+        is_bgr=preprocessing.channels == "BGR",
     )
     try:
         drawn.save(out)
     except OSError as error:
         raise BulkError(f"cannot write {out}: {error.strerror}") from error
-    console.say(f"{out} shows {len(found)} stages of {model.name}")
+    console.say(f"{out} shows {len(stages)} stages of {model.name}")
     return 0
 
 
-def _looked(model: Model, view: Pixels) -> tuple[list[Stage], str]:
-    """Give the stages of a view, and its most probable label in a few words."""
+def _stages(model: Model, view: Pixels) -> tuple[list[Stage], str]:
+    """Return the stages of a view, and its most probable label with the probability."""
     network = model.network()
     x = Normalise(model.manifest.preprocessing, torch.float32)(torch.from_numpy(view)[None])
     with torch.inference_mode():
         likely, place = (network(x)[0] / model.temperature).softmax(0).max(0)
     with progress.counting() as bar:
-        found = list(
+        stages = list(
             bar.track(deconvnet.look(network, x, contact_sheet.MAPS), description="stages")
         )
-    return found, f"{model.labels[int(place)].name}, {100 * float(likely):.1f} %"
+    return stages, f"{model.labels[int(place)].name}, {100 * float(likely):.1f} %"

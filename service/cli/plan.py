@@ -1,4 +1,4 @@
-"""The command that says how many replicas are needed."""
+"""The plan command: the number of replicas for a request rate."""
 
 import asyncio
 import dataclasses
@@ -23,7 +23,7 @@ from service.worker import client
 
 
 def plan(settings: Settings, given: dict[str, Any]) -> int:
-    """Measure a replica here and print how many of it are needed; fails if no number will do."""
+    """Measure a replica here and print how many are needed; fails if no number is enough."""
     images = (
         photos.read(given["folder"], partial(console.say, stderr=True))
         if given["folder"]
@@ -33,13 +33,13 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
     console.say("measuring each stage", stderr=True)
     replica, spec = asyncio.run(_measured(settings, images))
     console.say("simulating", stderr=True)
-    found = planner.plan(replica, spec, traffic)
+    capacity = planner.plan(replica, spec, traffic)
     if given["json"]:
-        console.say(json.dumps(dataclasses.asdict(found), indent=2))
+        console.say(json.dumps(dataclasses.asdict(capacity), indent=2))
     else:
-        console.terminal().print(table(found))
-        console.say("\n".join(sentences(found)))
-    return int(found.needed is None)
+        console.terminal().print(table(capacity))
+        console.say("\n".join(sentences(capacity)))
+    return int(capacity.needed is None)
 
 
 async def _measured(settings: Settings, images: Sequence[bytes]) -> tuple[Replica, JobSpec]:
@@ -54,38 +54,38 @@ async def _measured(settings: Settings, images: Sequence[bytes]) -> tuple[Replic
         backend.close()
 
 
-def table(found: Plan) -> Table:
-    """Lay a plan's predictions out."""
-    wanted = found.traffic
-    within = f"{100 * SHARE:g} % of them within {1e3 * wanted.objective:g} ms"
+def table(capacity: Plan) -> Table:
+    """Create the table of the predictions of a plan."""
+    traffic = capacity.traffic
+    within = f"{100 * SHARE:g} % of them within {1e3 * traffic.objective:g} ms"
     shown = console.table(
-        f"{wanted.rate:g} requests a second, {within}",
+        f"{traffic.rate:g} requests a second, {within}",
         *("replicas", "busiest stage", "busy", "p50 ms", "p99 ms", "refused", "objective"),
     )
-    for one in found.predictions:
-        shown.add_row(*_row(one))
+    for prediction in capacity.predictions:
+        shown.add_row(*_row(prediction))
     return shown
 
 
-def _row(one: Prediction) -> list[str]:
-    busiest = max(one.utilisation, key=lambda stage: one.utilisation[stage])
-    met = "met" if one.met else "missed"
+def _row(prediction: Prediction) -> list[str]:
+    busiest = max(prediction.utilisation, key=lambda stage: prediction.utilisation[stage])
+    met = "met" if prediction.met else "missed"
     return [
-        *(str(one.replicas), busiest, f"{100 * one.utilisation[busiest]:.0f} %"),
-        *(_ms(one.p50), _ms(one.p99), f"{100 * one.refused:.1f} %", met),
+        *(str(prediction.replicas), busiest, f"{100 * prediction.utilisation[busiest]:.0f} %"),
+        *(_ms(prediction.p50), _ms(prediction.p99), f"{100 * prediction.refused:.1f} %", met),
     ]
 
 
-def sentences(found: Plan) -> list[str]:
-    """Say what follows from a plan."""
-    alone = f"a request that is alone takes {_ms(found.alone)} ms"
-    if found.needed is None:
+def sentences(capacity: Plan) -> list[str]:
+    """Summarise a plan."""
+    alone = f"a request that is alone takes {_ms(capacity.alone)} ms"
+    if capacity.needed is None:
         return [f"no number of replicas meets the objective: {alone}"]
-    more = planner.step(found.enough)
+    more = planner.step(capacity.enough)
     little = f"{more} more take off less than {100 * HELPS:g} % of p99"
     return [
-        f"replicas needed: {found.needed}; {alone}",
-        f"more than {found.enough} hardly help: {little}",
+        f"replicas needed: {capacity.needed}; {alone}",
+        f"more than {capacity.enough} hardly help: {little}",
     ]
 
 

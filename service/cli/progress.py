@@ -1,4 +1,4 @@
-"""Bars that show how far something has come."""
+"""Progress bars."""
 
 from rich.progress import (
     BarColumn,
@@ -13,12 +13,12 @@ from service.cli import console
 
 
 def counting() -> Progress:
-    """Make bars that count."""
+    """Create bars that count items."""
     return _bars(MofNCompleteColumn())
 
 
 def downloading() -> Progress:
-    """Make bars that measure bytes."""
+    """Create bars that count bytes."""
     return _bars(DownloadColumn())
 
 

@@ -1,4 +1,4 @@
-"""The command that trains a model, or several for an ensemble."""
+"""The train command: a model, or several for an ensemble."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from rich.progress import Progress
 from service.cli import console, progress
 from service.models import calibration
 from service.settings import Settings
-from service.training import course
-from service.training.course import Audience, Outcome
+from service.training import run
 from service.training.dataset import Dataset
 from service.training.options import Options
+from service.training.run import Callbacks, TrainedModel
 from service.training.trainer import Epoch
 
 
@@ -22,51 +22,49 @@ def train(settings: Settings, given: dict[str, Any]) -> int:
     if len(several) > 1:
         several = _missing(settings, several, command)
     with progress.counting() as bar:
-        outcomes = course.train_each(settings, several, command, _audience(bar))
+        outcomes = run.train_each(settings, several, command, _callbacks(bar))
         for options, outcome in zip(several, outcomes, strict=True):
             if outcome:
-                _tell(options, outcome)
+                _report(options, outcome)
     return 0
 
 
 def _missing(settings: Settings, members: Sequence[Options], command: str) -> list[Options]:
-    """Leave out the members that this command has trained already, and say so."""
+    """Return the members that this command has not trained yet, and print the others."""
     missing = []
     for options in members:
-        if course.is_done(settings, options, command):
+        if run.is_done(settings, options, command):
             console.say(f"{options.name} is in the store already", stderr=True)
         else:
             missing.append(options)
     return missing
 
 
-def _tell(options: Options, outcome: Outcome) -> None:
-    best, found = outcome.best, outcome.calibration
+def _report(options: Options, outcome: TrainedModel) -> None:
+    best, fit = outcome.best, outcome.calibration
     calibrated = (
-        f"has {calibration.sentence(found)}"
-        if found
-        else f"is not calibrated: {outcome.uncalibrated}"
+        f"has {calibration.sentence(fit)}" if fit else f"is not calibrated: {outcome.uncalibrated}"
     )
     console.say(
         f"{options.name} is in the store, SHA-256 {outcome.sha256}: right on "
-        f"{best.held_out_top1:.1f} % of what was held out, after epoch {best.epoch}\n"
+        f"{best.held_out_top1:.1f} % of held-out images, after epoch {best.epoch}\n"
         f"{options.name} {calibrated}\n"
         f"Tables and charts are in {outcome.folder}"
     )
 
 
-def _audience(bar: Progress) -> Audience:
-    """Show how a training goes: a bar for what is being done, a line for what came of it."""
+def _callbacks(bar: Progress) -> Callbacks:
+    """Report a training: a progress bar for each stage, and a line for its result."""
     task = bar.add_task("images", total=None)
 
-    def looked(done: int, of: int) -> None:
+    def scanned(done: int, of: int) -> None:
         bar.update(task, description="images", completed=done, total=of)
 
-    def found(images: Dataset) -> None:
+    def loaded(images: Dataset) -> None:
         for sentence in images.left_out:
             console.say(sentence, stderr=True)
         console.say(
-            f"{len(images.classes)} classes, {len(images.learnt)} images to learn from, "
+            f"{len(images.classes)} classes, {len(images.training)} images to train on, "
             f"{len(images.held_out)} held out",
             stderr=True,
         )
@@ -82,4 +80,4 @@ def _audience(bar: Progress) -> Audience:
             stderr=True,
         )
 
-    return Audience(looked, found, stepped, ended)
+    return Callbacks(scanned, loaded, stepped, ended)

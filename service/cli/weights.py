@@ -1,4 +1,4 @@
-"""Commands about a model's weights: fetched, imported, converted; PyTorch reads them."""
+"""The models commands that fetch, import and convert weights, with PyTorch."""
 
 from pathlib import Path
 from typing import Any
@@ -12,45 +12,45 @@ from service.settings import Settings
 
 
 def fetch_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Download a model's weights."""
+    """Download the weights of a model."""
     _download(store.locate(settings.model_store), given["name"])
     return 0
 
 
 def import_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Make a file the weights of a model."""
-    where = store.locate(settings.model_store)
+    """Install a file as the weights of a model."""
+    model_store = store.locate(settings.model_store)
     file: Path = given["file"]
-    digest = weights.install(where, given["name"], file, source=file.name, say=console.say)
-    console.say(f"{given['name']} is in {where.root}, SHA-256 {digest}")
-    _convert(where, given["name"])
+    digest = weights.install(model_store, given["name"], file, source=file.name, say=console.say)
+    console.say(f"{given['name']} is in {model_store.root}, SHA-256 {digest}")
+    _convert(model_store, given["name"])
     return 0
 
 
 def convert_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Convert a model's weights for OpenVINO, unless that has been done."""
+    """Convert the weights of a model for OpenVINO, unless they are converted."""
     name = given["name"]
-    made = converter.convert(store.locate(settings.model_store), name)
-    console.say(f"{name} {'was converted' if made else 'is converted'} for OpenVINO")
+    is_new = converter.convert(store.locate(settings.model_store), name)
+    console.say(f"{name} {'converted' if is_new else 'already converted'} for OpenVINO")
     return 0
 
 
-def _download(where: Store, name: str) -> None:
-    where.manifest(name)  # an unknown name needs no progress bar
+def _download(model_store: Store, name: str) -> None:
+    model_store.manifest(name)  # raises for an unknown name before the bar appears
     with progress.downloading() as bar:
         task = bar.add_task(name, total=None)
 
         def arrived(have: int, total: int | None) -> None:
             bar.update(task, completed=have, total=total)
 
-        digest = weights.fetch(where, name, arrived)
-    console.say(f"{name} is in {where.root}, SHA-256 {digest}", stderr=True)
-    _convert(where, name)
+        digest = weights.fetch(model_store, name, arrived)
+    console.say(f"{name} is in {model_store.root}, SHA-256 {digest}", stderr=True)
+    _convert(model_store, name)
 
 
-def _convert(where: Store, name: str) -> None:
-    """Convert a model for OpenVINO, or say why PyTorch has to compute it."""
+def _convert(model_store: Store, name: str) -> None:
+    """Convert a model for OpenVINO, or print why PyTorch has to run it."""
     try:
-        converter.convert(where, name)
+        converter.convert(model_store, name)
     except NotConverted as error:
-        console.say(f"{error}; PyTorch will compute it", stderr=True)
+        console.say(f"{error}; PyTorch will run it", stderr=True)

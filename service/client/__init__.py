@@ -1,6 +1,7 @@
-"""The service from Python: a client that waits its turn, and one for an event loop."""
+"""A Python client of the service, blocking (`Client`) and for asyncio (`AsyncClient`)."""
 
-from service.client.clients import AsyncClient, Client
+from service.client.async_client import AsyncClient
+from service.client.blocking_client import Client
 from service.client.errors import (
     ClientError,
     Failed,
@@ -11,7 +12,7 @@ from service.client.errors import (
     Unreachable,
     Unreadable,
 )
-from service.client.reading import ImageInput
+from service.client.image_input import ImageInput
 from service.client.results import (
     Box,
     Explanation,

@@ -1,18 +1,18 @@
-"""What a caller of the service may have to deal with, by what there is to do about it."""
+"""The errors that the client raises, one class per way to handle them."""
 
 import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-INVALID = "invalid_answer"  # the code of an answer that the service would not give
+INVALID = "invalid_answer"  # the code for a response that the service would not send
 
 
 class ClientError(Exception):
-    """A call that has no result; `detail`, which is `str(error)`, is a sentence.
+    """A call failed; `detail`, which is `str(error)`, is a sentence.
 
-    `code` is a word for machines, `status` that of the answer if there was one, and
-    `retry_after` the seconds after which the same call may succeed, if somebody said so.
+    `code` is a stable identifier, `status` that of the response if there was one, and
+    `retry_after` the seconds after which the same call may succeed, where the service sent them.
     """
 
     def __init__(
@@ -31,77 +31,82 @@ class ClientError(Exception):
 
 
 class Rejected(ClientError):
-    """The service will never answer this: a broken image, or a parameter that it lacks."""
+    """The request is invalid, as for a broken image or an unknown parameter; do not retry."""
 
 
 class Unauthorized(ClientError):
-    """The service wants an API key, and this is none of its keys."""
+    """The service requires an API key and does not accept this one."""
 
 
 class Unavailable(ClientError):
-    """Not now: overloaded, still loading, or the key's requests are used up."""
+    """The service is overloaded or still loading, or the key's rate limit is reached."""
 
 
 class Failed(ClientError):
-    """The service could not do its work, or what answered is not the service."""
+    """The service has an internal error, or the response is not from the service."""
 
 
 class TimedOut(ClientError):
-    """The answer did not come in time, by the caller's clock or, with a status, the service's."""
+    """No response came in time, by the client's clock or, with a status, the service's."""
 
 
 class Unreachable(ClientError):
-    """Nobody answers there, or whoever did has hung up; `is_final`: nor will they later."""
+    """The connection cannot be made, or was closed before the response (`disconnected`).
 
-    def __init__(self, detail: str, *, hung_up: bool = False, is_final: bool = False) -> None:
+    `is_permanent` says that a retry cannot succeed, as for a malformed URL or a bad certificate.
+    """
+
+    def __init__(
+        self, detail: str, *, disconnected: bool = False, is_permanent: bool = False
+    ) -> None:
         super().__init__(detail, code="unreachable")
-        self.hung_up = hung_up
-        self.is_final = is_final
+        self.disconnected = disconnected
+        self.is_permanent = is_permanent
 
 
 class Unreadable(ClientError):
-    """The image cannot be read where it is said to be."""
+    """The image's file cannot be read."""
 
 
-def of(
+def from_response(
     status: int, headers: Mapping[str, str], body: bytes, proxy: str | None = None
 ) -> ClientError:
-    """Tell what an answer with an error's status says, also one that has no problem in it.
+    """Convert a response with an error status, with or without a problem document.
 
-    One without a problem may be of the `proxy` that it came through.
+    One without a problem document may be from the `proxy`, which its detail then names.
     """
     problem = _problem(body)
     if problem is None:
-        detail = f"the answer is {status}, without a reason{through(proxy)}"
+        detail = f"the response has status {status} and no error message{via(proxy)}"
         code, seconds = INVALID, None
     else:
-        detail, code, seconds = problem["detail"], problem["code"], _told(problem)
+        detail, code, seconds = problem["detail"], problem["code"], _retry_after(problem)
     if seconds is None:
-        seconds = _seconds(headers.get("retry-after", ""))
+        seconds = _retry_after_header(headers.get("retry-after", ""))
     return _class(status)(detail, code=code, status=status, retry_after=seconds)
 
 
-def through(proxy: str | None) -> str:
-    """Return what a message about an answer adds of the proxy it came through."""
+def via(proxy: str | None) -> str:
+    """Return the end of a message about a response that came through a proxy."""
     return f"; it came through the proxy {proxy}" if proxy else ""
 
 
-def described(problem: Mapping[str, Any]) -> ClientError:
-    """Tell what the problem of one of several images says."""
+def from_problem(problem: Mapping[str, Any]) -> ClientError:
+    """Convert the problem document of one of several images."""
     status = problem["status"]
     return _class(status)(
-        problem["detail"], code=problem["code"], status=status, retry_after=_told(problem)
+        problem["detail"], code=problem["code"], status=status, retry_after=_retry_after(problem)
     )
 
 
 def _class(status: int) -> type[ClientError]:
-    known = {401: Unauthorized, 429: Unavailable, 503: Unavailable, 504: TimedOut}
-    kind: type[ClientError] = Rejected if 400 <= status < 500 else Failed  # noqa: PLR2004 - HTTP's
-    return known.get(status, kind)
+    classes = {401: Unauthorized, 429: Unavailable, 503: Unavailable, 504: TimedOut}
+    default: type[ClientError] = Rejected if 400 <= status < 500 else Failed  # noqa: PLR2004 - HTTP's
+    return classes.get(status, default)
 
 
 def _problem(body: bytes) -> dict[str, Any] | None:
-    """Read an RFC 9457 problem as the service writes it."""
+    """Read an RFC 9457 problem document as the service writes it."""
     try:
         problem = json.loads(body)
     except ValueError:
@@ -112,20 +117,19 @@ def _problem(body: bytes) -> dict[str, Any] | None:
     return problem if all(isinstance(text, str) for text in texts) else None
 
 
-def _told(problem: Mapping[str, Any]) -> float | None:
-    """Understand `retry_after_ms`, to seconds."""
-    told = problem.get("retry_after_ms")
-    if not isinstance(told, int | float) or isinstance(told, bool):
+def _retry_after(problem: Mapping[str, Any]) -> float | None:
+    """Read `retry_after_ms`, in seconds."""
+    milliseconds = problem.get("retry_after_ms")
+    if not isinstance(milliseconds, int | float) or isinstance(milliseconds, bool):
         return None
-    return told / 1000 if _is_time(told) else None
+    return milliseconds / 1000 if _is_duration(milliseconds) else None
 
 
-def _seconds(header: str) -> float | None:
-    """Understand `Retry-After` in seconds; a date needs both clocks to agree."""
-    told = float(header) if header.isdecimal() else None
-    return told if told is not None and _is_time(told) else None
+def _retry_after_header(header: str) -> float | None:
+    """Read `Retry-After` in seconds; a date is ignored, as it needs both clocks to agree."""
+    seconds = float(header) if header.isdecimal() else None
+    return seconds if seconds is not None and _is_duration(seconds) else None
 
 
-def _is_time(told: float) -> bool:
-    """Tell whether a number can be one of seconds: not negative, and finite as a float."""
-    return 0 <= told <= sys.float_info.max  # of which an int may be more, and `inf` is
+def _is_duration(value: float) -> bool:
+    return 0 <= value <= sys.float_info.max  # an int may be larger, and `inf` is

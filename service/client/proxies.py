@@ -1,7 +1,7 @@
-"""The proxy of the environment that requests to a URL go through, if any.
+"""The environment's proxy for requests to a URL, if any.
 
 `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are read as curl reads them, except that
-this machine's own addresses never go through a proxy, which could not reach them.
+loopback addresses never go through a proxy, which could not reach them.
 """
 
 import ipaddress
@@ -18,26 +18,26 @@ def proxy(url: str, environment: Mapping[str, str] | None = None) -> str | None:
     `environment` has proxies by `http`, `https` and `all`, and exceptions by `no`, as
     `urllib.request.getproxies` gives them.
     """
-    found = getproxies() if environment is None else environment
+    settings = getproxies() if environment is None else environment
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port or _PORTS.get(parts.scheme)
-    except ValueError:  # it will be refused when it is asked
+    except ValueError:  # the request will fail with the reason
         return None
-    chosen = found.get(parts.scheme) or found.get("all")
-    if not chosen or _is_local(host) or _is_exempt(host, port, found.get("no", "")):
+    chosen = settings.get(parts.scheme) or settings.get("all")
+    if not chosen or _is_local(host) or _is_exempt(host, port, settings.get("no", "")):
         return None
     return chosen if "://" in chosen else f"http://{chosen}"
 
 
-def shown(proxy: str) -> str:
+def redacted(proxy: str) -> str:
     """Return a proxy's URL without its user and password, for a message."""
     scheme, _, rest = proxy.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a host name or address is this machine."""
+    """Return whether a host name or address is loopback."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     address = _address(host)
@@ -50,7 +50,7 @@ def _is_exempt(host: str, port: int | None, exceptions: str) -> bool:
 
 
 def _matches(entry: str, host: str, port: int | None) -> bool:
-    """Return whether an entry of `NO_PROXY` is for a host: a domain, an address or a network."""
+    """Return whether an entry of `NO_PROXY` (a domain, address or network) covers a host."""
     if entry == "*":
         return True
     address = _address(host)
@@ -59,10 +59,10 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
             return address is not None and address in ipaddress.ip_network(entry, strict=False)
         except ValueError:
             return False
-    name, only = entry, ""
+    name, entry_port = entry, ""
     if entry.count(":") == 1 or entry.startswith("["):  # an IPv6 address without a port has more
-        name, _, only = entry.partition("]:" if entry.startswith("[") else ":")
-    if only and only != str(port):
+        name, _, entry_port = entry.partition("]:" if entry.startswith("[") else ":")
+    if entry_port and entry_port != str(port):
         return False
     name = name.strip("[]").lstrip("*.")
     return host == name or host.endswith(f".{name}")

@@ -1,4 +1,4 @@
-"""What the service answers, as values; what a later version adds to its answers is left out."""
+"""The service's responses as values; fields that a later version adds are ignored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A label and how probable it is; `index` is its place among the classes."""
+    """A label and its probability; `index` is its class index."""
 
     label: str
     wnid: str | None
@@ -17,7 +17,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """An image's labels, most probable first, and by which version of a model and views."""
+    """An image's labels, most probable first, with the model, its version and the views used."""
 
     model: str
     version: str
@@ -33,7 +33,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One of the networks that a model averages."""
+    """One network of an ensemble."""
 
     name: str
     version: str
@@ -59,7 +59,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """All that is served; `default` is what answers when no model is named."""
+    """The models that are served; `default` answers requests that name none."""
 
     default: str
     models: tuple[Model, ...]
@@ -67,7 +67,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of the upright image, in shares of its width and height."""
+    """A box in the upright image, as fractions of its width and height."""
 
     left: float
     top: float
@@ -77,19 +77,19 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """What each place of a view adds to a label's logit.
+    """What each cell of a view's grid adds to a label's logit.
 
-    The grid's mean and the label's bias are together that logit.
+    The logit is the grid's mean plus the label's bias.
     """
 
-    box: Box  # that the view shows of the image
+    box: Box  # the part of the image that the view shows
     grid: tuple[tuple[float, ...], ...]  # rows from the top
     logit: float
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where in an image a label is seen; `box` is around what adds over half of the most."""
+    """Where a label is in an image; `box` encloses the cells above half of the maximum."""
 
     model: str
     views: str
@@ -98,61 +98,65 @@ class Explanation:
     index: int
     probability: float
     bias: float
-    maps: tuple[HeatMap, ...]  # one a view
+    maps: tuple[HeatMap, ...]  # one for each view
     box: Box | None
 
 
-def ranking(answer: Mapping[str, Any], predictions: Any) -> Ranking:
-    """Read what was said of an image in an answer to POST /classify."""
-    made = tuple(
-        Prediction(one["label"], one["wnid"], one["index"], one["probability"])
-        for one in predictions
+def ranking(body: Mapping[str, Any], predictions: Any) -> Ranking:
+    """Read one image's predictions in the response to POST /classify."""
+    return Ranking(
+        model=body["model"],
+        version=body["version"],
+        views=body["views"],
+        predictions=tuple(
+            Prediction(item["label"], item["wnid"], item["index"], item["probability"])
+            for item in predictions
+        ),
+        notice=body.get("notice"),
     )
-    about = (answer["model"], answer["version"], answer["views"])
-    return Ranking(*about, made, answer.get("notice"))
 
 
-def models(answer: Mapping[str, Any]) -> Models:
-    """Read the answer to GET /models."""
-    return Models(answer["default"], tuple(_model(one) for one in answer["models"]))
+def models(body: Mapping[str, Any]) -> Models:
+    """Read the response to GET /models."""
+    return Models(body["default"], tuple(map(_model, body["models"])))
 
 
-def _model(one: Mapping[str, Any]) -> Model:
+def _model(item: Mapping[str, Any]) -> Model:
     return Model(
-        name=one["name"],
-        version=one["version"],
-        device=one["device"],
-        precision=one["precision"],
-        classes=one["classes"],
-        views=tuple(one["views"]),
-        default_views=one["default_views"],
-        notice=one["notice"],
-        explains=one["explains"],
+        name=item["name"],
+        version=item["version"],
+        device=item["device"],
+        precision=item["precision"],
+        classes=item["classes"],
+        views=tuple(item["views"]),
+        default_views=item["default_views"],
+        notice=item["notice"],
+        explains=item["explains"],
         members=tuple(
             Member(member["name"], member["version"], member["architecture"], member["sha256"])
-            for member in one["members"]
+            for member in item["members"]
         ),
     )
 
 
-def explanation(answer: Mapping[str, Any]) -> Explanation:
-    """Read the answer to POST /explain."""
+def explanation(body: Mapping[str, Any]) -> Explanation:
+    """Read the response to POST /explain."""
     return Explanation(
-        model=answer["model"],
-        views=answer["views"],
-        label=answer["label"],
-        wnid=answer["wnid"],
-        index=answer["index"],
-        probability=answer["probability"],
-        bias=answer["bias"],
-        maps=tuple(_heat_map(one) for one in answer["maps"]),
-        box=_box(answer["box"]) if answer["box"] else None,
+        model=body["model"],
+        views=body["views"],
+        label=body["label"],
+        wnid=body["wnid"],
+        index=body["index"],
+        probability=body["probability"],
+        bias=body["bias"],
+        maps=tuple(map(_heat_map, body["maps"])),
+        box=_box(body["box"]) if body["box"] else None,
     )
 
 
-def _heat_map(one: Mapping[str, Any]) -> HeatMap:
-    return HeatMap(_box(one), tuple(tuple(row) for row in one["grid"]), one["logit"])
+def _heat_map(item: Mapping[str, Any]) -> HeatMap:
+    return HeatMap(_box(item), tuple(tuple(row) for row in item["grid"]), item["logit"])
 
 
-def _box(one: Mapping[str, Any]) -> Box:
-    return Box(one["left"], one["top"], one["width"], one["height"])
+def _box(item: Mapping[str, Any]) -> Box:
+    return Box(item["left"], item["top"], item["width"], item["height"])

@@ -1,53 +1,53 @@
-"""Whether to ask again, and when: decisions without a clock."""
+"""Whether a failed request is retried, and after how many seconds."""
 
 from dataclasses import dataclass
 
 from service.client.errors import ClientError, TimedOut, Unavailable, Unreachable
 
-FIRST_PAUSE = 0.1  # seconds, where nobody says when to come again
-LONGEST_PAUSE = 5.0  # seconds
+FIRST_DELAY = 0.1  # seconds, without a Retry-After
+MAX_DELAY = 5.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """How often a call has failed: in all, and in ways that are tried once more only."""
+    """A call's failures so far: in total, and those that allow one retry only."""
 
-    all: int = 0
-    doubtful: int = 0
+    total: int = 0
+    ambiguous: int = 0
 
     def after(self, error: ClientError) -> "Failures":
         """Count one more."""
-        return Failures(self.all + 1, self.doubtful + is_doubtful(error))
+        return Failures(self.total + 1, self.ambiguous + is_ambiguous(error))
 
 
-def is_doubtful(error: ClientError) -> bool:
-    """Tell whether the request may itself be what made it fail, after it had been sent.
+def is_ambiguous(error: ClientError) -> bool:
+    """Return whether the request itself may have caused the failure, after it was sent.
 
-    Classifying changes nothing, so asking again is harmless; but an image that ends a server
-    should not be shown to all of them.
+    Classification is idempotent, so a retry is harmless; but an image that crashes a server
+    should not be sent to all replicas.
     """
     if isinstance(error, Unreachable):
-        return error.hung_up
+        return error.disconnected
     return isinstance(error, TimedOut) and error.status is not None
 
 
-def pause(error: ClientError, failures: Failures, chance: float) -> float | None:
-    """Say how many seconds to wait before asking again; None: do not.
+def delay(error: ClientError, failures: Failures, jitter: float) -> float | None:
+    """Return the seconds until the retry; None for no retry.
 
-    `failures` are those before this one; `chance` is from 0 to 1, so that not all who were
-    turned away by nobody in particular come back at once.
+    `failures` are those before this one; `jitter` is from 0 to 1 and spreads the retries of
+    clients that failed at the same time.
     """
     if isinstance(error, Unavailable) and error.retry_after is not None:
-        return max(error.retry_after, _backoff(0, chance))  # 0 would be to ask without a pause
-    if is_doubtful(error):
-        may = failures.doubtful == 0
+        return max(error.retry_after, _backoff(0, jitter))  # 0 would be a busy loop
+    if is_ambiguous(error):
+        is_retried = failures.ambiguous == 0
     else:
-        may = isinstance(error, Unavailable) or (
-            isinstance(error, Unreachable) and not error.is_final
+        is_retried = isinstance(error, Unavailable) or (
+            isinstance(error, Unreachable) and not error.is_permanent
         )
-    return _backoff(failures.all, chance) if may else None
+    return _backoff(failures.total, jitter) if is_retried else None
 
 
-def _backoff(failures: int, chance: float) -> float:
-    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures, 16))
-    return longest * (1 + chance) / 2
+def _backoff(failures: int, jitter: float) -> float:
+    longest = min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(failures, 16))
+    return longest * (1 + jitter) / 2

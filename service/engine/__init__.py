@@ -1,1 +1,1 @@
-"""Everything that computes: on a CPU by OpenVINO, on a GPU by PyTorch."""
+"""Networks, weights and executors: OpenVINO on a CPU, PyTorch on a GPU."""

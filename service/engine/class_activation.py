@@ -1,4 +1,4 @@
-"""Class activation maps from a network's last feature map; see `service.imaging.activation_map`."""
+"""Class activation maps from the last feature map; see `service.imaging.activation_map`."""
 
 from dataclasses import dataclass
 
@@ -14,44 +14,44 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """The linear layer that gives the logits, and how the feature map before it is averaged."""
+    """A network's last linear layer, and the pooling of the feature map before it."""
 
     weight: Float32  # (classes, channels)
     bias: Float32  # (classes,)
-    window: int | None  # places along the windows that are averaged one by one; None: all at once
+    window: int | None  # side of the pooling windows; None: global pooling
 
     def explain(self, features: Float32, logits: Float32, part: Slice[PreparedImage]) -> Activation:
-        """Give the map of the one view that a slice has, for the class that it asks about.
+        """Compute the map of a slice's only view for its target class.
 
         Takes the view's features, (channels, rows, columns), and logits, (classes,). The map's
-        mean and the bias are together the logit.
+        mean plus the bias is the logit.
         """
-        cuts, view = part.payload, part.payload.plan.views[part.start]
-        weighted = np.tensordot(self.weight[cuts.target], features, 1)  # (rows, columns)
-        grid = (weighted * self._shares(*weighted.shape)).astype(np.float32)
+        image, view = part.payload, part.payload.plan.views[part.start]
+        weighted = np.tensordot(self.weight[image.target], features, 1)  # (rows, columns)
+        grid = (weighted * self._weights(*weighted.shape)).astype(np.float32)
         upright = np.fliplr(grid) if view.mirror else grid
         return Activation(
             upright.copy(),
-            float(logits[cuts.target]),
-            float(self.bias[cuts.target]),
-            cuts.plan.part(view, cuts.size),
+            float(logits[image.target]),
+            float(self.bias[image.target]),
+            image.plan.part(view, image.size),
         )
 
-    def _shares(self, rows: int, columns: int) -> npt.NDArray[np.float64]:
-        """Give how often each place is in a window of pooling, beside the mean: (rows, columns).
+    def _weights(self, rows: int, columns: int) -> npt.NDArray[np.float64]:
+        """Compute each position's relative number of pooling windows: (rows, columns), mean 1.
 
-        Where there is one window, as for a view of 224 pixels, all are 1; the logits of a larger
-        one are the mean over all windows, in more of which the places in the middle are.
+        A view of 224 pixels has one window, so all are 1. In a larger view, positions in the
+        middle are in more windows.
         """
         if self.window is None:
             return np.ones((rows, columns))
-        often = np.outer(_often(rows, self.window), _often(columns, self.window))
-        shares: npt.NDArray[np.float64] = often / often.mean()
-        return shares
+        counts = np.outer(_counts(rows, self.window), _counts(columns, self.window))
+        weights: npt.NDArray[np.float64] = counts / counts.mean()
+        return weights
 
 
-def _often(places: int, window: int) -> npt.NDArray[np.float64]:
-    starts = np.arange(places - window + 1)[:, None]
-    inside = (starts <= np.arange(places)) & (np.arange(places) < starts + window)
-    often: npt.NDArray[np.float64] = inside.sum(0).astype(np.float64)
-    return often
+def _counts(length: int, window: int) -> npt.NDArray[np.float64]:
+    starts = np.arange(length - window + 1)[:, None]
+    inside = (starts <= np.arange(length)) & (np.arange(length) < starts + window)
+    counts: npt.NDArray[np.float64] = inside.sum(0).astype(np.float64)
+    return counts

@@ -1,4 +1,4 @@
-"""From PyTorch to OpenVINO: a model is converted when it is imported, fetched or trained."""
+"""Conversion from PyTorch to OpenVINO, when a model is imported, fetched or trained."""
 
 import logging
 import warnings
@@ -13,25 +13,25 @@ from torch import nn
 from service.engine import openvino_graph, weights
 from service.engine.networks import ending
 from service.engine.networks.googlenet import LocalResponseNorm
-from service.engine.openvino_api import core, openvino, opset1, opset13
+from service.engine.openvino_api import core, error_line, openvino, opset1, opset13
 from service.engine.weights import Model
 from service.errors import NotConverted
 from service.models import converted_model
 from service.models.converted_model import Converted, Description, Network
 from service.models.store import Store
 
-# How far a probability may be from PyTorch's, both in float32. GoogLeNet's is within 1e-5; in
-# networks of 150 layers rounding errors grow to some 1e-4, and a wrong graph is off by far more.
-_NEAR = 1e-3
-_BATCHES = (1, 3)  # rows, that both compute to be compared
+# Largest difference of a probability from PyTorch's, both in float32. GoogLeNet's is within 1e-5;
+# networks of 150 layers reach some 1e-4; a wrong graph differs by far more.
+_TOLERANCE = 1e-3
+_BATCHES = (1, 3)  # rows of the batches that are compared
 _NORM = "service::local_response_norm"
 
 
 def convert(store: Store, name: str) -> bool:
-    """Convert a model for OpenVINO, unless that has been done; tells whether it had to be done.
+    """Convert a model for OpenVINO unless it is converted; return whether it was necessary.
 
-    Compares what comes of it with PyTorch's results first. Raises `NotConverted` for a network
-    that cannot be converted, and what `weights.load` raises.
+    The graph is stored only if its results agree with PyTorch's. Raises `NotConverted` for a
+    network that cannot be converted, and what `weights.load` raises.
     """
     with store.locked(name):
         try:
@@ -43,43 +43,43 @@ def convert(store: Store, name: str) -> bool:
 
 
 def publish(store: Store, model: Model) -> None:
-    """Convert a model and store the result; the caller has locked it."""
+    """Convert a model and store the result; requires the store's lock on it."""
     converted_model.publish(store, model.name, make(model))
 
 
 def make(model: Model) -> Converted:
-    """Convert a model for all sizes of views that it takes; or for the smallest, if it has to be.
+    """Convert a model for all view sizes that it supports, else for the smallest only.
 
-    A network may compute the larger ones in a way that one graph does not hold for all. Raises
+    Some networks compute other sizes in ways that one graph cannot express. Raises
     `NotConverted`.
     """
     try:
-        return _made(model, model.sides)
+        return _converted(model, model.sides)
     except NotConverted:
         if len(model.sides) == 1:
             raise
-        return _made(model, model.sides[:1])
+        return _converted(model, model.sides[:1])
 
 
-def _made(model: Model, sides: tuple[int, ...]) -> Converted:
-    """Make a graph that is dynamic in its rows and, for several sizes, its sides."""
-    # Where gradients are possible, attention is traced in one way, and then checked in another.
+def _converted(model: Model, sides: tuple[int, ...]) -> Converted:
+    """Make a graph that is dynamic in its rows and, for several view sizes, its sides."""
+    # With gradients, attention would be traced on another code path than it is checked on.
     network, last, window = model.network().requires_grad_(requires_grad=False), None, None
     if model.explains:
-        network, found = ending.with_features(network)
-        last, window = weights.architecture(model.manifest).last, found.window
+        network, features = ending.with_features(network)
+        last, window = weights.architecture(model.manifest).last, features.window
     side = sides[0] if len(sides) == 1 else -1
     try:
-        with _own_logging(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing warns of what `_check` then looks at
+        with _logging_restored(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `_check` finds what tracing warns of
             graph = openvino.convert_model(
                 network,
                 example_input=torch.zeros(2, 3, sides[0], sides[0]),
                 input=[-1, 3, side, side],
-                extension=_normalisation(),
+                extension=_norm_extensions(),
             )
-    except Exception as error:  # whatever the library raises for one network or another
-        raise NotConverted(_sentence(model, _last_line(error))) from error
+    except Exception as error:  # networks make the library raise all kinds
+        raise NotConverted(_sentence(model, error_line(error))) from error
     _simplify_pools(graph)
     _check(model, graph, sides)
     description = Description(
@@ -91,8 +91,8 @@ def _made(model: Model, sides: tuple[int, ...]) -> Converted:
 
 
 @contextmanager
-def _own_logging() -> Iterator[None]:
-    """Leave logging as it was: if it fails, the library leaves it at errors only."""
+def _logging_restored() -> Iterator[None]:
+    """Restore logging: a failed conversion leaves it at errors only."""
     root = logging.getLogger()
     level, filters, handlers = root.level, [*root.filters], [*root.handlers]
     try:
@@ -102,8 +102,8 @@ def _own_logging() -> Iterator[None]:
         root.filters[:], root.handlers[:] = filters, handlers
 
 
-def _normalisation() -> list[Any]:
-    """Convert our response normalisation to OpenVINO's own operation, which is quicker."""
+def _norm_extensions() -> list[Any]:
+    """Map our response normalisation to OpenVINO's own operation, which is faster."""
     from openvino.frontend.pytorch import (  # noqa: PLC0415 - after `openvino_api`
         ConversionExtension,
         ModuleExtension,
@@ -119,7 +119,7 @@ def _normalisation() -> list[Any]:
         ModuleExtension(
             LocalResponseNorm,
             _NORM,
-            evaluate=lambda _, x: x,  # of what is traced only the shape counts
+            evaluate=lambda _, x: x,  # only its shape is traced
             convert=lambda _, replaced, x: replaced(x),
         ),
         ConversionExtension(_NORM, operation),
@@ -127,19 +127,19 @@ def _normalisation() -> list[Any]:
 
 
 def _simplify_pools(graph: Any) -> None:
-    """Give max pools one result: the places of the maxima, which nothing uses, cost a copy."""
+    """Remove the unused second output of max pools, the indices: it costs a copy."""
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "MaxPool" or any(node.get_attributes()["pads_begin"]):
             continue
-        given = node.get_attributes()
+        attributes = node.get_attributes()
         # Without padding, rounding up is the same in both versions of the operation.
-        rounding = "floor" if given["rounding_type"] == "floor" else "ceil"
+        rounding = "floor" if attributes["rounding_type"] == "floor" else "ceil"
         pool = opset1.max_pool(
             node.input_value(0),
-            given["strides"],
-            given["pads_begin"],
-            given["pads_end"],
-            given["kernel"],
+            attributes["strides"],
+            attributes["pads_begin"],
+            attributes["pads_end"],
+            attributes["kernel"],
             rounding,
         )
         for user in node.output(0).get_target_inputs():
@@ -148,23 +148,23 @@ def _simplify_pools(graph: Any) -> None:
 
 def _check(model: Model, graph: Any, sides: Sequence[int]) -> None:
     """Raise `NotConverted` unless the graph computes what the network does."""
-    exact = model.network()
-    floats = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core().compile_model(graph, "CPU", floats)
+    reference = model.network()
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core().compile_model(graph, "CPU", config)
     for x in _probes(model, sides):
         with torch.inference_mode():
-            wanted = exact(x).softmax(1)
+            expected = reference(x).softmax(1)
         try:
-            got = torch.from_numpy(compiled(x.numpy())[0]).softmax(1)
+            actual = torch.from_numpy(compiled(x.numpy())[0]).softmax(1)
         except RuntimeError as error:
-            raise NotConverted(_sentence(model, _last_line(error))) from error
-        apart = float((got - wanted).abs().max())
-        if not apart <= _NEAR:
-            raise NotConverted(_sentence(model, f"{apart:.2g} from PyTorch's probabilities"))
+            raise NotConverted(_sentence(model, error_line(error))) from error
+        difference = float((actual - expected).abs().max())
+        if not difference <= _TOLERANCE:
+            raise NotConverted(_sentence(model, f"{difference:.2g} from PyTorch's probabilities"))
 
 
 def _probes(model: Model, sides: Sequence[int]) -> list[torch.Tensor]:
-    """Make smooth random images as the network takes them: (N, 3, side, side) float32."""
+    """Make smooth random inputs for the network: (N, 3, side, side) float32."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor(model.manifest.preprocessing.scale)[:, None, None]
     probes = []
@@ -178,12 +178,3 @@ def _probes(model: Model, sides: Sequence[int]) -> list[torch.Tensor]:
 
 def _sentence(model: Model, why: str) -> str:
     return f"{model.manifest.architecture} cannot be converted for OpenVINO: {why}"
-
-
-def _last_line(error: Exception) -> str:
-    """Give what an error of OpenVINO says, without its sources' places and its advice."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and "please" not in line.lower()]
-    if "Exception:" in said[:-1]:  # what tracing raised; after it come graphs
-        return said[said.index("Exception:") + 1]
-    return said[-1] if said else type(error).__name__

@@ -1,9 +1,8 @@
-"""The engine: models from the store on their devices, warmed, timed and ready for batches."""
+"""The engine: models on their devices, warmed up, measured and ready to run batches."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import util
 
 from service.engine import gpu_info, openvino_engine, prepared_image
 from service.engine.executor import DeviceExecutor, Model, Placed
@@ -11,7 +10,7 @@ from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, NotConverted
 from service.imaging import image_decoder
 from service.imaging.image_decoder import Bounds, ImageInput
-from service.models import store
+from service.models import pytorch, store
 from service.models.ensemble import Ensemble, Member
 from service.models.manifest import Preprocessing
 from service.models.store import Store
@@ -22,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An ensemble, and what decodes images and runs batches for it in the caller's threads."""
+    """An ensemble with its executors; decodes and computes in the calling threads."""
 
     ensemble: Ensemble
     executors: tuple[DeviceExecutor, ...]
     preprocessing: Preprocessing
-    """What a tensor has been through that comes instead of an image: the first member's."""
+    """The first member's, which tensors sent instead of images have been through."""
 
     def prepare(
         self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> list[PreparedImage]:
-        """Decode an image for the views so named; gives what each member takes.
+        """Decode an image for a view plan; one prepared image per member.
 
         Raises what `service.imaging.image_decoder.decode` does, or `InvalidParameter` for a tensor
-        that is to have other views than the one that it is.
+        with a plan of several views.
         """
         plans = self.ensemble.plans(views)
         if image_decoder.is_view(image):
@@ -44,10 +43,10 @@ class Engine:
 
 
 def load(settings: Settings) -> Engine:
-    """Read the models from the store and put them on the device: blocking, seconds long.
+    """Load the models onto the device: blocking, takes seconds.
 
-    Raises `ModelError` for a model that is not there, when the models' labels differ, or for a
-    device or number format that is not there.
+    Raises `ModelError` for an unknown model, device or number format, or if the models' labels
+    differ.
     """
     placed = _place(store.locate(settings.model_store), settings)
     _check_labels(placed.models)
@@ -64,40 +63,34 @@ def load(settings: Settings) -> Engine:
 
 
 def _place(where: Store, settings: Settings) -> Placed:
-    if _by_torch(settings.device):
+    if _is_torch(settings.device):
         return _torch(where, settings)
     try:
         return openvino_engine.load(where, settings)
     except NotConverted as error:
-        if settings.precision == "int8" or not _has_torch():
+        if settings.precision == "int8" or not pytorch.is_installed():
             raise
-        logger.warning("%s; PyTorch computes it", error)
+        logger.warning("%s; running it with PyTorch", error)
         return _torch(where, settings.model_copy(update={"device": "torch-cpu"}))
 
 
 def _torch(where: Store, settings: Settings) -> Placed:
-    if not _has_torch():
-        raise ModelError(
-            f"device {settings.device!r} needs PyTorch: pip install 'googlenet-service[torch]'"
-        )
-    from service.engine import torch_engine  # noqa: PLC0415 - imported only where it computes
+    if not pytorch.is_installed():
+        raise ModelError(f"device {settings.device!r} needs PyTorch: {pytorch.INSTALL}")
+    from service.engine import torch_engine  # noqa: PLC0415 - slow and optional
 
     return torch_engine.load(where, settings)
 
 
-def _by_torch(device: str) -> bool:
-    """Tell whether PyTorch computes on a device: on GPUs; `auto` means those that it can use."""
+def _is_torch(device: str) -> bool:
+    """Whether PyTorch runs a device: GPUs; for `auto`, if it can use any."""
     if device != "auto":
         return device != "cpu"
-    if not (gpu_info.count() and _has_torch()):
+    if not (gpu_info.count() and pytorch.is_installed()):
         return False
-    from service.engine import torch_engine  # noqa: PLC0415 - as above
+    from service.engine import torch_engine  # noqa: PLC0415 - the same
 
     return torch_engine.gpus() > 0
-
-
-def _has_torch() -> bool:
-    return util.find_spec("torch") is not None
 
 
 def _check_labels(models: Sequence[Model]) -> None:
@@ -110,15 +103,15 @@ def _check_labels(models: Sequence[Model]) -> None:
 
 
 def _member(model: Model) -> Member:
-    described = model.manifest
+    manifest = model.manifest
     return Member(
         model.name,
-        described.version,
-        described.architecture,
+        manifest.version,
+        manifest.architecture,
         model.sha256,
-        described.preprocessing.resized,
-        described.preprocessing.mirror,
-        described.notice,
+        manifest.preprocessing.resized,
+        manifest.preprocessing.mirror,
+        manifest.notice,
         explains=model.explains,
         sides=model.sides,
     )

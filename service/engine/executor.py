@@ -1,4 +1,4 @@
-"""What runs batches: an executor of a device, blocking, and what it needs to know of a model."""
+"""The interface of executors, which run batches on a device, and of their models."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from service.scheduling.types import Batch
 
 
 class Model(Protocol):
-    """A model read from the store, in whatever form."""
+    """A model read from the store."""
 
     @property
     def name(self) -> str:
@@ -26,30 +26,30 @@ class Model(Protocol):
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Its classes."""
+        """Its labels, one per class."""
         ...
 
     @property
     def sha256(self) -> str:
-        """Of its weights."""
+        """SHA-256 of its weights."""
         ...
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Pixels of the views that its network takes."""
+        """Supported view sizes in pixels."""
         ...
 
     @property
     def explains(self) -> bool:
-        """Has its network class activation maps."""
+        """Whether it has class activation maps."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceExecutor:
-    """A way to run batches on a device, for one caller at a time.
+    """Runs batches on a device: blocking, one batch at a time.
 
-    See `service.scheduling.types.Executor` and `service.models.ensemble.Result`. Raises
+    See `service.scheduling.types.Executor` and `service.models.ensemble.Result`. `run` raises
     `OutOfMemory`.
     """
 
@@ -66,4 +66,4 @@ class Placed:
     costs: CostModel
     device: str
     precision: str
-    warmup_seconds: float  # to warm up and time batches
+    warmup_seconds: float  # of warming up and measuring

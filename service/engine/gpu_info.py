@@ -1,12 +1,12 @@
-"""The GPUs of this machine, by NVIDIA's own library."""
+"""The GPUs of this machine, by NVML."""
 
 from contextlib import suppress
 
-import pynvml  # type: ignore[import-untyped]  # it has no stubs
+import pynvml  # type: ignore[import-untyped]  # no stubs
 
 
 def count() -> int:
-    """Count the GPUs that the driver tells of; 0 where there is none."""
+    """Count the GPUs; 0 without a driver."""
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())  # pragma: no cover - needs a GPU

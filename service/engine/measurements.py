@@ -1,6 +1,6 @@
-"""What was measured at an earlier start, kept in the user's cache: a restart measures nothing.
+"""A cache of batch costs measured at earlier starts, so that a restart measures nothing.
 
-Kept for the CPU, libraries, models and settings that it was measured with, and dropped with them.
+An entry is valid for the CPU, libraries, models and settings that it was measured with.
 """
 
 import hashlib
@@ -32,35 +32,36 @@ class _Curve(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    identity: dict[str, str]  # as text: what a person looks at
+    identity: dict[str, str]  # in plain text, for debugging
     precision: str
     curves: list[_Curve]
 
 
 class Measurements:
-    """The file for one identity: whatever the figures depend on, by name."""
+    """The cache file of one identity: all that the costs depend on, by name."""
 
     def __init__(self, identity: Mapping[str, object]) -> None:
-        whole = {**identity, "cpu": cpu_info.model_name(), "isa": os.environ.get(_ISA, "")}
-        self._identity = {name: str(value) for name, value in whole.items()}
+        full = {**identity, "cpu": cpu_info.model_name(), "isa": os.environ.get(_ISA, "")}
+        self._identity = {name: str(value) for name, value in full.items()}
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
         self._path = _folder() / f"{digest[:32]}.json"
 
     def read(self, keys: Sequence[Key]) -> tuple[str, dict[Key, LinearCost]] | None:
-        """Give the number format that was chosen, and the costs of these keys, if known."""
+        """Return the chosen number format and the costs of these keys, if cached."""
         try:
-            found = _File.model_validate_json(self._path.read_bytes())
+            cached = _File.model_validate_json(self._path.read_bytes())
         except (OSError, ValidationError):
-            return None  # never measured, or damaged: measured anew
+            return None  # missing or damaged
         curves = {
-            Key(*one.key): LinearCost(one.fixed, one.each, one.largest) for one in found.curves
+            Key(*curve.key): LinearCost(curve.fixed, curve.each, curve.largest)
+            for curve in cached.curves
         }
-        if found.identity != self._identity or {*curves} != {*keys}:
+        if cached.identity != self._identity or {*curves} != {*keys}:
             return None
-        return found.precision, curves
+        return cached.precision, curves
 
     def write(self, precision: str, curves: Mapping[Key, LinearCost]) -> None:
-        """Keep them, if a file can be written there."""
+        """Write the cache file, if the folder is writable."""
         content = _File(
             identity=self._identity,
             precision=precision,
@@ -75,13 +76,13 @@ class Measurements:
             ],
         )
         fresh = self._path.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):  # the next start measures again, which takes a second
+        with suppress(OSError):  # then the next start measures again
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_text(content.model_dump_json(indent=1), "utf-8")
             fresh.replace(self._path)
 
 
-_ISA = "ONEDNN_MAX_CPU_ISA"  # hides instructions from the library
+_ISA = "ONEDNN_MAX_CPU_ISA"  # environment variable that limits the instructions used
 
 
 def _folder() -> Path:

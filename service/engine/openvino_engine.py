@@ -1,10 +1,10 @@
-"""Models on the CPU: read as OpenVINO takes them, compiled, compared with float32 and measured."""
+"""Loading of models on the CPU: read, compiled by OpenVINO, and measured."""
 
 import logging
 import subprocess
 import time
 from collections.abc import Sequence
-from importlib import metadata, util
+from importlib import metadata
 
 from safetensors import numpy as safetensors
 
@@ -16,7 +16,7 @@ from service.engine.measurements import Measurements
 from service.engine.openvino_executor import Compiled, Model
 from service.engine.precision import agree, probe
 from service.errors import ModelError, NotConverted
-from service.models import converted_model
+from service.models import converted_model, pytorch
 from service.models.converted_model import Converted
 from service.models.store import INT8, Store
 from service.scheduling.cost_model import CostModel
@@ -24,13 +24,13 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_MOST_ROWS = 16  # in a batch: more are no quicker by the row
+_MAX_ROWS = 16  # of a batch: larger ones have no higher throughput
 
 
 def read(store: Store, name: str, number_format: str) -> Model:
-    """Read a model from the store; one that was not converted yet is converted first.
+    """Read a model from the store, converting it first if necessary.
 
-    Raises `MissingWeights` or `BadWeights`, or `NotConverted` with the reason.
+    Raises `MissingWeights`, `BadWeights` or `NotConverted`.
     """
     content, digest = store.read(name)
     floats = _read_floats(store, name, digest)
@@ -41,17 +41,16 @@ def read(store: Store, name: str, number_format: str) -> Model:
         tensors = safetensors.load(content)
         weight, bias = (tensors[f"{network.last}.{part}"].copy() for part in ("weight", "bias"))
         classifier = Classifier(weight, bias, network.window)
-    described = store.manifest(name)
-    return Model(name, described, store.labels(name), digest, floats, served, classifier)
+    return Model(name, store.manifest(name), store.labels(name), digest, floats, served, classifier)
 
 
 def _read_floats(store: Store, name: str, digest: str) -> Converted:
     try:
         return converted_model.read(store, name, digest)
     except NotConverted as error:
-        if util.find_spec("torch") is None:
+        if not pytorch.is_installed():
             raise NotConverted(
-                f"{error}; converting it needs PyTorch: pip install 'googlenet-service[torch]'"
+                f"{error}; converting it needs PyTorch: {pytorch.INSTALL}"
             ) from error
         logger.info("converting %s: %s", name, error)
         _convert(store, name)
@@ -59,16 +58,16 @@ def _read_floats(store: Store, name: str, digest: str) -> Converted:
 
 
 def _convert(store: Store, name: str) -> None:
-    """Convert a model in a process of its own: PyTorch is large, and nothing here needs it."""
+    """Convert a model in a subprocess, to keep PyTorch out of this one's memory."""
     command = python_process.command(
         "service", "models", "convert", name, f"--model-store={store.root}"
     )
-    done = subprocess.run(  # noqa: S603 - ourselves
+    result = subprocess.run(  # noqa: S603 - ourselves
         command, env=python_process.environment(), check=False, capture_output=True, text=True
     )
-    if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2]
-        raise NotConverted(said or f"converting {name!r} ended with status {done.returncode}")
+    if result.returncode:
+        message = result.stderr.strip().rpartition("\n")[2]
+        raise NotConverted(message or f"converting {name!r} failed with status {result.returncode}")
 
 
 def _read_int8(store: Store, name: str, digest: str) -> Converted:
@@ -82,10 +81,10 @@ def _read_int8(store: Store, name: str, digest: str) -> Converted:
 
 
 def load(where: Store, settings: Settings) -> Placed:
-    """Read models from the store and compile them, warmed and timed.
+    """Read models from the store, compile, warm up and measure them.
 
-    What an earlier start has measured is taken over. Raises what `read` raises, or `ModelError`
-    for a number format that the CPU does not compute in.
+    Cached measurements are reused. Raises what `read` raises, or `ModelError` for a number format
+    that the CPU does not support.
     """
     models = [read(where, name, settings.precision) for name in settings.models]
     threads = settings.cpu_threads or cpu_info.available()
@@ -93,9 +92,9 @@ def load(where: Store, settings: Settings) -> Placed:
 
 
 def place(models: Sequence[Model], settings: Settings, threads: int) -> Placed:
-    """Compile models for so many threads."""
-    largest = settings.max_batch or _MOST_ROWS
-    wanted = profiling.keys(models)
+    """Compile, warm up and measure models, on `threads` threads."""
+    largest = settings.max_batch or _MAX_ROWS
+    keys = profiling.keys(models)
     measurements = Measurements(
         {
             "openvino": metadata.version("openvino"),
@@ -105,36 +104,36 @@ def place(models: Sequence[Model], settings: Settings, threads: int) -> Placed:
             "largest": largest,
         }
     )
-    known = measurements.read(wanted)
+    cached = measurements.read(keys)
     precision, compiled = (
-        (known[0], _compiled(models, known[0], threads))
-        if known
+        (cached[0], _compiled(models, cached[0], threads))
+        if cached
         else _choose(models, settings.precision, threads)
     )
     executor = openvino_executor.executor(compiled)
     started = time.perf_counter()
-    if known:
-        lines = known[1]
-        for key in wanted:
+    if cached:
+        lines = cached[1]
+        for key in keys:
             profiling.warm_up(executor, key, lines[key])
     else:
-        lines = {key: profiling.measure_line(executor, key, largest) for key in wanted}
+        lines = {key: profiling.measure_line(executor, key, largest) for key in keys}
         measurements.write(precision, lines)
-    took = time.perf_counter() - started
-    return Placed(models, (executor,), CostModel(lines), "cpu", precision, took)
+    seconds = time.perf_counter() - started
+    return Placed(models, (executor,), CostModel(lines), "cpu", precision, seconds)
 
 
-def _choose(models: Sequence[Model], wanted: str, threads: int) -> tuple[str, list[Compiled]]:
-    """Compile in the wanted number format: for `auto` in bfloat16 where it agrees with float32."""
-    if wanted == "float16":
+def _choose(models: Sequence[Model], precision: str, threads: int) -> tuple[str, list[Compiled]]:
+    """Compile in a number format; `auto` is bfloat16 if it agrees with float32."""
+    if precision == "float16":
         raise ModelError("float16 is for GPUs; on a CPU use bfloat16, float32 or int8")
-    if wanted != "auto":
-        return wanted, _compiled(models, wanted, threads)
+    if precision != "auto":
+        return precision, _compiled(models, precision, threads)
     exact = _compiled(models, "float32", threads)
     if openvino_executor.has_bfloat16():
         try:
             halves = _compiled(models, "bfloat16", threads)
-        except ModelError as error:  # a CPU may be told to hide its instructions
+        except ModelError as error:  # instructions may be hidden by configuration
             logger.info("%s", error)
         else:
             if _agree(exact, halves):
@@ -144,10 +143,10 @@ def _choose(models: Sequence[Model], wanted: str, threads: int) -> tuple[str, li
 
 def _agree(exact: Sequence[Compiled], halves: Sequence[Compiled]) -> bool:
     images = probe()
-    wanted, found = (
-        [one.probabilities(images).copy() for one in models] for models in (exact, halves)
+    expected, actual = (
+        [model.probabilities(images).copy() for model in models] for models in (exact, halves)
     )
-    return agree(wanted, found, "bfloat16")
+    return agree(expected, actual, "bfloat16")
 
 
 def _compiled(models: Sequence[Model], number_format: str, threads: int) -> list[Compiled]:

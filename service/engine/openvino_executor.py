@@ -1,7 +1,7 @@
-"""OpenVINO on a CPU: models compiled for batches of any size, and one executor for all cores.
+"""The OpenVINO executor: models compiled for a CPU, run on all cores.
 
-Dynamic in rows and sides, one compiled model serves every view plan. One stream: batches that
-share the cores side by side were no quicker (`benchmarks/README.md`).
+Compiled models are dynamic in rows and sides, so one serves every view plan. One stream: batches
+that run concurrently on the cores were no faster (`benchmarks/README.md`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from service.engine import openvino_graph
 from service.engine.batch_assembly import Rows, assemble, sums
 from service.engine.class_activation import Classifier
 from service.engine.executor import DeviceExecutor
-from service.engine.openvino_api import core
+from service.engine.openvino_api import core, error_line
 from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, OutOfMemory
 from service.models.converted_model import Converted
@@ -27,29 +27,29 @@ from service.scheduling.types import Batch
 
 T = TypeVar("T")
 
-_NO_MEMORY = ("bad_alloc", "allocate memory")  # in the messages of errors that are nothing else
+_NO_MEMORY = ("bad_alloc", "allocate memory")  # in messages of RuntimeError
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model read from the store, as OpenVINO takes it."""
+    """A model read from the store, converted for OpenVINO."""
 
     name: str
     manifest: Manifest
     labels: tuple[Label, ...]
     sha256: str
     floats: Converted
-    served: Converted  # the same, or quantized
+    served: Converted  # `floats`, or its quantized form
     classifier: Classifier | None
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Pixels of the views that its network takes."""
+        """Supported view sizes in pixels."""
         return self.floats.description.network.sides
 
     @property
     def explains(self) -> bool:
-        """Has its network class activation maps."""
+        """Whether it has class activation maps."""
         return self.classifier is not None
 
 
@@ -57,19 +57,21 @@ class Compiled:
     """A model compiled for a CPU."""
 
     def __init__(self, model: Model, precision: str, threads: int) -> None:
-        """Compile it for a number format: float32, bfloat16 or int8.
+        """Compile a model for a number format: float32, bfloat16 or int8.
 
-        What of an int8 model is not in int8 is in bfloat16 where the CPU computes in that. Raises
-        `ModelError` if it refuses.
+        The float operations of an int8 model run in bfloat16 if the CPU supports it. Raises
+        `ModelError` if the CPU does not support the format.
         """
         compile_ = partial(_compile, threads=threads)
-        scaled, temperature = model.manifest.preprocessing, model.manifest.temperature(model.sha256)
+        preprocessing = model.manifest.preprocessing
+        temperature = model.manifest.temperature(model.sha256)
 
         def probabilities(hint: str) -> dict[np.dtype[Any], Any]:
-            # Tensors that come instead of images are float32, and rare: a graph of their own.
+            # Tensors sent instead of images are float32 and rare, so they have a separate graph.
             return {
                 np.dtype(kind): compile_(
-                    openvino_graph.probabilities(model.served, scaled, temperature, kind), hint
+                    openvino_graph.probabilities(model.served, preprocessing, temperature, kind),
+                    hint,
                 )
                 for kind in (np.uint8, np.float32)
             }
@@ -77,57 +79,57 @@ class Compiled:
         try:
             self._probabilities = _first(probabilities, _hints(precision))
             self._features = (
-                compile_(openvino_graph.features(model.floats, scaled), "f32")
+                compile_(openvino_graph.features(model.floats, preprocessing), "f32")
                 if model.classifier
                 else None
             )
         except RuntimeError as error:
             raise ModelError(
-                f"this CPU does not compute {model.name} in {precision}: {_last_line(error)}"
+                f"this CPU does not compute {model.name} in {precision}: {error_line(error)}"
             ) from error
         self._classifier = model.classifier
 
     def probabilities(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Give (N, classes); valid until the next call."""
+        """Compute (N, classes); valid until the next call."""
         request = self._probabilities[rows.dtype]
         return _infer(request, rows)[0]
 
     def run(self, batch: Batch[PreparedImage]) -> Sequence[Result]:
-        """Run a batch of the model's."""
+        """Run a batch."""
         rows = assemble(batch)
         if not batch.key.maps:
             return sums(self.probabilities(rows), batch.slices)
-        assert self._classifier is not None  # noqa: S101 - there are costs for its key; tells mypy
+        assert self._classifier is not None  # noqa: S101 - for mypy: only models with maps have such keys
         (part,) = batch.slices
         logits, features = _infer(self._features, rows)
         return [self._classifier.explain(features[0], logits[0], part)]
 
 
 def executor(models: Sequence[Compiled]) -> DeviceExecutor:
-    """Give the executor of an ensemble on the CPU."""
+    """Make the executor of an ensemble on the CPU."""
 
     def run(batch: Batch[PreparedImage]) -> Sequence[Result]:
-        with _memory():
+        with _out_of_memory():
             return models[batch.key.member].run(batch)
 
     return DeviceExecutor(run)
 
 
 def has_bfloat16() -> bool:
-    """Tell whether this CPU has instructions for bfloat16."""
+    """Whether this CPU has bfloat16 instructions."""
     capabilities: list[str] = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "BF16" in capabilities
 
 
 def _hints(precision: str) -> Sequence[str]:
-    """Give the formats to try, the best first: a CPU may be told to hide its instructions."""
+    """Return the precision hints to try in order: instructions may be hidden by configuration."""
     if precision == "int8" and has_bfloat16():
         return "bf16", "f32"
     return ("bf16",) if precision == "bfloat16" else ("f32",)
 
 
 def _first(compiled: Callable[[str], T], hints: Sequence[str]) -> T:
-    """Compile in the first format that the CPU does not refuse; raises what it does of the last."""
+    """Compile with the first hint that the CPU supports; raises the error of the last."""
     for hint in hints[:-1]:
         with suppress(RuntimeError):
             return compiled(hint)
@@ -135,7 +137,7 @@ def _first(compiled: Callable[[str], T], hints: Sequence[str]) -> T:
 
 
 def _compile(graph: Any, hint: str, threads: int) -> Any:
-    """Compile a graph for batches one after the other, each on so many threads."""
+    """Compile a graph for one batch at a time, on `threads` threads."""
     config = {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": threads,
@@ -150,16 +152,10 @@ def _infer(request: Any, rows: Rows) -> list[npt.NDArray[np.float32]]:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
+def _out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(one in str(error) for one in _NO_MEMORY):
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in _NO_MEMORY):
             raise
         raise OutOfMemory("there is no memory for this batch") from error
-
-
-def _last_line(error: Exception) -> str:
-    """Give what an error of OpenVINO says, without where in its sources it was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""OpenVINO's graph of a model, and what is put before and behind it to serve."""
+"""A model's OpenVINO graph, with preprocessing and softmax added to serve it."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +12,12 @@ from service.models.manifest import Preprocessing
 
 
 def read(model: Converted) -> Any:
-    """Read a model's graph; see `Converted` for what it takes and gives."""
+    """Read a model's graph; see `Converted` for its inputs and outputs."""
     return core().read_model(model.graph, model.constants)
 
 
 def serialized(graph: Any, description: Description) -> Converted:
-    """Put a graph into bytes, in float32 where it is in floats."""
+    """Serialize a graph; its floats stay float32."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "model.xml")
         openvino.save_model(graph, path, compress_to_fp16=False)
@@ -25,36 +25,36 @@ def serialized(graph: Any, description: Description) -> Converted:
 
 
 def logits_only(graph: Any) -> Any:
-    """Drop a graph's results but the first."""
+    """Remove all results of a graph but the first."""
     for result in graph.get_results()[1:]:
         graph.remove_result(result)
     return graph
 
 
 def probabilities(
-    model: Converted, scaled: Preprocessing, temperature: float, kind: type[np.generic]
+    model: Converted, preprocessing: Preprocessing, temperature: float, kind: type[np.generic]
 ) -> Any:
-    """Make the graph from RGB pixels, (N, side, side, 3) of a kind, to (N, classes) float32."""
-    graph = _preprocessed(read(model), scaled, kind)
+    """Make the graph from RGB pixels of type `kind`, (N, side, side, 3), to (N, classes)."""
+    graph = _preprocessed(read(model), preprocessing, kind)
     logits = graph.output(0).get_node().input_value(0)
-    softened = opset13.divide(logits, np.float32(temperature))
-    return openvino.Model([opset13.softmax(softened, 1)], graph.get_parameters(), "probabilities")
+    scaled = opset13.divide(logits, np.float32(temperature))
+    return openvino.Model([opset13.softmax(scaled, 1)], graph.get_parameters(), "probabilities")
 
 
-def features(model: Converted, scaled: Preprocessing) -> Any:
-    """Make the graph from RGB pixels, (N, side, side, 3) uint8, to the logits and features."""
-    return _preprocessed(read(model), scaled, np.uint8)
+def features(model: Converted, preprocessing: Preprocessing) -> Any:
+    """Make the graph from RGB pixels, (N, side, side, 3) uint8, to logits and features."""
+    return _preprocessed(read(model), preprocessing, np.uint8)
 
 
-def _preprocessed(graph: Any, scaled: Preprocessing, kind: type[np.generic]) -> Any:
-    """Put the last steps of preprocessing before a graph."""
+def _preprocessed(graph: Any, preprocessing: Preprocessing, kind: type[np.generic]) -> Any:
+    """Add normalization, channel order and layout to a graph's input."""
     steps = preprocess.PrePostProcessor(graph)
     pixels = steps.input()
     pixels.tensor().set_element_type(openvino.Type(kind)).set_layout(openvino.Layout("NHWC"))
     pixels.tensor().set_color_format(preprocess.ColorFormat.RGB)
     pixels.model().set_layout(openvino.Layout("NCHW"))
     floats = pixels.preprocess().convert_element_type(openvino.Type.f32)
-    if scaled.channels == "BGR":
+    if preprocessing.channels == "BGR":
         floats.convert_color(preprocess.ColorFormat.BGR)
-    floats.mean([*scaled.mean]).scale([1 / scale for scale in scaled.scale])
+    floats.mean([*preprocessing.mean]).scale([1 / scale for scale in preprocessing.scale])
     return steps.build()

@@ -1,4 +1,4 @@
-"""What batches cost on the executors, by running some, and warming up with them."""
+"""Measurement of batch costs on the executors, which also warms them up."""
 
 import logging
 import time
@@ -18,61 +18,61 @@ from service.scheduling.types import Batch, Slice
 
 logger = logging.getLogger(__name__)
 
-_LONG = 0.1  # seconds; what else a machine does is little beside it
+_LONG = 0.1  # seconds; other load is small relative to such a run
 
 
 def keys(models: Sequence[Model]) -> list[Key]:
-    """List what the batches of an ensemble may be of."""
-    found = [Key(member, side) for member, model in enumerate(models) for side in model.sides]
-    maps = [key._replace(maps=True) for key in found if models[key.member].explains]
-    return found + maps
+    """List the batch keys of an ensemble."""
+    plain = [Key(member, side) for member, model in enumerate(models) for side in model.sides]
+    maps = [key._replace(maps=True) for key in plain if models[key.member].explains]
+    return plain + maps
 
 
 def measure_line(executor: DeviceExecutor, key: Key, largest: int) -> LinearCost:
-    """Time some batch sizes of a key, of up to so many rows, and fit a line through them.
+    """Measure some batch sizes of a key, up to `largest` rows, and fit a line.
 
-    Maps are made one at a time.
+    Maps are computed one at a time.
     """
     if key.maps:
         return LinearCost.fit({1: _seconds([executor], key, 1)}, 1)
-    sizes = _shown(key, largest)
+    sizes = _sampled(key, largest)
     measured = dict(_timed([executor], key, sizes))
     return LinearCost.fit(measured, largest if len(measured) == len(sizes) else max(measured))
 
 
-def _shown(key: Key, largest: int) -> Sequence[int]:
-    """Choose the batch sizes to time; for the larger views, which few ask for, fewer."""
+def _sampled(key: Key, largest: int) -> Sequence[int]:
+    """Choose the batch sizes to measure; fewer for the larger views, which are rare."""
     sizes = LinearCost(0.0, 0.0, largest).sizes
     return sizes if key.side == CROP else sizes[:2]
 
 
 def measure_buckets(executors: Sequence[DeviceExecutor], key: Key, sizes: Sequence[int]) -> Buckets:
-    """Time every size of a key with all devices at work, as it is under load."""
+    """Measure every batch size of a key with all devices busy, as under load."""
     return Buckets(dict(_timed(executors, key, [1] if key.maps else sizes)))
 
 
 def warm_up(executor: DeviceExecutor, key: Key, line: LinearCost) -> None:
     """Run the batches that are timed the first time, for what a library sets up with them."""
-    for size in _shown(key, line.largest):
+    for size in _sampled(key, line.largest):
         executor.run(blank(key, size))
 
 
 def _timed(
     executors: Sequence[DeviceExecutor], key: Key, sizes: Sequence[int]
 ) -> Iterator[tuple[int, float]]:
-    """Time sizes until there is no memory; raises `OutOfMemory` if there is none for the first."""
+    """Measure sizes until memory runs out; raises `OutOfMemory` if it does for the first."""
     for size in sizes:
         try:
             yield size, _seconds(executors, key, size)
         except OutOfMemory:
             if size == sizes[0]:
                 raise
-            logger.warning("no memory for %d views of %d pixels at once", size, key.side)
+            logger.warning("out of memory for a batch of %d views of %d pixels", size, key.side)
             return
 
 
 def _seconds(executors: Sequence[DeviceExecutor], key: Key, size: int) -> float:
-    """Time a batch on all devices at once, one executor of each at a time; the slowest counts."""
+    """Measure a batch on all devices at once, one executor of each; the slowest counts."""
     batch = blank(key, size)
     by_device = defaultdict(list)
     for executor in executors:
@@ -84,15 +84,14 @@ def _together(executors: Sequence[DeviceExecutor], batch: Batch[PreparedImage]) 
     if len(executors) == 1:
         return measure(partial(executors[0].run, batch))
     with ThreadPoolExecutor(len(executors)) as threads:
-        return measure(lambda: list(threads.map(lambda one: one.run(batch), executors)))
+        return measure(lambda: list(threads.map(lambda executor: executor.run(batch), executors)))
 
 
 def measure(run: Callable[[], object], *, repeats: int = 2) -> float:
-    """Warm up with one run, then give the seconds of the quickest of `repeats` more.
+    """Warm up with one run, then return the seconds of the fastest of `repeats` more.
 
-    The quickest, since a device takes the same time for the same work and everything else
-    that a run meets only adds; that is little to a run of `_LONG` seconds, and one is enough.
-    Costs are kept up to date while serving.
+    The fastest, since other load on the machine only adds time; that is little to a run of `_LONG`
+    seconds, so one is enough. Costs are updated while serving.
     """
     run()
     seconds: list[float] = []

@@ -1,7 +1,7 @@
-"""A model in int8, by NNCF: calibrated on images, and kept only if it agrees with float32.
+"""Quantization to int8 by NNCF, calibrated on images and compared with float32.
 
-What brings agreement: activations' ranges from minimum to maximum, quantized symmetrically, and
-response normalisation left in floating point, as OpenVINO's own operation is by itself.
+Needed to agree: activation ranges from minimum to maximum, quantized symmetrically, and response
+normalisation in floating point, which NNCF leaves OpenVINO's own operation in.
 """
 
 import logging
@@ -22,9 +22,9 @@ from service.models.converted_model import Converted
 from service.models.manifest import Preprocessing
 from service.models.store import INT8, Store
 
-ENOUGH = 0.97  # of the images must have the same first label as in float32
+ENOUGH = 0.97  # minimum share of images with the same first label as in float32
 
-_LEAST = 2  # images: one half to calibrate with, one to judge by
+_LEAST = 2  # images: half for calibration, half for comparison
 _ROWS = 16
 
 Pixels = npt.NDArray[np.uint8]  # (images, 224, 224, 3)
@@ -32,9 +32,9 @@ Pixels = npt.NDArray[np.uint8]  # (images, 224, 224, 3)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How near int8 is to float32, on images that it was not calibrated with.
+    """The agreement of int8 with float32, on images not used for calibration.
 
-    Each half of the images is judged by what was calibrated with the other.
+    Each half of the images is classified by a model calibrated on the other.
     """
 
     images: int
@@ -43,49 +43,49 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Tell whether it agrees well enough to be served."""
+        """Whether it agrees well enough to be served."""
         return self.same >= ENOUGH * self.images
 
 
 def crop(model: Model, files: Sequence[bytes], *, max_pixels: int) -> Pixels:
-    """Give the view `single` of each image.
+    """Cut the view `single` from each image.
 
-    Raises `UnreadableImage` or another error of the image that cannot be decoded, and
-    `ModelError` if there are fewer than two.
+    Raises the decoder's errors, such as `UnreadableImage`, and `ModelError` for fewer than two
+    images.
     """
     if len(files) < _LEAST:
         raise ModelError("calibration takes two images or more, of what the model will see")
     plan = crops.plan("single", model.manifest.preprocessing.resized)
     pixels = []
     for file in files:
-        upright = image_decoder.decode(file, max_pixels=max_pixels, enough=plan.enough)
+        upright = image_decoder.decode(file, max_pixels=max_pixels, min_side=plan.min_side)
         (canvas,) = crops.canvases(upright, plan)
         pixels.append(canvas)
     return np.stack(pixels)
 
 
 def attempt(model: Model, pixels: Pixels, threads: int) -> Trial:
-    """Compare int8 with float32; each half of the images is judged by the other."""
+    """Compare int8 with float32 by two-fold cross-validation."""
     exact = _probabilities(Compiled(model, "float32", threads), pixels)
-    got = np.empty_like(exact)
+    actual = np.empty_like(exact)
     for half in (0, 1):
         served = replace(model, served=quantize(model, pixels[1 - half :: 2]))
-        got[half::2] = _probabilities(Compiled(served, "int8", threads), pixels[half::2])
-    same = int((exact.argmax(1) == got.argmax(1)).sum())
-    return Trial(len(pixels), same, float(np.abs(exact - got).max()))
+        actual[half::2] = _probabilities(Compiled(served, "int8", threads), pixels[half::2])
+    same = int((exact.argmax(1) == actual.argmax(1)).sum())
+    return Trial(len(pixels), same, float(np.abs(exact - actual).max()))
 
 
 def publish(store: Store, model: Model, pixels: Pixels) -> None:
-    """Quantize a model by all the images and store it beside its weights."""
+    """Quantize a model, calibrated on all images, and store it beside its weights."""
     quantized = quantize(model, pixels)
     with store.locked(model.name):
         converted_model.publish(store, model.name, quantized, INT8)
 
 
 def quantize(model: Model, pixels: Pixels) -> Converted:
-    """Quantize a model's graph, which takes and gives floats as before."""
+    """Quantize a model's graph; its input and output stay float32."""
     try:
-        import nncf  # noqa: PLC0415 - an extra
+        import nncf  # noqa: PLC0415 - an optional dependency
         from nncf.quantization import advanced_parameters, range_estimator  # noqa: PLC0415
     except ImportError as error:
         raise WrongOption(
@@ -93,10 +93,12 @@ def quantize(model: Model, pixels: Pixels) -> Converted:
         ) from error
     ranges = range_estimator.RangeEstimatorParametersSet.MINMAX
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr):  # where it shows how far it is
+    with redirect_stdout(sys.stderr):  # its progress bar
         quantized = nncf.quantize(
             openvino_graph.logits_only(openvino_graph.read(model.floats)),
-            nncf.Dataset([one[None] for one in _scaled(pixels, model.manifest.preprocessing)]),
+            nncf.Dataset(
+                [image[None] for image in _normalized(pixels, model.manifest.preprocessing)]
+            ),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(pixels),
             advanced_parameters=advanced_parameters.AdvancedQuantizationParameters(
@@ -106,10 +108,12 @@ def quantize(model: Model, pixels: Pixels) -> Converted:
     return openvino_graph.serialized(quantized, model.floats.description)
 
 
-def _scaled(pixels: Pixels, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
-    """Give what the network takes: (images, 3, 224, 224)."""
+def _normalized(pixels: Pixels, preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Normalize pixels as the network takes them: (images, 3, 224, 224)."""
     channels = pixels[..., ::-1] if preprocessing.channels == "BGR" else pixels
-    mean, scale = (np.array(each, np.float32) for each in (preprocessing.mean, preprocessing.scale))
+    mean, scale = (
+        np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.scale)
+    )
     return np.ascontiguousarray(((channels - mean) * scale).transpose(0, 3, 1, 2))
 
 

@@ -1,4 +1,4 @@
-"""A device of PyTorch: which one, in what form a network runs on it, and how batches get there."""
+"""PyTorch devices: their choice, and how networks and batches are placed on them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 from service.engine import cuda_fusion
 from service.errors import ModelError, OutOfMemory
 
-CPU = "torch-cpu"  # as a choice of device: PyTorch's, where the usual one is OpenVINO's
+CPU = "torch-cpu"  # the device setting for PyTorch on the CPU; "cpu" means OpenVINO
 
 PRECISIONS: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -17,13 +17,13 @@ PRECISIONS: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-_CPU_NO_MEMORY = "can't allocate memory"  # all that tells a CPU's from other errors
+_CPU_NO_MEMORY = "can't allocate memory"  # in the message of a RuntimeError
 
 
 def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
-    """Give the devices for `auto` (every GPU, else the CPU), `cpu`, `cuda` (all) or `cuda:N`.
+    """Return the devices for `auto` (every GPU, else the CPU), `cpu`, `cuda` (all) or `cuda:N`.
 
-    `gpus` is how many there are. Raises `ModelError` for a device that is not there.
+    `gpus` is their number. Raises `ModelError` for a missing device.
     """
     if choice in {"cpu", CPU} or (choice == "auto" and not gpus):
         return (torch.device("cpu"),)
@@ -38,29 +38,29 @@ def devices(choice: str, gpus: int) -> tuple[torch.device, ...]:
 
 
 def name(precision: torch.dtype) -> str:
-    """Give what a number format is called, as in `PRECISIONS`."""
+    """Return a number format's name in `PRECISIONS`."""
     return str(precision).removeprefix("torch.")
 
 
 def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Take over a network and put it on a device, in the form that is quickest there."""
+    """Move a network to a device, in the fastest form there; changes it in place."""
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         network = cuda_fusion.fuse(network)
-        # Else "float32" convolutions have ten bits of its 23 (TF32).
+        # Otherwise float32 convolutions use TF32: 10 bits of mantissa instead of 23.
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's stub
-    placed: nn.Module = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
+    placed: nn.Module = network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
     return placed
 
 
 def sizes(device: torch.device, max_batch: int) -> tuple[int, ...]:
-    """Give the buckets: powers of two up to `max_batch` (0: 16 on a CPU, 64 on a GPU)."""
-    most = max_batch or (16 if device.type == "cpu" else 64)
-    powers = [2**power for power in range(most.bit_length())]
-    return tuple(sorted({*powers, most}))
+    """Return the batch sizes: powers of two up to `max_batch` (0: 16 on a CPU, 64 on a GPU)."""
+    largest = max_batch or (16 if device.type == "cpu" else 64)
+    powers = [2**power for power in range(largest.bit_length())]
+    return tuple(sorted({*powers, largest}))
 
 
 def forwards(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """Give a context to run forwards in: no gradients and, on a GPU, a stream of its own."""
+    """Return a context for forward passes: no gradients and, on a GPU, its own stream."""
     return torch.inference_mode if device.type == "cpu" else _on_stream(device)
 
 
@@ -79,11 +79,11 @@ def _on_stream(  # pragma: no cover - needs a GPU
 
 @contextmanager
 def memory() -> Iterator[None]:
-    """Raise `OutOfMemory` where torch has no memory for what is computed, on any device."""
+    """Translate PyTorch's out-of-memory errors, of any device, to `OutOfMemory`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()  # what is kept for larger batches may be enough for smaller ones
+        torch.cuda.empty_cache()  # may free enough for smaller batches
         raise OutOfMemory("the device has no memory for this batch") from error
     except RuntimeError as error:
         if _CPU_NO_MEMORY not in str(error):
@@ -92,7 +92,7 @@ def memory() -> Iterator[None]:
 
 
 def to_device(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Bring tensors to a device, joined; to a GPU as one pinned, asynchronous copy."""
+    """Concatenate tensors on a device; to a GPU as one pinned, asynchronous copy."""
     return torch.cat([*parts]) if device.type == "cpu" else _copied(parts, device)
 
 
@@ -107,16 +107,15 @@ def _copied(  # pragma: no cover - needs a GPU
 def recorded(
     module: Callable[[torch.Tensor], torch.Tensor], device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Give what does the same work as a module, and is quickest to start on a device."""
+    """Return the module, on a GPU as CUDA graphs, which are faster to launch."""
     return module if device.type == "cpu" else _Recorded(module)
 
 
 class _Recorded:  # pragma: no cover - needs a GPU
-    """A module's work as CUDA graphs: recorded once for each shape and type of its input.
+    """A module as CUDA graphs, recorded once for each input shape and type, then replayed.
 
-    Replayed from then on: starting a network's kernels one by one takes Python longer than a
-    small batch takes them. For one caller at a time: a result stands where the next one of its
-    shape and type will.
+    Launching a network's kernels one by one takes Python longer than a small batch takes them.
+    Not thread-safe: the next result of the same shape and type overwrites the last.
     """
 
     def __init__(self, module: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -125,26 +124,26 @@ class _Recorded:  # pragma: no cover - needs a GPU
             tuple[torch.Size, torch.dtype],
             tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor],
         ] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # one at a time: they can share their memory
+        self._pool = torch.cuda.graph_pool_handle()  # shared, as one graph runs at a time
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         key = x.shape, x.dtype
         if key not in self._graphs:
             self._graphs[key] = self._record(x)
-        graph, given, result = self._graphs[key]
-        given.copy_(x)
+        graph, buffer, result = self._graphs[key]
+        buffer.copy_(x)
         graph.replay()
         return result
 
     def _record(self, x: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
-        given = x.clone()
-        self._module(given)  # what libraries set up the first time cannot be recorded
+        buffer = x.clone()
+        self._module(buffer)  # initialization by libraries cannot be recorded
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             graph,
             pool=self._pool,
             stream=torch.cuda.current_stream(),
-            capture_error_mode="thread_local",  # other threads are busy with other GPUs
+            capture_error_mode="thread_local",  # other threads use other GPUs
         ):
-            result = self._module(given)
-        return graph, given, result
+            result = self._module(buffer)
+        return graph, buffer, result

@@ -1,4 +1,4 @@
-"""Models on GPUs by PyTorch, or on the CPU, where it is the reference and what tests run."""
+"""Loading of models by PyTorch: on GPUs, or on the CPU as the reference for tests."""
 
 import time
 from collections.abc import Sequence
@@ -19,10 +19,9 @@ def gpus() -> int:
 
 
 def load(where: Store, settings: Settings) -> Placed:
-    """Read models from the store and put them on their devices, warmed and timed.
+    """Read models from the store, place, warm up and measure them.
 
-    Raises what `weights.load` raises, or `ModelError` for a device or a number format that is
-    not there.
+    Raises what `weights.load` raises, or `ModelError` for a missing device or number format.
     """
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
@@ -31,14 +30,14 @@ def load(where: Store, settings: Settings) -> Placed:
 
 
 def place(models: Sequence[Model], settings: Settings) -> Placed:
-    """Put models on their devices and time every batch size."""
+    """Place models on their devices and measure every batch size."""
     devices = torch_device.devices(settings.device, gpus())
     dtype = torch_executor.choose_precision(models, devices[0], settings.precision)
     executors = torch_executor.executors(models, devices, dtype)
     sizes = torch_device.sizes(devices[0], settings.max_batch)
-    wanted = profiling.keys(models)
+    keys = profiling.keys(models)
     started = time.perf_counter()
-    costs = CostModel({key: profiling.measure_buckets(executors, key, sizes) for key in wanted})
-    took = time.perf_counter() - started
+    costs = CostModel({key: profiling.measure_buckets(executors, key, sizes) for key in keys})
+    seconds = time.perf_counter() - started
     names = ",".join(str(device) for device in devices)
-    return Placed(models, executors, costs, names, torch_device.name(dtype), took)
+    return Placed(models, executors, costs, names, torch_device.name(dtype), seconds)

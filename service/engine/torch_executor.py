@@ -1,4 +1,4 @@
-"""PyTorch on GPUs, or on the CPU: the reference that OpenVINO is compared with."""
+"""The PyTorch executor: GPUs, or the CPU as the reference that OpenVINO is compared with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from service.engine import batch_assembly, torch_device
 from service.engine.executor import DeviceExecutor
-from service.engine.precision import Probabilities as Found
+from service.engine.precision import Probabilities as Probed
 from service.engine.precision import agree, probe
 from service.engine.prepared_image import PreparedImage
 from service.engine.torch_network import Features, Probabilities
@@ -18,12 +18,12 @@ from service.errors import ModelError
 from service.models.ensemble import Result
 from service.scheduling.types import Batch
 
-_LANES = 2  # of a GPU, so that one batch is copied while the other is computed
+_PER_GPU = 2  # executors, so that one batch is copied while the other is computed
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A model on a device: what computes its probabilities, and its maps if it has any."""
+    """A model on a device; `features` if it has class activation maps."""
 
     probabilities: Probabilities
     features: Features | None
@@ -37,13 +37,13 @@ class _Member:
 def executors(
     models: Sequence[Model], devices: Sequence[torch.device], dtype: torch.dtype
 ) -> tuple[DeviceExecutor, ...]:
-    """Make the executors of an ensemble: one for a CPU, two for each GPU."""
-    made = []
+    """Make the executors of an ensemble: one for a CPU, two per GPU."""
+    built = []
     for number, device in enumerate(devices):
         members = [_Member.of(model, device, dtype) for model in models]
-        count = 1 if device.type == "cpu" else _LANES
-        made += [_executor(members, device, number) for _ in range(count)]
-    return tuple(made)
+        count = 1 if device.type == "cpu" else _PER_GPU
+        built += [_executor(members, device, number) for _ in range(count)]
+    return tuple(built)
 
 
 def _executor(members: Sequence[_Member], device: torch.device, number: int) -> DeviceExecutor:
@@ -55,7 +55,7 @@ def _executor(members: Sequence[_Member], device: torch.device, number: int) -> 
             pixels = cut(batch, device)
             if batch.key.maps:
                 return [_explained(members[batch.key.member].features, pixels, batch)]
-            # The copy to the host waits for the device.
+            # The copy to the host synchronizes with the device.
             probabilities = networks[batch.key.member](pixels).cpu().numpy()
         return batch_assembly.sums(probabilities, batch.slices)
 
@@ -63,8 +63,8 @@ def _executor(members: Sequence[_Member], device: torch.device, number: int) -> 
 
 
 def _explained(features: Features | None, pixels: Tensor, batch: Batch[PreparedImage]) -> Result:
-    assert features is not None  # noqa: S101 - there are costs for its key; tells mypy
-    logits, maps = (found[0].cpu().numpy() for found in features(pixels))
+    assert features is not None  # noqa: S101 - for mypy: only models with maps have such keys
+    logits, maps = (output[0].cpu().numpy() for output in features(pixels))
     return features.classifier.explain(maps, logits, batch.slices[0])
 
 
@@ -76,13 +76,13 @@ def cut(batch: Batch[PreparedImage], device: torch.device) -> Tensor:
 
 
 def gathered(batch: Batch[PreparedImage], device: torch.device) -> Tensor:
-    """Look all views up at once, in canvases that came as one copy.
+    """Gather all views with one index operation, from canvases copied at once.
 
-    On a GPU a copy for each view takes longer to start than to run.
+    On a GPU one copy per view would take longer to launch than to run.
     """
     side, dtype = batch.key.side, _dtype(batch)
     canvases: list[Tensor] = []  # each (pixels, 3)
-    places: list[tuple[int, int, bool]] = []  # of each view: its first pixel, its canvas' width
+    views_at: list[tuple[int, int, bool]] = []  # each view's first pixel, canvas width, mirror
     pixels = 0
     for part in batch.slices:
         views = part.payload.plan.views[part.start : part.stop]
@@ -95,15 +95,15 @@ def gathered(batch: Batch[PreparedImage], device: torch.device) -> Tensor:
         for view in views:
             width = part.payload.canvases[view.canvas].shape[1]
             first = starts[view.canvas] + view.top * width + view.left
-            places.append((first, width, view.mirror))
-    everything = torch_device.to_device(canvases, device)  # (pixels, 3)
+            views_at.append((first, width, view.mirror))
+    flat = torch_device.to_device(canvases, device)  # (pixels, 3)
     first, width, mirrored = (
-        torch_device.to_device([torch.tensor(places)], device).T[..., None, None]
+        torch_device.to_device([torch.tensor(views_at)], device).T[..., None, None]
     )  # fmt: skip
     along = torch.arange(side, device=device)
     columns = torch.where(mirrored.bool(), side - 1 - along, along)  # (views, 1, side)
     rows = torch.zeros((batch.size, side, side, 3), dtype=dtype, device=device)
-    rows[: len(places)] = everything[first + along[:, None] * width + columns]
+    rows[: len(views_at)] = flat[first + along[:, None] * width + columns]
     return rows
 
 
@@ -112,15 +112,16 @@ def _dtype(batch: Batch[PreparedImage]) -> torch.dtype:
 
 
 def choose_precision(models: Sequence[Model], device: torch.device, precision: str) -> torch.dtype:
-    """Give the number format to compute in; for `auto` half of float32's on a GPU if it agrees.
+    """Choose the number format; `auto` is float16 on a GPU if it agrees with float32.
 
-    Raises `ModelError` for one that PyTorch, or the device, does not compute in.
+    Raises `ModelError` for a format that PyTorch or the device does not support.
     """
     if precision == "int8":
         raise ModelError("int8 is for a CPU, where OpenVINO computes: --device cpu")
     if precision != "auto":
         dtype = torch_device.PRECISIONS[precision]
-        _probabilities(models, device, dtype)
+        if dtype is not torch.float32:  # which every device supports
+            _probabilities(models, device, dtype)
         return dtype
     if device.type == "cpu":
         return torch.float32
@@ -132,7 +133,7 @@ def choose_precision(models: Sequence[Model], device: torch.device, precision: s
 
 def _probabilities(
     models: Sequence[Model], device: torch.device, dtype: torch.dtype
-) -> list[Found]:
+) -> list[Probed]:
     x = torch.from_numpy(probe()).to(device)
     try:
         with torch_device.memory(), torch_device.forwards(device)():

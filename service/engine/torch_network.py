@@ -1,4 +1,4 @@
-"""A model as PyTorch computes it: uint8 views to probabilities."""
+"""Networks with preprocessing and softmax: views to probabilities, in PyTorch."""
 
 from typing import cast
 
@@ -13,7 +13,7 @@ from service.models.manifest import Preprocessing
 
 
 class Normalise(nn.Module):
-    """The last step of preprocessing: RGB pixels, uint8 or float32, to what a network takes.
+    """Normalization of RGB pixels, uint8 or float32, as a network takes them.
 
     Takes (N, side, side, 3), gives (N, 3, side, side), channels-last in memory.
     """
@@ -35,10 +35,7 @@ class Normalise(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """A model on its device: takes (N, side, side, 3) RGB, uint8 or float32.
-
-    Gives (N, classes) float32.
-    """
+    """Computes (N, classes) float32 from (N, side, side, 3) RGB, uint8 or float32."""
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -52,18 +49,15 @@ class Probabilities(nn.Module):
 
 
 class Features(nn.Module):
-    """The same of a model that has class activation maps, in float32, for those.
-
-    Gives the logits, (N, classes), and the features that they come from, (N, C, h, w).
-    """
+    """Computes logits, (N, classes), and features, (N, C, h, w), in float32, for maps."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
         super().__init__()
         network = model.network()
         last = cast("nn.Linear", network.get_submodule(weights.architecture(model.manifest).last))
-        whole, found = ending.with_features(network)
+        whole, features = ending.with_features(network)
         self.classifier = Classifier(
-            last.weight.detach().numpy(), last.bias.detach().numpy(), found.window
+            last.weight.detach().numpy(), last.bias.detach().numpy(), features.window
         )
         self.network = torch_device.place(whole, device, torch.float32)
         self.normalise = Normalise(model.manifest.preprocessing, torch.float32).to(device)

@@ -1,4 +1,4 @@
-"""A model's weights: tensors that fit its architecture, out of the store and into it."""
+"""A model's weights: read from files and the store, checked against the architecture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from service.models.store import WEIGHTS, Store
 
 _CAFFE, _SAFE = ".caffemodel", ".safetensors"
 
-# What networks count or look up by themselves: training steps, which older files do not count,
-# and the tables of attention in windows.
-_OWN = ("num_batches_tracked", "relative_position_index")
+# Buffers that networks compute themselves: counters of training steps, which older files lack, and
+# the index tables of windowed attention.
+_BUFFERS = ("num_batches_tracked", "relative_position_index")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model read from the store, ready to be put on a device."""
+    """A model read from the store, on no device yet."""
 
     name: str
     manifest: Manifest
@@ -38,17 +38,17 @@ class Model:
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by."""
+        """The softmax temperature."""
         return self.manifest.temperature(self.sha256)
 
     @property
     def explains(self) -> bool:
-        """Has its network class activation maps."""
+        """Whether it has class activation maps."""
         return architecture(self.manifest).explains
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Pixels of the views that its network takes."""
+        """Supported view sizes in pixels."""
         return _sides(self.manifest.architecture)
 
     def network(self) -> torch.nn.Module:
@@ -60,58 +60,57 @@ class Model:
 
 
 def load(store: Store, name: str) -> Model:
-    """Read a model, checking its weights against the record and its architecture.
+    """Read a model; its weights are checked by checksum and against the architecture.
 
-    Raises `MissingWeights` with what to do about it, `BadWeights`, or `ModelError`.
+    Raises `MissingWeights` with instructions, `BadWeights`, or `ModelError`.
     """
-    described = store.manifest(name)
-    data, digest = store.read(name)  # read once: what is checked is what is served
-    state = _fitting(safetensor.parse(data, WEIGHTS), described, WEIGHTS)
-    return Model(name, described, store.labels(name), digest, state)
+    manifest = store.manifest(name)
+    data, digest = store.read(name)  # read once, so that the checked bytes are served
+    state = _fitting(safetensor.parse(data, WEIGHTS), manifest, WEIGHTS)
+    return Model(name, manifest, store.labels(name), digest, state)
 
 
 def install(
     store: Store, name: str, file: Path, *, source: str, say: Say = checkpoint.ignore
 ) -> str:
-    """Make a weights file the model's weights, and give their SHA-256.
+    """Import a weights file of Caffe, PyTorch or safetensors; return the SHA-256 of the weights.
 
-    Reads a file of Caffe's, PyTorch's or safetensors', checks it against the architecture, and
-    only then, in one step, makes it visible. Raises `BadWeights`. `say` is called with what had
-    to be undone of a checkpoint of training.
+    The file is checked against the architecture before it replaces the weights atomically. Raises
+    `BadWeights`. `say` is called with what was changed of a training checkpoint.
     """
-    described = store.manifest(name)
+    manifest = store.manifest(name)
     if not file.is_file():
         raise ModelError(f"there is no file {file}")
-    state = _fitting(_read(file, described, say), described, file.name)
+    state = _fitting(_read(file, manifest, say), manifest, file.name)
     with store.locked(name):
         return _publish(store, name, state, source)
 
 
 def save(store: Store, name: str, state: Mapping[str, Tensor], *, source: str) -> str:
-    """Make a network's state the model's weights, less what serves in training only.
+    """Store a network's state as the model's weights, without training-only tensors.
 
-    Gives their SHA-256. Raises `BadWeights`. Whoever calls has locked the model.
+    Returns their SHA-256. Raises `BadWeights`. Requires the store's lock on the model.
     """
     return _publish(store, name, _fitting(state, store.manifest(name), name), source)
 
 
 def fetch(store: Store, name: str, progress: Progress) -> str:
-    """Download a model's weights, unless they are there, and give their SHA-256.
+    """Download a model's weights unless they are there; return their SHA-256.
 
-    An earlier download that was cut short goes on where it ended; two processes that fetch
-    at once take turns. Raises `ModelError` with what to do where there is no network.
+    Resumes a partial download; locks against other processes. Raises `ModelError` with
+    instructions if there is no network.
     """
-    described = store.manifest(name)
-    if described.source is None:
-        if store.has(name):  # as the bundled model has been from the beginning
+    manifest = store.manifest(name)
+    if manifest.source is None:
+        if store.has(name):  # the bundled model
             return store.verify(name)
         raise ModelError(f"the manifest of {name!r} names no source; import its weights")
     with store.locked(name):
         if store.has(name):
             return store.verify(name)
-        part = store.download(name, described.source, progress)
-        state = _fitting(_read(part, described), described, part.name)
-        digest = _publish(store, name, state, str(described.source.url))
+        part = store.download(name, manifest.source, progress)
+        state = _fitting(_read(part, manifest), manifest, part.name)
+        digest = _publish(store, name, state, str(manifest.source.url))
         part.unlink()
         return digest
 
@@ -120,14 +119,14 @@ def _publish(store: Store, name: str, state: Mapping[str, Tensor], source: str) 
     return store.publish(name, lambda path: safetensor.write(dict(state), path, source=source))
 
 
-def build(described: Manifest, *, auxiliary: bool = False) -> torch.nn.Module:
-    """Make a model's network, freshly initialised; see `service.engine.networks.Build`."""
-    return architecture(described).build(described.classes, described.width, auxiliary=auxiliary)
+def build(manifest: Manifest, *, auxiliary: bool = False) -> torch.nn.Module:
+    """Build a model's network with initial weights; see `service.engine.networks.Build`."""
+    return architecture(manifest).build(manifest.classes, manifest.width, auxiliary=auxiliary)
 
 
-def architecture(described: Manifest) -> Architecture:
-    """Find a model's architecture; raises `ModelError` if there is none of that name."""
-    return networks.architecture(described.architecture)
+def architecture(manifest: Manifest) -> Architecture:
+    """Return a model's architecture; raises `ModelError` if it is unknown."""
+    return networks.architecture(manifest.architecture)
 
 
 @cache
@@ -135,16 +134,18 @@ def _sides(name: str) -> tuple[int, ...]:
     return tuple(filter(networks.architecture(name).takes, crops.SIDES))
 
 
-def _shapes(described: Manifest) -> dict[str, torch.Size]:
-    network = architecture(described).outline(described.classes, described.width)
+def _shapes(manifest: Manifest) -> dict[str, torch.Size]:
+    network = architecture(manifest).outline(manifest.classes, manifest.width)
     return {
-        name: value.shape for name, value in network.state_dict().items() if not name.endswith(_OWN)
+        name: value.shape
+        for name, value in network.state_dict().items()
+        if not name.endswith(_BUFFERS)
     }
 
 
-def _read(file: Path, described: Manifest, say: Say = checkpoint.ignore) -> Mapping[str, Tensor]:
+def _read(file: Path, manifest: Manifest, say: Say = checkpoint.ignore) -> Mapping[str, Tensor]:
     if file.suffix == _CAFFE:
-        return _from_caffe(caffemodel.read(file), described, file.name)
+        return _from_caffe(caffemodel.read(file), manifest, file.name)
     if file.suffix == _SAFE:
         tensors = safetensor.read(file)
     elif file.suffix in pickled.ENDINGS:
@@ -152,17 +153,17 @@ def _read(file: Path, described: Manifest, say: Say = checkpoint.ignore) -> Mapp
     else:
         known = ", ".join([_CAFFE, *pickled.ENDINGS, _SAFE])
         raise BadWeights(f"{file.name} has none of the endings {known}")
-    renamed = architecture(described).renamed
+    renamed = architecture(manifest).renamed
     plain = checkpoint.unprefixed(tensors, file.name, say)
     return {renamed(name): value for name, value in plain.items()}
 
 
 def _from_caffe(
-    blobs: Mapping[str, list[Tensor]], described: Manifest, file: str
+    blobs: Mapping[str, list[Tensor]], manifest: Manifest, file: str
 ) -> dict[str, Tensor]:
-    shapes = _shapes(described)
+    shapes = _shapes(manifest)
     state = {}
-    for layer, module in architecture(described).caffe_layers().items():
+    for layer, module in architecture(manifest).caffe_layers().items():
         for blob, part in zip(blobs.get(layer, []), ("weight", "bias"), strict=False):
             shape = shapes[f"{module}.{part}"]
             if blob.numel() != shape.numel():
@@ -171,12 +172,12 @@ def _from_caffe(
     return state
 
 
-def _fitting(content: Mapping[str, object], described: Manifest, file: str) -> dict[str, Tensor]:
-    """Keep what the architecture serves with; raise `BadWeights` unless all of it is there."""
-    shapes = _shapes(described)
-    auxiliary = architecture(described).auxiliary
+def _fitting(content: Mapping[str, object], manifest: Manifest, file: str) -> dict[str, Tensor]:
+    """Select the tensors of the architecture; raises `BadWeights` if one is missing or invalid."""
+    shapes = _shapes(manifest)
+    auxiliary = architecture(manifest).auxiliary
     for name in content:
-        if name not in shapes and not name.startswith(auxiliary) and not name.endswith(_OWN):
+        if name not in shapes and not name.startswith(auxiliary) and not name.endswith(_BUFFERS):
             raise BadWeights(f"{file} is of another architecture: it has {name!r}")
     state = {}
     for name, shape in shapes.items():

@@ -1,11 +1,11 @@
-"""Which crops of an image the network sees.
+"""Crop and scale an image to the network's input.
 
 A *canvas* is a square of uint8 pixels cut from the resized image; a *view* is what the
-network takes: a slice of a canvas, perhaps mirrored. Canvases are made beside the image, on
-the host; views are cut from them on the device, so that no pixel crosses twice.
+network takes: a slice of a canvas, perhaps mirrored. Canvases are made on the host; views are
+cut from them on the device, so that no pixel is transferred twice.
 
-Whatever the image's shape, a canvas has a fixed size: only the wanted square is resampled,
-never the whole image, so an image of 1x20000 costs what any other does.
+A canvas has a fixed size for images of any shape: only its square is resampled, never the whole
+image, so an image of 1x20000 costs as much as any other.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-CROP = 224  # pixels; what the paper's network takes
+CROP = 224  # pixels; the input size of the paper's network
 DENSE = 288  # pixels; the larger square of dense evaluation, a multiple of the net's stride of 32
-SIDES = (CROP, DENSE)  # of the views that any plan has
+SIDES = (CROP, DENSE)  # of the views of all plans
 PAPER_SCALES = (256, 288, 320, 352)  # short sides of the paper's section 7
 
-# Four corners and the centre: how far across and down.
+# Four corners and the centre: the position across and down.
 _FIVE = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
 
 Rule = Literal["warp", "short"]
@@ -37,7 +37,7 @@ _FILTERS: Mapping[Interpolation, Image.Resampling] = {
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A part of an image, in shares of its width and height from its left and top."""
+    """A box in an image, as fractions of its width and height from its left and top."""
 
     left: float
     top: float
@@ -47,7 +47,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """How an image becomes `side` pixels: warped to a square, or its short side scaled."""
+    """How an image is resized to `side` pixels: warped to a square, or by its short side."""
 
     rule: Rule
     side: int
@@ -56,9 +56,9 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A square of `side` pixels out of the resized image.
+    """A square of `side` pixels of the resized image.
 
-    `across` and `down` say where: 0 is left or top, 0.5 the centre, 1 right or bottom.
+    `across` and `down` are its position: 0 is left or top, 0.5 the centre, 1 right or bottom.
     """
 
     resize: Resize
@@ -67,11 +67,11 @@ class Canvas:
     down: float = 0.5
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Give the square's left, top, right and bottom in the pixels of the source image."""
-        wide, high = self._resized(width, height)
-        left = round((wide - self.side) * self.across)
-        top = round((high - self.side) * self.down)
-        x, y = width / wide, height / high
+        """Return the square's left, top, right and bottom in pixels of the source image."""
+        resized_width, resized_height = self._resized(width, height)
+        left = round((resized_width - self.side) * self.across)
+        top = round((resized_height - self.side) * self.down)
+        x, y = width / resized_width, height / resized_height  # scale
         return (
             left * x,
             top * y,
@@ -80,7 +80,7 @@ class Canvas:
         )
 
     def part(self, view: "View", size: tuple[int, int]) -> Box:
-        """Give what a view of this canvas shows of an image of this width and height."""
+        """Return the part of an image of this width and height that a view of this canvas shows."""
         left, top, right, bottom = self.box(*size)
         x, y = (right - left) / self.side, (bottom - top) / self.side
         return Box(
@@ -111,10 +111,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The canvases to make of an image and the views to cut from them, in order.
+    """A view plan: the canvases to make of an image and the views to cut from them, in order.
 
     A canvas listed in `shrunk` is another canvas (by number) resized to `CROP` pixels.
-    All views of a plan have one side, so that its rows can share a batch.
+    All views of a plan have the same side, so that its rows can share a batch.
     """
 
     canvases: tuple[Canvas, ...]
@@ -123,20 +123,20 @@ class Plan:
 
     @property
     def side(self) -> int:
-        """Pixels of every view's side."""
+        """The side of every view, in pixels."""
         return self.views[0].side
 
     @property
-    def enough(self) -> int:
-        """Pixels of an image's short side that are as good as more.
+    def min_side(self) -> int:
+        """The short side in pixels at which an image may be decoded without a visible change.
 
-        Twice what the resized image has: resampling then averages what is beyond it anyway
-        (Pillow's `reducing_gap` of 2.0, which its documentation calls close to exact).
+        It is twice the resized image's: resampling averages any more pixels anyway (Pillow's
+        `reducing_gap` of 2.0, which its documentation calls close to exact).
         """
         return 2 * max(canvas.resize.side for canvas in self.canvases)
 
     def part(self, view: View, size: tuple[int, int]) -> Box:
-        """Give what a view shows of an image of this width and height."""
+        """Return the part of an image of this width and height that a view shows."""
         if view.canvas < len(self.canvases):
             return self.canvases[view.canvas].part(view, size)
         canvas = self.canvases[self.shrunk[view.canvas - len(self.canvases)]]
@@ -144,16 +144,16 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the canvases of one image."""
+        """The bytes of one image's canvases."""
         return 3 * (sum(c.side**2 for c in self.canvases) + len(self.shrunk) * CROP**2)
 
 
 @cache
 def plan(name: str, resize: Resize, *, mirrors: bool = True) -> Plan:
-    """Make the plan called `name` for a model whose manifest says `resize`.
+    """Make the plan called `name` for a model with the manifest's `resize`.
 
-    Without `mirrors`, for classes that are told by left and right, half of the views are left
-    out of all plans but `single`.
+    Without `mirrors`, for classes that differ in left and right, all plans but `single` have half
+    of the views.
 
     - `single`: the centre 224 of the resized image.
     - `ten`: its four corners and centre, and their mirrors (AlexNet's test); by short side
@@ -161,8 +161,8 @@ def plan(name: str, resize: Resize, *, mirrors: bool = True) -> Plan:
     - `paper`: 144 views, section 7 of the paper; always by short side.
     - `dense`: the centre 288 square and its mirror (VGG's test); always by short side.
     """
-    made = _PLANS[name](resize)
-    return made if mirrors else replace(made, views=tuple(v for v in made.views if not v.mirror))
+    full = _PLANS[name](resize)
+    return full if mirrors else replace(full, views=tuple(v for v in full.views if not v.mirror))
 
 
 def _single(resize: Resize) -> Plan:
@@ -199,8 +199,8 @@ NAMES = tuple(_PLANS)
 
 
 def _five(canvas: int, side: int) -> list[View]:
-    room = side - CROP
-    return [View(canvas, round(room * down), round(room * across)) for across, down in _FIVE]
+    margin = side - CROP
+    return [View(canvas, round(margin * down), round(margin * across)) for across, down in _FIVE]
 
 
 def _with_mirrors(views: list[View]) -> tuple[View, ...]:

@@ -1,4 +1,4 @@
-"""Which kind of file some bytes are, by how they begin."""
+"""Detect a file's format from its first bytes."""
 
 import re
 
@@ -24,7 +24,7 @@ _PAGE = "send a page of it as PNG or JPEG"
 _AS_BYTES = "send the bytes of the image themselves"
 _RAW = ("a camera's raw file", "export it as JPEG")
 
-_OTHERS = (  # what begins so, its name, and what to do with it
+_UNSUPPORTED = (  # signature, name, advice
     (b"\xff\x0a", "JPEG XL", _TO_JPEG),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", _TO_JPEG),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000", _TO_JPEG),
@@ -69,20 +69,20 @@ _UNKNOWN = ("", f"not a {ACCEPTED} image")
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _HEIF = {b"mif1", b"msf1", b"mif2", b"miaf"}
-_BRANDS = 16  # of a file, as many as are looked at
+_MAX_BRANDS = 16  # of a file that are read
 _ICON = re.compile(rb"\0\0[\1\2]\0[\1-\x40]\0")
 _NETPBM = re.compile(rb"P[1-7fF][\s#]")
 _MARKUP = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.{0,512}?)?(?:<!--.{0,512}?-->\s*)*<(?:!doctype\s+)?(svg|html)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_MARKED = 2048  # bytes, within which markup says what it is
+_MARKUP_BYTES = 2048  # that are searched for markup
 
 
 def sniff(data: bytes, *, heic: bool = False) -> str:
-    """Name Pillow's format of an image; raises `UnsupportedType` that names any other kind.
+    """Return Pillow's name for an image's format; `heic` accepts HEIC.
 
-    HEIC is one if `heic` says so.
+    Raises `UnsupportedType`, which names any other format.
     """
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
@@ -93,32 +93,32 @@ def sniff(data: bytes, *, heic: bool = False) -> str:
         return "AVIF"
     if heic and data[4:8] == b"ftyp" and not _brands(data).isdisjoint(_HEIC):
         return "HEIF"
-    name, advice = _other(data)
+    name, advice = _unsupported(data)
     raise UnsupportedType(f"this is {name}; {advice}" if name else advice)
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Read what a file of ISO's base media format says it is: its major brand and the others."""
-    end = min(int.from_bytes(data[:4], "big"), len(data), 16 + 4 * _BRANDS)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    """Read the brands of an ISO base media file: the major one and the compatible ones."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), 16 + 4 * _MAX_BRANDS)
+    return {data[8:12], *(data[offset : offset + 4] for offset in range(16, end, 4))}
 
 
-def _other(data: bytes) -> tuple[str, str]:
-    """Name a file that is no image that is accepted, and say what to do."""
-    found = [other[1:] for other in _OTHERS if data.startswith(other[0])]
+def _unsupported(data: bytes) -> tuple[str, str]:
+    """Return the name of an unsupported file's format, and the advice."""
+    matches = [entry[1:] for entry in _UNSUPPORTED if data.startswith(entry[0])]
     if data[4:8] == b"ftyp":
-        found.append(_media(_brands(data)))
+        matches.append(_media(_brands(data)))
     if data[:4] == b"RIFF":
-        found.append(_RIFF.get(data[8:12], _UNKNOWN))
+        matches.append(_RIFF.get(data[8:12], _UNKNOWN))
     if data[128:132] == b"DICM":
-        found.append(("DICOM", _TO_IMAGE))
+        matches.append(("DICOM", _TO_IMAGE))
     if _ICON.match(data):
-        found.append(("ICO (an icon)", _TO_IMAGE))
+        matches.append(("ICO (an icon)", _TO_IMAGE))
     if _NETPBM.match(data):
-        found.append(("Netpbm (PPM, PGM or PBM)", _TO_IMAGE))
-    if markup := _MARKUP.match(data[:_MARKED]):
-        found.append(_MARKUPS[markup[1].lower()])
-    return found[0] if found else _UNKNOWN
+        matches.append(("Netpbm (PPM, PGM or PBM)", _TO_IMAGE))
+    if markup := _MARKUP.match(data[:_MARKUP_BYTES]):
+        matches.append(_MARKUPS[markup[1].lower()])
+    return matches[0] if matches else _UNKNOWN
 
 
 def _media(brands: set[bytes]) -> tuple[str, str]:

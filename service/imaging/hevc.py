@@ -1,41 +1,41 @@
-"""How large the images of an HEVC stream are, and how many, before any is decoded."""
+"""Read the sizes and the number of the images in an HEVC stream, without decoding."""
 
 from collections.abc import Iterator
 
-from service.imaging.bit_reader import Bits
+from service.imaging.bit_reader import BitReader
 
-_SEQUENCE = 33  # the type of a unit that says how large images are
-_SLICES = range(22)  # types of units that hold a part of an image
+_SEQUENCE = 33  # the NAL unit type of a sequence parameter set, which has the image size
+_SLICES = range(22)  # NAL unit types of image slices
 _PROFILE = 88  # bits
-_LENGTH = 4  # bytes that say how long a unit is
-_MOST_UNITS = 65_536
-_MOST_HEAD = 512  # bytes of a unit that are looked at
+_LENGTH = 4  # bytes of a unit's length field
+_MAX_UNITS = 65_536
+_HEAD = 512  # bytes of a unit that are read
 
 
-def configured(content: bytes) -> Iterator[tuple[int, int]]:
-    """Give the widths and heights in a decoder's configuration, the content of a box `hvcC`."""
-    at = 23
-    for _ in range(content[22] if len(content) > 22 else 0):  # noqa: PLR2004 - where the count is
-        count = int.from_bytes(content[at + 1 : at + 3], "big")
-        at += 3
+def configured_sizes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the widths and heights in a decoder configuration, the content of an `hvcC` box."""
+    offset = 23
+    for _ in range(content[22] if len(content) > 22 else 0):  # noqa: PLR2004 - the count's offset
+        count = int.from_bytes(content[offset + 1 : offset + 3], "big")
+        offset += 3
         for _unit in range(count):
-            size = int.from_bytes(content[at : at + 2], "big")
-            yield from _sizes(content[at + 2 : at + 2 + size])
-            at += 2 + size
+            size = int.from_bytes(content[offset : offset + 2], "big")
+            yield from _sizes(content[offset + 2 : offset + 2 + size])
+            offset += 2 + size
 
 
 def images(content: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Give the sizes that an item's stream says itself, and how many images it holds."""
+    """Return the sizes in an item's stream, and the number of images in it."""
     sizes: list[tuple[int, int]] = []
-    count = at = 0
-    for _ in range(_MOST_UNITS):
-        if at + _LENGTH >= len(content):
+    count = offset = 0
+    for _ in range(_MAX_UNITS):
+        if offset + _LENGTH >= len(content):
             return sizes, count
-        size = int.from_bytes(content[at : at + _LENGTH], "big")
-        unit = content[at + _LENGTH : at + _LENGTH + min(size, _MOST_HEAD)]
+        size = int.from_bytes(content[offset : offset + _LENGTH], "big")
+        unit = content[offset + _LENGTH : offset + _LENGTH + min(size, _HEAD)]
         sizes += _sizes(unit)
-        count += _kind(unit) in _SLICES and unit[2:3] >= b"\x80"  # the first of its image
-        at += _LENGTH + size
+        count += _kind(unit) in _SLICES and unit[2:3] >= b"\x80"  # the first slice of an image
+        offset += _LENGTH + size
     raise ValueError("too many units")
 
 
@@ -44,18 +44,18 @@ def _kind(unit: bytes) -> int:
 
 
 def _sizes(unit: bytes) -> list[tuple[int, int]]:
-    """Read the width and height of images, if this unit says them."""
+    """Return the image size in a unit, if it is a sequence parameter set."""
     if _kind(unit) != _SEQUENCE:
         return []
-    bits = Bits(unit[2:_MOST_HEAD].replace(b"\0\0\3", b"\0\0"))
+    bits = BitReader(unit[2:_HEAD].replace(b"\0\0\3", b"\0\0"))
     bits.read(4)
     layers = bits.read(3)
     bits.read(1 + _PROFILE + 8)
-    said = [(bits.read(), bits.read()) for _ in range(layers)]
+    flags = [(bits.read(), bits.read()) for _ in range(layers)]
     bits.read(2 * (8 - layers) if layers else 0)
-    for has_profile, has_level in said:
+    for has_profile, has_level in flags:
         bits.read(_PROFILE * has_profile + 8 * has_level)
     bits.read_number()
-    if bits.read_number() == 3:  # noqa: PLR2004 - colours that may be apart
+    if bits.read_number() == 3:  # noqa: PLR2004 - 4:4:4, with a flag for separate colour planes
         bits.read()
     return [(bits.read_number(), bits.read_number())]

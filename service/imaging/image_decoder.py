@@ -1,6 +1,6 @@
-"""Bytes to an upright RGB image.
+"""Decode bytes to an upright RGB image.
 
-Everything an image can do wrong it does here, alone, before it shares a batch with anyone.
+An invalid image fails here, before it is in a batch with others.
 """
 
 import math
@@ -13,28 +13,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
-from service.errors import TooLarge
 from service.imaging import file_kinds, jpeg, pillow_decoder, rgb, sanitizer
 from service.imaging.pillow_decoder import BROKEN
 from service.imaging.sanitized_file import Sanitized
 
-MEDIA_TYPES = (
-    *("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"),
-    "image/avif",
+MEDIA_TYPES = tuple(
+    f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
 )
 
 ImageInput = bytes | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-"""An image as it may come: encoded; decoded, (H, W, 3) RGB; or as a network takes it.
+"""An encoded image; a decoded one, (H, W, 3) uint8 RGB; or a view, (3, 224, 224) float32.
 
-The last is a view that somebody else has cut and scaled, (3, 224, 224) float32.
+The last is the network's own input, cropped and scaled by the client.
 """
-
-PASSES, LARGER = pillow_decoder.PASSES, pillow_decoder.LARGER
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What decoding an image may cost; see `service.settings` for each."""
+    """The limits of decoding; `service.settings` describes each."""
 
     max_pixels: int
     seconds: float = math.inf
@@ -46,55 +42,53 @@ def decode(
     *,
     max_pixels: int,
     seconds: float = math.inf,
-    enough: int | None = None,
+    min_side: int | None = None,
     heic: bool = False,
 ) -> Image.Image:
-    """Decode the first frame, turn it upright and make it RGB (transparent over white).
+    """Decode the first frame to an upright RGB image, transparent pixels over white.
 
-    A JPEG whose short side is at least twice, 4 or 8 times the pixels that are `enough` comes
-    out at that fraction of its size: the decoder then computes fewer pixels.
+    A JPEG whose short side is at least 2, 4 or 8 times `min_side` pixels is decoded at that
+    fraction of its size, which is faster.
 
-    The format is told by the bytes, never by a name or a header. HEIC is read if `heic` says so,
-    which needs the extra of that name. Raises `UnsupportedType`,
-    `TooLarge` or `UnreadableImage`.
+    The format is detected from the bytes, never from a name or a header. `heic` enables HEIC,
+    which needs the extra of that name. Raises `UnsupportedType`, `TooLarge` or `UnreadableImage`.
 
-    What is bounded: the image's size, before any pixel is decoded, where of a JPEG those
-    pixels count that come out, and `LARGER` times as many that its header says; how often a
-    decoder goes over the pixels (`PASSES` times `max_pixels` in all); how often it reads the
-    file; the memory, about 24 bytes of each of `max_pixels`; and the time of this thread, looked
-    at whenever Pillow reads, which for JPEG, PNG, GIF and raw TIFF is every 64 KiB or less. What
-    is not: the time of one call to libwebp, libtiff, libavif or libheif, which decode in one go,
-    and of making RGB. Both grow with the pixels alone, so `max_pixels` bounds them.
+    Bounded are: the image's size, before any pixel is decoded (a JPEG's as it is decoded, and
+    `JPEG_HEADER_FACTOR` times as many pixels in its header); the decoder's passes over the pixels
+    (`MAX_PASSES` times `max_pixels` in total); the reads of the file; the memory, about 24 bytes
+    for each of `max_pixels`; and this thread's time, checked at Pillow's reads, which for JPEG,
+    PNG, GIF and raw TIFF are 64 KiB or less. Not bounded is the time of one call to libwebp,
+    libtiff, libavif or libheif, which decode in one call, and of the conversion to RGB; both
+    depend on the number of pixels only, so `max_pixels` bounds them.
     """
     kind = file_kinds.sniff(data, heic=heic)
     load = partial(pillow_decoder.load, max_pixels=max_pixels, seconds=seconds)
     try:
-        said = sanitizer.sift(data, kind)
-        if said.tail is not None:
-            _check_whole(said, said.tail, load)
-        image = load(said, enough=enough)
-        turn = pillow_decoder.upright(image, said)
-        flat = rgb.flatten(image, said, lambda: load(said, is_lower=True))
-        return flat.transpose(turn) if turn is not None else flat
+        file = sanitizer.sanitize(data, kind)
+        if file.tail is not None:
+            _check_complete(file, file.tail, load)
+        image = load(file, min_side=min_side)
+        transpose = pillow_decoder.upright_transpose(image, file)
+        flat = rgb.flatten(image, file, lambda: load(file, is_lower=True))
+        return flat.transpose(transpose) if transpose is not None else flat
     except BROKEN as error:
         raise pillow_decoder.unreadable(kind) from error
 
 
-def _check_whole(said: Sanitized, tail: int, load: Callable[[Sanitized], Image.Image]) -> None:
-    """Refuse a JPEG without an end marker that lacks more than so many bytes before it."""
-    one, other = (load(replace(said, data=data)) for data in jpeg.endings(said.data, tail))
-    if ImageChops.difference(one, other).getbbox() is not None:
+def _check_complete(file: Sanitized, tail: int, load: Callable[[Sanitized], Image.Image]) -> None:
+    """Refuse a JPEG without an end marker that lacks more than `tail` bytes before it."""
+    first, second = (load(replace(file, data=data)) for data in jpeg.endings(file.data, tail))
+    if ImageChops.difference(first, second).getbbox() is not None:
         raise pillow_decoder.unreadable("JPEG")
 
 
 def is_view(image: ImageInput) -> TypeGuard[npt.NDArray[np.float32]]:
-    """Tell whether an image comes as a network takes it."""
+    """Return whether an image is a view, the network's own input."""
     return isinstance(image, np.ndarray) and image.dtype == np.float32
 
 
-def decoded(pixels: npt.NDArray[np.uint8], *, max_pixels: int) -> Image.Image:
-    """Take an image that somebody else has decoded: (H, W, 3) RGB. Raises `TooLarge`."""
+def from_pixels(pixels: npt.NDArray[np.uint8], *, max_pixels: int) -> Image.Image:
+    """Make an image of decoded pixels, (H, W, 3) uint8 RGB. Raises `TooLarge`."""
     height, width, _ = pixels.shape
-    if width * height > max_pixels:
-        raise TooLarge(f"{width}x{height} is over {max_pixels} pixels")
+    pillow_decoder.check_size((width, height), max_pixels)
     return Image.fromarray(pixels)

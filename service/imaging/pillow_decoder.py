@@ -1,4 +1,4 @@
-"""A sanitized image file to the pixels that it holds, in its own mode, within the bounds."""
+"""Decode a sanitized image file with Pillow, within limits, to pixels in the file's own mode."""
 
 import struct
 import zlib
@@ -20,14 +20,14 @@ from PIL import (
 from service.errors import ServiceError, TooLarge, UnreadableImage
 from service.imaging import png
 from service.imaging.metered_file import MeteredFile
-from service.imaging.sanitized_file import Sanitized, refusal
+from service.imaging.sanitized_file import Sanitized, unsupported
 
-PASSES = 16  # a progressive photo has about 10 scans
-LARGER = 6  # times the most pixels that are decoded: what the header of a JPEG may say
+MAX_PASSES = 16  # a progressive photo has about 10 scans
+JPEG_HEADER_FACTOR = 6  # times the maximal pixels, that a downscaled JPEG's header may have
 
-_PILLOWS = 178_956_970  # pixels, over which Pillow decodes no TIFF and no WebP
+_PILLOW_MAX_PIXELS = 178_956_970  # of a TIFF or a WebP
 _ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,20 +36,20 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_XMP = ("xmp", "XML:com.adobe.xmp")  # where Pillow would look for an orientation as well
+_XMP = ("xmp", "XML:com.adobe.xmp")  # where Pillow looks for an orientation, too
 
 
 def _heif(file: MeteredFile) -> ImageFile.ImageFile:
-    """Open a HEIC, with the extra that reads it."""
-    from pillow_heif import HeifImageFile, options  # noqa: PLC0415 - it may not be installed
+    """Open a HEIC."""
+    from pillow_heif import HeifImageFile, options  # noqa: PLC0415 - an extra
 
-    options.DECODE_THREADS = 1  # as of AVIF
+    options.DECODE_THREADS = 1  # as for AVIF
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     opened: ImageFile.ImageFile = HeifImageFile(file)
     return opened
 
 
-# Not `Image.open`: it has a bound on the pixels of its own, for all of the process.
+# Not `Image.open`: its limit on pixels is global to the process.
 _OPEN: Mapping[str, Callable[[MeteredFile], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -60,9 +60,9 @@ _OPEN: Mapping[str, Callable[[MeteredFile], ImageFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "HEIF": _heif,
 }
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # Pillow takes no argument for it; images have threads
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # no argument exists; images run in parallel
 
-# What Pillow's decoders are known to raise on broken input, besides its own errors.
+# Errors of Pillow's decoders on broken input.
 BROKEN = (
     OSError,
     SyntaxError,
@@ -75,33 +75,33 @@ BROKEN = (
     MemoryError,
     RuntimeError,  # of libavif
     struct.error,
-    Warning,  # where the process makes errors of them
+    Warning,  # where the process turns them into errors
     zlib.error,
 )
 
 
 def load(
-    said: Sanitized,
+    file: Sanitized,
     *,
     max_pixels: int,
     seconds: float,
-    enough: int | None = None,
+    min_side: int | None = None,
     is_lower: bool = False,
 ) -> Image.Image:
-    """Decode a file, or what is left of it.
+    """Decode a file.
 
-    With `is_lower` a PNG of 16 bits gives the lower 8 of each colour instead of the upper.
-    Raises `TooLarge`, `UnreadableImage`, or `UnsupportedType` for what no decoder here reads.
+    With `is_lower` a 16-bit PNG gives the lower 8 bits of each colour instead of the upper 8.
+    Raises `TooLarge`, `UnreadableImage`, or `UnsupportedType` for a variant without a decoder.
     """
-    check_size(said.buffer, max_pixels)
-    with _refusing(said, is_whole=bool(said.variant)):
-        image = _OPEN[said.kind](MeteredFile(said.data, seconds))
-    _check_work(said, image, max_pixels)
-    with _refusing(said, is_whole=said.kind == "JPEG" and bool(said.variant)):
-        if enough is not None and said.is_scaled:
-            image.draft(None, (enough, enough))  # for JPEG only; nothing for the others
+    check_size(file.buffer, max_pixels)
+    with _converted_errors(file, is_intact=bool(file.variant)):
+        image = _OPEN[file.kind](MeteredFile(file.data, seconds))
+    _check_work(file, image, max_pixels)
+    with _converted_errors(file, is_intact=file.kind == "JPEG" and bool(file.variant)):
+        if min_side is not None and file.can_downscale:
+            image.draft(None, (min_side, min_side))  # JPEG only; a no-op for other formats
         check_size(image.size, max_pixels)
-        _forget_metadata(image)
+        _drop_long_exif(image)
         if is_lower:
             image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
         image.load()
@@ -109,53 +109,54 @@ def load(
 
 
 @contextmanager
-def _refusing(said: Sanitized, *, is_whole: bool) -> Iterator[None]:
-    """Say what is wrong with a file: that it is broken, or whole and of a kind that is not read."""
+def _converted_errors(file: Sanitized, *, is_intact: bool) -> Iterator[None]:
+    """Convert Pillow's errors: an intact file is of an unsupported variant, another is broken."""
     try:
         yield
     except Image.DecompressionBombError as error:
-        raise TooLarge(f"the image is over {_PILLOWS} pixels") from error
+        raise TooLarge(f"the image is over {_PILLOW_MAX_PIXELS} pixels") from error
     except BROKEN as error:
-        raise refusal(said.kind, said.variant) if is_whole else unreadable(said.kind) from error
+        converted = unsupported(file.kind, file.variant) if is_intact else unreadable(file.kind)
+        raise converted from error
 
 
-def upright(image: Image.Image, said: Sanitized) -> Image.Transpose | None:
-    """Say how a loaded image is to be turned, by its EXIF; not where that makes no sense."""
-    if said.kind == "TIFF":
-        return _UPRIGHT.get(said.orientation)
+def upright_transpose(image: Image.Image, file: Sanitized) -> Image.Transpose | None:
+    """Return how to turn a loaded image upright, by its EXIF; None for a broken EXIF."""
+    if file.kind == "TIFF":
+        return _TRANSPOSES.get(file.orientation)
     for name in _XMP:
         image.info.pop(name, None)
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
     except BROKEN:
         return None  # a camera's broken EXIF block is no reason to refuse its image
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse more pixels, by raising `TooLarge`."""
+    """Raise `TooLarge` for more pixels."""
     width, height = size
     if width * height > max_pixels:
         raise TooLarge(f"{width}x{height} is over {max_pixels} pixels")
 
 
 def unreadable(kind: str) -> ServiceError:
-    """Say that an image is broken."""
+    """Return the error for a broken image."""
     return UnreadableImage(f"the {kind} image is broken or cut short; send it whole")
 
 
-def _check_work(said: Sanitized, image: Image.Image, max_pixels: int) -> None:
-    """Refuse what would be large before it is made smaller, or is gone over very often."""
-    check_size(image.size, max_pixels * (LARGER if said.kind == "JPEG" else 1))
+def _check_work(file: Sanitized, image: Image.Image, max_pixels: int) -> None:
+    """Raise `TooLarge` for too many pixels before downscaling, or too many passes over them."""
+    check_size(image.size, max_pixels * (JPEG_HEADER_FACTOR if file.kind == "JPEG" else 1))
     pixels = image.width * image.height
-    if max(pixels * said.passes, said.pixels) > PASSES * max_pixels:
-        passes = max(said.passes, said.pixels / (pixels or 1))
+    if max(pixels * file.passes, file.pixels) > MAX_PASSES * max_pixels:
+        passes = max(file.passes, file.pixels / (pixels or 1))
         raise TooLarge(
             f"{image.width}x{image.height} in {passes:g} passes is over"
-            f" {PASSES} times {max_pixels} pixels"
+            f" {MAX_PASSES} times {max_pixels} pixels"
         )
 
 
-def _forget_metadata(image: Image.Image) -> None:
-    """Leave out an EXIF of a WebP that is too long: Pillow would read all before that tag."""
-    if len(image.info.get("exif") or b"") > png.MOST_METADATA:
+def _drop_long_exif(image: Image.Image) -> None:
+    """Drop a WebP's overlong EXIF: Pillow would parse all tags up to the orientation."""
+    if len(image.info.get("exif") or b"") > png.MAX_METADATA:
         image.info["exif"] = b""

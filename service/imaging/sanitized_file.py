@@ -1,4 +1,4 @@
-"""An image file as a decoder gets it, with what its headers say that Pillow does not tell."""
+"""A sanitized image file, with the header fields that Pillow does not expose."""
 
 from dataclasses import dataclass
 
@@ -7,37 +7,38 @@ from service.errors import UnsupportedType
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the numbers of a grey image mean: which is black and which is white.
+    """The meaning of a grey image's sample values.
 
-    Without numbers they are those that the image holds: no format says what floats mean.
+    Where black and white are None the image's own minimum and maximum are used: no format defines
+    a range for floats.
     """
 
     black: float | None = None
     white: float | None = None
-    is_inverted: bool = False  # the smallest number is white
-    offset: int = 0  # of signed numbers that Pillow takes for unsigned ones of 8 bits
+    is_inverted: bool = False  # the smallest value is white
+    offset: int = 0  # added to signed 8-bit values, which Pillow reads as unsigned
 
 
 @dataclass(frozen=True, slots=True)
 class Sanitized:
-    """A file without what does not change how the image looks, and what decoding it takes."""
+    """A file without what does not change how the image looks, and the cost of decoding it."""
 
     data: bytes
     kind: str = ""  # Pillow's name for its format
-    buffer: tuple[int, int] = (0, 0)  # width x height that the decoder keeps in memory early
-    passes: float = 1.0  # how often it goes over the pixels
-    pixels: int = 0  # that it decodes in all, where that is known
+    buffer: tuple[int, int] = (0, 0)  # width x height that the decoder allocates at the start
+    passes: float = 1.0  # how often the decoder goes over the pixels
+    pixels: int = 0  # decoded in total, where known
     profile: bytes = b""  # ICC
-    variant: str = ""  # which kind of its format it is, where a decoder may lack it
+    variant: str = ""  # a description of the format's variant, where decoders may not support it
     samples: Samples = Samples(0, 65535)
-    orientation: int = 1  # of a TIFF; elsewhere it is in the EXIF
-    frame: tuple[int, int, int, int] | None = None  # the part of the canvas that is drawn at all
-    transparent: tuple[int, ...] = ()  # the grey or the colour that is, in samples of the file
+    orientation: int = 1  # of a TIFF; other formats have it in the EXIF
+    frame: tuple[int, int, int, int] | None = None  # the box of the canvas that has pixels
+    transparent: tuple[int, ...] = ()  # the transparent grey or colour, in the file's samples
     bits: int = 8  # of such a sample
-    is_scaled: bool = True  # whether its decoder can leave pixels out
-    tail: int | None = None  # bytes that may be missing before the end marker, which is missing
+    can_downscale: bool = True  # whether the decoder can decode at a fraction of the size
+    tail: int | None = None  # bytes that may be missing before a missing end marker
 
 
-def refusal(kind: str, variant: str, advice: str = "save it as PNG or JPEG") -> UnsupportedType:
-    """Say that a whole file is of a kind of its format that is not read."""
+def unsupported(kind: str, variant: str, advice: str = "save it as PNG or JPEG") -> UnsupportedType:
+    """Return the error for an intact file of a format's variant that cannot be decoded."""
     return UnsupportedType(f"a kind of {kind} this service does not read ({variant}); {advice}")

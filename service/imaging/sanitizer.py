@@ -1,8 +1,8 @@
-"""What a decoder needs of an image file, and how much its headers ask for.
+"""Sanitize an image file before decoding, and read the cost of decoding from its headers.
 
-A thread inside a C library cannot be stopped, so what would keep it busy or fill its memory is
-found before, in a time that grows with the file's length alone. Files lose what does not change
-how they look, but for BMP and WebP, which stay as they are.
+A thread inside a C library cannot be stopped, so costly files are detected first, in a time that
+depends on the file's length only. Metadata that does not change how an image looks is removed,
+except from BMP and WebP.
 """
 
 import re
@@ -13,42 +13,42 @@ from dataclasses import replace
 from service.imaging import avif, heif, jpeg, png, tiff_header
 from service.imaging.sanitized_file import Sanitized
 
-_MOST_BLOCKS = 262_144  # of a GIF before its first frame
+_MAX_BLOCKS = 262_144  # of a GIF before its first frame
 _BLOCK = re.compile(rb"[!,;]")  # an extension, a frame, the end
-_CONTROL = b"\xf9"  # the extension that says what is transparent
+_CONTROL = b"\xf9"  # the extension with the transparent colour
 _ANIMATED, _ALPHA = 0x02, 0x10  # flags of a WebP
 _BMP_COMPRESSIONS = {1: "RLE8", 2: "RLE4", 3: "bit masks", 4: "JPEG", 5: "PNG"}
 _BIT_MASKS = 3
 
 
-def sift(data: bytes, kind: str) -> Sanitized:
-    """Take from an image of this kind, by Pillow's name for it, what decoding needs.
+def sanitize(data: bytes, kind: str) -> Sanitized:
+    """Sanitize an image of a format, by Pillow's name for it.
 
-    Raises `UnsupportedType` for a variant that cannot be read, and `ValueError` or
-    `struct.error` for what no decoder should see.
+    Raises `UnsupportedType` for a variant that cannot be decoded, and `ValueError` or
+    `struct.error` for a file that must not reach a decoder.
     """
-    return replace(_OF[kind](data), kind=kind)
+    return replace(_SANITIZERS[kind](data), kind=kind)
 
 
 def _gif(data: bytes) -> Sanitized:
-    """Leave out extensions before the first frame, but for those that change the image."""
+    """Remove the extensions before the first frame that do not change the image."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + (6 << (flags & 7) if flags & 0x80 else 0)  # behind the palette
-    kept, blocks = [data[:at]], 0
-    while (found := _BLOCK.search(data, at)) and found[0] == b"!":
-        at = found.end() + 1
-        while at < len(data) and data[at]:
-            at += data[at] + 1
-            blocks += 1
-        at, blocks = at + 1, blocks + 1
-        if data[found.end() : found.end() + 1] == _CONTROL:
-            kept.append(data[found.start() : at])
-        if blocks > _MOST_BLOCKS:
+    offset = 13 + (6 << (flags & 7) if flags & 0x80 else 0)  # after the palette
+    kept, count = [data[:offset]], 0
+    while (block := _BLOCK.search(data, offset)) and block[0] == b"!":
+        offset = block.end() + 1
+        while offset < len(data) and data[offset]:
+            offset += data[offset] + 1
+            count += 1
+        offset, count = offset + 1, count + 1
+        if data[block.end() : block.end() + 1] == _CONTROL:
+            kept.append(data[block.start() : offset])
+        if count > _MAX_BLOCKS:
             raise ValueError("too many blocks")
-    if found is None or found[0] == b";":
+    if block is None or block[0] == b";":
         raise ValueError("no frame")
-    left, top, across, down = struct.unpack_from("<HHHH", data, found.end())
-    kept.append(data[found.start() :])
+    left, top, across, down = struct.unpack_from("<HHHH", data, block.end())
+    kept.append(data[block.start() :])
     return Sanitized(
         b"".join(kept),
         buffer=(max(width, left + across), max(height, top + down)),
@@ -57,7 +57,7 @@ def _gif(data: bytes) -> Sanitized:
 
 
 def _webp(data: bytes) -> Sanitized:
-    """Have what the frame of an animation leaves free come out transparent, not black."""
+    """Set an animation's alpha flag: pixels outside its frame are then transparent, not black."""
     buffer = _canvas(data)
     if data[12:16] == b"VP8X" and data[20] & _ANIMATED and not data[20] & _ALPHA:
         data = data[:20] + bytes([data[20] | _ALPHA]) + data[21:]
@@ -65,7 +65,7 @@ def _webp(data: bytes) -> Sanitized:
 
 
 def _canvas(data: bytes) -> tuple[int, int]:
-    """Read a WebP's size: its decoder makes the canvas before Pillow knows it."""
+    """Read a WebP's canvas size: its decoder allocates it before Pillow knows it."""
     if data[12:16] == b"VP8X":
         width, height = data[24:27], data[27:30]
         return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
@@ -77,22 +77,22 @@ def _canvas(data: bytes) -> tuple[int, int]:
 
 
 def _bmp(data: bytes) -> Sanitized:
-    """Say of what kind a BMP is whose header is there."""
+    """Describe a BMP's variant, if its header is complete."""
     (size,) = struct.unpack_from("<I", data, 14)
     if len(data) < 14 + size:
         return Sanitized(data)
     if size < 40:  # noqa: PLR2004 - the header of OS/2
         return Sanitized(data, variant=f"a header of {size} bytes")
     bits, compression = struct.unpack_from("<HI", data, 28)
-    said = [f"{bits} bits a pixel"]
+    parts = [f"{bits} bits a pixel"]
     if compression:
-        said.append(_BMP_COMPRESSIONS.get(compression, f"compression {compression}"))
+        parts.append(_BMP_COMPRESSIONS.get(compression, f"compression {compression}"))
     if compression == _BIT_MASKS and len(data) >= 66:  # noqa: PLR2004 - where the masks end
-        said.append("/".join(f"{mask:X}" for mask in struct.unpack_from("<III", data, 54)))
-    return Sanitized(data, variant=", ".join(said))
+        parts.append("/".join(f"{mask:X}" for mask in struct.unpack_from("<III", data, 54)))
+    return Sanitized(data, variant=", ".join(parts))
 
 
-_OF: Mapping[str, Callable[[bytes], Sanitized]] = {
+_SANITIZERS: Mapping[str, Callable[[bytes], Sanitized]] = {
     "JPEG": jpeg.sanitize,
     "PNG": png.sanitize,
     "GIF": _gif,

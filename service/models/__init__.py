@@ -1,1 +1,1 @@
-"""The model store: manifests, weights files and their downloads; no PyTorch."""
+"""The model store: manifests, weights files, downloads and ensembles; no PyTorch."""

@@ -1,8 +1,8 @@
-"""How sure a network may be: the temperature of its softmax.
+"""Temperature scaling: calibrate a network's probabilities.
 
-A network learns to be surer than it is right. Dividing its logits by one number, found on
-images it has not learnt from, mends that and changes no ranking (Guo et al., "On Calibration
-of Modern Neural Networks", arXiv 1706.04599).
+Networks are overconfident. Dividing the logits by one number, fitted to held-out images, corrects
+that and changes no ranking (Guo et al., "On Calibration of Modern Neural Networks", arXiv
+1706.04599).
 """
 
 import numpy as np
@@ -11,26 +11,26 @@ import numpy.typing as npt
 from service.errors import ModelError
 from service.models.manifest import Calibration
 
-# Images that a temperature may be fitted to. Of networks of 10 classes that were drawn to need a
-# temperature of 1.3, the fit to 5 images made the likelihood of other images worse for 49 in
-# 100, to 25 for 16, to 50 for 3 and to 100 for none; its standard error is then 10 %.
+# Minimum number of images. For simulated networks of 10 classes whose true temperature is 1.3, a
+# fit to 5 images made the likelihood of other images worse for 49 in 100 networks, to 25 for 16,
+# to 50 for 3 and to 100 for none; the standard error is then 10 %.
 LEAST = 100
-FOLDS = 5  # parts, each of which is judged by a fit to the others
+FOLDS = 5  # of the cross-validation
 BINS = 15  # of the expected calibration error, as in the paper
-COLDEST, HOTTEST = 0.05, 20.0  # where nearly all is wrong, the best would be infinite
+COLDEST, HOTTEST = 0.05, 20.0  # bounds: without them, all wrong would fit infinity
 
 Floats = npt.NDArray[np.floating]
 Classes = npt.NDArray[np.integer]
 
-_HALVINGS = 50
+_BISECTIONS = 50
 
 
 def calibrate(logits: Floats, targets: Classes, sha256: str) -> Calibration:
-    """Calibrate the weights with this SHA-256 by images that they have not learnt from.
+    """Calibrate the weights with this SHA-256 on held-out images.
 
-    Takes (images, classes) logits, each row up to a constant, and (images,) true classes.
-    Raises `ModelError` where the images are fewer than `LEAST`, or where the error or the log
-    loss of images that a temperature was not fitted to is larger with it than without.
+    Takes (images, classes) logits, each row up to a constant, and (images,) true classes. Raises
+    `ModelError` for fewer than `LEAST` images, or if cross-validation shows a larger calibration
+    error or log loss with the temperature than without.
     """
     if len(targets) < LEAST:
         raise ModelError(
@@ -54,66 +54,68 @@ def calibrate(logits: Floats, targets: Classes, sha256: str) -> Calibration:
     )
 
 
-def sentence(found: Calibration) -> str:
-    """Say what came of it."""
-    before, after = (f"{100 * error:.1f} %" for error in found.error)
+def sentence(calibration: Calibration) -> str:
+    """Describe a calibration in one sentence."""
+    before, after = (f"{100 * error:.1f} %" for error in calibration.error)
     return (
-        f"temperature {found.temperature:.3f}: on {found.images} images, each part of them by "
-        f"a fit to the others, its expected calibration error goes from {before} to {after}"
+        f"temperature {calibration.temperature:.3f}: on {calibration.images} images, each part of"
+        " them by a fit to the others, its expected calibration error goes"
+        f" from {before} to {after}"
     )
 
 
 def held_out(logits: Floats, targets: Classes) -> Floats:
-    """Give the probabilities of each part of the images by the temperature of the others."""
-    likely = np.empty_like(logits, dtype=np.float64)
+    """Compute the cross-validated probabilities: each fold by the temperature of the others."""
+    probabilities = np.empty_like(logits, dtype=np.float64)
     part = parts(len(targets))
     for fold in range(FOLDS):
-        ours, others = part == fold, part != fold
-        likely[ours] = softmax(logits[ours] / temperature(logits[others], targets[others]))
-    return likely
+        inside, outside = part == fold, part != fold
+        fitted = temperature(logits[outside], targets[outside])
+        probabilities[inside] = softmax(logits[inside] / fitted)
+    return probabilities
 
 
 def parts(count: int) -> Classes:
-    """Divide so many images by chance, each time alike: their order may have a pattern."""
-    chosen: Classes = np.random.default_rng(0).permutation(count) % FOLDS
-    return chosen
+    """Assign images to folds, shuffled with a fixed seed: their order may have a pattern."""
+    folds: Classes = np.random.default_rng(0).permutation(count) % FOLDS
+    return folds
 
 
 def log_loss(probabilities: Floats, targets: Classes) -> float:
-    """Give the mean negative logarithm of the probability of what was right."""
+    """Compute the mean negative log-likelihood of the true classes."""
     right = np.take_along_axis(probabilities, targets[:, None], 1)
     return float(-np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean())
 
 
 def temperature(logits: Floats, targets: Classes) -> float:
-    """Find the temperature, from `COLDEST` to `HOTTEST`, at which the targets are likeliest.
+    """Fit the temperature, `COLDEST` to `HOTTEST`, by maximum likelihood.
 
-    One image's worth of doubt is spread over all classes, as Platt does (1999), since all
-    right on a few images does not mean always right. The likelihood is concave in
-    1 / temperature, so its slope has one zero, found by halving.
+    The targets are smoothed by one image's worth, as Platt does (1999): all right on a few images
+    does not mean always right. The likelihood is concave in 1 / temperature, so its slope has one
+    zero, found by bisection.
     """
     low, high = np.log(1 / HOTTEST), np.log(1 / COLDEST)
-    doubt = 1 / (len(targets) + 2)
+    smoothing = 1 / (len(targets) + 2)
     right = np.take_along_axis(logits, targets[:, None], 1).mean()
-    wanted = (1 - doubt) * right + doubt * logits.mean()
-    for _ in range(_HALVINGS):
+    target = (1 - smoothing) * right + smoothing * logits.mean()
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         expected = (softmax(logits * np.exp(middle)) * logits).sum(1).mean()
-        low, high = (middle, high) if expected < wanted else (low, middle)
+        low, high = (middle, high) if expected < target else (low, middle)
     return float(np.exp(-(low + high) / 2))
 
 
 def error(probabilities: Floats, targets: Classes) -> float:
-    """Give the expected calibration error, 0 to 1: how far sureness is from being right."""
-    sure = probabilities.max(1)
+    """Compute the expected calibration error, 0 to 1: confidence against accuracy, in bins."""
+    confidence = probabilities.max(1)
     right = probabilities.argmax(1) == targets
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    apart = np.abs(np.bincount(bins, sure, BINS) - np.bincount(bins, right, BINS))
-    return float(apart.sum() / len(targets))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.abs(np.bincount(bins, confidence, BINS) - np.bincount(bins, right, BINS))
+    return float(gaps.sum() / len(targets))
 
 
 def softmax(logits: Floats) -> Floats:
-    """Turn (rows, classes) logits into probabilities."""
+    """Compute (rows, classes) probabilities from logits."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     shares: Floats = powers / powers.sum(1, keepdims=True)
     return shares

@@ -1,22 +1,23 @@
-"""A model converted for OpenVINO, as it lies in the store beside the weights it was made from.
+"""A model converted for OpenVINO: a file in the store, beside the weights it was made from.
 
-One zip archive, its members not compressed: OpenVINO's graph and constants, and a description.
-As one file it is replaced in one step, and checked by one SHA-256 at every load.
+An uncompressed zip archive of OpenVINO's graph and constants and a description. As one file it is
+replaced atomically and checked by one SHA-256 at every load.
 """
 
 import io
 import zipfile
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.errors import MissingWeights, ModelError, NotConverted
+from service.models import pytorch
 from service.models.store import FLOATS, Store
 
 _GRAPH, _CONSTANTS, _DESCRIPTION = "model.xml", "model.bin", "model.json"
-_FORMAT = 1  # of what `service.engine.converter` makes; another one is made anew
+_FORMAT = 1  # of the files of `service.engine.converter`; files of others are converted again
 
 
 class _Frozen(BaseModel):
@@ -24,15 +25,15 @@ class _Frozen(BaseModel):
 
 
 class Network(_Frozen):
-    """What has to be known of a network to serve it without building it."""
+    """The facts needed to serve a network without building it."""
 
-    sides: tuple[int, ...]  # pixels of the views that it takes
-    last: str | None  # module that gives the logits from pooled features, if there is one
-    window: int | None  # places along the windows that are pooled; none: the whole map is
+    sides: tuple[int, ...]  # supported view sizes in pixels
+    last: str | None  # linear layer on the pooled features, if any
+    window: int | None  # side of the pooling window; None: global pooling
 
 
 class Description(_Frozen):
-    """What a converted model was made from, and by what."""
+    """The weights and the converter that a converted model was made with."""
 
     weights: str  # SHA-256 of the weights
     converter: str
@@ -43,9 +44,8 @@ class Description(_Frozen):
 class Converted:
     """A converted model: OpenVINO's graph (XML) and constants, and their description.
 
-    The graph takes (N, 3, side, side) float32, scaled as the network takes it, and gives the
-    logits, (N, classes), and after them the features, (N, channels, rows, columns), if it `last`
-    pools those.
+    The graph takes normalized (N, 3, side, side) float32. Its outputs are the logits, (N, classes),
+    and, if the network has a `last` layer, the features, (N, channels, rows, columns).
     """
 
     description: Description
@@ -54,30 +54,30 @@ class Converted:
 
 
 def converter() -> str:
-    """Name what converts models here, with its version."""
+    """Return the name and version of the installed converter."""
     return f"format {_FORMAT}, OpenVINO {metadata.version('openvino')}"
 
 
 def read(store: Store, name: str, weights: str, file: str = FLOATS) -> Converted:
     """Read a model's converted file, made from the weights with this SHA-256.
 
-    A file by another version of the converter counts only if it cannot be made anew, for there is
-    no PyTorch, or it was quantized: OpenVINO reads what its earlier versions wrote. Raises
+    A file by another version of the converter is accepted only if it cannot be converted again:
+    without PyTorch, or if it is quantized. OpenVINO reads files of its earlier versions. Raises
     `NotConverted` if the file is missing, damaged, or made from other weights.
     """
     try:
         content, _ = store.read(name, file)
-        found = _parse(content)
+        model = _parse(content)
     except MissingWeights:
         raise NotConverted(f"{name!r} has no {file}") from None
     except (ModelError, ValidationError, zipfile.BadZipFile, KeyError, OSError) as error:
         raise NotConverted(f"{file} of {name!r} is damaged: {error}") from error
-    if found.description.weights != weights:
+    if model.description.weights != weights:
         raise NotConverted(f"{file} of {name!r} was made from other weights")
-    can_be_made = file == FLOATS and util.find_spec("torch") is not None
-    if found.description.converter != converter() and can_be_made:
+    can_be_made = file == FLOATS and pytorch.is_installed()
+    if model.description.converter != converter() and can_be_made:
         raise NotConverted(f"{file} of {name!r} is by another version of the converter")
-    return found
+    return model
 
 
 def _parse(content: bytes) -> Converted:
@@ -87,7 +87,7 @@ def _parse(content: bytes) -> Converted:
 
 
 def publish(store: Store, name: str, model: Converted, file: str = FLOATS) -> None:
-    """Store a converted model; the caller has locked it."""
+    """Store a converted model; requires the store's lock on it."""
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -1,4 +1,4 @@
-"""Members and views to rankings: what is served, and the averages it answers with.
+"""Ensembles: the loaded models, and the averages of their results.
 
 Probabilities, not logits, are averaged: over an image's views, then over the members
 (section 7 of the paper).
@@ -22,12 +22,12 @@ from service.scheduling.types import JobSpec
 Probabilities = npt.NDArray[np.float64]  # (classes,)
 
 Result = Probabilities | Activation
-"""What comes of a slice; the second if its key wants maps."""
+"""The result of a slice: summed probabilities, or a map if its key has `maps`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What is to be known about one of the averaged models."""
+    """A model of an ensemble."""
 
     name: str
     version: str
@@ -36,13 +36,13 @@ class Member:
     resize: Resize
     mirrors: bool = True
     notice: str | None = None
-    explains: bool = False  # has it class activation maps
-    sides: Sequence[int] = crops.SIDES  # pixels of the views that its network takes
+    explains: bool = False  # whether it has class activation maps
+    sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A label and how probable it is; `index` is its place among the classes."""
+    """A label, its probability, and its class index."""
 
     label: str
     wnid: str | None
@@ -52,7 +52,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Models that are loaded, warmed and timed."""
+    """Models that are loaded, warmed up and measured."""
 
     members: tuple[Member, ...]
     labels: tuple[Label, ...]
@@ -68,34 +68,34 @@ class Ensemble:
 
     @property
     def version(self) -> str:
-        """The members' versions, in the same way."""
+        """The members' versions, joined in the same way."""
         return ",".join(member.version for member in self.members)
 
     @property
     def notice(self) -> str | None:
-        """What every answer has to say of the members."""
+        """The notices that every response carries."""
         return " ".join(member.notice for member in self.members if member.notice) or None
 
     def plans(self, name: str) -> tuple[Plan, ...]:
-        """Give each member's plan of the views called `name`.
+        """Return each member's view plan of this name.
 
-        Raises `InvalidParameter` if they are larger than one of the networks takes.
+        Raises `InvalidParameter` if a network does not support the size of its views.
         """
-        made = tuple(crops.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
-        for member, plan in zip(self.members, made, strict=True):
+        plans = tuple(crops.plan(name, m.resize, mirrors=m.mirrors) for m in self.members)
+        for member, plan in zip(self.members, plans, strict=True):
             if plan.side not in member.sides:
                 raise InvalidParameter(
                     f"{member.name} takes views of {crops.CROP} pixels only, and those of "
                     f"`{name}` have {plan.side}; ask for others"
                 )
-        return made
+        return plans
 
     def specs(
         self, plans: Sequence[Plan], *, itemsize: int = 1, maps: bool = False
     ) -> list[JobSpec]:
-        """Say what one image will bring: a job for each member.
+        """Return one image's jobs, one per member.
 
-        A value of its pixels has `itemsize` bytes.
+        `itemsize` is the bytes of a pixel value.
         """
         return [
             JobSpec(Key(number, plan.side, maps), len(plan.views), plan.nbytes * itemsize)
@@ -104,37 +104,37 @@ class Ensemble:
 
     @property
     def explains(self) -> bool:
-        """Are there class activation maps; an average of several models has none of its own."""
+        """Whether it has class activation maps: only a single model can."""
         return len(self.members) == 1 and self.members[0].explains
 
     def find(self, label: str) -> int:
-        """Find the class of an index, a WordNet id, or a name that only one class has.
+        """Find a class by index, WordNet id, or unique name.
 
         Raises `UnknownLabel`.
         """
         if label.isdecimal() and int(label) < len(self.labels):
             return int(label)
-        found = [at for at, one in enumerate(self.labels) if label in {one.wnid, one.name}]
-        if len(found) != 1:
+        matches = [i for i, known in enumerate(self.labels) if label in {known.wnid, known.name}]
+        if len(matches) != 1:
             raise UnknownLabel(f"{self.name} has no class {label!r}, or several")
-        return found[0]
+        return matches[0]
 
     def rank(
         self, results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan], top_k: int
     ) -> tuple[Prediction, ...]:
-        """Average an image's results, by member, and give the `top_k` most probable labels."""
+        """Average an image's results, by member, and return its `top_k` predictions."""
         return self.best(mean(results, plans), top_k)
 
     def best(self, probabilities: Probabilities, top_k: int) -> tuple[Prediction, ...]:
-        """Give the `top_k` most probable labels."""
+        """Return the `top_k` most probable labels."""
         return tuple(
             Prediction(self.labels[i].name, self.labels[i].wnid, i, float(probabilities[i]))
-            for i in _most(probabilities, top_k)
+            for i in _largest(probabilities, top_k)
         )
 
 
 def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> Probabilities:
-    """Average an image's results, by member."""
+    """Average an image's results over views, then over members: (classes,)."""
     by_member = [
         reduce(np.add, parts) / len(plan.views) for parts, plan in zip(results, plans, strict=True)
     ]
@@ -142,12 +142,12 @@ def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> P
     return average
 
 
-def _most(values: Probabilities, count: int) -> Sequence[int]:
-    """Give the places of the largest values in order, the first place first of equals."""
+def _largest(values: Probabilities, count: int) -> Sequence[int]:
+    """Return the indices of the largest values, largest first; ties by index."""
     if count < len(values):
-        least = np.partition(values, -count)[-count]
-        places = np.flatnonzero(values >= least)
+        threshold = np.partition(values, -count)[-count]
+        indices = np.flatnonzero(values >= threshold)
     else:
-        places = np.arange(len(values))
-    order: list[int] = places[np.argsort(-values[places], kind="stable")][:count].tolist()
+        indices = np.arange(len(values))
+    order: list[int] = indices[np.argsort(-values[indices], kind="stable")][:count].tolist()
     return order

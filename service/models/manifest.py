@@ -1,4 +1,4 @@
-"""A model's manifest: all that is known about it besides its weights."""
+"""A model's manifest (`model.toml`) and labels."""
 
 import tomllib
 from pathlib import Path
@@ -19,15 +19,15 @@ class _Table(BaseModel):
 
 
 class Preprocessing(_Table):
-    """From uint8 pixels to what the network takes: (pixel - mean) * scale, by channel."""
+    """Preprocessing of uint8 pixels: resize, then (pixel - mean) * scale, by channel."""
 
     channels: Literal["RGB", "BGR"]
     mean: tuple[Channel, Channel, Channel]  # in the order of `channels`, in pixel units
     scale: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (1.0, 1.0, 1.0)
-    resize: Rule  # of `single` and `ten`; the other views say their own
+    resize: Rule  # of the views `single` and `ten`; others have their own
     side: Annotated[int, Field(ge=CROP, le=1024)]  # pixels
     interpolation: Interpolation = "bilinear"
-    mirror: bool = True  # may an image be mirrored, and still be of its class
+    mirror: bool = True  # whether mirrored images keep their class
 
     @property
     def resized(self) -> Resize:
@@ -36,7 +36,7 @@ class Preprocessing(_Table):
 
 
 class Source(_Table):
-    """Where the weights can be had, and the digest (or its beginning) that proves them."""
+    """Where to download the weights, and their digest or a prefix of it."""
 
     url: HttpUrl
     digest: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{8,64}|sha1:[0-9a-f]{40})$")]
@@ -44,7 +44,7 @@ class Source(_Table):
 
 
 class Accuracy(_Table):
-    """How often the weights were right on images they had not learnt from, in per cent."""
+    """Accuracy on held-out images, in per cent."""
 
     dataset: str
     views: str
@@ -53,21 +53,21 @@ class Accuracy(_Table):
 
 
 class Calibration(_Table):
-    """What the logits are divided by, so that a probability is how often the label is right."""
+    """The softmax temperature of calibrated probabilities."""
 
     temperature: Annotated[float, Field(gt=0, lt=1000)]
-    sha256: str  # of the weights it was fitted for; others are served as they are
-    images: int  # it was fitted to
-    error: tuple[float, float]  # expected calibration error, before and after, held out
+    sha256: str  # of the weights it was fitted for; ignored for others
+    images: int  # number it was fitted to
+    error: tuple[float, float]  # held-out expected calibration error, before and after
 
 
 class Training(_Table):
-    """Where weights that were trained here come from."""
+    """How weights trained by this service were made."""
 
     command: str
     fingerprint: str  # SHA-256 of all images and their classes
-    images: int  # learnt from
-    held_out: int  # judged by, never learnt from
+    images: int  # trained on
+    held_out: int  # images for validation
     epochs: int
 
 
@@ -81,7 +81,7 @@ class Manifest(_Table):
     licence: str
     classes: Annotated[int, Field(ge=1, le=100_000)]
     labels: str  # a file of `wnid<TAB>label` lines, in the order of the classes
-    notice: str | None = None  # what every answer has to say of the model
+    notice: str | None = None  # included in every response
     preprocessing: Preprocessing
     source: Source | None = None
     accuracy: tuple[Accuracy, ...] = ()
@@ -89,9 +89,9 @@ class Manifest(_Table):
     training: Training | None = None
 
     def temperature(self, sha256: str) -> float:
-        """Give what the logits are divided by; 1 unless the weights so named were calibrated."""
-        found = self.calibration
-        return found.temperature if found and found.sha256 == sha256 else 1.0
+        """Return the softmax temperature of these weights; 1 if they are not calibrated."""
+        fitted = self.calibration
+        return fitted.temperature if fitted and fitted.sha256 == sha256 else 1.0
 
 
 class Label(_Table):
@@ -102,7 +102,7 @@ class Label(_Table):
 
 
 def read(path: Path) -> Manifest:
-    """Read a manifest; raises `ModelError` with the first thing that is wrong with it."""
+    """Read a manifest; raises `ModelError` with its first error."""
     try:
         return Manifest.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
@@ -116,19 +116,19 @@ def read(path: Path) -> Manifest:
 
 
 def written(described: Manifest) -> str:
-    """Give the text of a manifest, as `read` reads it."""
+    """Format a manifest as TOML."""
     return tomlkit.dumps(described.model_dump(mode="json", exclude_defaults=True))
 
 
-def calibrated(text: str, found: Calibration) -> str:
-    """Put a calibration into a manifest's text, and leave everything else as it is."""
+def calibrated(text: str, calibration: Calibration) -> str:
+    """Set the calibration in a manifest's text; comments and order stay."""
     document = tomlkit.parse(text)
-    document["calibration"] = found.model_dump(mode="json")
+    document["calibration"] = calibration.model_dump(mode="json")
     return tomlkit.dumps(document)
 
 
 def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
-    """Read the labels of a model, one a line: the WordNet id (or nothing), a tab, the name."""
+    """Read labels, one per line: the WordNet id (or nothing), a tab, the name."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:

@@ -1,9 +1,8 @@
-"""The model store: a folder a model, with its manifest and its checked weights.
+"""The model store: one folder per model, with its manifest and checksummed weights.
 
-`<root>/<name>/weights.safetensors` is a model that can be served; what was converted from it lies
-in files beside it (`service.models.converted_model`). Beside each lies its SHA-256 in the form that
-`sha256sum -c` reads. A model's manifest is looked for in the root and then among those that come
-with the service.
+`<root>/<name>/weights.safetensors` has a model's weights; files converted from it are in the same
+folder (`service.models.converted_model`). Each has a `.sha256` file in the format of
+`sha256sum -c`. Manifests are read from the root, then from those that come with the service.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from service.models.download import Progress, download
 from service.models.manifest import Calibration, Label, Manifest, Source
 from service.settings import NAME
 
-BUNDLED = "digits"  # comes with the service, weights and all
+BUNDLED = "digits"  # comes with the service, including its weights
 WEIGHTS = "weights.safetensors"
 FLOATS = "openvino.zip"  # the weights converted for OpenVINO
 INT8 = "openvino_int8.zip"  # the same, quantized
@@ -34,29 +33,29 @@ MANIFEST = "model.toml"
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Models under `root`, where weights go; `builtin` has manifests, and the bundled model."""
+    """Models under `root`, which is written to; `builtin` has manifests and the bundled model."""
 
     root: Path
     builtin: Path
 
     def names(self) -> list[str]:
-        """Name every model that has a manifest."""
+        """List the models that have a manifest."""
         folders = [path.parent.name for root in self._roots for path in root.glob(f"*/{MANIFEST}")]
         return sorted({name for name in folders if re.fullmatch(NAME, name)})
 
     def manifest(self, name: str) -> Manifest:
-        """Read a model's manifest; raises `ModelError` for a name the store does not know.
+        """Read a model's manifest; raises `ModelError` for an unknown name.
 
-        A folder may be named for one version of a model: `name@version`.
+        `name@version` is the folder of one version of a model.
         """
         described = manifest.read(self._manifest_path(name))
-        _, at, version = name.partition("@")
-        if at and described.version != version:
+        _, separator, version = name.partition("@")
+        if separator and described.version != version:
             raise ModelError(f"the manifest of {name!r} is of version {described.version!r}")
         return described
 
     def version(self, model: str) -> str:
-        """Give a model's version, or those of several to be averaged, as an ensemble has them."""
+        """Return a model's version, or several, comma-separated, as of an ensemble."""
         return ",".join(self.manifest(name).version for name in model.split(","))
 
     def labels(self, name: str) -> tuple[Label, ...]:
@@ -65,42 +64,39 @@ class Store:
         return manifest.read_labels(self._labels_path(name, described.labels), described.classes)
 
     def fingerprint(self, name: str) -> tuple[str, ...] | None:
-        """Give what is different once a model's files are; nothing if there is no such model."""
+        """Return a value that changes with the model's files; None if there is no such model."""
         try:
             files = [self._manifest_path(name)]
         except ModelError:
             return None
-        with suppress(ModelError):  # one that is broken is another one, too
+        with suppress(ModelError):  # a broken manifest counts as a change
             files.append(self._labels_path(name, self.manifest(name).labels))
         files += [_record_path(self._readable(name, file)) for file in (WEIGHTS, INT8)]
         return tuple(map(_text, files))
 
     def has(self, name: str, file: str = WEIGHTS) -> bool:
-        """Tell whether a model's weights, or another checked file of it, are there."""
+        """Whether a model's weights, or another checksummed file, exist."""
         return self._readable(name, file).is_file()
 
     def describe(self, name: str, described: Manifest, labels: Iterable[str]) -> None:
-        """Write the manifest and the labels of a model; whoever calls has locked it."""
+        """Write a model's manifest and labels; requires its lock."""
         folder = self.root / name
         _write(folder / described.labels, "".join(f"\t{label}\n" for label in labels))
         _write(folder / MANIFEST, manifest.written(described))
 
-    def calibrate(self, name: str, found: Calibration) -> None:
-        """Write a calibration into a model's manifest, which is copied here if it came with us.
-
-        Whoever calls has locked it.
-        """
+    def calibrate(self, name: str, calibration: Calibration) -> None:
+        """Write a calibration into a model's manifest in `root`; requires the model's lock."""
         text = self._manifest_path(name).read_text("utf-8")
-        _write(self.root / name / MANIFEST, manifest.calibrated(text, found))
+        _write(self.root / name / MANIFEST, manifest.calibrated(text, calibration))
 
     def verify(self, name: str) -> str:
-        """Give the SHA-256 of a model's weights if it is the recorded one."""
+        """Return the SHA-256 of a model's weights; raises what `read` does."""
         return self.read(name)[1]
 
     def read(self, name: str, file: str = WEIGHTS) -> tuple[bytes, str]:
-        """Give a model's weights, or another checked file, and its SHA-256: the recorded one.
+        """Read a model's weights, or another checksummed file, and its SHA-256.
 
-        Raises `MissingWeights` with what to do about it, or `BadWeights`.
+        Raises `MissingWeights` with instructions, or `BadWeights` if the checksum differs.
         """
         if not self.has(name, file):
             raise MissingWeights(self._how_to_get(name))
@@ -112,9 +108,9 @@ class Store:
         return data, digest
 
     def download(self, name: str, source: Source, progress: Progress) -> Path:
-        """Download a model's weights file beside its weights, going on where it was cut short.
+        """Download a model's source file into its folder, resuming a partial one.
 
-        Raises `ModelError` with what to do where there is no network.
+        Raises `ModelError` with instructions if there is no network.
         """
         part = self._path(name, f"download.{source.format}")
         try:
@@ -124,9 +120,9 @@ class Store:
         return part
 
     def publish(self, name: str, write: Callable[[Path], None], file: str = WEIGHTS) -> str:
-        """Make what `write` writes a model's weights, or another checked file; give its SHA-256.
+        """Replace a model's weights, or another checksummed file; return its SHA-256.
 
-        Whenever this is cut short, the file that is visible matches a recorded digest.
+        At every moment the visible file matches a recorded digest.
         """
         path = self._path(name, file)
         fresh = path.with_suffix(".part")
@@ -141,7 +137,7 @@ class Store:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Keep other writers of a model out, also those of other processes."""
+        """Lock a model against other writers, in this and other processes."""
         folder = self.root / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +154,7 @@ class Store:
         return self.root / name / file
 
     def _readable(self, name: str, file: str) -> Path:
-        """Give the path of a file to read: the bundled model's came with the service."""
+        """Return the path to read a file from: the bundled model's may be in `builtin`."""
         path = self._path(name, file)
         return self.builtin / name / file if name == BUNDLED and not path.is_file() else path
 
@@ -168,10 +164,9 @@ class Store:
 
     def _manifest_path(self, name: str) -> Path:
         if re.fullmatch(NAME, name):
-            for root in self._roots:
-                path = root / name / MANIFEST
-                if path.is_file():
-                    return path
+            paths = [root / name / MANIFEST for root in self._roots]
+            if path := next(filter(Path.is_file, paths), None):
+                return path
         raise ModelError(f"there is no model {name!r}; there are {', '.join(self.names())}")
 
     def _how_to_get(self, name: str) -> str:
@@ -185,7 +180,7 @@ class Store:
 
 
 def _text(path: Path) -> str:
-    """Read a file, which may be being replaced; nothing if it is not there or not readable."""
+    """Read a file; an empty string if it is missing or not readable."""
     try:
         return path.read_text("utf-8", "replace")
     except OSError:
@@ -207,14 +202,14 @@ def _record(file: Path, digests: list[str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file's text in one step: it is the old or the new one, never a part."""
+    """Replace a file's text atomically."""
     fresh = path.with_suffix(".part")
     fresh.write_text(text, "utf-8")
     fresh.replace(path)
 
 
 def locate(root: Path | None) -> Store:
-    """Give the store at `root`; by default the checkout's, else one in the user's cache."""
+    """Return the store at `root`; by default the checkout's, else one in the user's cache."""
     package = Path(service.__file__).parent
     checkout = package.parent / "model_store"
     builtin = checkout if checkout.is_dir() else package / "model_store"

@@ -1,1 +1,1 @@
-"""What is done without serving: bulk classification, evaluation, images of a network."""
+"""Offline work: bulk classification, evaluation, visualisation of a network."""

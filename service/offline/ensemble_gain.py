@@ -6,23 +6,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.offline import bootstrap
-
 Floats = npt.NDArray[np.floating]
 Classes = npt.NDArray[np.integer]
 
-_AMONG = 5  # labels, of the second error
+CONFIDENCE = 0.95  # of an interval
+SAMPLES = 10_000  # of the bootstrap
+SEED = 0  # the same images have the same interval
+
+_TOP = 5  # labels, of the second error
 
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """The probabilities that so many models give images by so many views."""
+    """Probabilities averaged over models and views."""
 
     models: int
     views: str
-    crops: int  # of an image, by each model
-    cost: float  # forwards of a crop of 224 pixels that an image takes
-    likely: Floats  # (images, classes)
+    crops: int  # per image and model
+    cost: float  # forward passes of a crop of 224 pixels that an image takes
+    probabilities: Floats  # (images, classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,13 @@ class Error:
     """How often the label was not among the first ones, in per cent."""
 
     error: float
-    difference: float  # to the first row's; less is better
+    difference: float  # from the first row; negative is better
     interval: tuple[float, float]  # of the difference, at 95 %
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of so many models and views."""
+    """The errors of an average over models and views."""
 
     models: int
     views: str
@@ -46,37 +48,50 @@ class Row:
     top5: Error
 
 
-def joined(some: Averaged, others: Averaged) -> Averaged:
-    """Average models with others that have seen the same images by the same views.
+def join(first: Averaged, second: Averaged) -> Averaged:
+    """Average models with others that have classified the same images by the same views.
 
-    `crops` are those of the model that takes most: one whose classes are told by left and right
-    takes no mirrored ones.
+    `crops` is the larger of the two: a model whose classes differ by left and right takes no
+    mirrored crops.
     """
-    models = some.models + others.models
-    total = some.likely * some.models + others.likely * others.models
-    crops, cost = max(some.crops, others.crops), some.cost + others.cost
-    return Averaged(models, some.views, crops, cost, total / models)
+    models = first.models + second.models
+    total = first.probabilities * first.models + second.probabilities * second.models
+    crops, cost = max(first.crops, second.crops), first.cost + second.cost
+    return Averaged(models, first.views, crops, cost, total / models)
 
 
 def rows(averaged: Sequence[Averaged], targets: Classes) -> Iterator[Row]:
     """Compare each with the first on the same images, whose classes are (images,)."""
-    first = _place(averaged[0].likely, targets)
-    for one in averaged:
-        place = _place(one.likely, targets)
-        top1, top5 = (_error(place >= among, first >= among) for among in (1, _AMONG))
-        yield Row(one.models, one.views, one.crops, one.cost, top1, top5)
+    baseline = _rank(averaged[0].probabilities, targets)
+    for average in averaged:
+        rank = _rank(average.probabilities, targets)
+        top1, top5 = (_error(rank >= top, baseline >= top) for top in (1, _TOP))
+        yield Row(average.models, average.views, average.crops, average.cost, top1, top5)
 
 
-def _place(likely: Floats, targets: Classes) -> Classes:
-    """Count the classes that are ranked before the right one, (images,)."""
-    right = np.take_along_axis(likely, targets[:, None], 1)
-    is_earlier = np.arange(likely.shape[1]) < targets[:, None]
-    before: Classes = ((likely > right) | ((likely == right) & is_earlier)).sum(1)
+def _rank(probabilities: Floats, targets: Classes) -> Classes:
+    """Count the classes that are ranked before the right one: (images,)."""
+    right = np.take_along_axis(probabilities, targets[:, None], 1)
+    is_earlier = np.arange(probabilities.shape[1]) < targets[:, None]
+    before: Classes = ((probabilities > right) | ((probabilities == right) & is_earlier)).sum(1)
     return before
 
 
-def _error(wrong: npt.NDArray[np.bool_], first: npt.NDArray[np.bool_]) -> Error:
-    differences = 100.0 * wrong - 100.0 * first
-    return Error(
-        100 * float(wrong.mean()), float(differences.mean()), bootstrap.interval(differences)
-    )
+def _error(wrong: npt.NDArray[np.bool_], baseline: npt.NDArray[np.bool_]) -> Error:
+    differences = 100.0 * wrong - 100.0 * baseline
+    return Error(100 * float(wrong.mean()), float(differences.mean()), interval(differences))
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """Return the bootstrap confidence interval of the mean of (images,) values.
+
+    Percentile method (Efron 1979, "Bootstrap Methods: Another Look at the Jackknife"). Where
+    values are differences between two ways to classify the same images, it is a paired
+    comparison. How often each distinct value is drawn is multinomial, so the cost does not depend
+    on the number of images.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(SEED).multinomial(len(values), counts / len(values), SAMPLES)
+    means = drawn @ distinct / len(values)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

@@ -1,4 +1,4 @@
-"""How often a model is right on a folder of labelled photos."""
+"""Accuracy of a model on a folder of labelled photos."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ from service.serving.classifier import Classifier
 from service.serving.types import Answer
 
 CHUNK = 32  # images in flight; enough to fill batches, few enough to keep in memory
-PATIENCE = 1e6  # seconds; nobody waits for one of these images
+TIMEOUT = 1e6  # seconds; images of offline work have no deadline
 
 Ranked = tuple[Prediction, ...] | ServiceError
 
@@ -27,7 +27,7 @@ _WNID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A photo and the class it is of."""
+    """A photo and the index of its class."""
 
     path: Path
     index: int
@@ -35,7 +35,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came out for one plan of views."""
+    """The hits of one view plan."""
 
     views: str
     photos: int
@@ -47,15 +47,14 @@ class Score:
 def find(
     folder: Path, labels: Sequence[Label], leave_out: LeaveOut = image_folder.ignore
 ) -> list[Photo]:
-    """Find photos named by a WordNet id; if there are none, folders named by an id or a label.
+    """Find photos named by a WordNet id; without any, folders named by an id or a label.
 
-    Files so named that are no images are left out.
-
-    Raises `ModelError` if there is nothing, or if the model does not know one's class.
+    `leave_out` takes the files so named that are not images. Raises `ModelError` without photos,
+    and for a class that the model does not have.
     """
     index = _index(labels)
     photos = []
-    for path, name in _named_files(folder, leave_out) or _named_folders(folder, leave_out):
+    for path, name in _in_named_files(folder, leave_out) or _in_named_folders(folder, leave_out):
         if name not in index:
             raise ModelError(f"{path}: the model has no class {name!r}, or several")
         photos.append(Photo(path, index[name]))
@@ -68,12 +67,12 @@ def find(
 
 def _index(labels: Sequence[Label]) -> dict[str, int]:
     """Map WordNet ids, and the names that only one class has, to classes."""
-    often = Counter(label.name for label in labels)
-    index = {label.name: at for at, label in enumerate(labels) if often[label.name] == 1}
-    return index | {label.wnid: at for at, label in enumerate(labels) if label.wnid}
+    count = Counter(label.name for label in labels)
+    names = {label.name: index for index, label in enumerate(labels) if count[label.name] == 1}
+    return names | {label.wnid: index for index, label in enumerate(labels) if label.wnid}
 
 
-def _named_files(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
+def _in_named_files(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder")
     named = {
@@ -82,33 +81,21 @@ def _named_files(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
     return [(path, named[path]) for path in image_folder.images(named, leave_out)]
 
 
-def _named_folders(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
-    named = [
+def _in_named_folders(folder: Path, leave_out: LeaveOut) -> list[tuple[Path, str]]:
+    subfolders = sorted(
         path for path in folder.iterdir() if path.is_dir() and image_folder.is_visible(path.name)
-    ]
+    )
     return [
-        (path, within.name)
-        for within in sorted(named)
-        for path in image_folder.images(image_folder.files(within), leave_out)
+        (path, subfolder.name)
+        for subfolder in subfolders
+        for path in image_folder.images(image_folder.files(subfolder), leave_out)
     ]
-
-
-async def rank(
-    classifier: Classifier, paths: Sequence[Path], *, plan: str, top_k: int
-) -> list[Ranked]:
-    """Rank the labels of photos that may not fit in memory together, or say what is wrong."""
-    ranked: list[Ranked] = []
-    for at in range(0, len(paths), CHUNK):
-        images = [path.read_bytes() for path in paths[at : at + CHUNK]]
-        answers = await classifier.classify(images, plan=plan, top_k=top_k, seconds=PATIENCE)
-        ranked += [a.predictions if isinstance(a, Answer) else a for a in answers]
-    return ranked
 
 
 async def evaluate(
     classifier: Classifier, photos: Sequence[Photo], plan: str, advance: Callable[[int], None]
 ) -> Score:
-    """Score the photos with one plan of views; `advance` is told as photos are done."""
+    """Score a view plan on photos; `advance` takes the number of photos newly done."""
     ranked = await rank_all(classifier, photos, plan, advance, top_k=5)
     return score(plan, photos, ranked)
 
@@ -121,17 +108,22 @@ async def rank_all(
     *,
     top_k: int,
 ) -> list[Ranked]:
-    """Rank the photos' labels; `advance` is told as photos are done."""
+    """Rank the labels of photos, which need not fit into memory together.
+
+    A photo that cannot be classified has its error instead. `advance` takes the number of photos
+    newly done.
+    """
     ranked: list[Ranked] = []
-    for at in range(0, len(photos), CHUNK):
-        paths = [photo.path for photo in photos[at : at + CHUNK]]
-        ranked += await rank(classifier, paths, plan=plan, top_k=top_k)
-        advance(len(paths))
+    for start in range(0, len(photos), CHUNK):
+        images = [photo.path.read_bytes() for photo in photos[start : start + CHUNK]]
+        answers = await classifier.classify(images, plan=plan, top_k=top_k, seconds=TIMEOUT)
+        ranked += [a.predictions if isinstance(a, Answer) else a for a in answers]
+        advance(len(images))
     return ranked
 
 
 def score(plan: str, photos: Sequence[Photo], ranked: Sequence[Ranked]) -> Score:
-    """Count how often the first label, or one of the first five, was right."""
+    """Count the photos whose class is ranked first, or among the first five."""
     top1 = top5 = 0
     unreadable = []
     for photo, predictions in zip(photos, ranked, strict=True):
@@ -147,10 +139,10 @@ def score(plan: str, photos: Sequence[Photo], ranked: Sequence[Ranked]) -> Score
 def probabilities(
     photos: Sequence[Photo], ranked: Sequence[Ranked]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Give the probabilities of rankings of all classes, and the photos' classes.
+    """Return the probabilities (photos, classes) and classes (photos,) of readable photos.
 
-    (photos, classes) and (photos,), without the photos that could not be read. None is quite
-    0, so that all have a logarithm. Raises `ModelError` if no photo could be read.
+    Rankings have to be of all classes. No probability is 0, so that all have a logarithm. Raises
+    `ModelError` if no photo could be read.
     """
     rows, targets = [], []
     for photo, predictions in zip(photos, ranked, strict=True):
@@ -162,54 +154,54 @@ def probabilities(
     return np.maximum(rows, np.finfo(np.float32).tiny), np.array(targets)
 
 
-async def likely(
+async def all_probabilities(
     classifier: Classifier, photos: Sequence[Photo], plan: str, advance: Callable[[int], None]
 ) -> npt.NDArray[np.float64]:
-    """Give the probabilities of all classes, (photos, classes); of what cannot be read, NaN.
+    """Return probabilities (photos, classes), NaN for a photo that cannot be read.
 
-    `advance` is told as photos are done.
+    `advance` takes the number of photos newly done.
     """
     classes = len(classifier.ensemble.labels)
-    found = np.full((len(photos), classes), np.nan)
-    for at in range(0, len(photos), CHUNK):  # more would not fit into memory as predictions
-        part = photos[at : at + CHUNK]
+    rows = np.full((len(photos), classes), np.nan)
+    for start in range(0, len(photos), CHUNK):  # more would not fit into memory as predictions
+        part = photos[start : start + CHUNK]
         ranked = await rank_all(classifier, part, plan, advance, top_k=classes)
-        for place, predictions in enumerate(ranked, start=at):
+        for row, predictions in enumerate(ranked, start=start):
             if not isinstance(predictions, ServiceError):
-                found[place] = _by_class(predictions)
-    return found
+                rows[row] = _by_class(predictions)
+    return rows
 
 
 def _by_class(predictions: Sequence[Prediction]) -> list[float]:
-    """Give the probabilities of a ranking of all classes in the order of the classes."""
+    """Order the probabilities of a ranking of all classes by class."""
     ordered = sorted(predictions, key=lambda prediction: prediction.index)
     return [prediction.probability for prediction in ordered]
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near two rankings of the same photos are, of all classes each."""
+    """The agreement of two rankings of the same photos, each of all classes."""
 
     same: int  # photos with the same first label
-    furthest: float  # the largest difference of a probability
+    furthest: float  # the largest difference between two probabilities
     different: tuple[str, ...]  # a sentence for each photo with another first label
 
 
 def compare(
     photos: Sequence[Photo], exact: Sequence[Ranked], ranked: Sequence[Ranked]
 ) -> Agreement:
-    """Compare rankings with exact ones; photos that could not be read count for nothing."""
+    """Compare rankings with exact ones, without the photos that could not be read."""
     same, furthest, different = 0, 0.0, []
-    for photo, wanted, got in zip(photos, exact, ranked, strict=True):
-        if isinstance(wanted, ServiceError) or isinstance(got, ServiceError):
+    for photo, expected, actual in zip(photos, exact, ranked, strict=True):
+        if isinstance(expected, ServiceError) or isinstance(actual, ServiceError):
             continue
-        probable = {one.index: one.probability for one in wanted}
-        furthest = max(furthest, *(abs(one.probability - probable[one.index]) for one in got))
-        if got[0].index == wanted[0].index:
+        exact_by_class = {p.index: p.probability for p in expected}
+        furthest = max(furthest, *(abs(p.probability - exact_by_class[p.index]) for p in actual))
+        if actual[0].index == expected[0].index:
             same += 1
         else:
             different.append(
-                f"{photo.path.name}: {got[0].label} {got[0].probability:.3f}, "
-                f"exactly {wanted[0].label} {wanted[0].probability:.3f}"
+                f"{photo.path.name}: {actual[0].label} {actual[0].probability:.3f}, "
+                f"exactly {expected[0].label} {expected[0].probability:.3f}"
             )
     return Agreement(same, furthest, tuple(different))

@@ -1,1 +1,1 @@
-"""Which rows wait, which run next, and which requests are refused."""
+"""Queueing, batching and admission control."""

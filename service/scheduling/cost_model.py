@@ -1,4 +1,4 @@
-"""What each batch takes on a device, by measurement, and the cheapest way to run some rows."""
+"""Cost model: measured seconds of each batch, and the cheapest batches for some rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-_RISE, _FALL = 0.3, 0.05  # of the way to what was observed
-_SURPRISE = 4  # times what was predicted; one batch that took longer says no more than that
+_RISE, _FALL = 0.3, 0.05  # of the way to the observed seconds
+_MAX_RATIO = 4  # of observed to predicted seconds: a slower batch counts as this
 
 
 class Key(NamedTuple):
-    """What rows must share to go in one batch."""
+    """The key by which rows are batched: only rows of one key share a batch."""
 
     member: int  # which model of the ensemble
     side: int  # pixels of a view
-    maps: bool = False  # are class activation maps wanted
+    maps: bool = False  # whether class activation maps are computed
 
 
 class CostCurve(Protocol):
@@ -23,11 +23,11 @@ class CostCurve(Protocol):
 
     @property
     def sizes(self) -> Sequence[int]:
-        """Batch sizes that show the whole curve, in ascending order."""
+        """Batch sizes that represent the curve, in ascending order."""
         ...
 
     def fitting(self, rows: int) -> int:
-        """Give the cheapest batch size that holds so many rows."""
+        """Return the cheapest batch size that holds so many rows."""
         ...
 
     def seconds(self, size: int) -> float:
@@ -39,20 +39,20 @@ class CostCurve(Protocol):
         ...
 
     def choose(self, rows: int, within: float = math.inf) -> int:
-        """Give the largest of the cheapest batches for so many rows, each within some seconds.
+        """Return the largest of the cheapest batches for so many rows, each within some seconds.
 
         0 if no batch is that quick.
         """
         ...
 
     def below(self, size: int) -> "CostCurve":
-        """Forget this size and all above it, but never the smallest."""
+        """Remove this size and all above it, but never the smallest."""
         ...
 
     def observed(self, size: int, seconds: float) -> "CostCurve":
-        """Move towards what a batch took just now: up quickly, down slowly.
+        """Move towards the seconds that a batch took: up quickly, down slowly.
 
-        What is predicted is promised, so it has to be what a batch takes at most, mostly.
+        Predictions become promises, so they have to be mostly an upper bound.
         """
         ...
 
@@ -61,7 +61,7 @@ class CostCurve(Protocol):
 class LinearCost:
     """Batches of any size up to `largest`: `fixed` seconds, and `each` for a row.
 
-    That is how a CPU computes. `slower` is how many times that it takes now.
+    That is how a CPU computes. `slower` is the present factor over what was measured.
     """
 
     fixed: float
@@ -88,11 +88,11 @@ class LinearCost:
 
     @property
     def sizes(self) -> Sequence[int]:
-        """The smallest, one between, and the largest."""
+        """The smallest, a middle and the largest size."""
         return sorted({1, math.isqrt(self.largest), self.largest})
 
     def fitting(self, rows: int) -> int:
-        """Give the number of rows itself: nothing is padded."""
+        """Return the number of rows itself: nothing is padded."""
         return rows
 
     def seconds(self, size: int) -> float:
@@ -105,7 +105,7 @@ class LinearCost:
         return whole * self.seconds(self.largest) + (self.seconds(rest) if rest else 0.0)
 
     def choose(self, rows: int, within: float = math.inf) -> int:
-        """Give as many of the rows as are done in time."""
+        """Return as many of the rows as are done in time."""
         most = min(rows, self.largest)
         if self.seconds(most) <= within:
             return most
@@ -114,25 +114,25 @@ class LinearCost:
         return max(1, int((within / self.slower - self.fixed) / self.each))  # floats are rounded
 
     def below(self, size: int) -> "LinearCost":
-        """Forget this size and all above it, but never the smallest."""
+        """Remove this size and all above it, but never the smallest."""
         return replace(self, largest=max(1, min(self.largest, size - 1)))
 
     def observed(self, size: int, seconds: float) -> "LinearCost":
-        """Move all sizes alike: what makes one slow makes the others slow.
+        """Move all sizes by the same factor: what makes one slow makes the others slow.
 
-        Never beyond `_SURPRISE` times what was measured: a batch that is predicted to be too
-        slow for any deadline would not be run, and so not be measured, again.
+        Never beyond `_MAX_RATIO` times what was measured: a batch that is predicted to be too
+        slow for any deadline would never be run, and so measured, again.
         """
-        found = min(seconds / (self.fixed + self.each * size), _SURPRISE)
-        rate = _RISE if found > self.slower else _FALL
-        return replace(self, slower=self.slower + rate * (found - self.slower))
+        ratio = min(seconds / (self.fixed + self.each * size), _MAX_RATIO)
+        rate = _RISE if ratio > self.slower else _FALL
+        return replace(self, slower=self.slower + rate * (ratio - self.slower))
 
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Batches of some sizes only, each measured, now and at the beginning; others are padded.
+    """Batches of some sizes only, each measured at the start and since; others are padded.
 
-    That is how a GPU computes, by a graph that was recorded for each size.
+    That is how a GPU computes, by a CUDA graph that was recorded for each size.
     """
 
     measured: Mapping[int, float]
@@ -140,11 +140,11 @@ class Buckets:
 
     @property
     def sizes(self) -> Sequence[int]:
-        """All of them."""
+        """All sizes."""
         return sorted(self.measured)
 
     def fitting(self, rows: int) -> int:
-        """Give the cheapest bucket that holds so many rows."""
+        """Return the cheapest bucket that holds so many rows."""
         return min((size for size in self.measured if size >= rows), key=self.measured.__getitem__)
 
     def seconds(self, size: int) -> float:
@@ -156,21 +156,21 @@ class Buckets:
         return cover(tuple(self.measured.items()), rows).seconds
 
     def choose(self, rows: int, within: float = math.inf) -> int:
-        """Give the largest bucket of the cheapest cover by those that are quick enough."""
+        """Return the largest bucket of the cheapest cover by those that are quick enough."""
         quick = tuple((size, took) for size, took in self.measured.items() if took <= within)
         return cover(quick, rows).largest if quick else 0
 
     def below(self, size: int) -> "Buckets":
-        """Forget this size and all above it, but never the smallest."""
+        """Remove this size and all above it, but never the smallest."""
         smallest = min(self.measured)
         fewer = {s: took for s, took in self.measured.items() if s < size or s == smallest}
         return Buckets(fewer, self.at_first or self.measured)
 
     def observed(self, size: int, seconds: float) -> "Buckets":
-        """Move one bucket; the others forget slowly that they were slow.
+        """Move one bucket; the others fall slowly to what they took at first.
 
-        One that is predicted to be too slow to be run would never be measured again. A bucket
-        that was forgotten stays so.
+        A bucket that is predicted to be too slow would otherwise never be run, and so measured,
+        again. A removed bucket stays removed.
         """
         if size not in self.measured:
             return self
@@ -180,19 +180,19 @@ class Buckets:
             for other, took in self.measured.items()
         }
         before = self.measured[size]
-        change = min(seconds, _SURPRISE * before) - before
+        change = min(seconds, _MAX_RATIO * before) - before
         buckets[size] = before + change * (_RISE if change > 0 else _FALL)
         return Buckets(buckets, at_first)
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """What the batches of every key cost."""
+    """The cost curve of each key."""
 
     curves: Mapping[Key, CostCurve]
 
     def largest(self, key: Key) -> int:
-        """Give the most rows that run at once."""
+        """Return the most rows in one batch."""
         return self.curves[key].sizes[-1]
 
     def seconds(self, key: Key, size: int) -> float:
@@ -213,16 +213,16 @@ class CostModel:
         return max((self.of(key, count) for key, count in fitting.items()), default=0.0)
 
     def rate(self, key: Key) -> float:
-        """Give the most rows a second that one device computes."""
+        """Return the most rows a second that one device computes."""
         curve = self.curves[key]
         return max(size / curve.seconds(size) for size in curve.sizes)
 
     def below(self, key: Key, size: int) -> "CostModel":
-        """Forget the batches of this size and above, but never the smallest."""
+        """Remove batches of this size and above, but never the smallest."""
         return self._with(key, self.curves[key].below(size))
 
     def observed(self, key: Key, size: int, seconds: float) -> "CostModel":
-        """Learn what a batch took."""
+        """Update with the seconds that a batch took."""
         return self._with(key, self.curves[key].observed(size, seconds))
 
     def _with(self, key: Key, curve: CostCurve) -> "CostModel":
@@ -231,7 +231,7 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Buckets that together hold some rows: what they cost, and the largest of them."""
+    """Buckets that together hold some rows: their cost, and the largest of them."""
 
     seconds: float = 0.0
     largest: int = 0
@@ -241,7 +241,7 @@ def cover(buckets: tuple[tuple[int, float], ...], rows: int) -> Cover:
     """Find the cheapest buckets, given as (size, seconds), that hold `rows` rows."""
     sizes = dict(buckets)
     best = min(sizes, key=lambda size: sizes[size] / size)
-    # What is beyond the largest bucket goes by whole best ones; the rest is in the table.
+    # Rows beyond the largest bucket fill buckets of the best size; the rest is in the table.
     whole = max(0, math.ceil((rows - max(sizes)) / best))
     rest = _covers(buckets)[max(0, rows - whole * best)]
     return Cover(whole * sizes[best] + rest.seconds, max(rest.largest, best if whole else 0))
@@ -250,16 +250,16 @@ def cover(buckets: tuple[tuple[int, float], ...], rows: int) -> Cover:
 @lru_cache(maxsize=256)
 def _covers(buckets: tuple[tuple[int, float], ...]) -> tuple[Cover, ...]:
     """Find the cheapest cover for every number of rows up to the largest bucket."""
-    found = [Cover()]
+    covers = [Cover()]
     for rows in range(1, max(size for size, _ in buckets) + 1):
-        found.append(
+        covers.append(
             min(
                 (
                     Cover(seconds + rest.seconds, max(size, rest.largest))
                     for size, seconds in buckets
-                    for rest in (found[max(0, rows - size)],)
+                    for rest in (covers[max(0, rows - size)],)
                 ),
                 key=lambda cover: (cover.seconds, cover.largest),
             )
         )
-    return tuple(found)
+    return tuple(covers)

@@ -1,16 +1,17 @@
-"""What to run next, and on which lane: the batcher's decisions, without clock, loop or I/O.
+"""What to run next, and on which executor: decisions without clock, event loop or I/O.
 
-Three rules; whom to refuse is the fourth (`service.scheduling.admission`):
+Three rules; admission (`service.scheduling.admission`) is the fourth:
 
-1. *Cheapest cover.* When a device is free, the rows of one key that wait, or its share of them
-   if others are free too, are covered by the batches that cost least by measurement, and the
+1. *Cheapest cover.* When a device is free, the queued rows of one key, or its share of them if
+   other devices are free too, are covered by the batches that cost least by measurement, and the
    largest of these is run, filled in order; of the sizes that let the first of them meet its
    deadline. No row waits for others to join it.
 2. *Earliest deadline first; large jobs yield while they can afford to.* A job that does not fit
-   one batch lets the others pass as long as it would meet its deadline even if it were served
-   last; so a 144-view job never makes a one-view request wait for more than one batch.
-3. *Interactive before bulk, which has its share.* Bulk rows are run when no others wait, or when
-   those have had more than their share of the time; and wherever a bucket would be padded.
+   one batch lets others pass as long as it would meet its deadline even if it were served last; so
+   a 144-view job never makes a one-view request wait for more than one batch.
+3. *Interactive before background, which has its share.* Background rows are run when no others
+   wait, or when those have had more than their share of the time; and wherever a bucket would be
+   padded.
 """
 
 import math
@@ -26,11 +27,11 @@ Reason = Literal["full", "drained", "deadline"]
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A job as the policy sees it: `left` rows are still to be taken.
+    """A job as the policy sees it: `left` rows are not yet in a batch.
 
     A `large` job is one that never fitted one batch, however little of it is left. A `background`
-    job lets interactive ones pass; a `promised_full_share` one was promised all of the time, before
-    anybody asked for bulk.
+    job yields to interactive ones; a `promised_full_share` one was promised all of the time, since
+    there was no background work then.
     """
 
     key: Key
@@ -52,37 +53,37 @@ class BatchPlan:
 
     @property
     def rows(self) -> int:
-        """Rows that are somebody's; the rest of the bucket is padding."""
+        """The rows of jobs; the rest of the bucket is padding."""
         return sum(rows for _, rows in self.takes)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with the queue now: whom to drop as too late, and what to run if anything."""
+    """What to do with the queue now: jobs to drop as too late, and a batch to run, if any."""
 
-    late: tuple[int, ...]  # queue positions that cannot meet their deadline any more
+    late: tuple[int, ...]  # queue positions that can no longer meet their deadline
     run: BatchPlan | None
 
 
 @dataclass(frozen=True, slots=True)
 class FairShare:
-    """Whose turn it is while interactive and bulk rows wait.
+    """Which class is served next while interactive and background rows wait.
 
-    Interactive rows are served until bulk is owed time, of which it has a share: weighted fair
-    queueing, by what batches cost. For a time in which only one of them waits nothing is owed; but
-    bulk's last batch counts, or another one would come between two of whoever comes next.
+    Weighted fair queueing, by the cost of batches: interactive rows are served until background
+    work is owed time. While only one class waits nothing is owed; but the last background batch
+    counts, or another one would run between the next two interactive ones.
     """
 
     background: float  # share of the time, over 0 and below 1
-    owed: float = 0.0  # seconds, to bulk
+    owed: float = 0.0  # seconds, to background work
 
     @property
     def is_background(self) -> bool:
-        """Is it bulk's turn."""
+        """Whether background work is served next."""
         return self.owed > 0
 
     def took(self, seconds: float, *, background: bool, others: bool) -> "FairShare":
-        """Note a batch of one class, and whether there were others waiting."""
+        """Count a batch of one class; `others` says whether the other class waited."""
         change = -(1 - self.background) * seconds if background else self.background * seconds
         if not others:
             return FairShare(self.background, min(change, 0.0))
@@ -101,58 +102,75 @@ def form(  # noqa: PLR0913 - all that decides
 ) -> Decision:
     """Decide what one of `free` free devices runs, of `devices`; `queue` is by deadline.
 
-    `running` are the seconds of work left in the others' batches. It takes its share and leaves
-    theirs to the others. Looks no further than the batch needs: a late job deeper in the queue
-    is found later.
+    `running` are the seconds of work left in the running batches. The device takes its share of the
+    rows and leaves the rest to the other free ones.
     """
-    late: list[int] = []
-    same: list[int] = []  # the positions whose rows may share the batch
-    rows = 0
     order: Iterable[int] = range(len(queue))
     if any(job.large or job.background for job in queue):
         load = QueueLoad(running, rows_left(queue), devices)
         order = _order(queue, now + load.seconds(costs), background_first=background_first)
-    for at in order:
-        job = queue[at]
+    positions, late = _candidates(queue, order, costs, now, free=free, devices=devices)
+    if not positions:
+        return Decision(late, None)
+    first = queue[positions[0]]
+    same_class = sum(queue[n].left for n in positions if queue[n].background == first.background)
+    share = math.ceil(same_class / free)
+    size, reason = _size(costs, first.key, share, first.deadline - now)
+    end = now + costs.seconds(first.key, size)  # which is too late for some that would fill it
+    rest = (position for position in positions[1:] if queue[position].deadline >= end)
+    takes = tuple(_fill(((n, queue[n].left) for n in (positions[0], *rest)), size))
+    size = min(size, costs.curves[first.key].fitting(sum(taken for _, taken in takes)))
+    return Decision(late, BatchPlan(first.key, size, takes, reason))
+
+
+def _candidates(  # noqa: PLR0913 - all that decides
+    queue: Sequence[QueuedJob],
+    order: Iterable[int],
+    costs: CostModel,
+    now: float,
+    *,
+    free: int,
+    devices: int,
+) -> tuple[list[int], tuple[int, ...]]:
+    """Return the positions whose rows may share the next batch, and those that are too late.
+
+    Reads no more of the queue than the batches of `free` devices need: a late job further back is
+    dropped later.
+    """
+    late: list[int] = []
+    same: list[int] = []
+    rows = 0
+    for position in order:
+        job = queue[position]
         if same and job.key != queue[same[0]].key:
             continue
         if costs.of(job.key, math.ceil(job.left / devices)) > job.deadline - now:
-            late.append(at)
+            late.append(position)
             continue
-        same.append(at)
+        same.append(position)
         rows += job.left
         if rows >= free * costs.largest(job.key):
             break
-    if not same:
-        return Decision(tuple(late), None)
-    first = queue[same[0]]
-    own = sum(queue[at].left for at in same if queue[at].background == first.background)
-    share = math.ceil(own / free)
-    size, reason = _size(costs, first.key, share, first.deadline - now)
-    end = now + costs.seconds(first.key, size)  # which is too late for some that would fill it
-    rest = (at for at in same[1:] if queue[at].deadline >= end)
-    takes = tuple(_fill(((at, queue[at].left) for at in (same[0], *rest)), size))
-    size = min(size, costs.curves[first.key].fitting(sum(taken for _, taken in takes)))
-    return Decision(tuple(late), BatchPlan(first.key, size, takes, reason))
+    return same, tuple(late)
 
 
 def _order(
     queue: Sequence[QueuedJob], served_last: float, *, background_first: bool
 ) -> Iterable[int]:
-    """Give positions in the order in which they are served: class by class, by deadline.
+    """Return positions in the order in which they are served: class by class, by deadline.
 
-    Large jobs let the others of their class pass if they are in time when they are served last;
-    and bulk, if it is its turn, a job that is firm.
+    Large jobs yield to the others of their class if they meet their deadline when served last; and
+    background jobs, if it is their turn, yield to a job that was promised all of the time.
     """
 
-    def yields(at: int) -> bool:
-        job = queue[at]
+    def yields(position: int) -> bool:
+        job = queue[position]
         return job.large and served_last <= first[job.background]
 
     first = {job.background: job.deadline for job in reversed(queue) if job.large}
-    ranked = sorted(range(len(queue)), key=yields)  # which keeps the order of those that are alike
+    ranked = sorted(range(len(queue)), key=yields)  # a stable sort: by deadline otherwise
     background, others = (
-        [at for at in ranked if queue[at].background is is_background]
+        [position for position in ranked if queue[position].background is is_background]
         for is_background in (True, False)
     )
     if background_first and not (others and queue[others[0]].promised_full_share):
@@ -161,7 +179,7 @@ def _order(
 
 
 def rows_left(queue: Iterable[QueuedJob]) -> dict[Key, int]:
-    """Count the rows that wait, by key."""
+    """Count the queued rows by key."""
     rows: dict[Key, int] = {}
     for job in queue:
         rows[job.key] = rows.get(job.key, 0) + job.left
@@ -169,7 +187,7 @@ def rows_left(queue: Iterable[QueuedJob]) -> dict[Key, int]:
 
 
 def _size(costs: CostModel, key: Key, rows: int, slack: float) -> tuple[int, Reason]:
-    """Choose a batch size for so many rows, the first of which have so many seconds left."""
+    """Choose a batch size for so many rows; the first job has `slack` seconds left."""
     curve = costs.curves[key]
     chosen = curve.choose(rows, slack)  # above 0: a job that no batch serves in time was dropped
     if chosen < curve.choose(rows):
@@ -178,35 +196,32 @@ def _size(costs: CostModel, key: Key, rows: int, slack: float) -> tuple[int, Rea
     return chosen, "full" if is_full else "drained"
 
 
-def _fill(jobs: Iterable[tuple[int, int]], room: int) -> Iterator[tuple[int, int]]:
-    for at, left in jobs:
-        taken = min(room, left)
+def _fill(jobs: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    for position, left in jobs:
+        taken = min(size, left)
         if not taken:
             return
-        room -= taken
-        yield at, taken
+        size -= taken
+        yield position, taken
 
 
 def is_turn(device: int, busy: Collection[int], devices: Collection[int]) -> bool:
-    """Tell whether a free executor of a device may run a batch.
-
-    A device that is busy leaves the rows to one that is not.
-    """
+    """Whether a free executor of a device may run a batch: not while only others are idle."""
     return device not in busy or len(busy) == len(devices)
 
 
 @dataclass(frozen=True, slots=True)
 class RunningBatch:
-    """A batch on a device: since when, and for how many seconds as predicted."""
+    """A batch on a device: its start, and its predicted seconds."""
 
     device: int
     started: float
     expected: float
 
     def since(self, freed: Mapping[int, float]) -> float:
-        """Tell since when it has its device, given when each last finished a batch.
+        """Return since when it has its device, by when each device last finished a batch.
 
-        A device's two lanes take turns: the time before it was free is another batch's.
+        A device's two executors take turns: until the device was free, another batch had it.
         """
         return max(self.started, freed.get(self.device, self.started))
 
@@ -214,13 +229,13 @@ class RunningBatch:
 def work_left(runs: Iterable[RunningBatch], freed: Mapping[int, float], now: float) -> float:
     """Predict the seconds of work left in batches, given in the order in which they began."""
     seconds = 0.0
-    turns = dict(freed)  # by device: since when it has been at what it is doing
+    turns = dict(freed)  # by device: since when it has been running its batch
     for run in runs:
         seconds += remaining(run.expected, max(0.0, now - run.since(turns)))
-        turns[run.device] = now  # whatever else is on the device has still to begin
+        turns[run.device] = now  # any other batch on the device has yet to begin
     return seconds
 
 
 def remaining(expected: float, elapsed: float) -> float:
-    """Predict how much longer a batch runs; one that is overdue, as long again as it is."""
+    """Predict how much longer a batch runs; an overdue one, as long as it is overdue."""
     return abs(expected - elapsed)

@@ -1,4 +1,4 @@
-"""What passes through the batcher: demands, batches, outcomes, reports."""
+"""The batcher's inputs and outputs: job specs, batches, executors, outcomes, reports."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Generic, Literal, TypeVar
 from service.scheduling.cost_model import Key
 from service.scheduling.policy import Reason
 
-P = TypeVar("P")  # what a job brings, opaque to the batcher
-R = TypeVar("R")  # what a lane makes of one slice
+P = TypeVar("P")  # a job's payload, opaque to the batcher
+R = TypeVar("R")  # an executor's result for one slice
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a job will bring: so many rows of one key, and the bytes of its payload."""
+    """The size of a job: rows of one key, and the bytes of its payload."""
 
     key: Key
     rows: int
@@ -30,13 +30,13 @@ class Slice(Generic[P]):
 
     @property
     def rows(self) -> int:
-        """How many they are."""
+        """The number of rows."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[P]):
-    """What a lane runs: slices of one key, together at most `size` rows, to be padded to it."""
+    """Slices of one key, together at most `size` rows; an executor pads them to `size`."""
 
     key: Key
     size: int
@@ -45,15 +45,15 @@ class Batch(Generic[P]):
 
     @property
     def rows(self) -> int:
-        """Rows that are somebody's."""
+        """The number of rows without padding."""
         return sum(part.rows for part in self.slices)
 
 
 @dataclass(frozen=True, slots=True)
 class Executor(Generic[P, R]):
-    """A way to run batches: a coroutine function giving one result a slice, and its device.
+    """A coroutine function that runs a batch, giving one result a slice, and its device.
 
-    A CPU has one lane; a GPU two, so that one batch is copied while the other is computed.
+    A CPU has one executor; a GPU two, so that one batch is copied while the other is computed.
     """
 
     run: Callable[[Batch[P]], Awaitable[Sequence[R]]]
@@ -62,17 +62,17 @@ class Executor(Generic[P, R]):
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
-    """A job's results, in the order of its rows, and where its time went."""
+    """A job's results, in the order of its rows, and its times."""
 
     parts: tuple[R, ...]
     queue_seconds: float  # from submission until its first row ran
     run_seconds: float  # from then until its last row was done
-    batch_rows: int  # rows, anybody's, in the last of its batches
+    batch_rows: int  # rows of all jobs in the last of its batches
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How long a job waited until its first row ran, and whether it lets others pass."""
+    """How long a job waited until its first row ran, and its priority."""
 
     seconds: float
     background: bool
@@ -94,7 +94,7 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class DropReport:
-    """A job that left without an answer: too late, or its caller went away."""
+    """A job that ended without a result: too late, or cancelled by its client."""
 
     why: Literal["late", "cancelled"]
     where: Literal["queue", "batch"]
@@ -102,20 +102,20 @@ class DropReport:
 
 @dataclass(frozen=True, slots=True)
 class RestartReport:
-    """A worker that ended by itself: it is being started again, or serves again."""
+    """A worker that ended by itself: it is being restarted, or serves again."""
 
     serves: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How much accepted work there is, and how long the device has been at its present batch."""
+    """Accepted work that is not done, and how long the device has been at its current batch."""
 
     rows: int = 0  # that wait, or whose images are being decoded
-    background: int = 0  # of these, those of bulk requests
+    background: int = 0  # of these, those of background requests
     nbytes: int = 0  # of all payloads, those still being made included
-    seconds: float = 0.0  # until all of it but bulk is done, as predicted
-    stalled: float = 0.0  # seconds that the oldest call to the device has had no answer
+    seconds: float = 0.0  # until all interactive work is done, as predicted
+    stalled: float = 0.0  # seconds that the oldest call to the device has had no result
 
 
 Report = Callable[[BatchReport | DropReport | RestartReport], None]

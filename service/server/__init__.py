@@ -1,1 +1,1 @@
-"""The listening process: the application put together, uvicorn, its connections and its log."""
+"""The listening process: application, uvicorn, connections and logging."""

@@ -1,4 +1,4 @@
-"""What is logged, and how: lines for people, or JSON for machines."""
+"""Log configuration: text lines or JSON lines."""
 
 import logging
 import sys
@@ -9,22 +9,22 @@ from uvicorn.logging import ColourizedFormatter
 
 from service.settings import Settings
 
-FIELDS = "request"  # the attribute of a record that has a request's fields by name
-_SAID = ("method", "route", "status")  # in the sentence already
+FIELDS = "request"  # attribute of a log record: the fields of a request, by name
+_IN_MESSAGE = ("method", "route", "status")
 
 
 class TextFormatter(ColourizedFormatter):
-    """A line for people: a request's fields after the sentence."""
+    """A text line: the fields of a request after the message."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        """Add the fields."""
+        """Append the fields."""
         fields = getattr(record, FIELDS, {})
-        words = (f"{name}={value}" for name, value in fields.items() if name not in _SAID)
+        words = (f"{name}={value}" for name, value in fields.items() if name not in _IN_MESSAGE)
         return "  ".join([super().formatMessage(record), *words])
 
 
 def configure(settings: Settings) -> None:
-    """Log to standard error what the settings ask for, as they ask for it."""
+    """Log to standard error with the level and format of the settings."""
     is_terminal = sys.stderr.isatty()
     is_text = settings.log_format == "text" or (settings.log_format == "auto" and is_terminal)
     handler = logging.StreamHandler()

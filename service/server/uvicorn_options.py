@@ -1,4 +1,4 @@
-"""uvicorn's own options: what follows `--`, or stands in `UVICORN_...` variables."""
+"""uvicorn's own options: arguments after `--`, or `UVICORN_...` variables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from click.core import ParameterSource
 from service.errors import WrongOption
 
 _GIVEN = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
-_HERE = "there is one process of it, in this program's own order"
-_OURS: Mapping[str, str] = {
+_SINGLE_PROCESS = "the service runs in one process, which it starts itself"
+_REJECTED: Mapping[str, str] = {
     "host": "give --host before the --",
     "port": "give --port before the --",
     "log_config": "give --log-format before the --",
@@ -27,25 +27,25 @@ _OURS: Mapping[str, str] = {
             *("reload_includes", "reload_excludes", "factory", "app_dir", "env_file", "interface"),
             *("lifespan",),
         ),
-        _HERE,
+        _SINGLE_PROCESS,
     ),
     **dict.fromkeys(
         (
             *("http", "http2", "h11_max_incomplete_event_size", "ws", "ws_max_size"),
             *("ws_max_queue", "ws_ping_interval", "ws_ping_timeout", "ws_per_message_deflate"),
         ),
-        "only HTTP/1.1 is spoken, within this program's own bounds",
+        "only HTTP/1.1 is supported, with the service's own limits",
     ),
-}  # by the name of the parameter; what is not here is passed on
+}  # reasons by parameter name; other options are passed on
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """Give what `uvicorn.Config` is to be told: what was given, and nothing by default.
+    """Return the arguments of `uvicorn.Config` that were given, without defaults.
 
-    Raises `WrongOption`; prints uvicorn's help or version and ends if asked for them.
+    Raises `WrongOption`; prints uvicorn's help or version and exits for `--help` or `--version`.
     """
     try:
-        context = uvicorn.main.make_context("uvicorn", ["this", *arguments])
+        context = uvicorn.main.make_context("uvicorn", ["app", *arguments])
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from done
     except click.ClickException as error:
@@ -56,19 +56,21 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         if name != "app" and context.get_parameter_source(name) in _GIVEN
     }
     for option in uvicorn.main.params:
-        if option.name in given and option.name in _OURS:
-            raise WrongOption(f"uvicorn's {option.opts[0]} is not passed: {_OURS[option.name]}")
+        if option.name in given and option.name in _REJECTED:
+            raise WrongOption(
+                f"uvicorn's {option.opts[0]} is not supported: {_REJECTED[option.name]}"
+            )
     return given | ({"headers": _headers(given["headers"])} if "headers" in given else {})
 
 
 def _headers(given: Sequence[str]) -> list[tuple[str, str]]:
-    """Split `Name:Value`, as uvicorn does."""
-    if wrong := [header for header in given if ":" not in header]:
-        raise WrongOption(f"uvicorn: {wrong[0]!r} is not a header such as Name:Value")
+    """Split each `Name:Value`, as uvicorn does."""
+    if invalid := [header for header in given if ":" not in header]:
+        raise WrongOption(f"uvicorn: {invalid[0]!r} is not a header such as Name:Value")
     split = (header.split(":", 1) for header in given)
     return [(name, value.strip()) for name, value in split]
 
 
 def _sentence(text: str) -> str:
-    """Make what click says a line that goes on after a colon."""
+    """Turn a message of click into one line to follow a colon."""
     return " ".join(text.split()).rstrip(".")

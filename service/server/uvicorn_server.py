@@ -1,4 +1,4 @@
-"""uvicorn's server, made to leave in order: it says so, goes on for a while, then ends."""
+"""uvicorn's server with a graceful shutdown: readiness fails first, new requests end later."""
 
 import asyncio
 import logging
@@ -23,20 +23,19 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What the application does when the process is told something, and what it tells."""
+    """Hooks of the application in the life of the process."""
 
     refresh: Callable[[], None] | None = None  # on SIGHUP
-    leave: Callable[[], None] = _nothing  # before the server lets no more requests in
-    serves: Callable[[], bool] = lambda: True  # can it answer requests yet
+    leave: Callable[[], None] = _nothing  # before the server stops accepting requests
+    serves: Callable[[], bool] = lambda: True  # whether it has a model that serves
 
 
 class Server(uvicorn.Server):
-    """Serves until it is told to stop, and lets requests in for `drain_seconds` after that.
+    """Serve until a signal, and accept requests for `drain_seconds` after it.
 
-    Clients need that long to learn that they should go elsewhere; none do before the application
-    serves. What is in flight then has uvicorn's `timeout_graceful_shutdown` to be answered.
-
-    It listens to `probes` besides, without encryption.
+    Load balancers need that long to stop sending; there is no wait before the application serves.
+    Requests in flight then have uvicorn's `timeout_graceful_shutdown`. `probes` is another
+    listening socket, without TLS.
     """
 
     def __init__(
@@ -51,15 +50,15 @@ class Server(uvicorn.Server):
         self._application = application
         self._probes = probes
         self._ends_at = math.inf
-        self._has_said_so = False
+        self._has_logged = False
 
     @property
     def is_leaving(self) -> bool:
-        """Has it been told to stop."""
+        """Whether the server is stopping."""
         return math.isfinite(self._ends_at)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         await super().startup(sockets)
         if sockets:
             self._log_started_message(sockets)
@@ -75,7 +74,7 @@ class Server(uvicorn.Server):
             logger.info("probes and metrics are on port %d of %s", port, host)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let no more requests in, and wait for those in flight."""
+        """Stop accepting requests, and wait for those in flight."""
         self._application.leave()
         await super().shutdown(sockets)
 
@@ -86,16 +85,16 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
-        """Begin to leave; end at once if told so again."""
+        """Begin to stop; exit at once on a second signal."""
         if self.is_leaving:
-            # As a shell tells of a signal's victim. The worker goes with it.
-            os._exit(128 + sig)  # pragma: no cover - it ends what measures, too
+            # A shell's status for a process ended by a signal. The worker ends with it.
+            os._exit(128 + sig)  # pragma: no cover - ends coverage, too
         self._drain_seconds = self._drain_seconds if self._application.serves() else 0.0
         self._ends_at = time.monotonic() + self._drain_seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell, every tenth of a second, whether it is time to end."""
-        if self.is_leaving and not self._has_said_so:
-            self._has_said_so = True
-            logger.info("stopping; requests are let in for %g s more", self._drain_seconds)
+        """Return, every tenth of a second, whether the server is to stop now."""
+        if self.is_leaving and not self._has_logged:
+            self._has_logged = True
+            logger.info("stopping, accepting requests for %g s more", self._drain_seconds)
         return await super().on_tick(counter) or time.monotonic() >= self._ends_at

@@ -1,1 +1,1 @@
-"""Models side by side, and one request to one prediction."""
+"""Served models: registry, classification of requests, metrics."""

@@ -1,4 +1,4 @@
-"""The interface of what decodes an ensemble's images and computes its batches."""
+"""The backend interface: decodes an ensemble's images and computes its batches."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,42 +9,42 @@ from service.models.ensemble import Ensemble, Result
 from service.scheduling.types import Executor
 
 Payload = Any
-"""What an image brings for one member; known to the backend only."""
+"""An image's input for one member of the ensemble; opaque outside the backend."""
 
 
 class Backend(Protocol):
-    """Who does an ensemble's work: decodes its images and computes its batches."""
+    """Decodes an ensemble's images and computes its batches, mostly in a worker process."""
 
     @property
     def ensemble(self) -> Ensemble:
-        """Whose work it is."""
+        """The ensemble it computes."""
         ...
 
     @property
     def executors(self) -> Sequence[Executor[Payload, Result]]:
-        """Who computes; each gives the sum of a slice's rows, or the map of the only one."""
+        """The executors; each returns the sum of a slice's rows, or the map of its only row."""
         ...
 
     @property
     def pid(self) -> int:
-        """The number of the process that it is in."""
+        """The ID of its process."""
         ...
 
     async def ended(self) -> None:
-        """Wait until it can not go on."""
+        """Wait until its process ends or fails for good."""
         ...
 
     @property
     def stalled(self) -> float:
-        """For how many seconds it has left somebody without an answer."""
+        """For how many seconds its oldest request has had no response."""
         ...
 
     async def prepare(
         self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[Payload]:
-        """Decode an image for the views so named; gives a payload for each member.
+        """Decode an image for a view plan; return a payload for each member.
 
-        Where maps are wanted they are of the class `target`. Raises what
+        Class activation maps are of the class `target`. Raises what
         `service.imaging.image_decoder.decode` does, or `InferenceFailed`.
         """
         ...
@@ -54,9 +54,9 @@ class Backend(Protocol):
         ...
 
     def decode_wait(self, images: int) -> float:
-        """Predict for how many seconds the last of so many more images would wait for that."""
+        """Predict for how many seconds the last of so many more images waits to be decoded."""
         ...
 
     def close(self) -> None:
-        """Stop; nobody calls it any more."""
+        """Stop; it is not used afterwards."""
         ...

@@ -1,4 +1,4 @@
-"""Bulk's images are decoded in rounds: no more of them at once than there are threads."""
+"""Limits how many images of background requests are decoded at once."""
 
 import asyncio
 import contextlib
@@ -7,36 +7,38 @@ from collections.abc import AsyncIterator, Callable
 
 
 class DecodeTurns:
-    """Lets interactive images pass, and bulk ones wait where they are in nobody's way.
+    """Decodes interactive images at once, and at most `threads` background ones at a time.
 
     `decode_wait(n)` predicts for how many seconds the last of n more images waits to be decoded.
     """
 
     def __init__(self, decode_wait: Callable[[int], float], threads: int) -> None:
-        self._lead, self._threads = decode_wait, threads
+        self._decode_wait, self._threads = decode_wait, threads
         self._free = asyncio.Semaphore(threads)
-        self._held = 0  # bulk images that wait
+        self._waiting = 0  # background images
 
     def decode_wait(self, images: int, *, background: bool) -> float:
         """Predict for how many seconds the last of so many images waits to be decoded.
 
-        Bulk waits anew whenever as many have been decoded as there are threads.
+        Background images are decoded in rounds of as many as there are threads, and each round
+        waits anew.
         """
         if not background:
-            return self._lead(images)
-        return math.ceil((self._held + images) / self._threads) * self._lead(self._threads)
+            return self._decode_wait(images)
+        rounds = math.ceil((self._waiting + images) / self._threads)
+        return rounds * self._decode_wait(self._threads)
 
     @contextlib.asynccontextmanager
     async def turn(self, *, background: bool) -> AsyncIterator[None]:
-        """Wait until it is an image's turn; it is over when this is left."""
+        """Wait until an image may be decoded, which is done when this context is left."""
         if not background:
             yield
             return
-        self._held += 1
+        self._waiting += 1
         try:
             await self._free.acquire()
         finally:
-            self._held -= 1
+            self._waiting -= 1
         try:
             yield
         finally:

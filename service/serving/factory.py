@@ -1,4 +1,4 @@
-"""A served model from the settings: the composition root below HTTP."""
+"""Creates a served model from the settings: the composition root below HTTP."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,9 +15,9 @@ from service.settings import Settings
 from service.worker import client
 
 LoadBackend = Callable[[Settings, Future[None]], Backend]
-"""Reads the models and puts them on the device: blocking, seconds long.
+"""Loads the models onto the device: blocking, for seconds.
 
-Ends soon, with an error, when the future is done: nothing waits for the models any more.
+Raises soon after the future is done, which cancels the load.
 """
 
 
@@ -28,9 +28,9 @@ def create_served_model(
     report: Report = lambda _: None,
     gave_up: Callable[[], None] = lambda: None,
 ) -> ServedModel:
-    """Put together what serves a model; what its batcher reports goes nowhere by default.
+    """Create a served model; its batcher's reports are dropped by default.
 
-    `gave_up` is called when its worker has ended too often to be started again.
+    `gave_up` is called when its worker has ended too often to be restarted.
     """
     if settings.heic:
         heif.require()

@@ -1,16 +1,15 @@
-"""The models that are served, by name: loaded, replaced and let go while requests go on.
+"""The registry: models served side by side, by name; loaded, reloaded and unloaded at run time.
 
-A model that is loaded anew is loaded, warmed and timed beside the one that serves, takes its
-place in one step, and the old one is closed when nobody uses it any more. If that fails, the old
-one stays. Each has a process of its own, so that all of its memory is given back when it is let
-go, and the others work on while one is broken; the probes speak for all of them.
+A model is reloaded beside the one that serves: loaded, warmed and timed. It replaces the old one in
+one step, and that is closed once it has no users; if the load fails, the old one stays. Each model
+has a worker process of its own, so that unloading returns all of its memory and a failure of one
+does not stop the others. Probes cover all models.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from service.errors import (
@@ -23,75 +22,39 @@ from service.errors import (
 )
 from service.scheduling.types import Backlog
 from service.serving.classifier import Classifier
-from service.serving.served_model import FAILED, LOADING, LOADING_RETRY, ServedModel
+from service.serving.model_slot import (
+    Loading,
+    ModelSlot,
+    RegistryHooks,
+    RegistryLimits,
+    wait_ready,
+)
+from service.serving.readiness import Readiness
+from service.serving.served_model import FAILED, LOADING_RETRY, ServedModel
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much may be served side by side; see `service.settings` for each."""
-
-    models: int
-    nbytes: int  # resident, of all models' processes together; 0: no bound
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryHooks:
-    """Where models come from, and who learns which are served."""
-
-    make: Callable[[str], ServedModel]
-    """Makes what will load and serve a model."""
-    fingerprint: Callable[[str], object]
-    """Gives what is different once a model's files are; nothing if there is no such model."""
-    nbytes: Callable[[ServedModel], int]
-    """Measures the resident memory of a model's process."""
-    changed: Callable[[Mapping[str, ServedModel]], None]
-    """Learns what is served from now on."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Loading:
-    """A model that is being loaded."""
-
-    name: str
-    task: asyncio.Task[None]
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A model that serves: what its files were when it was loaded, its users, and its end."""
-
-    served_model: ServedModel
-    fingerprint: object
-    life: contextlib.AsyncExitStack
-    users: int = 0
-    left: asyncio.Event = field(default_factory=asyncio.Event)  # by one of its users
-
-
 class ModelRegistry:
-    """Serves models while it is entered: those named, of which the first is the default.
+    """Serves the named models while it is entered; the first is the default.
 
-    Answers `NotReady` for one until it is loaded. Looks for changed files every `watch_seconds`,
-    if that is not 0.
+    Raises `NotReady` for a model until it is loaded. Checks for changed files every
+    `watch_seconds`, if that is not 0.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         hooks: RegistryHooks,
-        bounds: Bounds,
+        limits: RegistryLimits,
         *,
         watch_seconds: float = 0.0,
     ) -> None:
-        self._shelf, self._bounds, self._watch_seconds = hooks, bounds, watch_seconds
-        self._default = names[0]
-        self._candidate: str | None = None
-        self._former: set[str] = set()  # candidates that did not work when another was tried
-        self._slots: dict[str, _Slot] = {}
-        self._wrong: dict[str, str] = dict.fromkeys(names, LOADING)  # with what is not there
-        self._loading: _Loading | None = None
-        self._refused: dict[str, object] = {}  # stamps of files that could not be served
+        self._hooks, self._limits, self._watch_seconds = hooks, limits, watch_seconds
+        self._readiness = Readiness(names)
+        self._slots: dict[str, ModelSlot] = {}
+        self._loading: Loading | None = None
+        self._refused: dict[str, object] = {}  # fingerprints of files that could not be served
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -106,163 +69,128 @@ class ModelRegistry:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(slot.life.aclose() for slot in self._slots.values()))
 
-    # What a request asks.
+    # Requests.
 
     @property
     def default(self) -> str:
-        """The name of the model that is asked when a request names none."""
-        return self._default
+        """The name of the model for requests that name none."""
+        return self._readiness.default
 
     @property
     def served(self) -> Mapping[str, ServedModel]:
-        """What is served now, by name."""
+        """The models that are served now, by name."""
         return {name: slot.served_model for name, slot in self._slots.items()}
 
     def find(self, name: str | None = None) -> ServedModel:
-        """Give a model to ask at once; raises `UnknownModel`, or `NotReady` until it is loaded.
+        """Return a model to use at once; raises `UnknownModel`, or `NotReady` until it is loaded.
 
-        `name@version` is the model `name` if it has that version, unless one is so called.
+        `name@version` is the model `name` if it has that version, unless a model has that name.
         """
-        return self._slot(name or self._default).served_model
+        return self._slot(name or self.default).served_model
 
     @contextlib.contextmanager
     def use(self, name: str | None = None) -> Iterator[Classifier]:
-        """Give a model that is not closed until it is left; raises what `find` does."""
-        slot = self._slot(name or self._default)
-        slot.users += 1
-        try:
-            yield slot.served_model.classifier
-        finally:
-            slot.users -= 1
-            slot.left.set()
+        """Keep a model open until this context is left; raises what `find` does."""
+        with self._slot(name or self.default).use() as served_model:
+            yield served_model.classifier
 
-    def _slot(self, name: str) -> _Slot:
+    def _slot(self, name: str) -> ModelSlot:
         if slot := self._slots.get(name):
             return slot
         plain, _, version = name.partition("@")
         slot = self._slots.get(plain)
         if slot and slot.served_model.ensemble.version == version:
             return slot
-        if name in self._wrong:
-            raise NotReady(self._wrong[name], retry_after=LOADING_RETRY)
+        if reason := self._readiness.missing.get(name):
+            raise NotReady(reason, retry_after=LOADING_RETRY)
         raise UnknownModel(f"there is no model {name!r} here; there are {', '.join(self._slots)}")
 
-    # What a probe or a gauge asks.
+    # Probes and metrics.
 
     def exclude_from_probes(self, candidate: str | None) -> None:
-        """Let no probe fail for this model from now on: nobody waits for its answers.
+        """Let no probe fail for this model from now on: no client waits for it.
 
-        Nor for the one before it, if that does not work, until it is loaded: whoever tries
-        another candidate has not begun to wait for the first.
+        A candidate before it that has failed stays excluded until it is loaded.
         """
-        if (former := self.candidate) and self._complaint(former):
-            self._former.add(former)
-        self._candidate = candidate
+        self._readiness.exclude(candidate, self.served)
 
     @property
     def candidate(self) -> str | None:
-        """The model that is excused, unless it has become the default."""
-        return None if self._candidate == self._default else self._candidate
+        """The model excluded from probes, unless it has become the default."""
+        return self._readiness.candidate
 
     @property
-    def is_excluded_from_probes(self) -> Mapping[str, str]:
-        """What is wrong with models that no probe fails for, by name."""
-        found = {name: self._complaint(name) for name in sorted(self._excused)}
-        return {name: complaint for name, complaint in found.items() if complaint}
-
-    @property
-    def _excused(self) -> set[str]:
-        return (self._former | ({self._candidate} if self._candidate else set())) - {self._default}
-
-    def _complaint(self, name: str) -> str | None:
-        """Say why a model is not there, or its work at a standstill."""
-        slot = self._slots.get(name)
-        return slot.served_model.failure_reason if slot else self._wrong.get(name)
-
-    @property
-    def _missing(self) -> list[str]:
-        return [reason for name, reason in self._wrong.items() if name not in self._excused]
+    def excluded_reasons(self) -> Mapping[str, str]:
+        """Why models excluded from probes are not loaded or have failed, by name."""
+        return self._readiness.excluded_reasons(self.served)
 
     @property
     def not_loaded_reason(self) -> str | None:
-        """Why not all models that were asked for are there, or nothing if they are."""
-        is_excluded_from_probes = self._excused
-        absent = (
-            one.not_loaded_reason
-            for name, one in self.served.items()
-            if name not in is_excluded_from_probes
-        )
-        return next(filter(None, (*self._missing, *absent)), None)
+        """Why a model is not loaded, or None if all are."""
+        return self._readiness.not_loaded_reason(self.served)
 
     @property
     def failure_reason(self) -> str | None:
-        """Why a model's work is at a standstill, or nothing if all go on; not of one excused."""
-        is_excluded_from_probes = self._excused
-        standstills = (
-            one.failure_reason
-            for name, one in self.served.items()
-            if name not in is_excluded_from_probes
-        )
-        failed = FAILED if FAILED in self._missing else None
-        return failed or next(filter(None, standstills), None)
+        """Why a model has failed, or None if none has."""
+        return self._readiness.failure_reason(self.served)
 
     @property
     def is_ready(self) -> bool:
-        """Are all models there that were asked for, and does the work of each go on."""
+        """Whether all models are loaded and none has failed."""
         return not (self.not_loaded_reason or self.failure_reason)
 
     def backlog(self) -> Backlog:
-        """Sum up what all models have accepted and not done; they share the devices."""
-        found = [one.backlog() for one in self.served.values()]
+        """Sum up the accepted work of all models; they share the devices."""
+        backlogs = [model.backlog() for model in self.served.values()]
         return Backlog(
-            rows=sum(one.rows for one in found),
-            background=sum(one.background for one in found),
-            nbytes=sum(one.nbytes for one in found),
-            seconds=sum(one.seconds for one in found),
-            stalled=max((one.stalled for one in found), default=0.0),
+            rows=sum(backlog.rows for backlog in backlogs),
+            background=sum(backlog.background for backlog in backlogs),
+            nbytes=sum(backlog.nbytes for backlog in backlogs),
+            seconds=sum(backlog.seconds for backlog in backlogs),
+            stalled=max((backlog.stalled for backlog in backlogs), default=0.0),
         )
 
     def cached(self) -> int:
-        """Sum up the bytes of answers that all models keep."""
-        return sum(one.cached for one in self.served.values())
+        """Sum up the bytes of all models' cached results."""
+        return sum(model.cached for model in self.served.values())
 
-    # What somebody who may decides.
+    # Administration.
 
     async def load(self, name: str) -> None:
-        """Serve a model as its files are now, while those who ask the one before notice nothing.
+        """Serve a model as its files are now; requests to the one before it go on meanwhile.
 
-        Does nothing if it is served so, and works. Raises `UnknownModel`, `Conflict` while another
-        one is being loaded, `CapacityExceeded`, or `CannotServe` with what is wrong with it.
+        Does nothing if it is served so and has not failed. Raises `UnknownModel`, `Conflict` while
+        another model is being loaded, `CapacityExceeded`, or `CannotServe` with the reason.
         """
         fingerprint = await self._fingerprint(name)
         if fingerprint is None:
             raise UnknownModel(f"there is no model {name!r} in the store")
-        await self._bring(name, fingerprint)
-        self._former.discard(name)  # whoever wants it waits for it
+        await self._load_unless_current(name, fingerprint)
+        self._readiness.include(name)
 
     def set_default(self, name: str) -> None:
-        """Make a model that is served the one that is asked when a request names none."""
+        """Make a served model the default."""
         self._slot(name)
-        self._default = name
+        self._readiness.default = name
 
     def unload(self, name: str) -> None:
-        """Serve a model no more; what it has accepted is done. Not for the default: `Conflict`."""
-        if name == self._default:
-            raise Conflict(f"{name} is asked when a request names no model; prefer another first")
+        """Unload a model after its accepted work; raises `Conflict` for the default."""
+        if name == self.default:
+            raise Conflict(f"{name} is the default model; make another model the default first")
         if self._loading and self._loading.name == name:
-            raise Conflict(f"{name} is being loaded; let it go when it is")
+            raise Conflict(f"{name} is being loaded; unload it afterwards")
         if name not in self._slots:
             raise UnknownModel(f"there is no model {name!r} here")
         old = self._slots.pop(name)
-        self._tell()
-        self._begin(_retire(old))
-        logger.info("%s is served no more", name)
+        self._report_changed()
+        self._begin(old.retire())
+        logger.info("unloaded %s", name)
 
     def refresh(self) -> None:
-        """Load anew, one after the other, what is served and has other files now."""
+        """Reload, one after the other, the models whose files have changed."""
         self._begin(self._refresh())
 
-    # How it is done.
+    # Loading.
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -271,74 +199,74 @@ class ModelRegistry:
         return task
 
     async def _start(self) -> None:
-        for name in [*self._wrong]:
+        missing = self._readiness.missing
+        for name in [*missing]:
             try:
                 fingerprint = await self._fingerprint(name)
-                await self._no_load()
-                if name in self._wrong:  # no request has loaded it since
+                await self._wait_for_load()
+                if name in missing:  # no request has loaded it since
                     await self._begin_load(name, fingerprint)
             except ServiceError as error:
-                self._wrong[name] = FAILED
-                if not isinstance(error, CannotServe):  # of which the log says more already
-                    logger.error("%s cannot be served: %s", name, error)  # noqa: TRY400 - says it all
+                missing[name] = FAILED
+                if not isinstance(error, CannotServe):  # which has been logged already
+                    logger.error("cannot load %s: %s", name, error)  # noqa: TRY400 - says it all
 
-    async def _bring(self, name: str, fingerprint: object) -> None:
-        """Do what `load` does, for files that have this stamp."""
+    async def _load_unless_current(self, name: str, fingerprint: object) -> None:
+        """Do what `load` does, for files of this fingerprint."""
         slot = self._slots.get(name)
         if slot and slot.fingerprint == fingerprint and not slot.served_model.failure_reason:
             return
         if self._loading:
             raise Conflict(f"{self._loading.name} is being loaded; one model is loaded at a time")
-        if slot is None and len(self._slots) >= self._bounds.models:
+        if slot is None and len(self._slots) >= self._limits.models:
             raise CapacityExceeded(
-                f"{len(self._slots)} models are served, as many as may be; let one go"
+                f"{len(self._slots)} models are served, the limit; unload one first"
             )
         self._check_memory(name, [])
-        # Whoever asked for it may leave: it goes on.
+        # The load continues if the client disconnects.
         await asyncio.shield(self._begin_load(name, fingerprint))
 
     def _begin_load(self, name: str, fingerprint: object) -> asyncio.Task[None]:
         task = self._begin(self._load(name, fingerprint))
-        self._loading = _Loading(name, task)
+        self._loading = Loading(name, task)
         return task
 
     async def _load(self, name: str, fingerprint: object) -> None:
         try:
             async with contextlib.AsyncExitStack() as life:
-                fresh = await life.enter_async_context(self._shelf.make(name))
-                await _ready(fresh)
+                fresh = await life.enter_async_context(self._hooks.make(name))
+                await wait_ready(fresh)
                 self._check_memory(name, [fresh])
                 old = self._slots.get(name)
-                self._slots[name] = _Slot(fresh, fingerprint, life.pop_all())
-                self._wrong.pop(name, None)
-                self._former.discard(name)
+                self._slots[name] = ModelSlot(fresh, fingerprint, life.pop_all())
+                self._readiness.loaded(name)
         finally:
             self._loading = None
-        self._tell()
+        self._report_changed()
         if old:
-            logger.info("%s was loaded anew; the one before ends what it has begun", name)
-            self._begin(_retire(old))
+            logger.info("reloaded %s", name)
+            self._begin(old.retire())
 
-    async def _no_load(self) -> None:
+    async def _wait_for_load(self) -> None:
         """Wait until no model is being loaded."""
         while self._loading:
             await asyncio.wait([self._loading.task])
 
     async def _fingerprint(self, name: str) -> object:
-        return await asyncio.to_thread(self._shelf.fingerprint, name)  # which reads files
+        return await asyncio.to_thread(self._hooks.fingerprint, name)  # which reads files
 
     def _check_memory(self, name: str, fresh: Sequence[ServedModel]) -> None:
-        """Raise `CapacityExceeded` if what will be served has more memory than it may."""
-        most = self._bounds.nbytes
-        others = [one for other, one in self.served.items() if other != name]
-        total = sum(self._shelf.nbytes(one) for one in (*others, *fresh))
-        if most and total > most:
+        """Raise `CapacityExceeded` if the models would take more memory than the limit."""
+        limit = self._limits.nbytes
+        others = [model for other, model in self.served.items() if other != name]
+        total = sum(self._hooks.nbytes(model) for model in (*others, *fresh))
+        if limit and total > limit:
             raise CapacityExceeded(
-                f"with {name} the models would take {total} bytes; the limit is {most}"
+                f"with {name} the models would take {total} bytes; the limit is {limit}"
             )
 
-    def _tell(self) -> None:
-        self._shelf.changed(self.served)
+    def _report_changed(self) -> None:
+        self._hooks.changed(self.served)
 
     async def _watch(self) -> None:
         while True:
@@ -347,41 +275,23 @@ class ModelRegistry:
 
     async def _refresh(self) -> None:
         for name in [*self._slots]:
-            await self._no_load()
-            if name in self._slots:  # nobody has let it go meanwhile
-                await self._renew(name)
+            await self._wait_for_load()
+            if name in self._slots:  # it was not unloaded meanwhile
+                await self._reload(name)
 
-    async def _renew(self, name: str) -> None:
-        """Load a model anew if its files are others now, and not ones that were refused."""
+    async def _reload(self, name: str) -> None:
+        """Reload a model if its files have changed, and are not ones that failed to load."""
         fingerprint = await self._fingerprint(name)
-        if name not in self._slots:
-            return
-        if fingerprint in (None, self._slots[name].fingerprint, self._refused.get(name)):
+        slot = self._slots.get(name)
+        if slot is None or fingerprint in (None, slot.fingerprint, self._refused.get(name)):
             return
         try:
-            await self._bring(name, fingerprint)
+            await self._load_unless_current(name, fingerprint)
         except CannotServe as error:
             self._refused[name] = fingerprint
-            logger.error("%s stays as it was: %s", name, error)  # noqa: TRY400 - says it all
+            version = slot.served_model.ensemble.version
+            logger.error(  # noqa: TRY400 - says it all
+                "reload of %s failed, keeping version %s: %s", name, version, error
+            )
         except ServiceError as error:  # which may not hold the next time
-            logger.warning("%s has other files now: %s", name, error)
-
-
-async def _ready(fresh: ServedModel) -> None:
-    """Wait until a model is loaded; raises `CannotServe` if it cannot be."""
-    try:
-        await fresh.ready()
-    except ServiceError as error:
-        raise CannotServe(str(error)) from error
-    except Exception as error:  # a model may fail to load in any way, and has been logged
-        raise CannotServe(FAILED) from error
-
-
-async def _retire(old: _Slot) -> None:
-    """Close a model when nobody uses it any more, or at once if there is no time for that."""
-    try:
-        while old.users:
-            old.left.clear()
-            await old.left.wait()
-    finally:
-        await old.life.aclose()
+            logger.warning("reload of %s postponed: %s", name, error)

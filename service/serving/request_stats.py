@@ -1,4 +1,4 @@
-"""What the answers of a request add up to: counts, the stages' times, a line of the log."""
+"""Statistics of a request's answers: metrics, log fields, response headers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from service.errors import ServiceError
 from service.serving.metrics.metrics import Metrics
 from service.serving.types import Answer, Timing
 
-_NOTHING = Timing(0.0, 0.0, 0.0, 0.0)  # of what was not done
+_NO_TIME = Timing(0.0, 0.0, 0.0, 0.0)  # of a request without answers
 
 
 def count(
     metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, background: bool
 ) -> None:
-    """Count each image by what came of it, and where its time went."""
+    """Count each image by its outcome, and record the seconds of its stages."""
     for answer in answers:
         if isinstance(answer, ServiceError):
             metrics.image(plan, answer)
@@ -29,15 +29,15 @@ def count(
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A request's images: how many, and what the slowest of them met in each stage."""
+    """A request's images: their number, and the slowest of them in each stage."""
 
     images: int
     stages: Mapping[str, float]  # seconds of each stage, of the image for which it took longest
     rows: int  # the most that shared a batch with one of the images
-    cached: int  # images whose answer was kept
+    cached: int  # images answered from the cache
 
     def notes(self, plan: str, uploaded: float) -> dict[str, Any]:
-        """Say in a log's words what was done; `uploaded` is the seconds of the upload."""
+        """Return the fields for the request log; `uploaded` is the seconds of the upload."""
         return {
             "views": plan,
             "images": self.images,
@@ -48,7 +48,7 @@ class Total:
         }
 
     def headers(self, *, caches: bool) -> dict[str, str]:
-        """Tell of it in an answer's headers; whether it was kept (RFC 9211), if any are."""
+        """Return Server-Timing and, if results are cached, Cache-Status (RFC 9211)."""
         kept = "hit" if self.cached == self.images else "fwd=miss"
         status = {"Cache-Status": f"googlenet-service; {kept}"} if caches else {}
         return {"Server-Timing": self._server_timing, **status}
@@ -61,12 +61,12 @@ class Total:
 
 
 def add_up(answers: Sequence[Answer | ServiceError]) -> Total:
-    """Add up a request's answers."""
+    """Sum up a request's answers."""
     answered = [answer for answer in answers if isinstance(answer, Answer)]
-    stages = [timing.stages for timing in (_NOTHING, *(one.timing for one in answered))]
+    stages = [timing.stages for timing in (_NO_TIME, *(answer.timing for answer in answered))]
     return Total(
         len(answers),
-        {stage: max(one[stage] for one in stages) for stage in _NOTHING.stages},
-        max((one.batch_rows for one in answered), default=0),
-        sum(one.cached for one in answered),
+        {stage: max(seconds[stage] for seconds in stages) for stage in _NO_TIME.stages},
+        max((answer.batch_rows for answer in answered), default=0),
+        sum(answer.cached for answer in answered),
     )

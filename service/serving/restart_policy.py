@@ -1,29 +1,29 @@
-"""When a worker that ended is started again: decisions, without clock, loop or I/O."""
+"""When a worker that ended is restarted: decisions without clock, event loop or I/O."""
 
 from dataclasses import dataclass, replace
 
-MOST = 5  # ends within a minute, after which it is not started again
+MAX_ENDS = 5  # within a minute, after which the worker is not restarted
 _MINUTE = 60.0  # seconds
-_LONGEST = 8.0  # seconds before it is started again
+_MAX_DELAY = 8.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """When the worker ended lately, by `time.monotonic()`."""
+    """The times of the worker's last ends, by `time.monotonic()`."""
 
-    first_delay: float = 0.5  # seconds before it is started again the first time
+    first_delay: float = 0.5  # seconds before the first restart
     ends: tuple[float, ...] = ()
 
     def ended(self, now: float) -> "Restarts":
-        """Note that it ended; what was over a minute ago is forgotten."""
-        return replace(self, ends=(*(at for at in self.ends if now - at < _MINUTE), now))
+        """Add an end; those over a minute ago are removed."""
+        return replace(self, ends=(*(end for end in self.ends if now - end < _MINUTE), now))
 
     @property
     def are_too_many(self) -> bool:
-        """Tell whether it is no use to start it again."""
-        return len(self.ends) >= MOST
+        """Whether the worker has ended too often to be restarted."""
+        return len(self.ends) >= MAX_ENDS
 
     @property
     def delay(self) -> float:
-        """Seconds to wait before it is started again: twice as long each time."""
-        return min(self.first_delay * 2.0 ** (len(self.ends) - 1), _LONGEST)
+        """Seconds to wait before the restart: twice as long each time, up to 8."""
+        return min(self.first_delay * 2.0 ** (len(self.ends) - 1), _MAX_DELAY)

@@ -1,22 +1,22 @@
-"""Answers to images that were seen before, in bounded memory: the longest unasked go first."""
+"""A cache of images' results in bounded memory: least recently used first out."""
 
+import asyncio
 from hashlib import blake2b
 
 import numpy as np
-import numpy.typing as npt
 from cachetools import LRUCache
 
 from service.imaging.image_decoder import ImageInput
-
-Answer = npt.NDArray[np.float64]  # (classes,), probabilities
+from service.models.ensemble import Probabilities
 
 _OVERHEAD = 512  # bytes of an entry besides its values, about
+_LARGE = 256 * 1024  # bytes, which take a third of a millisecond to hash
 
 
-def name(image: ImageInput, views: str) -> bytes:
-    """Give what an image's answer is kept by: a digest of its content and its views.
+def key(image: ImageInput, views: str) -> bytes:
+    """Return the cache key of an image's result: a digest of its content and its views.
 
-    BLAKE2b reads a gigabyte a second, and nobody can make two images that have the same.
+    BLAKE2b hashes a gigabyte a second and is collision-resistant.
     """
     digest = blake2b(views.encode(), digest_size=32)
     if isinstance(image, bytes):
@@ -28,30 +28,37 @@ def name(image: ImageInput, views: str) -> bytes:
     return digest.digest()
 
 
-class Cache:
-    """Keeps a model's answers, in so many bytes.
+async def key_in_background(image: ImageInput, views: str) -> bytes:
+    """Return the cache key; that of a large image is computed in a thread, off the event loop."""
+    if len(image) > _LARGE or not isinstance(image, bytes):
+        return await asyncio.to_thread(key, image, views)
+    return key(image, views)
 
-    A model that is loaded anew has a new one, so no answer outlives the weights it is from.
+
+class ResultCache:
+    """Caches a model's probabilities in at most `max_bytes` bytes.
+
+    A reloaded model has a new cache, so no result outlives the weights it was computed with.
     """
 
-    def __init__(self, most: int) -> None:
-        self._answers: LRUCache[bytes, Answer] = LRUCache(most, getsizeof=_nbytes)
+    def __init__(self, max_bytes: int) -> None:
+        self._results: LRUCache[bytes, Probabilities] = LRUCache(max_bytes, getsizeof=_nbytes)
 
-    def find(self, name: bytes) -> Answer | None:
-        """Give the answer that is kept by this name, if there is one."""
-        return self._answers.get(name)
+    def get(self, key: bytes) -> Probabilities | None:
+        """Return the cached result of this key, if there is one."""
+        return self._results.get(key)
 
-    def keep(self, name: bytes, answer: Answer) -> None:
-        """Keep an answer, which nobody may change any more; one too large for all is not kept."""
-        answer.setflags(write=False)
-        if _nbytes(answer) <= self._answers.maxsize:
-            self._answers[name] = answer
+    def put(self, key: bytes, result: Probabilities) -> None:
+        """Cache a result, which becomes read-only; one larger than the cache is not cached."""
+        result.setflags(write=False)
+        if _nbytes(result) <= self._results.maxsize:
+            self._results[key] = result
 
     @property
     def nbytes(self) -> int:
-        """How many bytes are in use."""
-        return int(self._answers.currsize)
+        """The bytes in use."""
+        return int(self._results.currsize)
 
 
-def _nbytes(answer: Answer) -> int:
-    return answer.nbytes + _OVERHEAD
+def _nbytes(result: Probabilities) -> int:
+    return result.nbytes + _OVERHEAD

@@ -1,4 +1,4 @@
-"""A model from its load, in the background, to its end; and how its work goes meanwhile."""
+"""A served model: loads in the background, serves, restarts its worker, reports its state."""
 
 import asyncio
 import contextlib
@@ -20,14 +20,14 @@ from service.serving.types import Limits
 
 logger = logging.getLogger(__name__)
 
-LOADING_RETRY = 5.0  # seconds; nobody knows how long a first load takes
+LOADING_RETRY = 5.0  # seconds; the time of a first load is not known
 LOADING = "the model is being loaded, warmed and timed"
-RESTARTING = "the process that classifies has ended; it is being started again"
+RESTARTING = "the worker has ended and is being restarted"
 FAILED = "the model could not be loaded; the log says why"
 
-_ENDED = "the process that classifies ended too often"
+_ENDED = "the worker ended too often"
 _NO_RESTARTS = Restarts()
-_FAILURES = 3  # batches in a row, after which the device is not expected to recover
+_FAILURES = 3  # batches in a row that failed, after which the device is not expected to recover
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class _Serving:
 
 
 class ServedModel:
-    """Serves an ensemble while it is entered; loads it first, and has no classifier meanwhile.
+    """Loads an ensemble and serves it while it is entered.
 
-    A backend that ends by itself is loaded again after a while; `gave_up` is called when it has
+    A backend that ends by itself is loaded again after a delay; `gave_up` is called when it has
     ended too often for that.
     """
 
@@ -59,7 +59,7 @@ class ServedModel:
         self._restarts = restarts
         self._serving: _Serving | None = None
         self._failure: Exception | None = None
-        self._absent: str | None = LOADING  # why nothing is served now
+        self._not_loaded: str | None = LOADING  # why nothing is served now
         self._load_seconds = 0.0
 
     async def __aenter__(self) -> Self:
@@ -73,44 +73,48 @@ class ServedModel:
             await self._living
 
     async def _live(self) -> None:
-        """Load and serve, again and again, until there is no use in it or it is cancelled."""
+        """Load and serve, again after each end of the worker, until it ends too often."""
         restarts = self._restarts
         while True:
-            try:
-                async with self._served() as backend:
-                    if self._loaded.is_set():
-                        self._report(RestartReport(serves=True))
-                    self._loaded.set()
-                    await backend.ended()
-            except ServiceError as error:
-                logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
-                self._failure = error
-            except Exception as error:  # a model may fail to load in any way; the probes tell
-                logger.exception("the model could not be loaded")
-                self._failure = error
+            await self._serve_once()
             if not self._loaded.is_set():
-                self._absent = FAILED
+                self._not_loaded = FAILED
                 self._loaded.set()
                 return
             restarts = restarts.ended(time.monotonic())
             if restarts.are_too_many:
                 logger.error("the worker ended %d times in a minute; giving up", len(restarts.ends))
                 self._failure = self._failure or InferenceFailed(_ENDED)
-                self._absent = FAILED
+                self._not_loaded = FAILED
                 self._gave_up()
                 return
-            logger.error("the worker ended; it is started again in %g s", restarts.delay)
+            logger.error("the worker ended, restarting it in %g s", restarts.delay)
             self._failure = None
             self._report(RestartReport(serves=False))
             await asyncio.sleep(restarts.delay)
 
+    async def _serve_once(self) -> None:
+        """Load and serve until the worker ends; log and keep the error if the load fails."""
+        try:
+            async with self._served() as backend:
+                if self._loaded.is_set():
+                    self._report(RestartReport(serves=True))
+                self._loaded.set()
+                await backend.ended()
+        except ServiceError as error:
+            logger.error("the model could not be loaded: %s", error)  # noqa: TRY400 - says it all
+            self._failure = error
+        except Exception as error:  # a model may fail to load in any way; the probes report it
+            logger.exception("the model could not be loaded")
+            self._failure = error
+
     @contextlib.asynccontextmanager
     async def _served(self) -> AsyncIterator[Backend]:
-        """Load a backend and serve by it."""
+        """Load a backend and serve with it."""
         started = time.monotonic()
         backend = await self._backend()
         async with contextlib.AsyncExitStack() as life:
-            # It may take its time, or hang: others are served meanwhile.
+            # Closing may take long or hang; the event loop goes on meanwhile.
             life.push_async_callback(asyncio.to_thread, backend.close)
             ensemble = backend.ensemble
             batcher = Batcher(
@@ -123,15 +127,15 @@ class ServedModel:
             await life.enter_async_context(batcher)
             self._load_seconds = time.monotonic() - started
             self._serving = _Serving(backend, batcher, Classifier(backend, batcher, self._limits))
-            self._absent = None
-            _announce(ensemble, self._load_seconds)
+            self._not_loaded = None
+            _log_serving(ensemble, self._load_seconds)
             try:
                 yield backend
             finally:
-                self._absent = RESTARTING
+                self._not_loaded = RESTARTING
 
     async def _backend(self) -> Backend:
-        """Load in a thread, which is told when nothing waits for it any more."""
+        """Load in a thread; cancelling this cancels the load."""
         cancelled: Future[None] = Future()
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         loading = thread.submit(self._load, cancelled)
@@ -144,7 +148,7 @@ class ServedModel:
             raise
 
     async def ready(self) -> Classifier:
-        """Wait until the model is loaded; raises what made that fail."""
+        """Wait until the model is loaded; raises the error of the load."""
         await self._loaded.wait()
         if self._failure:
             raise self._failure
@@ -152,29 +156,29 @@ class ServedModel:
 
     @property
     def classifier(self) -> Classifier:
-        """What answers requests; raises `NotReady` while nothing does."""
-        if self._absent:
-            raise NotReady(self._absent, retry_after=LOADING_RETRY)
-        return self._known().classifier
+        """The classifier; raises `NotReady` while the model is not loaded."""
+        if self._not_loaded:
+            raise NotReady(self._not_loaded, retry_after=LOADING_RETRY)
+        return self._last_serving().classifier
 
     @property
     def ensemble(self) -> Ensemble:
-        """What is, or was last, served; raises `NotReady` before the first load has ended."""
-        return self._known().backend.ensemble
+        """The ensemble served now or last; raises `NotReady` before the first load."""
+        return self._last_serving().backend.ensemble
 
     @property
     def backend(self) -> Backend:
-        """What does, or did last, its work; raises `NotReady` before the first load has ended."""
-        return self._known().backend
+        """The backend in use now or last; raises `NotReady` before the first load."""
+        return self._last_serving().backend
 
     @property
     def load_seconds(self) -> float:
-        """How long it took to load what is served."""
+        """The seconds of the last load."""
         return self._load_seconds
 
     def backlog(self) -> Backlog:
-        """Sum up what has been accepted and is not done."""
-        if self._serving is None or self._absent:
+        """Sum up the work that was accepted and is not done."""
+        if self._serving is None or self._not_loaded:
             return Backlog()
         backlog, backend = self._serving.batcher.backlog(), self._serving.backend
         return replace(
@@ -185,23 +189,23 @@ class ServedModel:
 
     @property
     def cached(self) -> int:
-        """How many bytes of answers are kept."""
+        """The bytes of cached results."""
         return self._serving.classifier.cached if self._serving else 0
 
     @property
     def not_loaded_reason(self) -> str | None:
-        """Why the model is not there, or nothing if it is."""
-        return self._absent
+        """Why the model is not loaded, or None if it is."""
+        return self._not_loaded
 
     @property
     def failure_reason(self) -> str | None:
-        """Why the device's work is at a standstill, or nothing if it goes on."""
+        """Why the model has failed, or None if it has not."""
         if self._failure:
-            return self._absent
-        serves = self._serving if not self._absent else None
-        return next(self._standstills(serves), None) if serves else None
+            return self._not_loaded
+        serving = self._serving if not self._not_loaded else None
+        return next(self._failures(serving), None) if serving else None
 
-    def _standstills(self, serving: _Serving) -> Iterator[str]:
+    def _failures(self, serving: _Serving) -> Iterator[str]:
         if not serving.batcher.alive:
             yield "the batcher's loop has ended"
         if serving.batcher.failures >= _FAILURES:
@@ -209,13 +213,13 @@ class ServedModel:
         if self.backlog().stalled > self._limits.stall_seconds:
             yield f"the device has not answered for {self.backlog().stalled:.0f} s"
 
-    def _known(self) -> _Serving:
+    def _last_serving(self) -> _Serving:
         if self._serving is None:
-            raise NotReady(self._absent or LOADING, retry_after=LOADING_RETRY)
+            raise NotReady(self._not_loaded or LOADING, retry_after=LOADING_RETRY)
         return self._serving
 
 
-def _announce(ensemble: Ensemble, seconds: float) -> None:
+def _log_serving(ensemble: Ensemble, seconds: float) -> None:
     logger.info(
         "serving %s on %s in %s, ready after %.1f s",
         ensemble.name,
@@ -228,6 +232,6 @@ def _announce(ensemble: Ensemble, seconds: float) -> None:
 
 
 def _close(loading: Future[Backend]) -> None:
-    """Close what was loaded after everybody had left."""
+    """Close a backend whose load was cancelled too late."""
     if not loading.cancelled() and not loading.exception():
         loading.result().close()

@@ -1,7 +1,7 @@
-"""A candidate that is asked beside the default, so that it can be judged before it is preferred.
+"""Shadow traffic: a candidate model gets a share of the default's requests, for comparison.
 
-It is asked for a share of what the default has answered already, one request at a time: what comes
-meanwhile is left out, so that it never keeps the default from more than that one takes.
+Requests are sent after the default has answered them, one at a time; others are skipped meanwhile,
+so that the candidate never delays the default by more than one request.
 """
 
 import asyncio
@@ -22,22 +22,25 @@ Outcome = Literal["agreed", "differed", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a candidate said of an image, beside what the default did."""
+    """A candidate's result for an image compared with the default's."""
 
     outcome: Outcome
-    distance: float | None = None  # the most that a probability of the default's labels differs
+    distance: float | None = None  # the largest difference of a probability of the default's labels
 
 
 def compare(default: Sequence[Prediction], candidate: Sequence[Prediction]) -> Comparison:
     """Compare rankings; `candidate` is of all its labels, which need not be the same."""
-    told = {(one.wnid, one.label): one.probability for one in candidate}
-    distance = max(abs(one.probability - told.get((one.wnid, one.label), 0.0)) for one in default)
+    probabilities = {(label.wnid, label.label): label.probability for label in candidate}
+    distance = max(
+        abs(label.probability - probabilities.get((label.wnid, label.label), 0.0))
+        for label in default
+    )
     same = (default[0].wnid, default[0].label) == (candidate[0].wnid, candidate[0].label)
     return Comparison("agreed" if same else "differed", distance)
 
 
 class ShadowCandidate:
-    """Asks `candidate` for a `share` of the default's requests while it is entered."""
+    """Sends `candidate` a `share` of the default's requests while it is entered."""
 
     def __init__(
         self,
@@ -48,38 +51,38 @@ class ShadowCandidate:
         share: float,
         seconds: float,
     ) -> None:
-        self._catalogue, self._report, self._seconds = model_registry, report, seconds
+        self._registry, self._report, self._seconds = model_registry, report, seconds
         self._candidate, self._share = candidate, share
         model_registry.exclude_from_probes(candidate if share else None)
-        self._due = 0.0  # requests, of which a whole one is to be asked
-        self._asking: asyncio.Task[None] | None = None
+        self._due = 0.0  # requests; one is sent when it reaches 1
+        self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._asking:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        if self._running:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
 
     @property
     def share(self) -> tuple[str, float] | None:
-        """The candidate and the share of requests that it is asked for, if there is one."""
-        candidate = self._catalogue.candidate
-        if candidate is None or candidate not in self._catalogue.served:
+        """The candidate and its share of the requests, if there is one."""
+        candidate = self._registry.candidate
+        if candidate is None or candidate not in self._registry.served:
             return None
         return candidate, self._share
 
     def follow(self, candidate: str, share: float) -> None:
-        """Ask another candidate from now on, or for another share of the requests; 0 ends it."""
+        """Change the candidate, or its share of the requests; 0 ends it."""
         if share or candidate == self._candidate:
             self._candidate, self._share = candidate, share
-            self._catalogue.exclude_from_probes(candidate if share else None)
+            self._registry.exclude_from_probes(candidate if share else None)
 
     def offer(
         self, images: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]
     ) -> None:
-        """Have the candidate asked what the default has answered, if it is its turn."""
+        """Send the candidate a request that the default has answered, if one is due."""
         if (chosen := self.share) is None:
             return
         pairs = [
@@ -94,29 +97,29 @@ class ShadowCandidate:
         if self._due < 1:
             return
         self._due -= 1
-        if self._asking and not self._asking.done():
+        if self._running and not self._running.done():
             for _ in pairs:
                 self._report(Comparison("skipped"))
             return
-        self._asking = asyncio.create_task(self._ask(candidate, pairs, plan))
+        self._running = asyncio.create_task(self._send(candidate, pairs, plan))
 
-    async def _ask(
+    async def _send(
         self, candidate: str, pairs: Sequence[tuple[bytes, tuple[Prediction, ...]]], plan: str
     ) -> None:
-        found: Sequence[Answer | Exception]
+        answers: Sequence[Answer | Exception]
         try:
-            with self._catalogue.use(candidate) as classifier:
-                found = await classifier.classify(
+            with self._registry.use(candidate) as classifier:
+                answers = await classifier.classify(
                     [image for image, _ in pairs],
                     plan=plan,
                     top_k=len(classifier.ensemble.labels),
                     seconds=self._seconds,
                 )
-        except Exception as error:  # noqa: BLE001 - whatever a candidate does, nobody waits for it
-            found = [error] * len(pairs)
-        for (_, default), answer in zip(pairs, found, strict=True):
+        except Exception as error:  # noqa: BLE001 - a candidate's failure affects no client
+            answers = [error] * len(pairs)
+        for (_, default), answer in zip(pairs, answers, strict=True):
             if isinstance(answer, Answer):
                 self._report(compare(default, answer.predictions))
             else:
-                logger.info("%s did not answer: %s", candidate, answer)
+                logger.info("shadow request to %s failed: %s", candidate, answer)
                 self._report(Comparison("failed"))

@@ -1,4 +1,4 @@
-"""What a classifier takes and gives: limits, answers, and where their time went."""
+"""The classifier's inputs and outputs: limits, answers, timings."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from service.settings import BACKGROUND_SHARE
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The classifier's bounds; see `service.settings` for each."""
+    """The classifier's limits; see `service.settings` for each."""
 
     image: Bounds
     max_queue_bytes: int
@@ -22,7 +22,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where an image's time went, in seconds."""
+    """The seconds of an image's stages."""
 
     started: float  # by time.monotonic()
     decode: float
@@ -31,7 +31,7 @@ class Timing:
 
     @property
     def stages(self) -> dict[str, float]:
-        """The seconds of each stage by its name, in their order."""
+        """The seconds of each stage by name, in the order of the stages."""
         return {"decode": self.decode, "queue": self.queue, "inference": self.inference}
 
 
@@ -41,14 +41,14 @@ class Answer:
 
     predictions: tuple[Prediction, ...]
     timing: Timing
-    batch_rows: int  # rows, anybody's, in the largest of its last batches
+    batch_rows: int  # rows of all jobs in the largest of its last batches
     probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
-    cached: bool = False  # it was kept from before
+    cached: bool = False  # from the result cache
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What each place of an image's views adds to a label."""
+    """A label's class activation maps over an image's views."""
 
     prediction: Prediction
     activations: tuple[Activation, ...]  # one a view

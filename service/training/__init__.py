@@ -1,1 +1,1 @@
-"""Training: what makes a model of images."""
+"""Training: folder of images in, model out."""

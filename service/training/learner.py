@@ -1,4 +1,4 @@
-"""A network that learns, beside the average of what it has been."""
+"""A network in training, and the moving average of its weights."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,40 +16,40 @@ from service.engine import networks
 from service.engine.torch_device import PRECISIONS
 from service.errors import ModelError
 from service.training.loader import Batch
-from service.training.world import World
+from service.training.process_group import ProcessGroup
 
 MOMENTUM = 0.9  # section 6 of the paper
 AUXILIARY = 0.3  # the weight of an auxiliary classifier's loss: section 5
-FRESH = 10  # times the learning rate of layers that begin anew beside others (Caffe's lr_mult)
-SLOWER, EVERY = 0.96, 8  # the learning rate is so many times as large every 8 epochs: section 6
+NEW_LAYERS = 10  # times the learning rate, of new layers beside others (Caffe's lr_mult)
+DECAY, DECAY_EPOCHS = 0.96, 8  # the learning rate's factor every 8 epochs: section 6
 
-_LEAST = 1e-3  # deviation of a channel that says anything
+_LEAST_DEVIATION = 1e-3  # of a channel's output; below, it is constant
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How steps are taken; see `service.training.options` for each."""
+    """Hyperparameters of a step; see `service.training.options` for each."""
 
     rate: float
     decay: float
     average: float
     seed: int
-    fresh: tuple[str, ...] = ()
-    """Prefixes of the parameters that begin anew in a network that has learnt already."""
+    new: tuple[str, ...] = ()
+    """Name prefixes of new parameters in a network with a start model."""
 
 
 def rate(first: float, epoch: int) -> float:
-    """Give the learning rate of an epoch, counted from 0."""
-    return float(first * SLOWER ** (epoch // EVERY))
+    """Return the learning rate of an epoch, counted from 0."""
+    return float(first * DECAY ** (epoch // DECAY_EPOCHS))
 
 
 def number_format(precision: str, device: torch.device) -> torch.dtype:
-    """Give the number format of the layers; weights are kept in float32 all the same.
+    """Return the number format that layers compute in; weights are kept in float32.
 
-    For `auto`, half precision where a device has units for it. Raises `ModelError` for int8.
+    `auto` is half precision where the device supports it. Raises `ModelError` for int8.
     """
     if precision == "int8":
-        raise ModelError("nothing can be learnt in int8; see models quantize")
+        raise ModelError("int8 cannot be trained in; see models quantize")
     if precision != "auto":
         return PRECISIONS[precision]
     if device.type == "cuda":  # pragma: no cover - needs a GPU
@@ -58,10 +58,7 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
 
 
 def initialise(network: nn.Module, dropout: float = 1.0) -> None:
-    """Give every layer weights that keep the size of what passes through (He et al. 2015).
-
-    Drops out so many times as much as the network was published with.
-    """
+    """Initialise the weights (He et al. 2015); multiply the published dropout by `dropout`."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and isinstance(module.weight, nn.Parameter):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -71,22 +68,22 @@ def initialise(network: nn.Module, dropout: float = 1.0) -> None:
             module.p *= dropout
 
 
-def normalises(network: nn.Module) -> bool:
-    """Tell whether a network keeps the size of what passes through by itself."""
+def has_norm(network: nn.Module) -> bool:
+    """Return whether a network has batch or layer norm."""
     return any(isinstance(module, nn.BatchNorm2d | nn.LayerNorm) for module in network.modules())
 
 
 @torch.no_grad()
-def settle(network: nn.Module, x: Tensor) -> None:
-    """Make each convolution give mean 0 and deviation 1, by channel, for the input `x`.
+def initialise_from_data(network: nn.Module, x: Tensor) -> None:
+    """Scale each convolution to mean 0 and deviation 1, by channel, for the input `x`.
 
-    Without batch norm, a deep network fresh from chance says nearly the same of all images,
-    and learns nothing for long (Kraehenbuehl et al. 2015, arXiv 1511.06856).
+    Without batch norm, a deep network with random weights gives nearly the same output for all
+    images, and learns slowly at first (Kraehenbuehl et al. 2015, arXiv 1511.06856).
     """
 
     def correct(module: nn.Module, _: object, out: Tensor) -> Tensor:
         deviation, mean = torch.std_mean(out, (0, 2, 3), keepdim=True)
-        deviation = deviation.where(deviation > _LEAST, 1)
+        deviation = deviation.where(deviation > _LEAST_DEVIATION, 1)
         module.get_parameter("weight").div_(deviation.view(-1, 1, 1, 1))
         module.get_parameter("bias").sub_(mean.flatten()).div_(deviation.flatten())
         return (out - mean) / deviation
@@ -102,21 +99,21 @@ def settle(network: nn.Module, x: Tensor) -> None:
 
 
 def freeze(network: nn.Module, last: str) -> None:
-    """Keep what is learnt already up to and with the module of this name.
+    """Freeze the parameters up to and including the module `last`.
 
-    Raises `ModelError` if there is no such module, or nothing left to learn behind it.
+    Raises `ModelError` if there is no such module, or if nothing would be left to train.
     """
     names = [name for name, _ in network.named_parameters()]
-    frozen = [at for at, name in enumerate(names) if name.startswith(f"{last}.")]
+    frozen = [index for index, name in enumerate(names) if name.startswith(f"{last}.")]
     if not frozen or frozen[-1] + 1 == len(names):
         modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
-        raise ModelError(f"nothing can be frozen up to {last!r}; modules are {', '.join(modules)}")
+        raise ModelError(f"cannot freeze up to {last!r}; modules are {', '.join(modules)}")
     for parameter in [*network.parameters()][: frozen[-1] + 1]:
         parameter.requires_grad = False
 
 
 class Learner:
-    """Takes steps of stochastic gradient descent, and averages the weights (Polyak)."""
+    """Stochastic gradient descent with averaged weights (Polyak)."""
 
     def __init__(
         self,
@@ -124,37 +121,37 @@ class Learner:
         normalise: nn.Module,
         recipe: Recipe,
         dtype: torch.dtype,
-        world: World,
+        group: ProcessGroup,
     ) -> None:
-        self._world = world
-        self._device = world.device
+        self._group = group
+        self._device = group.device
         self._recipe = recipe
         self._dtype = dtype
-        self._normalise = normalise.to(world.device)
-        self._network: nn.Module = network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
+        self._normalise = normalise.to(group.device)
+        self._network: nn.Module = network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the format
         self._frozen = [module for module in network.modules() if _is_frozen(module)]
-        self._together = network if world.size == 1 else DistributedDataParallel(network)
+        self._distributed = network if group.size == 1 else DistributedDataParallel(network)
         self._optimiser = torch.optim.SGD(
-            _groups(network, recipe.fresh),
+            _parameter_groups(network, recipe.new),
             lr=recipe.rate,
             momentum=MOMENTUM,
             weight_decay=recipe.decay,
         )
         self._averaged = AveragedModel(network, avg_fn=self._average)
-        self._scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16)
 
     def step(self, batch: Batch, epoch: int, step: int) -> float:
-        """Learn from a batch, and give the loss it had; chance depends on the step alone."""
-        torch.manual_seed(hash((self._recipe.seed, epoch, step, self._world.rank)))
-        for group in self._optimiser.param_groups:
-            group["lr"] = group["times"] * rate(self._recipe.rate, epoch)
+        """Train on a batch and return its loss; random numbers depend on the step alone."""
+        torch.manual_seed(hash((self._recipe.seed, epoch, step, self._group.rank)))
+        for parameters in self._optimiser.param_groups:
+            parameters["lr"] = parameters["times"] * rate(self._recipe.rate, epoch)
         self._network.train()
         for module in self._frozen:
-            module.eval()  # its running statistics stay, too
+            module.eval()  # keeps its running statistics, too
         with self._precision():
-            outputs = self._together(self._pixels(batch))
+            outputs = self._distributed(self._pixels(batch))
         targets = batch.targets.to(self._device)
-        loss, *auxiliary = [F.cross_entropy(x.float(), targets) for x in _several(outputs)]
+        loss, *auxiliary = [F.cross_entropy(x.float(), targets) for x in _outputs(outputs)]
         self._optimiser.zero_grad()
         self._scaler.scale(loss + AUXILIARY * sum(auxiliary)).backward()  # type: ignore[no-untyped-call]  # torch's stub
         self._scaler.step(self._optimiser)
@@ -164,7 +161,7 @@ class Learner:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
-        """Give what the averaged weights make of a batch: (N, classes) float32."""
+        """Return a batch's logits by the averaged weights: (N, classes) float32."""
         self._averaged.eval()
         with self._precision():
             logits: Tensor = self._averaged(self._pixels(batch))
@@ -175,16 +172,16 @@ class Learner:
         state = self._averaged.module.state_dict()
         return {name: value.detach().cpu().clone() for name, value in state.items()}
 
-    def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Make these the averaged weights."""
+    def load_averaged(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the averaged weights."""
         networks.fill(self._averaged.module, weights)
 
     def state(self) -> dict[str, Any]:
-        """Give all that the next step depends on."""
+        """Return the state that the next step depends on."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Load a state."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
@@ -197,7 +194,7 @@ class Learner:
         }
 
     def _average(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        """Keep less of what was before as long as there is little."""
+        """Weight the current values more in the first steps."""
         kept = min(self._recipe.average, (1 + int(count)) / (10 + int(count)))
         return torch.lerp(averaged, current, 1 - kept)
 
@@ -210,12 +207,12 @@ class Learner:
         return torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed)
 
 
-def _groups(network: nn.Module, fresh: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Group what is to be learnt by how many times the learning rate it has."""
+def _parameter_groups(network: nn.Module, new: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Group the trainable parameters by their factor of the learning rate."""
     groups: dict[int, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            groups[FRESH if name.startswith(fresh) else 1].append(parameter)
+            groups[NEW_LAYERS if name.startswith(new) else 1].append(parameter)
     return [{"params": parameters, "times": times} for times, parameters in groups.items()]
 
 
@@ -224,5 +221,5 @@ def _is_frozen(module: nn.Module) -> bool:
     return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
-def _several(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+def _outputs(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else outputs

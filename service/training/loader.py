@@ -1,7 +1,7 @@
-"""Batches of images, read by threads while the network computes.
+"""Batches of images, loaded by threads while the network computes.
 
-Pillow lets go of Python's lock where it decodes and resizes, so threads are enough, and need
-neither copies of the program nor shared memory.
+Pillow releases the GIL while it decodes and resizes, so threads are enough: worker processes
+would need copies of the program and shared memory.
 """
 
 import time
@@ -21,12 +21,12 @@ from service.imaging.crops import Pixels
 
 T = TypeVar("T")
 
-AHEAD = 3  # batches that are being prepared beside the one that is learnt from
+AHEAD = 3  # batches that are prefetched
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images and their classes; `waited` is how many seconds it took longer than the network."""
+    """Images and their classes; `waited` is how many seconds the network waited for them."""
 
     pixels: Tensor  # (N, 224, 224, 3) uint8 RGB
     targets: Tensor  # (N,) int64
@@ -34,39 +34,39 @@ class Batch:
 
 
 def batches(
-    wanted: Sequence[Sequence[T]], prepare: Callable[[T], tuple[Pixels, int]], workers: int
+    parts: Sequence[Sequence[T]], prepare: Callable[[T], tuple[Pixels, int]], workers: int
 ) -> Iterator[Batch]:
-    """Prepare what is wanted of each batch, in order, in so many threads."""
+    """Prepare the images of each batch in `workers` threads; yields the batches in order."""
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        begun = ([pool.submit(prepare, one) for one in batch] for batch in wanted)
-        pending = deque(islice(begun, AHEAD))
+        futures = ([pool.submit(prepare, item) for item in part] for part in parts)
+        pending = deque(islice(futures, AHEAD))
         try:
             while pending:
-                yield _whole(pending.popleft())
-                pending.extend(islice(begun, 1))
+                yield _collect(pending.popleft())
+                pending.extend(islice(futures, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _whole(parts: Sequence[Future[tuple[Pixels, int]]]) -> Batch:
+def _collect(futures: Sequence[Future[tuple[Pixels, int]]]) -> Batch:
     started = time.perf_counter()
-    pixels, targets = zip(*(part.result() for part in parts), strict=True)
+    pixels, targets = zip(*(future.result() for future in futures), strict=True)
     waited = time.perf_counter() - started
     return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(targets), waited)
 
 
 def order(count: int, seed: int, epoch: int) -> list[int]:
-    """Shuffle so many images, for each epoch anew and whenever asked the same."""
-    places = list(range(count))
-    Random(f"{seed} {epoch}").shuffle(places)
-    return places
+    """Shuffle the indices of `count` images: another order each epoch, the same for a seed."""
+    indices = list(range(count))
+    Random(f"{seed} {epoch}").shuffle(indices)
+    return indices
 
 
-def divided(places: Sequence[T], batch: int, *, rank: int, size: int) -> list[list[T]]:
-    """Divide images into batches of one size, and give one of `size` processes its parts.
+def divide(items: Sequence[T], batch: int, *, rank: int, size: int) -> list[list[T]]:
+    """Divide items into full batches; returns the parts of process `rank` of `size`.
 
-    The last few, which do not fill a batch, have their turn in another epoch's order.
+    The last few, which do not fill a batch, are left to other epochs' orders.
     """
-    batch = min(batch, len(places))
-    starts = range(0, len(places) - batch + 1, batch)
-    return [list(places[start + rank : start + batch : size]) for start in starts]
+    batch = min(batch, len(items))
+    starts = range(0, len(items) - batch + 1, batch)
+    return [list(items[start + rank : start + batch : size]) for start in starts]

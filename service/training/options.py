@@ -1,4 +1,4 @@
-"""What a person may choose of a training; the defaults are the paper's, as far as it says."""
+"""Options of a training run; the defaults are the paper's, where it states any."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.settings import MEMBERS, PLAIN
 
-ARCHITECTURE, WIDTH = "googlenet", 1.0  # of a network that begins anew
-RATE = 0.002  # of such a one
-GENTLE = 0.0002  # of one that has learnt already, and should not forget it
+ARCHITECTURE, WIDTH = "googlenet", 1.0  # of a new network
+RATE = 0.002  # learning rate of a new network
+GENTLE = 0.0002  # of a network with a start model, to keep what it has learnt
 
 
 class Options(BaseModel):
@@ -18,19 +18,19 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     folder: Path
-    name: Annotated[str, Field(pattern=f"^{PLAIN}$", description="what the model is to be called")]
+    name: Annotated[str, Field(pattern=f"^{PLAIN}$", description="name of the model")]
     start: Annotated[
         str | None,
-        Field(alias="from", description="model to go on from, with a new last layer"),
+        Field(alias="from", description="model to start from, with a new last layer"),
     ] = None
     freeze: Annotated[
         str | None,
-        Field(description="module up to which nothing is learnt, such as inception.5b"),
+        Field(description="module up to which weights are frozen, such as inception.5b"),
     ] = None
     architecture: Annotated[
         str | None,
         Field(
-            description="network that is learnt from nothing; lenet5, resnet18 and so on "
+            description="network to train from scratch: lenet5, resnet18 and so on "
             f"(default: {ARCHITECTURE}, with --from that model's)"
         ),
     ] = None
@@ -43,9 +43,10 @@ class Options(BaseModel):
             f"(default: {WIDTH:g}, with --from that model's)",
         ),
     ] = None
-    epochs: Annotated[int, Field(ge=1, description="most times that every image is seen")] = 100
+    epochs: Annotated[int, Field(ge=1, description="most epochs")] = 100
     patience: Annotated[
-        int, Field(ge=1, description="epochs without progress on held-out images to end after")
+        int,
+        Field(ge=1, description="stop after so many epochs without progress on held-out images"),
     ] = 20
     batch: Annotated[int, Field(ge=1, le=65536, description="images in a step")] = 32
     rate: Annotated[
@@ -58,24 +59,23 @@ class Options(BaseModel):
     ] = None
     decay: Annotated[float, Field(ge=0, description="weight decay")] = 0.0002
     average: Annotated[
-        float, Field(ge=0, lt=1, description="what a step keeps of the averaged weights")
+        float, Field(ge=0, lt=1, description="decay of the averaged weights per step")
     ] = 0.999
     held_out: Annotated[
-        float, Field(gt=0, lt=1, description="share of each class that is never learnt from")
+        float, Field(gt=0, lt=1, description="share of each class that is held out")
     ] = 0.2
     smallest: Annotated[
-        float, Field(gt=0, le=1, description="least share of an image that a patch has")
+        float, Field(gt=0, le=1, description="least share of an image's area in a patch")
     ] = 0.08
-    mirror: Annotated[bool, Field(description="whether a mirrored image is still of its class")] = (
-        True
-    )
+    mirror: Annotated[bool, Field(description="whether images may be mirrored")] = True
     distortion: Annotated[
-        float, Field(ge=0, lt=1, description="most change of brightness, contrast and colour")
+        float,
+        Field(ge=0, lt=1, description="largest change of brightness, contrast and saturation"),
     ] = 0.5
     dropout: Annotated[
-        float, Field(ge=0, le=1.4, description="times as much dropout as published")
+        float, Field(ge=0, le=1.4, description="factor of the published dropout rate")
     ] = 1.0
-    seed: Annotated[int, Field(ge=0, description="what chance begins with")] = 0
+    seed: Annotated[int, Field(ge=0, description="seed of random numbers")] = 0
     members: Annotated[
         int,
         Field(
@@ -86,18 +86,16 @@ class Options(BaseModel):
         ),
     ] = 1
     workers: Annotated[
-        int, Field(ge=0, le=1024, description="threads that read images; 0: one per core")
+        int, Field(ge=0, le=1024, description="threads that load images; 0: one per core")
     ] = 0
-    description: Annotated[str, Field(description="of the model, for whoever looks at it")] = ""
-    licence: Annotated[str, Field(description="of the model, for whoever uses it")] = "not stated"
-    notice: Annotated[
-        str | None, Field(description="what every answer has to say of the model")
-    ] = None
+    description: Annotated[str, Field(description="description of the model")] = ""
+    licence: Annotated[str, Field(description="licence of the model")] = "not stated"
+    notice: Annotated[str | None, Field(description="notice that every response carries")] = None
 
     def each(self) -> "tuple[Options, ...]":
-        """Give the options of each member's training; of a single model, these.
+        """Return the options of each member's training; of a single model, these.
 
-        A member's name and seed may not be what is allowed, and raise `ValidationError`.
+        Raises `ValidationError` where a member's name or seed is not allowed.
         """
         if self.members == 1:
             return (self,)

@@ -1,4 +1,4 @@
-"""The report of a training: its course and its mistakes, as tables and as charts."""
+"""The report of a training: history and confusion matrix, as tables and as charts."""
 
 import csv
 import dataclasses
@@ -15,36 +15,32 @@ from service.training.trainer import Epoch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUMBERED = 20  # classes up to which a chart has a number in every field
+NUMBERED = 20  # most classes for which a chart has a number in every cell
 
-Confusion = npt.NDArray[np.int64]  # (classes, classes): how often which (row) was taken for which
+Confusion = npt.NDArray[np.int64]  # (classes, classes): images by true class (row) and prediction
 
 
 def confusion(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> Confusion:
-    """Count what images were taken for."""
+    """Count predictions by true class."""
     classes = logits.shape[1]
-    places = targets * classes + logits.argmax(1)
-    return np.bincount(places, minlength=classes**2).reshape(classes, classes)
+    cells = targets * classes + logits.argmax(1)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def write_history(path: Path, history: Sequence[Epoch]) -> None:
-    """Write a table with a line for each epoch (CSV)."""
+    """Write a row for each epoch (CSV)."""
     names = [field.name for field in dataclasses.fields(Epoch)]
     _write_table(path, names, [dataclasses.astuple(epoch) for epoch in history])
 
 
 def write_classes(path: Path, classes: Sequence[str], counts: Confusion) -> None:
-    """Write a table with a line for each class (CSV).
-
-    Of its `images`, `recall` is the share that was recognised; of those that were taken for
-    it, `precision` is the share that was right.
-    """
+    """Write a row for each class (CSV): its images, precision and recall."""
     right = counts.diagonal()
-    images, taken = counts.sum(1), counts.sum(0)
+    images, predicted = counts.sum(1), counts.sum(0)
     rows = zip(
         classes,
         images,
-        np.round(right / np.maximum(taken, 1), 4),
+        np.round(right / np.maximum(predicted, 1), 4),
         np.round(right / np.maximum(images, 1), 4),
         strict=True,
     )
@@ -77,7 +73,7 @@ def draw_history(path: Path, history: Sequence[Epoch], title: str) -> None:
 
 
 def draw_confusion(path: Path, classes: Sequence[str], counts: Confusion, title: str) -> None:
-    """Draw how many of each class (rows) were taken for which (PNG)."""
+    """Draw a confusion matrix, rows the true classes (PNG)."""
     count = len(classes)
     side = min(4 + 0.35 * count, 16)
     figure = _figure(side, side)
@@ -95,13 +91,13 @@ def draw_confusion(path: Path, classes: Sequence[str], counts: Confusion, title:
 
 
 def check() -> None:
-    """Raise `ModelError` if charts cannot be drawn here: better before than after a training."""
+    """Raise `ModelError` without matplotlib: better before than after a training."""
     _figure(1, 1)
 
 
 def _figure(width: float, height: float) -> "Figure":
     try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - who only serves need not have it
+        from matplotlib.figure import Figure  # noqa: PLC0415 - not needed to serve
     except ImportError as error:
         raise ModelError(
             "training draws charts with matplotlib: pip install 'googlenet-service[train]'"

@@ -1,1 +1,1 @@
-"""The process that decodes and computes, seen from both ends."""
+"""The worker process, which decodes and computes, and the client for it."""

@@ -1,5 +1,6 @@
-"""The messages between the process that serves and the worker."""
+"""The messages between the serving process and the worker process."""
 
+import pickle
 import struct
 from dataclasses import dataclass
 
@@ -8,12 +9,18 @@ from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Ensemble
 from service.scheduling.types import Batch
 
-LENGTH = struct.Struct("!I")  # of what follows it on a connection
+LENGTH = struct.Struct("!I")  # bytes of the pickled message that follows
+
+
+def framed(message: object) -> bytes:
+    """Encode a call or a response: its length, then the pickle."""
+    content = pickle.dumps(message)
+    return LENGTH.pack(len(content)) + content
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the worker says when it is ready; `executors` are the devices of its executors."""
+    """The worker is ready; `executors` has the device of each of its executors."""
 
     ensemble: Ensemble
     executors: tuple[int, ...]
@@ -21,17 +28,17 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Asks to decode an image; answered by a number for what came of it."""
+    """Request to decode an image; the response is its number and how many members it has."""
 
     image: ImageInput
     views: str
     bounds: Bounds
-    target: int = 0  # the class that maps are of
+    target: int = 0  # class of the activation maps
 
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """Asks to draw a heat map over an image; answered by a PNG file."""
+    """Request to draw a heat map over an image; the response is a PNG file."""
 
     image: bytes
     heat: Grid
@@ -40,7 +47,7 @@ class Paint:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Asks a lane to run a batch, whose payloads are such numbers."""
+    """Request to run a batch on an executor; its payloads are numbers of prepared images."""
 
     executor: int
     batch: Batch[int]
@@ -51,7 +58,7 @@ Request = Prepare | Paint | Run
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What goes over a connection: a wish, and the numbers that nobody holds any more."""
+    """A request, and the numbers of prepared images that the worker may free."""
 
-    wish: Request
+    request: Request
     forget: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The process that decodes and computes for the one that serves HTTP (`service.worker.client`)."""
+"""The worker process: its main function, and the handler of calls from `service.worker.client`."""
 
 import contextlib
 import gc
@@ -22,120 +22,121 @@ from service.engine.prepared_image import PreparedImage
 from service.errors import ServiceError
 from service.imaging import heatmap
 from service.scheduling.types import Batch, Slice
-from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Request, Run
+from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Request, Run, framed
 
-logger = logging.getLogger("service.worker.process")  # a program's own name is another
+logger = logging.getLogger("service.worker.process")  # `__name__` is "__main__" here
 
 
 class ParentChannel(QueueHandler):
-    """Sends what happens here to the other process: log records, above all."""
+    """Sends log records and the result of loading to the serving process."""
 
-    def __init__(self, news: Connection) -> None:
-        super().__init__(news)  # type: ignore[arg-type]  # only `enqueue` uses it
-        self._news = news
+    def __init__(self, events: Connection) -> None:
+        super().__init__(events)  # type: ignore[arg-type]  # only `enqueue` uses it
+        self._events = events
 
     def enqueue(self, record: Any) -> None:
-        """Send anything, if somebody listens; the handler's lock keeps the messages apart."""
+        """Send a record, an error or `Loaded`, under the lock; ignore a closed connection."""
         self.acquire()
         try:
             with contextlib.suppress(OSError):
-                self._news.send(record)
+                self._events.send(record)
         finally:
             self.release()
 
 
 class Handler:
-    """Answers calls with an engine; keeps what was prepared until it is forgotten."""
+    """Handles calls with an engine; keeps prepared images until the client frees them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._kept: dict[int, Sequence[PreparedImage]] = {}
+        self._images: dict[int, Sequence[PreparedImage]] = {}
         self._numbers = itertools.count()
 
     def serve(self, connection: socket.socket) -> None:
-        """Answer the calls of one connection until it breaks."""
-        with connection, connection.makefile("rb") as line:
+        """Handle the calls of one connection until it breaks."""
+        with connection, connection.makefile("rb") as reader:
             try:
-                while content := _read(line):
-                    answer = pickle.dumps(self._answer(pickle.loads(content)))  # noqa: S301 - ours
-                    connection.sendall(LENGTH.pack(len(answer)) + answer)
+                while content := _read(reader):
+                    connection.sendall(framed(self._handle(pickle.loads(content))))  # noqa: S301 - our own process
             except OSError:
-                pass  # nobody is there any more
-            except Exception:
-                logger.exception("a thread ends")  # and its connection, so the caller learns of it
+                pass  # the client has closed it
+            except Exception:  # the connection closes, so the client gets an error
+                logger.exception("worker thread failed, closing its connection")
 
-    def _answer(self, call: Call) -> object:
+    def _handle(self, call: Call) -> object:
         for number in call.forget:
-            del self._kept[number]
+            del self._images[number]
         try:
-            return self._do(call.wish)
+            return self._result(call.request)
         except ServiceError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
-            told = RuntimeError(f"{type(error).__name__}: {error}")
-            told.add_note(traceback.format_exc())  # which the way there would lose
-            return told
+        except Exception as error:  # noqa: BLE001 - any error goes to the client
+            reported = RuntimeError(f"{type(error).__name__}: {error}")
+            reported.add_note(traceback.format_exc())  # pickling loses the traceback
+            return reported
 
-    def _do(self, wish: Request) -> object:
-        if isinstance(wish, Run):
-            return self._run(wish)
-        if isinstance(wish, Paint):
-            return heatmap.paint(wish.image, wish.heat, wish.bounds)
-        return self._prepare(wish)
+    def _result(self, request: Request) -> object:
+        if isinstance(request, Run):
+            return self._run(request)
+        if isinstance(request, Paint):
+            return heatmap.paint(request.image, request.heat, request.bounds)
+        return self._prepare(request)
 
-    def _prepare(self, wish: Prepare) -> tuple[int, int]:
-        cuts = self._engine.prepare(wish.image, wish.views, wish.bounds, wish.target)
+    def _prepare(self, request: Prepare) -> tuple[int, int]:
+        images = self._engine.prepare(request.image, request.views, request.bounds, request.target)
         number = next(self._numbers)
-        self._kept[number] = cuts
-        return number, len(cuts)
+        self._images[number] = images
+        return number, len(images)
 
-    def _run(self, wish: Run) -> Sequence[object]:
-        batch, member = wish.batch, wish.batch.key.member
+    def _run(self, request: Run) -> Sequence[object]:
+        batch, member = request.batch, request.batch.key.member
         slices = tuple(
-            Slice(self._kept[part.payload][member], part.start, part.stop) for part in batch.slices
+            Slice(self._images[part.payload][member], part.start, part.stop)
+            for part in batch.slices
         )
-        executor = self._engine.executors[wish.executor]
+        executor = self._engine.executors[request.executor]
         return executor.run(Batch(batch.key, batch.size, slices, batch.reason))
 
 
-def _read(line: BinaryIO) -> bytes | None:
-    """Read a call, unless the connection ends before it is whole."""
-    head = line.read(LENGTH.size)
+def _read(reader: BinaryIO) -> bytes | None:
+    """Read one call; None if the connection ends before it is complete."""
+    head = reader.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack(head)
-    content = line.read(length)
+    content = reader.read(length)
     return content if len(content) == length else None
 
 
-def main(calls: socket.socket, news: Connection) -> None:
-    """Load what the settings say, then answer calls until nobody can make any more."""
-    settings, level = news.recv()
-    tell = ParentChannel(news)
-    logging.basicConfig(level=level, format="%(message)s", handlers=[tell])
-    logging.getLogger("PIL").setLevel(logging.INFO)  # below that it tells what images hold
+def main(connections: socket.socket, events: Connection) -> None:
+    """Load the models, then serve the connections that arrive until the client has exited."""
+    settings, level = events.recv()
+    parent = ParentChannel(events)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[parent])
+    logging.getLogger("PIL").setLevel(logging.INFO)  # its debug level logs what images contain
     try:
         loaded = engine.load(settings)
     except ServiceError as error:
-        tell.enqueue(error)
+        parent.enqueue(error)
         return
     except Exception as error:
         logger.exception("loading failed")
-        tell.enqueue(RuntimeError(f"{type(error).__name__}: {error}"))
+        parent.enqueue(RuntimeError(f"{type(error).__name__}: {error}"))
         return
     executors = tuple(executor.device for executor in loaded.executors)
-    gc.collect()  # which takes a while: before it says that it is ready
-    gc.freeze()  # what is there stays there, and need not be looked through again and again
-    tell.enqueue(Loaded(loaded.ensemble, executors))
-    answers = Handler(loaded)
-    while files := socket.recv_fds(calls, 1, 1)[1]:
+    gc.collect()  # slow, so before readiness
+    gc.freeze()  # the models stay; later collections skip them
+    parent.enqueue(Loaded(loaded.ensemble, executors))
+    handler = Handler(loaded)
+    while files := socket.recv_fds(connections, 1, 1)[1]:
         connection = socket.socket(fileno=files[0])
-        threading.Thread(target=answers.serve, args=[connection], daemon=True).start()
+        threading.Thread(target=handler.serve, args=[connection], daemon=True).start()
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # a supervisor may send it to both processes;
-        signal.signal(number, signal.SIG_IGN)  # the other decides, and this one ends with it
-    calls_file, news_file = map(int, sys.argv[1:])
-    main(socket.socket(fileno=calls_file), Connection(news_file))
-    os._exit(0)  # without waiting for a batch that nobody wants
+    # A supervisor may signal both processes; the serving one decides, and this one exits with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connections_file, events_file = map(int, sys.argv[1:])
+    main(socket.socket(fileno=connections_file), Connection(events_file))
+    os._exit(0)  # without waiting for a running batch

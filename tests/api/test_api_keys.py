@@ -1,4 +1,4 @@
-"""API keys: how they are written down, found, replaced while the service runs, and limited."""
+"""API keys: their file, look-up, reload and rate limits."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.__main__ import main
 from service.api.auth import api_keys, rate_limits
-from service.api.auth.api_keys import Caller, Keyring
+from service.api.auth.api_keys import ApiKey, Keyring
 from service.api.auth.rate_limits import Left, Limit, Quota
 from service.errors import KeysError
 
@@ -43,16 +43,16 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_tells_names_digests_and_limits(file: Path) -> None:
     assert api_keys.read(file) == (
-        Caller("web", hashlib.sha256(WEB).digest(), LIMITS),
-        Caller("batch", hashlib.sha256(BATCH).digest()),
+        ApiKey("web", hashlib.sha256(WEB).digest(), LIMITS),
+        ApiKey("batch", hashlib.sha256(BATCH).digest()),
     )
 
 
 def test_a_setting_tells_names_and_digests() -> None:
     text = f"web:{sha256(WEB)},batch:{sha256(BATCH).upper()}"
     assert api_keys.parse(text) == (
-        Caller("web", hashlib.sha256(WEB).digest()),
-        Caller("batch", hashlib.sha256(BATCH).digest()),
+        ApiKey("web", hashlib.sha256(WEB).digest()),
+        ApiKey("batch", hashlib.sha256(BATCH).digest()),
     )
 
 
@@ -76,12 +76,10 @@ DIGEST = sha256(WEB)
         ('"w\\u0065b" = 1\n', "{}: line 1: web: .*"),
         (f'[web]\nsha256 = "{DIGEST}"\nlimits = ["0/day"]', "{}: line 1: web.limits.0: .*"),
         (table("a", WEB) + table("b", WEB), "{}: a and b are the same key"),
-        (table("a", WEB, "1/day", "2/day"), "{}: a has two limits for the same time"),
+        (table("a", WEB, "1/day", "2/day"), "{}: a has two limits for the same window"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_in_a_sentence_with_its_line(
-    text: str, sentence: str, tmp_path: Path
-) -> None:
+def test_an_invalid_file_is_refused_with_its_line(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(KeysError) as refused:
@@ -89,7 +87,7 @@ def test_what_is_wrong_with_a_file_is_told_in_a_sentence_with_its_line(
     assert re.fullmatch(sentence.format(re.escape(str(path))), str(refused.value))
 
 
-def test_a_file_that_is_not_there_is_told() -> None:
+def test_a_missing_file_is_an_error() -> None:
     with pytest.raises(KeysError, match=r"^cannot read the keys nowhere: No such file"):
         api_keys.read(Path("nowhere"))
 
@@ -163,7 +161,7 @@ def test_the_command_makes_what_the_file_takes(
         (["check", "nowhere"], 1, "googlenet-service: cannot read the keys nowhere: No such file"),
     ],
 )
-def test_a_wrong_call_is_told(
+def test_invalid_arguments_are_an_error(
     arguments: list[str], status: int, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -203,7 +201,7 @@ def test_another_file_is_heeded_within_a_second(
         ring.refresh(102.0)
     assert names(ring) == [None, "batch"]
     assert told == [["web", "batch"], ["batch", "new"]]
-    assert caplog.messages == ["the keys were read anew; there are 2"]
+    assert caplog.messages == ["reloaded 2 API keys"]
 
 
 def test_a_secret_of_kubernetes_is_heeded(tmp_path: Path) -> None:
@@ -223,7 +221,7 @@ def test_a_secret_of_kubernetes_is_heeded(tmp_path: Path) -> None:
     assert names(ring) == [None, "a"]
 
 
-def test_a_broken_file_changes_nothing_and_is_told_once(
+def test_a_broken_file_keeps_the_keys_and_is_logged_once(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = Keyring(file, None, lambda _: None)
@@ -234,15 +232,15 @@ def test_a_broken_file_changes_nothing_and_is_told_once(
             ring.refresh(now)
             assert names(ring) == ["web", "batch"]
     first, second, third = caplog.records
-    assert (third.levelno, third.message) == (20, "the keys were read anew; there are 2")
+    assert (third.levelno, third.message) == (20, "reloaded 2 API keys")
     for broken in (first, second):
         assert broken.levelno == logging.ERROR
         assert broken.message.startswith(f"{file} is not TOML: ")
-        assert broken.message.endswith("; the keys stay as they were")
+        assert broken.message.endswith("; keeping the previous keys")
         assert broken.exc_info is None
 
 
-def test_a_file_that_vanishes_changes_nothing_and_is_told_once(
+def test_a_deleted_file_keeps_the_keys_and_is_logged_once(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ring = Keyring(file, None, lambda _: None)
@@ -257,7 +255,7 @@ def test_a_file_that_vanishes_changes_nothing_and_is_told_once(
     assert ring.find(b"more") is not None
 
 
-def test_who_stays_goes_on_counting(file: Path) -> None:
+def test_a_kept_key_keeps_its_quota(file: Path) -> None:
     file.write_text(table("web", WEB, "2/day") + table("batch", BATCH, "2/day"), "utf-8")
     ring = Keyring(file, None, lambda _: None)
     for key in (WEB, BATCH):
@@ -297,7 +295,7 @@ def test_a_refusal_counts_in_no_window() -> None:
     assert [left.requests for left in quota.left(3.0)] == [1, 0]
 
 
-def test_who_has_no_limits_is_never_refused() -> None:
+def test_a_key_without_limits_is_never_refused() -> None:
     quota = Quota([])
     assert [quota.take(0.0) for _ in range(1000)] == [0.0] * 1000
     assert quota.left(0.0) == []
@@ -311,7 +309,7 @@ def test_who_has_no_limits_is_never_refused() -> None:
     pauses=st.lists(st.floats(0, 4000), max_size=30),
     start=st.floats(0, 1e9),
 )  # fmt: skip
-def test_who_waits_as_long_as_told_is_let_in_and_nobody_gets_more(
+def test_a_key_is_admitted_after_its_wait_and_never_over_its_limit(
     limits: list[Limit], pauses: list[float], start: float
 ) -> None:
     quota, now, admitted = Quota(limits), start, [-math.inf]

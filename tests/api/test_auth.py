@@ -1,4 +1,4 @@
-"""Who is let in, how often, from which pages; and that no answer or log tells what it must not."""
+"""Authentication, rate limits, CORS, security headers; no response or log leaks a key."""
 
 import asyncio
 import hashlib
@@ -109,7 +109,7 @@ def test_a_key_lets_in(headers: dict[str, str], client: TestClient) -> None:
         {"Cookie": f"X-API-Key={KEY}"},
     ],
 )
-def test_without_one_nobody_is_let_in(headers: dict[str, str], client: TestClient) -> None:
+def test_a_request_without_a_key_is_refused(headers: dict[str, str], client: TestClient) -> None:
     for answer in (
         client.post("/classify", files=RED, headers=headers),
         client.get("/models", headers=headers),
@@ -173,7 +173,7 @@ def test_the_key_comes_before_all_other_questions() -> None:
     assert [answer.status_code for answer in refused] == [401, 503]
 
 
-def test_without_keys_anybody_may_call() -> None:
+def test_a_service_without_keys_refuses_no_request() -> None:
     with service(lambda *_: fake_backend()) as client:
         answer = client.post("/classify", files=RED, headers=named("whatever"))
         assert answer.status_code == 200
@@ -262,7 +262,7 @@ def test_every_answer_tells_what_is_left(limited: TestClient) -> None:
     assert "ratelimit-policy" not in free.headers
 
 
-def test_who_waits_as_long_as_told_is_let_in(limited: TestClient) -> None:
+def test_a_rate_limited_request_is_admitted_after_retry_after(limited: TestClient) -> None:
     first = time.monotonic()
     for _ in range(2):
         assert limited.get("/models", headers=named(KEY)).status_code == 200
@@ -279,7 +279,7 @@ def test_who_waits_as_long_as_told_is_let_in(limited: TestClient) -> None:
     assert 86_390 < int(exhausted.headers["retry-after"]) <= 86_400
 
 
-def test_a_refusal_costs_nothing_of_anybody_elses(limited: TestClient) -> None:
+def test_a_refusal_does_not_use_another_keys_quota(limited: TestClient) -> None:
     for _ in range(2):
         limited.get("/models", headers=named(KEY))
     for _ in range(20):
@@ -366,7 +366,7 @@ def test_what_is_no_header_is_refused(wrong: str) -> None:
         Settings(cors_headers=wrong)
 
 
-def test_other_pages_are_told_nothing() -> None:
+def test_other_origins_get_no_cors_headers() -> None:
     with service(lambda *_: fake_backend(), with_cors(PAGE)) as client:
         asked = client.options(
             "/classify", headers={"Origin": ELSE, "Access-Control-Request-Method": "POST"}
@@ -516,7 +516,7 @@ def test_every_error_is_named_and_protected(
     assert headers["x-request-id"]
 
 
-# What protects whoever shows an answer.
+# Security headers.
 
 
 @pytest.mark.parametrize("path", ["/models", "/livez", "/metrics", "/openapi.json", "/docs"])
@@ -531,7 +531,7 @@ def test_every_answer_says_that_it_is_what_it_says_and_of_its_moment(
         assert (name in answer.headers) is is_page
 
 
-def test_a_classification_is_kept_by_nobody(client: TestClient) -> None:
+def test_a_classification_is_not_cached(client: TestClient) -> None:
     answer = client.post("/classify", files=RED, headers=named(KEY))
     assert answer.headers["cache-control"] == "no-store"
 
@@ -555,9 +555,7 @@ class Loads(HTMLParser):
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-def test_a_page_may_load_what_it_needs_and_be_framed_by_nobody(
-    path: str, client: TestClient
-) -> None:
+def test_a_page_may_load_its_files_and_not_be_framed(path: str, client: TestClient) -> None:
     answer = client.get(path)
     policy = {
         words[0]: words[1:]
@@ -577,7 +575,7 @@ def test_a_page_may_load_what_it_needs_and_be_framed_by_nobody(
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-# What is told to nobody, and what is kept nowhere.
+# What is never returned, logged or cached.
 
 
 def test_no_key_is_ever_logged(
@@ -594,7 +592,7 @@ def test_no_key_is_ever_logged(
     ):
         file.write_text(f'[web]\nsha256 = "{OTHER}"\n', "utf-8")
         deadline = time.monotonic() + 10
-        while "stay as they were" not in caplog.text:
+        while "keeping the previous keys" not in caplog.text:
             assert time.monotonic() < deadline
             bodies.append(client.get("/livez", headers=named(OTHER)).text)
             time.sleep(0.05)
@@ -607,7 +605,7 @@ def test_no_key_is_ever_logged(
     told = [
         f"{record.getMessage()} {vars(record)}"
         for record in caplog.records
-        if not record.name.startswith("httpx2")  # the caller's own
+        if not record.name.startswith("httpx2")  # the test client's
     ]
     seen = "".join([*told, *bodies, *capsys.readouterr()])
     for secret in (KEY, OTHER, basic, basic.split()[1], "secret=query"):
@@ -649,7 +647,7 @@ FORWARDED = {
 }
 
 
-def test_what_a_caller_says_of_whom_it_is_for_changes_nothing(
+def test_forwarded_headers_of_a_client_change_nothing(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="service"):

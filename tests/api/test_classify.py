@@ -1,4 +1,4 @@
-"""POST /classify and GET /models: every answer, and every way to be refused."""
+"""POST /classify and GET /models: every response, and every refusal."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from conftest import fake_backend, mean_colour, wait_ready
 from PIL import Image, ImageCms
 from starlette.testclient import TestClient
 
-from service.api.problem_details import STATUS
+from service.api import statuses
 from service.engine.prepared_image import PreparedImage
 from service.models.ensemble import Probabilities
 from service.models.store import Store
@@ -78,7 +78,7 @@ def assert_describes(problem: dict[str, Any], status: int, code: str) -> None:
 
 
 class Gate:
-    """A fake lane that can be shut: what it runs then waits until it is open again."""
+    """A fake executor that can be shut: its batches wait until it is opened again."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -113,7 +113,7 @@ def service(
 
 @pytest.fixture(scope="module")
 def gate() -> Gate:
-    """The lane of `client`."""
+    """The executor of `client`."""
     return Gate()
 
 
@@ -155,9 +155,7 @@ def test_a_raw_body_is_answered_as_a_part_is(
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 1000])
-def test_as_many_labels_are_given_as_were_asked_for(
-    top_k: int, real_client: TestClient, beagle: bytes
-) -> None:
+def test_top_k_labels_are_returned(top_k: int, real_client: TestClient, beagle: bytes) -> None:
     response = real_client.post(
         "/classify", params={"views": "single", "top_k": top_k}, files={"file": beagle}
     )
@@ -229,7 +227,7 @@ def test_a_bad_image_between_good_ones_has_its_own_problem(
     assert_describes(cut["error"], 422, "unreadable_image")
 
 
-def test_the_stages_durations_are_told(real_client: TestClient, beagle: bytes) -> None:
+def test_server_timing_has_the_stages(real_client: TestClient, beagle: bytes) -> None:
     response = real_client.post("/classify?views=single", files={"file": beagle})
     told = re.fullmatch(
         r"decode;dur=(\d+\.\d\d), queue;dur=(\d+\.\d\d), inference;dur=(\d+\.\d\d)"
@@ -250,7 +248,7 @@ def test_when_no_image_was_ranked_the_stages_took_no_time(client: TestClient) ->
     assert response.headers["server-timing"] == zeros
 
 
-def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None:
+def test_the_models_are_listed(real_client: TestClient, real_store: Store) -> None:
     assert real_client.get("/models").json() == {
         "default": "bvlc_googlenet",
         "shadow": None,
@@ -278,7 +276,7 @@ def test_the_models_are_told(real_client: TestClient, real_store: Store) -> None
     }
 
 
-def test_the_members_of_an_ensemble_are_told_and_averaged() -> None:
+def test_the_members_of_an_ensemble_are_listed_and_averaged() -> None:
     with service(lambda *_: fake_backend(members=2)) as client:
         (model,) = client.get("/models").json()["models"]
         assert [one["name"] for one in model["members"]] == ["fake0", "fake1"]
@@ -327,7 +325,7 @@ def test_a_deadline_that_passes_while_a_image_waits_is_a_504(
 
 
 @pytest.mark.parametrize(("own", "status"), [({"x-timeout-ms": "100"}, 504), ({}, 200)])
-def test_a_deadline_of_the_callers_own_passes_while_it_sends(
+def test_a_clients_timeout_includes_the_upload(
     own: dict[str, str], status: int, client: TestClient
 ) -> None:
     def slowly() -> Iterator[bytes]:
@@ -539,7 +537,7 @@ def test_while_the_model_loads_requests_are_refused() -> None:
         assert top(client.post("/classify", files=parts(plain("red")))) == "red"
 
 
-def test_when_the_model_cannot_be_loaded_the_reason_is_told() -> None:
+def test_when_the_model_cannot_be_loaded_the_error_has_the_reason() -> None:
     def load(*_: object) -> Backend:
         raise RuntimeError("a secret")
 
@@ -589,7 +587,7 @@ def test_more_images_than_the_queue_has_room_for_are_refused() -> None:
     assert int(refused.headers["retry-after"]) >= 1
 
 
-def test_when_the_device_fails_its_callers_are_told_and_the_next_are_served() -> None:
+def test_when_the_device_fails_its_batch_fails_and_the_next_is_served() -> None:
     failures = iter([RuntimeError("a secret")])
 
     def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
@@ -654,4 +652,4 @@ def test_auto_takes_fewer_views_as_the_load_grows() -> None:
 
 def test_every_error_a_request_can_meet_has_a_status() -> None:
     callers = {400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 499}
-    assert {*STATUS.values()} == callers | {500, 501, 503, 504, 507}
+    assert callers | {500, 501, 503, 504, 507} == statuses.HTTP

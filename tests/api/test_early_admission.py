@@ -1,4 +1,4 @@
-"""The door: who is refused there, by the same rules as inside, and that it is counted."""
+"""Early admission: the same refusals as the classifier's, counted, before the body is read."""
 
 import threading
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def status(client: TestClient, query: str, milliseconds: str | None = None) -> i
         ("", "5", 504),
     ],
 )
-def test_who_cannot_be_answered_in_time_is_refused(
+def test_a_request_that_cannot_meet_its_timeout_is_refused(
     client: TestClient, query: str, milliseconds: str | None, expected: int
 ) -> None:
     assert status(client, query, milliseconds) == expected
@@ -71,7 +71,7 @@ def test_what_is_no_views_or_no_time_is_the_routes_to_explain(
     assert status(client, query, milliseconds) == 422
 
 
-def test_nobody_has_more_time_than_the_service_gives() -> None:
+def test_a_timeout_is_at_most_the_services() -> None:
     settings = Settings(views="paper", timeout_seconds=0.5)
     app = create_app(settings, load=lambda *_: fake_backend(seconds_per_row=0.01))
     with TestClient(app) as impatient:

@@ -221,7 +221,7 @@ def test_explained_images_are_counted_by_what_came_of_them(
     }
 
 
-def test_whoever_asks_why_waits_for_it_whatever_he_says(client: TestClient) -> None:
+def test_explain_is_never_background_work(client: TestClient) -> None:
     name = "googlenet_requests_total"
     before = counts(client, name).get(("200", "POST", "interactive", "/explain"), 0)
     answer = client.post("/explain", content=plain("red"), headers={**KIND, "Priority": "u=7"})

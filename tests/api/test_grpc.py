@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: what is answered, refused, counted, and how it stops."""
+"""The Open Inference Protocol over gRPC: responses, errors, metrics, and how it stops."""
 
 import asyncio
 import base64
@@ -26,13 +26,12 @@ from test_classify import SETTINGS, Gate, plain
 from test_metrics import value
 from test_open_inference import parsers
 
-from service.api import problem_details
+from service.api import statuses
 from service.api.grpc import field_count, messages
 from service.api.grpc.messages import Messages
 from service.api.grpc.server import Listening
-from service.api.grpc.status_codes import STATUS
-from service.api.open_inference.codec import MOST_VALUES
 from service.api.open_inference.handler import LARGE
+from service.api.open_inference.json_request import MAX_VALUES
 from service.bench.process import free_port
 from service.errors import CannotListen, MalformedRequest, TooLarge, WrongOption
 from service.server.app import create_app
@@ -96,7 +95,7 @@ def hosting(backend: FakeBackend, chosen: Settings = SETTINGS, **options: Any) -
 
 @pytest.fixture(scope="module")
 def gate() -> Gate:
-    """The lane of `hosted`."""
+    """The executor of `hosted`."""
     return Gate()
 
 
@@ -150,7 +149,7 @@ def refused(answered: Answered, code: grpc.StatusCode) -> str:
 # What is told and answered.
 
 
-def test_the_server_and_its_models_are_told(hosted: Hosted) -> None:
+def test_the_server_and_its_models_are_described(hosted: Hosted) -> None:
     assert hosted.call("ServerLive").message.live
     assert hosted.call("ServerReady").message.ready
     assert [*hosted.call("ServerMetadata").message.extensions] == [
@@ -193,7 +192,7 @@ def test_numbers_come_one_by_one(
     assert rows(hosted.infer(tensor | {"contents": contents})) == [pytest.approx(wanted)]
 
 
-def test_labels_are_answered_where_they_are_asked_for(hosted: Hosted) -> None:
+def test_labels_are_returned_where_requested(hosted: Hosted) -> None:
     wanted = {"name": "probabilities", "parameters": said("classification", 2, "int64")}
     answer = hosted.infer(image(BLUE), outputs=[wanted], parameters=said("views", "single"))
     (output,) = answer.message.outputs
@@ -205,7 +204,7 @@ def test_labels_are_answered_where_they_are_asked_for(hosted: Hosted) -> None:
 # What is refused.
 
 
-def test_what_is_wrong_is_said_with_its_status(hosted: Hosted) -> None:
+def test_an_invalid_request_is_refused_with_its_status(hosted: Hosted) -> None:
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     for method in ("ModelReady", "ModelMetadata"):
         found = hosted.call(method, name="no")
@@ -217,9 +216,9 @@ def test_what_is_wrong_is_said_with_its_status(hosted: Hosted) -> None:
         (hosted.infer(image(RED[:40])), "broken or cut short"),
         (hosted.infer(image(RED, RED[:40])), "row 1: "),
         (hosted.infer(image(*[RED] * 4)), "has 4 images and may have 3"),
-        (hosted.infer(image(RED, datatype="STRING")), "image is to be BYTES"),
+        (hosted.infer(image(RED, datatype="STRING")), "image must be BYTES"),
         (hosted.infer(image(RED), raw_input_contents=[b"", b""]), "1 inputs have 2 raw contents"),
-        (hosted.infer(image(RED), parameters=said("views", "all")), "views is to be one of"),
+        (hosted.infer(image(RED), parameters=said("views", "all")), "views must be one of"),
         (hosted.infer(image(RED), parameters={"timeout": {"double_param": 1.0}}), "microseconds"),
         (hosted.call("ModelInfer", b"\xff"), "the message is broken"),
         (hosted.call("ModelInfer", b"\x0a\x01\xff"), "the message is broken"),
@@ -232,8 +231,9 @@ def test_what_is_wrong_is_said_with_its_status(hosted: Hosted) -> None:
     assert "larger than max" in large.details
 
 
-def test_every_error_has_a_status_of_grpc_as_it_has_one_of_http() -> None:
-    assert STATUS.keys() == problem_details.STATUS.keys()
+def test_every_error_has_a_status_that_grpc_knows() -> None:
+    known = {code.name for code in grpc.StatusCode}
+    assert {status.grpc for status in statuses.STATUS.values()} <= known
 
 
 def test_a_deadline_is_the_calls_or_the_parameters_whichever_is_sooner(
@@ -294,7 +294,7 @@ def test_messages_share_the_memory_for_uploads() -> None:
         )
 
 
-def test_what_nobody_expected_is_logged_and_not_told(
+def test_an_unexpected_exception_is_logged_and_not_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend = fake_backend()
@@ -311,7 +311,7 @@ def test_what_nobody_expected_is_logged_and_not_told(
 # Keys, names, the log.
 
 
-def test_a_key_is_needed_except_by_who_asks_how_the_server_is() -> None:
+def test_a_key_is_needed_except_for_health() -> None:
     with hosting(fake_backend(), GUARDED) as hosted:
         assert hosted.call("ServerLive").message.live
         assert hosted.call("ServerReady").message.ready
@@ -340,7 +340,7 @@ def test_calls_are_named_counted_and_logged_as_requests_are(
     hosted: Hosted, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = value(hosted.http, "googlenet_requests_total", "200", "POST", "interactive", INFER)
-    with caplog.at_level(logging.INFO, logger="service.api.grpc.server"):
+    with caplog.at_level(logging.INFO, logger="service.api.grpc.service"):
         found = hosted.infer(image(RED, BLUE), headers={"x-request-id": "mine"})
         hosted.call("ServerLive")
     assert found.trailing["x-request-id"] == "mine"
@@ -385,7 +385,7 @@ def test_a_server_that_never_listened_has_nothing_to_leave() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_that_is_taken_is_said_to_be(host: str) -> None:
+def test_a_taken_port_is_an_error(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
@@ -393,7 +393,7 @@ def test_a_port_that_is_taken_is_said_to_be(host: str) -> None:
             SETTINGS.model_copy(update={"host": host, "grpc_port": port}),
             load=lambda *_: fake_backend(),
         )
-        told = f"port {port} of {host} is not to be had for gRPC"
+        told = f"cannot bind port {port} of {host} for gRPC"
         with pytest.raises(CannotListen, match=told), TestClient(app):
             pass
 
@@ -408,7 +408,7 @@ def test_two_servers_do_not_share_a_port() -> None:
             pass
 
 
-def test_nothing_of_grpc_is_loaded_where_it_is_not_asked_for() -> None:
+def test_grpc_is_imported_only_with_a_grpc_port() -> None:
     program = (
         "import sys; from service.server import serve, app; from service.settings import Settings;"
         "app.create_app(Settings()); assert 'grpc' not in sys.modules; assert 'torch' not in"
@@ -417,7 +417,7 @@ def test_nothing_of_grpc_is_loaded_where_it_is_not_asked_for() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)  # noqa: S603 - ours
 
 
-def test_who_has_not_installed_it_is_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_grpc_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "grpc", None)
     for name in [name for name in sys.modules if name.startswith("service.api.grpc.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -442,7 +442,7 @@ def test_the_descriptions_are_made_of_the_proto_file(tmp_path: Path) -> None:
 
 def test_too_many_values_one_by_one_are_refused_before_they_are_listed() -> None:
     tensor = {"name": "tensor", "datatype": "FP32", "shape": [7, 3, 224, 224],
-              "contents": {"fp32_contents": np.zeros(MOST_VALUES + 1, np.float32)}}  # fmt: skip
+              "contents": {"fp32_contents": np.zeros(MAX_VALUES + 1, np.float32)}}  # fmt: skip
     with pytest.raises(TooLarge, match="send the tensor raw"):
         messages.request(MESSAGES.make("ModelInferRequest", inputs=[tensor]))
 

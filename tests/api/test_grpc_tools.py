@@ -1,4 +1,4 @@
-"""What tools ask over gRPC: health, reflection, the index of models; and pings."""
+"""gRPC health, reflection and repository index; and pings."""
 
 import threading
 import time
@@ -76,7 +76,7 @@ def test_health_and_reflection_need_no_key() -> None:
         assert made.call("RepositoryIndex", headers=headers).code == grpc.StatusCode.OK
 
 
-def test_a_client_that_watches_is_told_of_each_change_and_of_the_end() -> None:
+def test_watch_sends_each_change_and_the_end() -> None:
     backend = fake_backend()
     with ExitStack() as later, ThreadPoolExecutor() as threads:
         with hosting(backend) as made:
@@ -104,7 +104,7 @@ def test_a_stop_does_not_wait_for_those_that_watch() -> None:
 
 
 def test_so_many_watch_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "_MOST", 2)
+    monkeypatch.setattr(health, "_MAX_STREAMS", 2)
     with hosting(fake_backend()) as made:
         first, second = watch(made), watch(made)
         assert [next(first).status, next(second).status] == [SERVING, SERVING]
@@ -193,7 +193,7 @@ def test_the_index_says_which_models_are_ready() -> None:
         assert not made.call("RepositoryIndex", ready=True).message.models
 
 
-def test_the_index_is_told_over_http_too(hosted: Hosted) -> None:
+def test_the_index_is_served_over_http_too(hosted: Hosted) -> None:
     client: TestClient = hosted.http
     for body in ({}, {"ready": True}, {"ready": False, "repository_name": ""}):
         answer = client.post("/v2/repository/index", json=body)

@@ -1,4 +1,4 @@
-"""The probes: alive, ready, started; and in which formats the metrics come."""
+"""The probes, and the formats of the metrics."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: what is told, answered, refused and counted."""
+"""The Open Inference Protocol over HTTP: metadata, inference, errors and metrics."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ from test_metrics import value
 
 from service.api.open_inference import handler
 from service.api.open_inference.handler import LARGE, Inference
-from service.api.open_inference.routes import INFER, INFER_VERSION, target
+from service.api.open_inference.paths import INFER, INFER_VERSION, target
 from service.api.problem_details import is_inference
 from service.server.app import create_app
 
@@ -62,7 +62,7 @@ def rows(response: httpx2.Response) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def gate() -> Gate:
-    """The lane of `client`."""
+    """The executor of `client`."""
     return Gate()
 
 
@@ -108,7 +108,7 @@ def test_the_event_loop_goes_on_while_a_large_body_is_parsed() -> None:
 # What is told.
 
 
-def test_the_server_and_its_models_are_told(client: TestClient) -> None:
+def test_the_server_and_its_models_are_described(client: TestClient) -> None:
     server = client.get("/v2").json()
     assert server["name"] == "googlenet-service"
     assert server["extensions"] == ["binary_tensor_data", "classification"]
@@ -171,7 +171,7 @@ def test_images_are_answered_in_their_order(client: TestClient) -> None:
                         answer.headers["server-timing"])  # fmt: skip
 
 
-def test_labels_and_binary_values_are_answered_where_they_are_asked_for(client: TestClient) -> None:
+def test_labels_and_binary_values_are_returned_where_requested(client: TestClient) -> None:
     wanted = {"name": "probabilities", "parameters": {"classification": 2, "binary_data": True}}
     answer = post(client, image(BLUE) | {"outputs": [wanted]})
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -206,7 +206,7 @@ def test_a_request_may_choose_its_views(client: TestClient) -> None:
 # What is refused.
 
 
-def test_what_is_wrong_is_said_in_the_protocols_own_words(client: TestClient) -> None:
+def test_an_error_has_the_protocols_body(client: TestClient) -> None:
     cut = plain("red")[:40]
     assert "broken" in sentence(post(client, image(cut)), 422)
     assert sentence(post(client, image(RED, cut)), 422).startswith("row 1: ")
@@ -217,7 +217,8 @@ def test_what_is_wrong_is_said_in_the_protocols_own_words(client: TestClient) ->
     assert sentence(client.post(PATH, content=b"x" * 100_001), 413).startswith("the body is 100001")
     compressed = post(client, image(RED), **{"content-encoding": "gzip"})
     assert "compressed" in sentence(compressed, 415)
-    assert "Inference-Header" in sentence(post(client, image(RED), **{LENGTH: "x"}), 422)
+    header = sentence(post(client, image(RED), **{LENGTH: "x"}), 422)
+    assert header == f"{LENGTH}: String should match pattern '^[0-9]{{1,12}}$'"
     assert compressed.headers["accept-encoding"] == "identity"
     assert "nothing at this path" in sentence(client.get("/v2/nothing"), 404)
     assert sentence(client.put(PATH), 405) == "PUT is not allowed here; use POST"
@@ -230,7 +231,7 @@ def test_other_paths_keep_their_problems(client: TestClient) -> None:
         assert client.get(path).headers["content-type"] == "application/problem+json"
 
 
-def test_a_deadline_is_in_microseconds_and_of_the_callers_own(
+def test_a_timeout_is_in_microseconds_and_includes_the_upload(
     gate: Gate, client: TestClient
 ) -> None:
     assert "was being sent" in sentence(post(client, image(RED, timeout=1)), 504)
@@ -245,7 +246,7 @@ def test_a_deadline_is_in_microseconds_and_of_the_callers_own(
     sentence(client.post(PATH, content=slowly()), 504)
 
 
-def test_who_cannot_be_answered_is_refused_before_the_body_is_looked_at() -> None:
+def test_overload_is_refused_before_the_body_is_read() -> None:
     """Rows cost 3 s each, one alone can be done in time, and two cannot."""
     slow = SETTINGS.model_copy(update={"timeout_seconds": 2.0})
     with service(lambda *_: fake_backend(seconds_per_row=3.0), slow) as client:
@@ -294,14 +295,14 @@ def test_overload_is_a_503_that_says_when_to_come_again(gate: Gate) -> None:
         ("/classify", None),
     ],
 )
-def test_the_door_knows_which_model_is_asked(path: str, found: Sequence[str] | None) -> None:
+def test_early_admission_finds_the_model_of_a_path(path: str, found: Sequence[str] | None) -> None:
     assert target(path) == found
 
 
 # Keys, metrics, log.
 
 
-def test_a_key_is_needed_except_by_who_asks_how_the_server_is() -> None:
+def test_a_key_is_needed_except_for_health() -> None:
     with service(lambda *_: fake_backend(), GUARDED) as client:
         for path in ("/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: what requests come down to, what is refused, what is answered."""
+"""The Open Inference Protocol: validation of requests, and response bodies."""
 
 import base64
 import json
@@ -12,8 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.open_inference import codec
-from service.api.open_inference.codec import Answered, Asked
+from service.api.open_inference import (
+    base64_image,
+    infer_request,
+    infer_response,
+    json_request,
+    tensors,
+)
+from service.api.open_inference.infer_request import InferRequest, ValidRequest
+from service.api.open_inference.infer_response import InferResponse
+from service.api.open_inference.tensors import InputTensor
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 
 MOST = 4
@@ -36,10 +44,10 @@ def raw_elements(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(one)) + one for one in elements)
 
 
-def asked(body: object, raw: bytes | None = None, most: int = MOST) -> Asked:
+def asked(body: object, raw: bytes | None = None, most: int = MOST) -> ValidRequest:
     head = json.dumps(body).encode()
     length = None if raw is None else str(len(head))
-    return codec.understand(codec.parse(head + (raw or b""), length), most)
+    return infer_request.validate(json_request.parse(head + (raw or b""), length), most)
 
 
 def refused(body: object, raw: bytes | None = None) -> str:
@@ -97,7 +105,7 @@ def test_base64_is_read_in_lines_and_as_a_data_url(form: str) -> None:
 
 
 def test_base64_of_several_pieces_is_read() -> None:
-    data = bytes(3 * codec._PIECE + 1)  # noqa: SLF001 - ends within the fifth
+    data = bytes(3 * base64_image.PIECE + 1)  # ends within the fifth
     text = base64.b64encode(data).decode()
     assert asked({"inputs": [image("a", data=[text])]}).images == (data,)
 
@@ -113,7 +121,7 @@ def test_base64_of_several_pieces_is_read() -> None:
         ("data:image/jpeg;base64,***", "not base64"),
         ("eA=", "not base64"),
         ("eA==eA==", "not base64"),
-        ("A" * (codec._PIECE - 4) + "eA==" + "eA==", "not base64"),  # noqa: SLF001 - at its end
+        ("A" * (base64_image.PIECE - 4) + "eA==" + "eA==", "not base64"),  # at its end
         ("=", "not base64"),
         ("data:image/jpeg;base64,\n", "an image is empty"),
     ],
@@ -160,18 +168,18 @@ def test_a_tensor_comes_flat_or_raw_and_is_one_view() -> None:
     [
         ([image("a"), image("a")], "2 inputs; send one of image, pixels, tensor"),
         ([image("a", name="other")], "no such input; there are image, pixels, tensor"),
-        ([image("a", datatype="FP32")], "image is to be BYTES"),
-        ([pixels(datatype="INT8")], "pixels is to be UINT8"),
+        ([image("a", datatype="FP32")], "image must be BYTES"),
+        ([pixels(datatype="INT8")], "pixels must be UINT8"),
         ([image("a", shape=[])], "the shape of image"),
         ([image("a", shape=[0])], "the shape of image"),
         ([image("a", shape=[1, 2])], "the shape of image"),
         ([image("a", shape=[-1])], "inputs.0.shape.0"),
         ([image("a", shape=[True])], "inputs.0.shape.0"),
         ([image("a", shape=[2**40])], "inputs.0.shape.0"),
-        ([pixels(shape=[2, 3, 5, 4])], "the shape of pixels is to be [-1, -1, -1, 3]"),
+        ([pixels(shape=[2, 3, 5, 4])], "the shape of pixels must be [-1, -1, -1, 3]"),
         ([pixels(shape=[2, 3, 0, 3])], "the shape of pixels"),
         ([pixels(shape=[2, 3])], "the shape of pixels"),
-        ([pixels(name="tensor", datatype="FP32")], "of tensor is to be [-1, 3, 224, 224]"),
+        ([pixels(name="tensor", datatype="FP32")], "of tensor must be [-1, 3, 224, 224]"),
         ([image(*"abcde")], "5 images and may have 4"),
         ([pixels(shape=[5, 3, 5, 3])], "5 images and may have 4"),
         ([image("a", shape=[2])], "image has 1 elements and its shape says 2"),
@@ -203,22 +211,22 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(inputs: object, sentence
 @pytest.mark.parametrize(
     ("described", "raw", "sentence"),
     [
-        (sized(pixels(), 90), b"x" * 91, "1 bytes after the JSON belong to no input"),
+        (sized(pixels(), 90), b"x" * 91, "1 bytes after the JSON are of no input"),
         (sized(pixels(), 91), b"x" * 90, "binary_data_size is not the size"),
         (sized(pixels(), -1), b"", "binary_data_size is not the size"),
         (sized(pixels(), "90"), b"x" * 90, "binary_data_size is not the size"),
         (sized(pixels(), None), b"x", "neither data nor a binary_data_size"),
         (sized(pixels(), 91), b"x" * 91, "the shape says 90 bytes and there are 91"),
         (sized(pixels(), 89), b"x" * 89, "the shape says 90 bytes and there are 89"),
-        (sized(image("a"), 3), b"\1\0\0", "do not go together"),
-        (sized(image("a"), 6), b"\3\0\0\0ab", "do not go together"),
-        (sized(image("a"), 10), b"\1\0\0\0a" * 2, "do not go together"),
+        (sized(image("a"), 3), b"\1\0\0", "do not match their lengths"),
+        (sized(image("a"), 6), b"\3\0\0\0ab", "do not match their lengths"),
+        (sized(image("a"), 10), b"\1\0\0\0a" * 2, "do not match their lengths"),
         (sized(image("a", "b"), 5), b"\1\0\0\0a", "1 elements and its shape says 2"),
         (sized(image("a"), 4), b"\0\0\0\0", "an image is empty"),
-        (sized(image("a"), 8), b"\xff\xff\xff\xffabcd", "do not go together"),
+        (sized(image("a"), 8), b"\xff\xff\xff\xffabcd", "do not match their lengths"),
     ],
 )
-def test_bytes_that_do_not_go_with_what_is_said_are_refused(
+def test_binary_values_that_do_not_match_their_sizes_are_refused(
     described: dict[str, Any], raw: bytes, sentence: str
 ) -> None:
     assert sentence in refused({"inputs": [described]}, raw)
@@ -237,11 +245,11 @@ def test_a_shape_is_checked_against_the_bytes_before_anything_is_made() -> None:
 
 @pytest.mark.parametrize("item", ["0,", "[],", "{},", "[[[]]],"])
 def test_json_of_too_many_values_is_refused_before_it_is_read(item: str) -> None:
-    body = b'{"inputs":[' + item.encode() * codec.MOST_VALUES + b"0]}"
+    body = b'{"inputs":[' + item.encode() * json_request.MAX_VALUES + b"0]}"
     tracemalloc.start()
     try:
         with pytest.raises(TooLarge, match="send a binary tensor"):
-            codec.parse(body)
+            json_request.parse(body)
         assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
     finally:
         tracemalloc.stop()
@@ -249,26 +257,26 @@ def test_json_of_too_many_values_is_refused_before_it_is_read(item: str) -> None
 
 @pytest.mark.parametrize("length", ["", "-1", "x", "1e3", "²", "9" * 13])
 def test_the_length_of_the_header_is_a_number(length: str) -> None:
-    with pytest.raises(MalformedRequest, match="Inference-Header-Content-Length is to be"):
-        codec.parse(b"{}", length)
+    with pytest.raises(MalformedRequest, match="Inference-Header-Content-Length must be"):
+        json_request.parse(b"{}", length)
 
 
 def test_the_header_is_no_longer_than_the_body() -> None:
     with pytest.raises(MalformedRequest, match="is over the 2 bytes of the body"):
-        codec.parse(b"{}", "3")
+        json_request.parse(b"{}", "3")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"inputs": NaN}', b"[" * 500, b'"\\ud800"'])
 def test_what_is_no_json_is_malformed(body: bytes) -> None:
     with pytest.raises((MalformedRequest, InvalidParameter)) as caught:
-        codec.parse(body)
+        json_request.parse(body)
     assert str(caught.value).startswith(("the body: ", "inputs: "))
 
 
 # Parameters and outputs.
 
 
-def of(parameters: object = None, outputs: object = None) -> Asked:
+def of(parameters: object = None, outputs: object = None) -> ValidRequest:
     body: dict[str, object] = {"inputs": [image("a")]}
     body |= {"parameters": parameters} if parameters is not None else {}
     return asked(body | ({"outputs": outputs} if outputs is not None else {}))
@@ -278,8 +286,8 @@ def wants(**parameters: object) -> list[dict[str, object]]:
     return [{"name": "probabilities", "parameters": parameters}]
 
 
-def test_what_is_not_said_is_left_to_the_server() -> None:
-    assert of() == Asked("", (b"a",), None, None, labels=0, is_binary=False)
+def test_missing_parameters_are_left_to_the_server() -> None:
+    assert of() == ValidRequest("", (b"a",), None, None, labels=0, is_binary=False)
     assert of({"priority": 3, "sequence_id": "s"}) == of()  # of extensions that are not known here
     assert of({"timeout": 0}).seconds is None
 
@@ -315,16 +323,16 @@ def test_what_an_output_says_goes_before_what_the_request_says() -> None:
 @pytest.mark.parametrize(
     ("parameters", "outputs", "sentence"),
     [
-        ({"views": "all"}, None, "views is to be one of single, ten, paper, dense"),
-        ({"views": 1}, None, "views is to be one of"),
-        ({"views": []}, None, "views is to be one of"),
+        ({"views": "all"}, None, "views must be one of single, ten, paper, dense"),
+        ({"views": 1}, None, "views must be one of"),
+        ({"views": []}, None, "views must be one of"),
         ({"timeout": -1}, None, "whole number of microseconds"),
         ({"timeout": "1"}, None, "whole number of microseconds"),
         ({"timeout": True}, None, "whole number of microseconds"),
-        ({"binary_data_output": 1}, None, "binary_data_output is to be true or false"),
-        (None, wants(binary_data="yes"), "binary_data is to be true or false"),
-        (None, wants(classification=-1), "classification is to be"),
-        (None, wants(classification=True), "classification is to be"),
+        ({"binary_data_output": 1}, None, "binary_data_output must be true or false"),
+        (None, wants(binary_data="yes"), "binary_data must be true or false"),
+        (None, wants(classification=-1), "classification must be"),
+        (None, wants(classification=True), "classification must be"),
         (None, [{"name": "logits"}], "one output, probabilities"),
         (None, [*wants(), *wants()], "one output, probabilities"),
     ],
@@ -368,7 +376,7 @@ bodies = st.fixed_dictionaries(
 
 def sentence(body: bytes, length: str | None) -> str:
     try:
-        codec.understand(codec.parse(body, length), MOST)
+        infer_request.validate(json_request.parse(body, length), MOST)
     except (InvalidParameter, MalformedRequest, TooLarge) as error:
         return str(error)
     return "understood"
@@ -397,12 +405,12 @@ def test_anything_that_looks_like_a_request_is_too(
 
 
 def test_what_comes_by_grpc_has_bytes_as_they_are() -> None:
-    request = codec.Request("", {}, [codec.Tensor("image", "BYTES", [1], [b"a"])], [])
-    assert codec.understand(request, MOST).images == (b"a",)
+    request = InferRequest("", {}, [InputTensor("image", "BYTES", [1], [b"a"])], [])
+    assert infer_request.validate(request, MOST).images == (b"a",)
 
 
-def answered(values: Any) -> Answered:
-    return Answered("7", "fake", "1", {"views": "ten"}, values)
+def answered(values: Any) -> InferResponse:
+    return InferResponse("7", "fake", "1", {"views": "ten"}, values)
 
 
 PROBABILITIES = np.float32([[0.25, 0.75], [0.5, 0.5]])
@@ -419,7 +427,7 @@ LABELS = [["0.75000000:1:a:b"], ["0.50000000:0:é"]]
 def test_an_answer_has_its_values_in_json(
     values: Any, datatype: str, shape: Sequence[int], data: Sequence[Any]
 ) -> None:
-    described, raw = codec.body(answered(values), is_binary=False)
+    described, raw = infer_response.body(answered(values), is_binary=False)
     assert raw == b""
     output = {"name": "probabilities", "datatype": datatype, "shape": shape, "data": data}
     assert described == {
@@ -429,24 +437,24 @@ def test_an_answer_has_its_values_in_json(
 
 
 def test_an_answer_has_its_values_after_the_json_where_that_is_wanted() -> None:
-    described, raw = codec.body(answered(PROBABILITIES), is_binary=True)
+    described, raw = infer_response.body(answered(PROBABILITIES), is_binary=True)
     assert described["outputs"][0]["parameters"] == {"binary_data_size": 16}
     assert "data" not in described["outputs"][0]
     assert np.array_equal(np.frombuffer(raw, "<f4").reshape(2, 2), PROBABILITIES)
-    described, raw = codec.body(answered(LABELS), is_binary=True)
+    described, raw = infer_response.body(answered(LABELS), is_binary=True)
     assert raw == raw_elements(b"0.75000000:1:a:b", "0.50000000:0:é".encode())
     assert described["outputs"][0]["parameters"] == {"binary_data_size": len(raw)}
 
 
 def test_an_output_has_a_row_for_each_image_and_a_column_for_each_class() -> None:
-    assert codec.output(1000) == codec.Described("probabilities", "FP32", (-1, 1000))
+    assert tensors.output(1000) == tensors.TensorSpec("probabilities", "FP32", (-1, 1000))
 
 
 def test_an_answer_has_no_id_where_the_request_had_none() -> None:
-    nameless = Answered("", "fake", "1", {}, PROBABILITIES)
-    assert "id" not in codec.body(nameless, is_binary=False)[0]
+    nameless = InferResponse("", "fake", "1", {}, PROBABILITIES)
+    assert "id" not in infer_response.body(nameless, is_binary=False)[0]
 
 
-def test_a_label_is_said_with_its_probability_first_and_never_with_an_exponent() -> None:
-    assert codec.told("beagle", 162, 0.81) == "0.81000000:162:beagle"
-    assert codec.told("a:b", 1, 1e-7) == "0.00000010:1:a:b"
+def test_a_label_has_its_probability_first_and_never_an_exponent() -> None:
+    assert infer_response.classification("beagle", 162, 0.81) == "0.81000000:162:beagle"
+    assert infer_response.classification("a:b", 1, 1e-7) == "0.00000010:1:a:b"

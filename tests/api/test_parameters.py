@@ -1,4 +1,4 @@
-"""Parameters in the query and in the form: all are taken or refused, none is ignored."""
+"""Parameters in the query and in the form: unknown ones are refused."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -142,7 +142,7 @@ def test_a_field_that_makes_no_sense_is_refused(
     assert_problem(answer, 422, "invalid_parameter")
 
 
-def test_a_model_that_a_field_names_is_asked(world: World) -> None:
+def test_a_form_field_chooses_the_model(world: World) -> None:
     with serving(world, additional_models="b") as client:
         assert ask(client, "/classify", RED, model="b").json()["model"] == "b"
         assert_problem(ask(client, "/classify", RED, model="c"), 404, "unknown_model")
@@ -186,7 +186,7 @@ def test_a_file_that_a_page_left_unchosen_is_not_there(client: TestClient) -> No
 @pytest.mark.parametrize(
     "kind", ["image/jpeg", "multipart/form-data; boundary=b", "application/json"]
 )
-def test_a_compressed_body_is_said_to_be_that_on_every_route(
+def test_a_compressed_body_is_refused_on_every_route(
     path: str, kind: str, client: TestClient
 ) -> None:
     headers = {**JPEG, "content-type": kind, "content-encoding": "gzip"}

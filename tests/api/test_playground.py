@@ -1,4 +1,4 @@
-"""The page at /: what is sent of it, and what somebody who uses it in a browser sees."""
+"""The playground at /: its files, and its behaviour in a browser."""
 
 import base64
 import os
@@ -56,7 +56,7 @@ def test_every_file_is_sent_as_what_it_is_and_needs_no_key(client: TestClient) -
         assert (head.status_code, head.headers["etag"]) == (200, answer.headers["etag"])
 
 
-def test_a_browser_that_has_it_is_told_so(client: TestClient) -> None:
+def test_a_cached_file_is_not_sent_again(client: TestClient) -> None:
     first = client.get("/page.js")
     assert first.headers["cache-control"] == "no-cache"
     tag = first.headers["etag"]
@@ -183,7 +183,7 @@ def visit(chromium: Browser) -> Iterator[Open]:
 
 @pytest.fixture(scope="module")
 def gate() -> Gate:
-    """The lane of the fake service."""
+    """The executor of the fake service."""
     return Gate()
 
 
@@ -312,7 +312,7 @@ def transfer(kind: str, files: Sequence[tuple[str, bytes]]) -> tuple[str, list[A
 def test_images_are_dropped_anywhere(visit: Open, port: int) -> None:
     ours = visit(port)
     marked = re.compile("over")
-    # A browser opens what is dropped where nobody says that he takes it.
+    # A browser opens a dropped file that no handler takes.
     assert ours.page.evaluate(*transfer("dragover", [])) is False
     expect(ours("#drop")).to_have_class(marked)
     assert ours.page.evaluate(*transfer("dragleave", [])) is True
@@ -392,7 +392,7 @@ def test_no_image_is_taken_before_there_is_one(visit: Open, port: int) -> None:
     expect(ours.cards).to_have_count(0)
 
 
-def test_a_camera_that_may_not_be_used_is_told(visit: Open, port: int) -> None:
+def test_a_forbidden_camera_shows_an_error(visit: Open, port: int) -> None:
     ours = visit(port, permissions=[])
     ours("#use-camera").click()
     expect(ours("#message")).to_have_text("The browser does not allow the camera.")
@@ -509,7 +509,7 @@ def test_the_last_24_are_kept_and_no_image_of_another(visit: Open, port: int) ->
 # What goes wrong.
 
 
-def test_who_is_refused_is_told_when_to_come_again(visit: Open, port: int, gate: Gate) -> None:
+def test_a_refusal_shows_when_to_retry(visit: Open, port: int, gate: Gate) -> None:
     ours = visit(port)
     with gate.shut():
         ours.pick(noise("first.png"))
@@ -533,7 +533,7 @@ def test_who_is_refused_is_told_when_to_come_again(visit: Open, port: int, gate:
     expect(second).to_be_focused()
 
 
-def test_no_answer_at_all_is_told_and_may_be_tried_again(visit: Open, port: int) -> None:
+def test_a_missing_response_shows_an_error_and_can_be_retried(visit: Open, port: int) -> None:
     ours = visit(port)
     expect(ours("#options")).to_be_visible()
     ours.page.context.set_offline(True)
@@ -545,7 +545,7 @@ def test_no_answer_at_all_is_told_and_may_be_tried_again(visit: Open, port: int)
     ours.answered("red")
 
 
-def test_an_answer_of_something_in_between_is_told_too(visit: Open, port: int) -> None:
+def test_a_response_of_a_proxy_shows_an_error(visit: Open, port: int) -> None:
     ours = visit(port)
     ours.page.route("**/classify?*", lambda route: route.fulfill(status=502, body="<h1>Oh</h1>"))
     ours.pick(RED)
@@ -675,7 +675,7 @@ def test_nothing_is_in_the_way_of_those_who_see_or_hear_it_otherwise(
         check()
 
 
-def test_nothing_moves_for_who_does_not_want_it(visit: Open, port: int, gate: Gate) -> None:
+def test_reduced_motion_is_respected(visit: Open, port: int, gate: Gate) -> None:
     for wanted in ("no-preference", "reduce"):
         ours = visit(port, reduced_motion=wanted)
         with gate.shut():

@@ -1,4 +1,4 @@
-"""What a refusal makes of its connection, and of the body that nobody reads; over real sockets."""
+"""Unread bodies, request ids and connections of refused requests, over real sockets."""
 
 import http.client
 import socket
@@ -83,7 +83,7 @@ def is_answered(connection: http.client.HTTPConnection) -> bool:
 
 
 @pytest.mark.parametrize("size", [1, 100_000, MEBIBYTE])
-def test_a_small_body_that_nobody_reads_leaves_the_connection_usable(
+def test_a_small_unread_body_keeps_the_connection(
     size: int, connection: http.client.HTTPConnection
 ) -> None:
     for _ in range(3):
@@ -100,7 +100,7 @@ def test_where_no_body_is_wanted_a_small_one_does_no_harm(
     assert is_answered(connection)
 
 
-def test_a_large_body_that_nobody_reads_ends_the_connection(
+def test_a_large_unread_body_closes_the_connection(
     connection: http.client.HTTPConnection,
 ) -> None:
     assert post(connection, REFUSED, bytes(MEBIBYTE + 1)) == (422, "close")
@@ -108,7 +108,7 @@ def test_a_large_body_that_nobody_reads_ends_the_connection(
         is_answered(connection)
 
 
-def test_a_body_of_no_declared_size_that_nobody_reads_ends_the_connection(
+def test_an_unread_body_of_unknown_size_closes_the_connection(
     connection: http.client.HTTPConnection,
 ) -> None:
     assert post(connection, REFUSED, b"x", chunked=True) == (422, "close")
@@ -116,8 +116,8 @@ def test_a_body_of_no_declared_size_that_nobody_reads_ends_the_connection(
         is_answered(connection)
 
 
-def test_who_waits_to_be_asked_for_a_body_is_refused_without_it(port: int) -> None:
-    """Such a caller sends nothing after a refusal, so nobody can tell where a next one begins."""
+def test_expect_100_continue_is_refused_without_the_body(port: int) -> None:
+    """The client sends no body after a refusal, so the next request's start is unknown."""
     head = (
         f"POST {REFUSED} HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n"
         "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n"
@@ -188,7 +188,7 @@ def test_when_there_is_no_memory_for_it_a_body_is_not_waited_for() -> None:
         assert busy(client, gate)["status"] == 503
 
 
-def test_a_deadline_that_no_image_could_meet_is_told_without_waiting_for_the_body() -> None:
+def test_a_timeout_that_no_image_can_meet_is_refused_before_the_body() -> None:
     with service(lambda *_: fake_backend(seconds_per_row=2)) as client:
         start, *_ = asgi(client, never, {"content-type": "image/png"})
     assert start["status"] == 504
@@ -205,7 +205,7 @@ def test_each_request_is_checked_for_the_time_it_has_and_the_views_it_wants() ->
     assert_problem(answers[1], 504, "deadline_exceeded")
 
 
-def test_who_names_its_requests_is_answered_by_those_names(
+def test_a_clients_request_id_is_returned(
     connection: http.client.HTTPConnection,
 ) -> None:
     names = []

@@ -1,4 +1,4 @@
-"""Every path by every method: what is answered, what is refused, and what to do instead."""
+"""Every path with every method: responses, refusals and hints."""
 
 import re
 from collections.abc import Iterator
@@ -133,7 +133,7 @@ def test_an_error_of_the_framework_keeps_its_sentence() -> None:
         ("/classfy", "did you mean /classify?"),
         ("/Explain", "did you mean /explain?"),
         ("/model", "did you mean /models?"),
-        ("/vision/classify", "a proxy puts a prefix before /classify"),
+        ("/vision/classify", "a proxy adds a prefix before /classify"),
         ("/" + "x" * 5000, "POST an image to /classify"),
         ("/v2/nothing", "/docs shows every path"),
     ],
@@ -148,7 +148,7 @@ def test_what_is_not_there_names_what_is(path: str, sentence: str, client: TestC
         assert_problem(answer, 404, "not_found")
 
 
-def test_what_curl_uploads_with_put_is_told_how_to_post(client: TestClient) -> None:
+def test_put_of_curl_gets_a_hint_to_post(client: TestClient) -> None:
     for path in ("/classify", "/explain"):
         problem = assert_problem(client.put(path, content=b"x"), 405, "method_not_allowed")
         assert problem["detail"].endswith("(curl -T sends PUT: use -F file=@IMAGE instead)")

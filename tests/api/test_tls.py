@@ -1,4 +1,4 @@
-"""One certificate is for both: what uvicorn was given encrypts gRPC as well."""
+"""TLS: uvicorn's certificate encrypts gRPC, too."""
 
 import ssl
 from contextlib import AbstractContextManager
@@ -36,17 +36,17 @@ class Papers:
 
     @property
     def mutual(self) -> list[str]:
-        """The same, and the caller has to have one, too."""
+        """The same, with client certificates required."""
         return [*self.flags, "--ssl-ca-certs", str(self.authority), "--ssl-cert-reqs", "2"]
 
     def trust(self) -> ssl.SSLContext:
-        """What a caller over HTTP trusts and shows."""
+        """The certificates of an HTTP client."""
         context = ssl.create_default_context(cafile=str(self.authority))
         context.load_cert_chain(self.chain, self.key)
         return context
 
     def credentials(self, *, shown: bool) -> grpc.ChannelCredentials:
-        """What a caller over gRPC trusts, and shows."""
+        """The certificates of a gRPC client."""
         pair = (self.key.read_bytes(), self.chain.read_bytes()) if shown else (None, None)
         return grpc.ssl_channel_credentials(self.authority.read_bytes(), *pair)
 
@@ -72,7 +72,7 @@ def papers(tmp_path: Path) -> Papers:
 
 
 def live(channel: grpc.Channel) -> grpc.StatusCode:
-    """Say what comes of a call that anybody may make."""
+    """Call a method that needs no key."""
     asked = MESSAGES.make("ServerLiveRequest").SerializeToString()
     call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
     try:
@@ -98,10 +98,10 @@ def test_grpc_is_encrypted_with_the_certificate_of_http(
             assert live(channel) == grpc.StatusCode.UNAVAILABLE
         with grpc.insecure_channel(f"{HOST}:{port}") as channel:
             assert live(channel) == grpc.StatusCode.UNAVAILABLE
-    assert f"gRPC is on port {port} of {HOST}, over TLS" in caplog.messages
+    assert f"gRPC listens on port {port} of {HOST}, over TLS" in caplog.messages
 
 
-def test_who_has_to_have_a_certificate_for_http_has_to_for_grpc(papers: Papers) -> None:
+def test_client_certificates_are_required_for_grpc_as_for_http(papers: Papers) -> None:
     port = free_port()
     with papers.serve(papers.mutual, port):
         for shown, code in ((True, grpc.StatusCode.OK), (False, grpc.StatusCode.UNAVAILABLE)):
@@ -135,6 +135,6 @@ def test_without_a_certificate_there_is_none(flags: list[str]) -> None:
         (["--ssl-ca-certs", "absent.pem", "--ssl-cert-reqs", "2"], "cannot be read"),
     ],
 )
-def test_what_cannot_be_for_both_is_told(more: list[str], sentence: str, papers: Papers) -> None:
+def test_options_grpc_cannot_use_are_errors(more: list[str], sentence: str, papers: Papers) -> None:
     with pytest.raises(WrongOption, match=sentence):
         Certificate.read(parse([*papers.flags, *more]))

@@ -1,4 +1,4 @@
-"""Traces: who called goes on in our spans, each stage has one, and metrics point to them."""
+"""Traces: a client's trace continues, each stage has a span, and metrics link to traces."""
 
 import re
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def context(span: ReadableSpan) -> tuple[str, str]:
     return f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"
 
 
-def test_the_callers_trace_goes_on_in_the_request_and_each_stage(
+def test_a_clients_trace_continues_in_the_request_and_each_stage(
     client: TestClient, spans: InMemorySpanExporter
 ) -> None:
     answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
@@ -127,7 +127,7 @@ def test_what_is_not_sampled_has_no_spans_of_stages(spans: InMemorySpanExporter)
     assert spans.get_finished_spans() == ()
 
 
-def test_without_a_place_for_spans_nothing_is_said_of_traces() -> None:
+def test_without_an_exporter_there_are_no_traces() -> None:
     with service(lambda *_: fake_backend()) as client:
         answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
         assert "traceresponse" not in answer.headers

@@ -1,4 +1,4 @@
-"""A body to its images: however it arrives, and however it does not."""
+"""Request bodies to images: multipart and raw, limits and timeouts."""
 
 import asyncio
 import json
@@ -54,13 +54,13 @@ def sending(chunks: Iterable[bytes]) -> Receive:
 
 
 async def never() -> Message:
-    """Be a caller that sends nothing more."""
+    """Be a client that sends nothing more."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 async def hang_up() -> Message:
-    """Be a caller that is gone."""
+    """Be a client that has disconnected."""
     return {"type": "http.disconnect"}
 
 
@@ -294,7 +294,7 @@ def test_a_compressed_body_is_refused_unread(kind: str, coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["identity", " Identity ", "", "identity, identity"])
-def test_a_body_that_is_said_to_be_as_it_is_is_read(coding: str) -> None:
+def test_a_body_with_content_encoding_identity_is_read(coding: str) -> None:
     assert received(sending([b"x"]), "image/png", encoding=coding) == [Upload(None, b"x")]
 
 
@@ -360,7 +360,7 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [FORM, "image/png"])
-def test_a_caller_that_hangs_up_while_sending_is_gone(kind: str) -> None:
+def test_a_client_that_disconnects_while_sending_is_an_error(kind: str) -> None:
     with pytest.raises(ClientDisconnected):
         received(hang_up, kind)
 
@@ -386,7 +386,7 @@ def test_a_share_is_given_back_after_a_failure() -> None:
     assert budget.used == 0
 
 
-def test_when_the_memory_is_full_whoever_wants_more_is_refused() -> None:
+def test_when_the_memory_is_full_uploads_are_refused() -> None:
     budget = Budget(100)
     with budget.share() as one, budget.share() as other:
         one.add(99)
@@ -433,7 +433,7 @@ def test_a_body_that_the_memory_could_never_hold_is_too_large() -> None:
 
 
 def asgi(client: TestClient, receive: Receive, headers: dict[str, str]) -> list[Message]:
-    """Call the app with a caller that only ASGI can describe, and give what is sent to it."""
+    """Call the app as a client that only ASGI can describe; give the messages sent to it."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -471,11 +471,11 @@ def test_what_still_comes_after_a_refusal_is_read_and_forgotten() -> None:
     with service(lambda *_: fake_backend(), small) as client:
         start, *_ = asgi(client, receive, {**JPEG, "transfer-encoding": "chunked"})
     assert start["status"] == 413
-    # Closing on a caller that still sends would reset the connection and lose the answer.
+    # Closing while the client still sends would reset the connection and lose the answer.
     assert [*chunks_to_come] == []
 
 
-def test_a_caller_that_hangs_up_while_sending_is_counted_as_499() -> None:
+def test_a_client_that_disconnects_while_sending_is_counted_as_499() -> None:
     with service(lambda *_: fake_backend()) as client:
         start, *_ = asgi(client, hang_up, {"content-type": FORM})
         assert f"{answered(499)} 1.0" in client.get("/metrics").text

@@ -38,11 +38,11 @@ from service.bench.figures import (
 )
 from service.bench.limit import _alone, _forwards, _loaded, _rate
 from service.bench.load import _MOST_IN_FLIGHT, Run, Sample
-from service.bench.measure import BUSY, WAYS, Options, _processor
+from service.bench.measure import BUSY, WAYS, Options, _cpu_model
 from service.bench.report import tables
 from service.errors import BenchError
 from service.models.store import Store
-from service.serving.metrics.metrics import STAGES
+from service.serving.metrics.labels import STAGES
 from service.settings import Settings
 
 QUICK = Options(seconds=0.3, rounds=1, requests=20, slo=0, deadline=0.1)
@@ -79,7 +79,7 @@ class Answers:
 @pytest.mark.parametrize("connections", [1, 3, 50])
 def test_each_caller_of_a_closed_loop_waits_for_its_answer(connections: int) -> None:
     client = Answers(lambda _: asyncio.sleep(0.001))
-    run(load.closed(client, [b"a"], connections=connections, seconds=0.1))
+    run(load.closed_loop(client, [b"a"], connections=connections, seconds=0.1))
     assert client.most == connections
     assert client.in_flight == 0
 
@@ -87,7 +87,7 @@ def test_each_caller_of_a_closed_loop_waits_for_its_answer(connections: int) -> 
 def test_a_closed_loop_counts_the_answers_of_its_window_only() -> None:
     client = Answers(lambda _: asyncio.sleep(0.002))
     before = time.perf_counter()
-    result = run(load.closed(client, [b"a"], connections=1, seconds=0.2))
+    result = run(load.closed_loop(client, [b"a"], connections=1, seconds=0.2))
     # Whatever the machine does: an answer is taken between its end and the next one's beginning.
     warm = load.WARM_UP * 0.2
     following = [*client.began[1:], math.inf]
@@ -103,7 +103,7 @@ def test_a_closed_loop_counts_the_answers_of_its_window_only() -> None:
 
 def test_an_answer_after_the_window_counts_for_nothing() -> None:
     client = Answers(lambda _: asyncio.sleep(0.1))
-    result = run(load.closed(client, [b"a"], connections=4, seconds=0.02))
+    result = run(load.closed_loop(client, [b"a"], connections=4, seconds=0.02))
     assert len(client.ended) == 4
     assert result.samples == ()
     assert result.rate == 0
@@ -111,21 +111,21 @@ def test_an_answer_after_the_window_counts_for_nothing() -> None:
 
 def test_requests_take_turns() -> None:
     client = Answers()
-    run(load.so_many(client, [b"a", b"b", b"c"], 7, connections=1))
+    run(load.fixed_count(client, [b"a", b"b", b"c"], 7, connections=1))
     assert b"".join(client.asked) == b"abcabca"
 
 
 def test_a_closed_door_is_not_hammered_on() -> None:
     client = Answers(status=0)
-    result = run(load.closed(client, [b"a"], connections=2, seconds=0.1))
+    result = run(load.closed_loop(client, [b"a"], connections=2, seconds=0.1))
     assert len(client.asked) <= 2 * 11  # a hundredth of a second between two
     assert {sample.status for sample in result.samples} == {0}
 
 
 @pytest.mark.parametrize(("count", "connections"), [(0, 3), (1, 3), (3, 3), (100, 7)])
-def test_so_many_is_so_many(count: int, connections: int) -> None:
+def test_a_fixed_count_is_sent(count: int, connections: int) -> None:
     client = Answers(lambda _: asyncio.sleep(0))
-    run(load.so_many(client, [b"a", b"b"], count, connections=connections))
+    run(load.fixed_count(client, [b"a", b"b"], count, connections=connections))
     assert len(client.asked) == count
     assert client.most == min(count, connections)
 
@@ -138,7 +138,7 @@ def test_a_stall_is_seen_by_all_that_were_due_in_it() -> None:
             time.sleep(0.3)
 
     client = Answers(stop_everything)
-    result = run(load.paced(client, [b"a"], rate=200, seconds=0.2))
+    result = run(load.open_loop(client, [b"a"], rate=200, seconds=0.2))
     due = [*load.arrivals(200, 0.2, seed=0)]
     waited = [0.3 - moment for moment in due if moment >= load.WARM_UP * 0.2]
     assert len(client.asked) == len(due)
@@ -158,7 +158,7 @@ def test_arrivals_do_not_wait_for_answers() -> None:
         await answered.wait()
 
     client = Answers(until_all_have_come)
-    run(load.paced(client, [b"a"], rate=500, seconds=0.1, seed=3))
+    run(load.open_loop(client, [b"a"], rate=500, seconds=0.1, seed=3))
     assert client.most == expected > 20
 
 
@@ -171,7 +171,7 @@ def test_no_more_are_in_flight_than_connections_can_be_opened() -> None:
         await answered.wait()
 
     client = Answers(until_there_are_enough)
-    run(load.paced(client, [b"a"], rate=40_000, seconds=0.1))
+    run(load.open_loop(client, [b"a"], rate=40_000, seconds=0.1))
     assert len(client.asked) > client.most == _MOST_IN_FLIGHT
 
 
@@ -285,7 +285,7 @@ def test_a_service_without_metrics_is_told_in_a_sentence() -> None:
         async with scripted([missing]) as (client, _):
             await scrape.scrape(client)
 
-    with pytest.raises(BenchError, match="no answer from /metrics"):
+    with pytest.raises(BenchError, match="no response from /metrics"):
         run(main())
 
 
@@ -308,7 +308,7 @@ def test_images_are_read_by_their_names(images: Path) -> None:
     said: list[str] = []
     colours = ("red", "lime", "blue", "red")
     assert photos.read(images, said.append) == [plain(colour) for colour in colours]
-    note = f"left out, as no images of a format that is read: 1 .txt ({images}/readme.txt)"
+    note = f"skipped, not images of a supported format: 1 .txt ({images}/readme.txt)"
     assert said == [note]
     assert len(photos.read(images)) == 4
     for name in "abcd":
@@ -510,11 +510,11 @@ def test_the_objective_may_be_given(url: str, images: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (b"", "no service that is ready answers at 127.0.0.1:"),
-        (ANSWER, "no googlenet-service is at 127.0.0.1:"),
-        (ANSWER.replace(b"hi", b"{}"), "no googlenet-service is at 127.0.0.1:"),
-        (ANSWER.replace(b"hi", b"[]"), "no googlenet-service is at 127.0.0.1:"),
-        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", "no service that is ready answers at"),
+        (b"", "no ready service at 127.0.0.1:"),
+        (ANSWER, "no googlenet-service at 127.0.0.1:"),
+        (ANSWER.replace(b"hi", b"{}"), "no googlenet-service at 127.0.0.1:"),
+        (ANSWER.replace(b"hi", b"[]"), "no googlenet-service at 127.0.0.1:"),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", "no ready service at"),
     ],
 )
 def test_what_is_no_such_service_is_told_in_a_sentence(
@@ -553,7 +553,7 @@ def test_the_processor_is_named_as_well_as_the_system_tells(
     cpuinfo = tmp_path / "cpuinfo"
     if text is not None:
         cpuinfo.write_text(text)
-    assert _processor(cpuinfo) == name
+    assert _cpu_model(cpuinfo) == name
 
 
 # A service of one's own.
@@ -574,8 +574,8 @@ def test_a_service_that_does_not_start_is_told_and_leaves_no_process(
 ) -> None:
     before = children()
     chosen = Settings(model="absent", model_store=tmp_path)
-    with pytest.raises(BenchError, match="did not become ready; it says why above"):
-        run(measure.ours(chosen, images, QUICK, lambda _: None))
+    with pytest.raises(BenchError, match="did not become ready; see its log above"):
+        run(measure.own(chosen, images, QUICK, lambda _: None))
     assert children() <= before
     assert "there is no model 'absent'" in capfd.readouterr().err
 
@@ -611,7 +611,7 @@ def test_a_service_that_runs_here_already_keeps_its_ports(monkeypatch: pytest.Mo
 def test_images_are_looked_for_before_anything_is_started(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(BenchError, match="is not a folder"):
-        run(measure.ours(Settings(), tmp_path / "absent", QUICK, said.append))
+        run(measure.own(Settings(), tmp_path / "absent", QUICK, said.append))
     assert said == []
 
 
@@ -641,7 +641,7 @@ def test_a_service_of_ones_own_is_measured_beside_the_limit(
     chosen: Settings, beagles: Path
 ) -> None:
     before = children()
-    report = asyncio.run(measure.ours(chosen, beagles, STEADY, lambda _: None))
+    report = asyncio.run(measure.own(chosen, beagles, STEADY, lambda _: None))
     check(report)
     assert report.subject.items() >= {"name": "bvlc_googlenet", "precision": "float32"}.items()
     assert report.start

@@ -293,7 +293,7 @@ SILENT = itertools.repeat(b"")  # reads on, and answers nothing
 
 
 def test_a_service_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.bench.client._PATIENCE", 0.1)
+    monkeypatch.setattr("service.bench.client._TIMEOUT", 0.1)
 
     async def main() -> list[int]:
         async with scripted(SILENT, [ANSWER]) as (client, _):

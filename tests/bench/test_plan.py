@@ -37,7 +37,7 @@ from service.scheduling.cost_model import Key
 from service.server.app import create_app
 from service.settings import Settings
 from service.worker import client
-from service.worker.client import Worker
+from service.worker.client import WorkerClient
 
 ANY_SIZE = Bounds(1_000_000)
 Captured = pytest.CaptureFixture[str]
@@ -209,7 +209,7 @@ def others(ours: Sequence[int]) -> float:
 
 
 @asynccontextmanager
-async def here(settings: Settings, worker: Worker) -> AsyncIterator[Client]:
+async def here(settings: Settings, worker: WorkerClient) -> AsyncIterator[Client]:
     """Serve with a worker in this process and this event loop."""
     config = uvicorn.Config(create_app(settings, load=lambda *_: worker), log_config=None)
     server = uvicorn.Server(config)
@@ -226,12 +226,14 @@ async def here(settings: Settings, worker: Worker) -> AsyncIterator[Client]:
 async def calibrate(subject: Subject, client: Client, request: bytes) -> Replica:
     """Measure every stage once; what sends the requests has its time in that of HTTP."""
     before = time.process_time()
-    await load.so_many(client, [request], 15, connections=1)
+    await load.fixed_count(client, [request], 15, connections=1)
     http = (time.process_time() - before) / 15
     return await stage_times.measure(subject, http, turns=1)
 
 
-async def compare(settings: Settings, subject: Subject, worker: Worker, busy: float) -> Compared:
+async def compare(
+    settings: Settings, subject: Subject, worker: WorkerClient, busy: float
+) -> Compared:
     """Send random arrivals and simulate the same ones, by what was measured around them.
 
     Every round is measured before and after it, so the prediction has the speed that the machine
@@ -242,12 +244,12 @@ async def compare(settings: Settings, subject: Subject, worker: Worker, busy: fl
     rounds, was_quiet = 0, False
     async with here(settings, worker) as client:
         request = client.target.post_form("/classify?views=single", subject.images[0], {})
-        await load.so_many(client, [request], 30, connections=1)
+        await load.fixed_count(client, [request], 30, connections=1)
         before = await calibrate(subject, client, request)
         rate = busy / before.batches[Key(0, CROP)][1].alone
         for seed in range(MOST):
             started, used = time.perf_counter(), others([os.getpid(), worker.pid])
-            run = await load.paced(client, [request], rate=rate, seconds=SECONDS, seed=seed)
+            run = await load.open_loop(client, [request], rate=rate, seconds=SECONDS, seed=seed)
             after = await calibrate(subject, client, request)
             used = others([os.getpid(), worker.pid]) - used
             is_quiet = used < QUIET * (time.perf_counter() - started)

@@ -145,7 +145,7 @@ def test_every_setting_has_a_variable(name: str, monkeypatch: pytest.MonkeyPatch
     }
 
 
-def test_a_variable_is_heeded_and_an_option_comes_before_it(
+def test_an_option_overrides_a_variable(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOOGLENET_MODEL_STORE", str(tmp_path / "a"))
@@ -190,7 +190,7 @@ THERE_ARE = "there are alexnet, bvlc_googlenet, densenet121, digits, googlenet, 
         ("bench", "the following arguments are required: DIR"),
         ("serve -- --speed 9", "uvicorn: No such option '--speed'"),
         ("serve -- --backlog many", "uvicorn: Invalid value for '--backlog': 'many' is not"),
-        ("serve -- --port 1", "uvicorn's --port is not passed: give --port before the --"),
+        ("serve -- --port 1", "uvicorn's --port is not supported: give --port before the --"),
         ("serve --speed 9", "unrecognized arguments: --speed 9"),
         ("classify", "the following arguments are required: FILE"),
         ("models", "the following arguments are required: ACTION"),
@@ -198,17 +198,13 @@ THERE_ARE = "there are alexnet, bvlc_googlenet, densenet121, digits, googlenet, 
         ("", "the following arguments are required: COMMAND"),
     ],
 )
-def test_a_wrong_call_is_told_in_a_sentence(
-    arguments: str, sentence: str, capsys: Captured
-) -> None:
+def test_invalid_arguments_are_an_error(arguments: str, sentence: str, capsys: Captured) -> None:
     status, told = refused(arguments.split(), capsys)
     assert status == 2
     assert sentence in told.splitlines()[-1]
 
 
-def test_a_wrong_variable_is_told_in_a_sentence(
-    capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_variable_is_an_error(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLENET_MAX_BATCH", "many")
     status, told = refused(["models", "list"], capsys)
     assert status == 2
@@ -268,7 +264,7 @@ def test_a_store_without_weights_has_the_bundled_ones(tmp_path: Path, capsys: Ca
     assert capsys.readouterr().out == f"digits: {store.locate(None).verify('digits')}\n"
 
 
-def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
+def test_damaged_weights_are_an_error(damaged: Path, capsys: Captured) -> None:
     assert main(["models", "verify", "--model-store", str(damaged)]) == 1
     told = capsys.readouterr().err
     path = damaged / "bvlc_googlenet" / WEIGHTS
@@ -296,7 +292,7 @@ def test_damaged_weights_are_told(damaged: Path, capsys: Captured) -> None:
         ("classify images", "there is no file images"),
     ],
 )
-def test_what_is_not_there_is_told_in_a_sentence(
+def test_a_missing_model_or_file_is_an_error(
     arguments: str, sentence: str, tmp_path: Path, capsys: Captured
 ) -> None:
     status, told = refused([*arguments.split(), "--model-store", str(tmp_path)], capsys)
@@ -304,9 +300,7 @@ def test_what_is_not_there_is_told_in_a_sentence(
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors", "caffemodel", "txt"])
-def test_a_file_that_holds_no_weights_is_told_and_not_imported(
-    ending: str, tmp_path: Path, capsys: Captured
-) -> None:
+def test_a_file_without_weights_is_an_error(ending: str, tmp_path: Path, capsys: Captured) -> None:
     file = tmp_path / f"a.{ending}"
     file.write_text("no weights")
     status, told = refused(
@@ -362,15 +356,13 @@ def test_weights_are_fetched_once(remote: Path, capsys: Captured) -> None:
     assert (remote / "far" / WEIGHTS).stat().st_mtime_ns == before
 
 
-def test_weights_that_cannot_be_fetched_are_told_with_what_to_do(
-    remote: Path, capsys: Captured
-) -> None:
+def test_a_failed_download_is_an_error_with_advice(remote: Path, capsys: Captured) -> None:
     manifest = remote / "far/model.toml"
     manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
     status, told = refused(["models", "fetch", "far", "--model-store", str(remote)], capsys)
     assert status == 1
     problem, missing, fetch, bring = told.strip().splitlines()[-4:]
-    assert problem.endswith(".gone answers 404 File not found")
+    assert problem.endswith(".gone returned 404 File not found")
     assert problem.startswith("googlenet-service: http://127.0.0.1:")
     assert missing == f"The weights of 'far' are not in {remote}."
     assert fetch.endswith("googlenet-service models fetch far")
@@ -436,7 +428,7 @@ def test_names_of_files_are_shown_as_they_are(
         assert name in printed
 
 
-def test_missing_weights_are_told_in_three_lines(shared: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_an_error_in_three_lines(shared: Path, tmp_path: Path) -> None:
     done = subprocess.run(  # noqa: S603 - ourselves
         [sys.executable, "-m", "service", "classify", shared / "photos/flickr/beagle.jpg",
          "--model-store", tmp_path],
@@ -506,7 +498,7 @@ def test_the_accuracy_is_given_in_a_table(photos: Path, real: list[str], capsys:
     assert printed.err.count("n01491361_no_image.JPEG: not a JPEG") == 1
 
 
-def test_a_folder_without_labelled_photos_is_told(
+def test_a_folder_without_labelled_photos_is_an_error(
     digits: list[str], tmp_path: Path, capsys: Captured
 ) -> None:
     status, told = refused(["evaluate", str(tmp_path), *digits], capsys)
@@ -587,17 +579,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         say("one moment")
         return OTHERS
 
-    async def ours(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
+    async def own(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
         asked.append((settings, folder, options))
         say("one moment")
         return FULL
 
     monkeypatch.setattr(measure, "other", other)
-    monkeypatch.setattr(measure, "ours", ours)
+    monkeypatch.setattr(measure, "own", own)
     return asked
 
 
-def test_another_service_is_measured_at_its_address(
+def test_bench_measures_the_service_at_a_url(
     asked: list[tuple[object, ...]], capsys: Captured
 ) -> None:
     options = "--seconds 2 --rounds 4 --requests 50 --slo 250 --deadline 1500"
@@ -609,7 +601,7 @@ def test_another_service_is_measured_at_its_address(
     assert printed.err == "one moment\n"
 
 
-def test_a_service_of_ones_own_is_measured_with_the_settings_given(
+def test_bench_measures_a_new_service_with_the_settings(
     asked: list[tuple[object, ...]], capsys: Captured
 ) -> None:
     assert main(["bench", "photos", "--precision", "float32", "--cpu-threads", "2"]) == 0
@@ -637,10 +629,10 @@ def test_a_report_is_printed_as_json(
     [
         ("localhost:8000", "'localhost:8000' is not of the form http://host:port"),
         ("https://localhost", "'https://localhost' is not of the form http://host:port"),
-        ("http://127.0.0.1:1", "no service that is ready answers at 127.0.0.1:1"),
+        ("http://127.0.0.1:1", "no ready service at 127.0.0.1:1"),
     ],
 )
-def test_nothing_to_measure_is_told_in_a_sentence(
+def test_an_unreachable_service_is_an_error_of_bench(
     url: str, sentence: str, coloured: Path, capsys: Captured
 ) -> None:
     status, told = refused(["bench", str(coloured / "red"), "--url", url], capsys)
@@ -648,7 +640,7 @@ def test_nothing_to_measure_is_told_in_a_sentence(
 
 
 @pytest.mark.parametrize("where", [[], ["--url", "http://127.0.0.1:1"]])
-def test_nothing_to_measure_with_is_told_before_anything_is_started(
+def test_a_folder_without_images_is_an_error_of_bench(
     where: list[str], tmp_path: Path, capsys: Captured
 ) -> None:
     for folder, problem in (
@@ -693,7 +685,7 @@ def once_ready(port: int, ask: Callable[[httpx2.Client], None]) -> threading.Thr
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 @pytest.mark.slow
-def test_serving_fetches_what_is_missing_and_ends_in_order(
+def test_serve_downloads_missing_weights_and_stops(
     remote: Path, beagle: bytes, capfd: Captured
 ) -> None:
     answers = []
@@ -714,7 +706,7 @@ def test_serving_fetches_what_is_missing_and_ends_in_order(
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 @pytest.mark.parametrize("port", ["0", "1"])
-def test_a_key_with_a_password_is_for_uvicorn_alone(port: str, capsys: Captured) -> None:
+def test_grpc_needs_a_key_without_a_password(port: str, capsys: Captured) -> None:
     passed = ["--ssl-certfile", "absent.pem", "--ssl-keyfile-password", "secret"]
     status, told = refused(
         ["serve", "--model", "digits", "--grpc-port", port, "--", *passed], capsys
@@ -726,14 +718,28 @@ def test_a_key_with_a_password_is_for_uvicorn_alone(port: str, capsys: Captured)
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
-def test_serving_ends_with_a_failure_when_the_model_cannot_be_loaded(damaged: Path) -> None:
+@pytest.mark.parametrize("strict", ["no", "yes"])
+def test_serve_checks_the_names_of_variables(
+    strict: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GOOGLENET_MODLE", "digits")
+    arguments = ["serve", "--model", "digits", "--require-model", strict]
+    status, printed = refused([*arguments, "--", "--ssl-keyfile", "key.pem"], capsys)
+    assert status == 2
+    message = "unknown environment variable GOOGLENET_MODLE; did you mean GOOGLENET_MODEL?"
+    assert (message in caplog.messages) == (strict == "no")
+    assert (f"googlenet-service: {message}\n" == printed) == (strict == "yes")
+
+
+@pytest.mark.usefixtures("_signals_and_log_as_before")
+def test_serve_fails_if_the_model_cannot_be_loaded(damaged: Path) -> None:
     arguments = ["serve", "--model", "bvlc_googlenet", "--model-store", str(damaged), "--port", "0"]
     assert main(arguments) == 1
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 @pytest.mark.slow
-def test_serving_goes_on_when_a_model_that_was_asked_for_later_cannot_be_loaded(
+def test_serve_continues_if_a_later_model_cannot_be_loaded(
     tmp_path: Path,
 ) -> None:
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "broken")
@@ -758,26 +764,24 @@ def test_serving_goes_on_when_a_model_that_was_asked_for_later_cannot_be_loaded(
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
-def test_serving_does_not_begin_without_what_cannot_be_fetched(
-    remote: Path, capfd: Captured
-) -> None:
+def test_serve_fails_if_weights_cannot_be_downloaded(remote: Path, capfd: Captured) -> None:
     manifest = remote / "far/model.toml"
     manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
     assert main(["serve", "--model", "far", "--model-store", str(remote), "--port", "0"]) == 1
     told = capfd.readouterr().err
-    assert told.count(".gone answers 404 File not found") == 1
+    assert told.count(".gone returned 404 File not found") == 1
     assert "Uvicorn" not in told
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
-def test_a_signal_has_a_status_of_its_own(tmp_path: Path, capsys: Captured) -> None:
+def test_the_exit_status_of_a_signal(tmp_path: Path, capsys: Captured) -> None:
     assert main(["models", "list", "--model-store", str(tmp_path)]) == 0
     assert capsys.readouterr().out
     with pytest.raises(SystemExit, match="143"):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_signal_ends_it_while_it_fetches(remote: Path) -> None:
+def test_a_signal_stops_a_download(remote: Path) -> None:
     manifest = remote / "far/model.toml"
     command = [sys.executable, "-m", "service", "serve", "--model", "far", "--port", "0"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -794,7 +798,7 @@ def test_a_signal_ends_it_while_it_fetches(remote: Path) -> None:
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
-def test_serving_fetches_nothing_where_that_is_forbidden(
+def test_serve_downloads_nothing_if_disabled(
     remote: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     where = ["--model", "far", "--model-store", str(remote), "--port", "0"]
@@ -815,7 +819,7 @@ def unreachable(remote: Path) -> Path:
     return remote
 
 
-def test_that_nobody_answers_has_a_status_of_its_own(unreachable: Path, capsys: Captured) -> None:
+def test_the_exit_status_of_an_unreachable_server(unreachable: Path, capsys: Captured) -> None:
     status, told = refused(["models", "fetch", "far", "--model-store", str(unreachable)], capsys)
     assert status == 69
     assert "Connection refused" in told
@@ -823,7 +827,7 @@ def test_that_nobody_answers_has_a_status_of_its_own(unreachable: Path, capsys: 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 @pytest.mark.slow
-def test_without_a_network_the_bundled_model_is_served_and_says_so_everywhere(
+def test_the_bundled_model_is_served_without_a_network_with_a_notice(
     unreachable: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With nothing but what a checkout has: a digit that no training has seen is told."""
@@ -846,11 +850,11 @@ def test_without_a_network_the_bundled_model_is_served_and_says_so_everywhere(
     assert (answers["models"]["name"], answers["models"]["notice"]) == ("digits", notice)
     assert f"[i]notice {notice}\n" in answers["ready"]
     told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert told == ["far cannot be fetched; the bundled model is served", f"digits: {notice}"]
+    assert told == ["cannot download far, serving the bundled model", f"digits: {notice}"]
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
-def test_a_strict_service_does_not_begin_without_its_model(
+def test_require_model_fails_without_the_model(
     unreachable: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:
     monkeypatch.setenv("GOOGLENET_REQUIRE_MODEL", "1")

@@ -1,4 +1,4 @@
-"""The Python client: results and errors as values, retries in time; both kinds in every test."""
+"""The Python client, blocking and asyncio in every test: results, errors and retries."""
 
 import asyncio
 import hashlib
@@ -43,10 +43,10 @@ from service.client import (
     Unavailable,
     Unreachable,
     Unreadable,
-    calls,
-    clients,
+    bulk,
     errors,
     retries,
+    transport,
 )
 from service.client.results import Box, Member
 from service.client.retries import Failures
@@ -66,7 +66,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Make a client of either kind, and one call."""
+    """Make one call with either client."""
 
     def blocking(url: str, call: str, *what: Any, about: Any = None, **how: Any) -> Any:
         with Client(url, **(about or {})) as client:
@@ -84,7 +84,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 
 @contextmanager
 def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
-    """Serve the real application with a fake model in a thread; gives its address."""
+    """Serve the real application with a fake model in a thread; gives its URL."""
     settings = Settings(model="fake", views="single", **chosen)
     backend = backend or fake_backend(colour_or_map, explains=True)
     app = create_app(settings, load=lambda *_: backend)
@@ -101,7 +101,7 @@ def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A service that takes three images at once."""
+    """A service that takes three images per request."""
     with live(max_images_per_request=3, max_body_bytes=4096) as url:
         yield url
 
@@ -110,7 +110,7 @@ Say = bytes | Callable[[socket.socket], None]
 
 
 def whole(connection: socket.socket) -> bytes:
-    """Read a request to its end; what is left unread would break the connection."""
+    """Read a request to its end; unread bytes would reset the connection."""
     request = b""
     while b"\r\n\r\n" not in request and not request.startswith(TLS):
         if not (part := connection.recv(65536)):
@@ -124,9 +124,9 @@ def whole(connection: socket.socket) -> bytes:
 
 
 def answering(listener: socket.socket, says: Iterable[Say], asked: list[bytes]) -> None:
-    """Answer one connection after the other so, each once, and hang up."""
+    """Send one response to each connection in turn, and close it."""
     for say in says:
-        with suppress(OSError):  # whoever called has hung up, or nobody calls any more
+        with suppress(OSError):  # the client has disconnected, or the listener is closed
             connection, _ = listener.accept()
             with connection:
                 asked.append(whole(connection))
@@ -138,14 +138,14 @@ def answering(listener: socket.socket, says: Iterable[Say], asked: list[bytes]) 
 
 @contextmanager
 def misbehaving(*says: Say) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that says what it is told to; gives its address and what it was asked."""
+    """A server that sends the given responses; gives its URL and the requests' heads."""
     asked: list[bytes] = []
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(20)
         thread = threading.Thread(target=answering, args=[listener, says, asked])
         thread.start()
         yield f"http://{HOST}:{listener.getsockname()[1]}", asked
-        listener.shutdown(socket.SHUT_RDWR)  # which wakes who waits for another caller
+        listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
         thread.join()
 
 
@@ -156,10 +156,10 @@ def answered(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
 GOOD = answered(json.dumps(ONE).encode())
 
 
-# What is asked is answered.
+# Results.
 
 
-def test_a_image_is_ranked_whatever_holds_it(ask: Ask, url: str, tmp_path: Path) -> None:
+def test_every_kind_of_image_input_is_classified(ask: Ask, url: str, tmp_path: Path) -> None:
     data = plain("lime")
     file = tmp_path / "lime.png"
     file.write_bytes(data)
@@ -176,12 +176,12 @@ def test_a_image_is_ranked_whatever_holds_it(ask: Ask, url: str, tmp_path: Path)
     assert ranking.best.probability == pytest.approx(1)
 
 
-def test_what_is_wanted_is_asked_for(ask: Ask, url: str) -> None:
+def test_options_are_sent(ask: Ask, url: str) -> None:
     ranking = ask(url + "/", "classify", plain("red"), views="ten", top_k=1, model=None)
     assert (ranking.views, len(ranking.predictions)) == ("ten", 1)
 
 
-def test_several_are_ranked_in_their_order_though_the_service_takes_fewer_at_once(
+def test_classify_all_keeps_the_order_and_sends_smaller_requests_after_413(
     ask: Ask, url: str, tmp_path: Path
 ) -> None:
     colours = [*itertools.islice(itertools.cycle(LABELS), 40)]
@@ -202,19 +202,19 @@ def test_several_are_ranked_in_their_order_though_the_service_takes_fewer_at_onc
     assert len(good) == 37
 
 
-def test_large_images_go_in_several_requests(ask: Ask) -> None:
+def test_large_images_are_split_into_several_requests(ask: Ask) -> None:
     red = plain("red")
-    large = red + bytes(calls.MOST_BYTES // 2)  # what follows a PNG's end is nobody's
-    with live(max_body_bytes=calls.MOST_BYTES + 2**20) as url:
+    large = red + bytes(bulk.MAX_BYTES // 2)  # bytes after a PNG's end are ignored
+    with live(max_body_bytes=bulk.MAX_BYTES + 2**20) as url:
         results = ask(url, "classify_all", [large, red, large, large])
     assert [one.best.label for one in results] == ["red"] * 4
 
 
-def test_no_images_are_no_request(ask: Ask) -> None:
+def test_no_images_send_no_request(ask: Ask) -> None:
     assert ask("http://nowhere.invalid", "classify_all", []) == []
 
 
-def test_the_models_are_told(ask: Ask, url: str) -> None:
+def test_models_are_listed(ask: Ask, url: str) -> None:
     models = ask(url, "models")
     assert models.default == "fake"
     views = ("single", "ten", "paper", "dense", "auto")
@@ -225,27 +225,27 @@ def test_the_models_are_told(ask: Ask, url: str) -> None:
     )  # fmt: skip
 
 
-def test_an_explanation_is_told_or_shown(ask: Ask, url: str) -> None:
-    told = ask(url, "explain", plain("blue"), label="red")
-    assert (told.label, told.index, told.views) == ("red", 0, "single")
-    (one,) = told.maps
+def test_an_explanation_as_numbers_and_as_png(ask: Ask, url: str) -> None:
+    explanation = ask(url, "explain", plain("blue"), label="red")
+    assert (explanation.label, explanation.index, explanation.views) == ("red", 0, "single")
+    (one,) = explanation.maps
     assert one.grid == ((1.0, 1.0), (1.0, 1.0))
-    assert (one.logit, told.bias) == (2.0, 1.0)
-    assert one.box == told.box == Box(0.0, 0.0, 1.0, 1.0)
+    assert (one.logit, explanation.bias) == (2.0, 1.0)
+    assert one.box == explanation.box == Box(0.0, 0.0, 1.0, 1.0)
     other = ask(url, "explain", plain("blue"), views="ten")
     assert (other.label, len(other.maps), other.box) == ("blue", 10, None)
     assert ask(url, "heat_map", plain("blue"), label=0).startswith(b"\x89PNG")
 
 
-def test_a_real_photo_is_ranked_as_the_service_answers(
+def test_a_real_photo_has_the_same_result_as_over_http(
     ask: Ask, served: Served, beagle: bytes
 ) -> None:
     url = f"http://{HOST}:{served.port}"
     answer = httpx2.post(f"{url}/classify?views=single", files=parts(beagle), timeout=60).json()
     ranking = ask(url, "classify", beagle, views="single")
     assert ranking.best.label == "beagle"
-    told = [(p["label"], p["wnid"], p["index"]) for p in answer["predictions"]]
-    assert [(p.label, p.wnid, p.index) for p in ranking.predictions] == told
+    expected = [(p["label"], p["wnid"], p["index"]) for p in answer["predictions"]]
+    assert [(p.label, p.wnid, p.index) for p in ranking.predictions] == expected
     for one, other in zip(ranking.predictions, answer["predictions"], strict=True):
         assert one.probability == pytest.approx(other["probability"], abs=1e-4)
     good, bad = ask(url, "classify_all", [beagle, b"none"], views="single")
@@ -253,35 +253,35 @@ def test_a_real_photo_is_ranked_as_the_service_answers(
     assert bad.status == 415
 
 
-# What is refused is told.
+# Errors.
 
 
-def test_a_broken_image_is_told(ask: Ask, url: str) -> None:
-    with pytest.raises(Rejected, match="the PNG image is broken or cut short") as told:
+def test_a_broken_image_is_rejected(ask: Ask, url: str) -> None:
+    with pytest.raises(Rejected, match="the PNG image is broken or cut short") as raised:
         ask(url, "classify", plain("red")[:-30])
-    error = told.value
+    error = raised.value
     assert (error.status, error.code, error.retry_after) == (422, "unreadable_image", None)
     assert error.detail == str(error)
 
 
-def test_what_cannot_be_read_is_told(ask: Ask, url: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_raises(ask: Ask, url: str, tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match=r"gone\.png"):
         ask(url, "classify", tmp_path / "gone.png")
     with pytest.raises(Unreadable, match="in binary mode"):
         ask(url, "classify", io.StringIO("text"))
 
 
-def test_a_wrong_key_is_told_and_the_right_one_is_let_in(ask: Ask) -> None:
+def test_a_wrong_key_is_unauthorized_and_the_right_one_accepted(ask: Ask) -> None:
     digest = hashlib.sha256(b"key").hexdigest()
     with live(api_key_hashes=f"web:{digest}") as url:
         for about in ({"key": "wrong"}, {}):
-            with pytest.raises(Unauthorized, match="send your API key") as told:
+            with pytest.raises(Unauthorized, match="send your API key") as raised:
                 ask(url, "classify", plain("red"), about=about)
-            assert (told.value.status, told.value.code) == (401, "unauthorized")
+            assert (raised.value.status, raised.value.code) == (401, "unauthorized")
         assert ask(url, "classify", plain("red"), about={"key": "key"}).best.label == "red"
 
 
-def test_who_is_not_let_in_does_not_send_the_rest(ask: Ask) -> None:
+def test_classify_all_stops_sending_after_unauthorized(ask: Ask) -> None:
     body = json.dumps({"detail": "no", "code": "unauthorized"}).encode()
     with misbehaving(answered(body, "401 Unauthorized")) as (url, asked):
         results = ask(url, "classify_all", [plain("red")] * 40)
@@ -289,7 +289,7 @@ def test_who_is_not_let_in_does_not_send_the_rest(ask: Ask) -> None:
     assert len(asked) == 1
 
 
-def test_one_failed_request_leaves_the_others(ask: Ask) -> None:
+def test_a_failed_request_does_not_fail_the_others(ask: Ask) -> None:
     several = answered(
         json.dumps({**ONE, "results": [{"predictions": ONE["predictions"]}] * 16}).encode()
     )
@@ -303,13 +303,13 @@ def test_one_failed_request_leaves_the_others(ask: Ask) -> None:
     [b"none", b"[]", b"{}", b"null", b"\xff",
      b'{"model": "a", "version": "1", "views": "b", "predictions": [1]}'],
 )  # fmt: skip
-def test_an_answer_that_makes_no_sense_is_told(ask: Ask, body: bytes) -> None:
-    with misbehaving(answered(body)) as (url, _), pytest.raises(Failed) as told:
+def test_an_invalid_response_fails(ask: Ask, body: bytes) -> None:
+    with misbehaving(answered(body)) as (url, _), pytest.raises(Failed) as raised:
         ask(url, "classify", b"image")
-    assert (told.value.code, told.value.status) == ("invalid_answer", 200)
+    assert (raised.value.code, raised.value.status) == ("invalid_answer", 200)
 
 
-def test_fewer_results_than_images_make_no_sense(ask: Ask) -> None:
+def test_fewer_results_than_images_fail(ask: Ask) -> None:
     body = json.dumps({**ONE, "results": []}).encode()
     with misbehaving(answered(body)) as (url, _):
         assert [one.code for one in ask(url, "classify_all", [b"1", b"2"])] == [
@@ -318,34 +318,37 @@ def test_fewer_results_than_images_make_no_sense(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"detail": 1, "code": "a"}'])
-def test_an_error_without_a_problem_is_told(ask: Ask, body: bytes) -> None:
-    with misbehaving(answered(body, "502 Bad Gateway")) as (url, _), pytest.raises(Failed) as told:
+def test_an_error_without_a_problem_document_fails(ask: Ask, body: bytes) -> None:
+    with (
+        misbehaving(answered(body, "502 Bad Gateway")) as (url, _),
+        pytest.raises(Failed) as raised,
+    ):
         ask(url, "classify", b"image")
-    assert told.value.detail == "the answer is 502, without a reason"
-    assert told.value.status == 502
+    assert raised.value.detail == "the response has status 502 and no error message"
+    assert raised.value.status == 502
 
 
-# What may go better is tried again, in time.
+# Retries and timeouts.
 
 
-class Told:
-    """Notes what a client waits for; does something at the first time."""
+class RetryLog:
+    """Records the retries of a client; calls `on_first` at the first."""
 
-    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, on_first: Callable[[], object] = lambda: None) -> None:
         self.errors: list[ClientError] = []
         self.seconds: list[float] = []
-        self._then = then
+        self._on_first = on_first
 
     def __call__(self, error: ClientError, seconds: float) -> None:
-        """Be told."""
+        """Record a retry."""
         if not self.errors:
-            self._then()
+            self._on_first()
         self.errors.append(error)
         self.seconds.append(seconds)
 
 
-def test_who_is_refused_for_overload_comes_again_when_told(ask: Ask) -> None:
-    """The memory for images that wait has room for one, which does not get on."""
+def test_overload_is_retried_after_the_given_delay(ask: Ask) -> None:
+    """The queue's memory has room for one image, which is blocked."""
     gate = Gate()
     backend = fake_backend(gate)
     with live(backend, max_queue_bytes=200_000) as url, gate.shut():
@@ -353,20 +356,20 @@ def test_who_is_refused_for_overload_comes_again_when_told(ask: Ask) -> None:
                                   kwargs={"files": parts(plain("red")), "timeout": 20})  # fmt: skip
         others.start()
         assert gate.entered.wait(20)
-        told = Told(then=gate._opened.set)  # noqa: SLF001 - as leaving the gate does
-        about = {"waiting": told}
+        log = RetryLog(on_first=gate._opened.set)  # noqa: SLF001 - as leaving the gate does
+        about = {"on_retry": log}
         assert ask(url, "classify", plain("blue"), timeout=9, about=about).best.label == "blue"
         others.join()
-    assert {type(one) for one in told.errors} == {Unavailable}
-    assert {(one.status, one.code) for one in told.errors} == {(503, "overloaded")}
-    for seconds, one in zip(told.seconds, told.errors, strict=True):
+    assert {type(one) for one in log.errors} == {Unavailable}
+    assert {(one.status, one.code) for one in log.errors} == {(503, "overloaded")}
+    for seconds, one in zip(log.seconds, log.errors, strict=True):
         assert one.retry_after
         assert seconds >= one.retry_after
 
 
 @pytest.fixture
 def one_a_day(tmp_path: Path) -> Iterator[str]:
-    """A service that lets a key in once."""
+    """A service that allows a key one request a day."""
     keys = tmp_path / "keys.toml"
     digest = hashlib.sha256(b"key").hexdigest()
     keys.write_text(f'[web]\nsha256 = "{digest}"\nlimits = ["1/day"]\n')
@@ -374,36 +377,36 @@ def one_a_day(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_no_retry_is_made_that_could_not_be_in_time(ask: Ask, one_a_day: str) -> None:
-    told = Told()
-    about = {"key": "key", "waiting": told}
+def test_no_retry_after_the_deadline(ask: Ask, one_a_day: str) -> None:
+    log = RetryLog()
+    about = {"key": "key", "on_retry": log}
     assert ask(one_a_day, "classify", plain("red"), about=about).best.label == "red"
-    with pytest.raises(Unavailable) as refused:
+    with pytest.raises(Unavailable) as raised:
         ask(one_a_day, "classify", plain("red"), timeout=30, about=about)
-    assert (refused.value.status, refused.value.code) == (429, "rate_limited")
-    assert refused.value.retry_after is not None
-    assert refused.value.retry_after > 30
-    assert told.errors == []
+    assert (raised.value.status, raised.value.code) == (429, "rate_limited")
+    assert raised.value.retry_after is not None
+    assert raised.value.retry_after > 30
+    assert log.errors == []
 
 
-def test_retry_after_is_heeded_where_there_is_no_problem(ask: Ask) -> None:
+def test_the_retry_after_header_is_used_without_a_problem_document(ask: Ask) -> None:
     busy = answered(b"busy", "503 Busy", "Retry-After: 1\r\n")
-    told = Told()
+    log = RetryLog()
     with misbehaving(busy, GOOD) as (url, asked):
-        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
-    assert told.seconds == [1]
+        assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
+    assert log.seconds == [1]
     assert len(asked) == 2
 
 
-def test_a_date_to_come_again_is_not_heeded(ask: Ask) -> None:
+def test_a_date_in_retry_after_is_ignored(ask: Ask) -> None:
     busy = answered(b"busy", "503 Busy", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n")
-    told = Told()
+    log = RetryLog()
     with misbehaving(busy, GOOD) as (url, _):
-        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
-    assert told.errors[0].retry_after is None
+        assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
+    assert log.errors[0].retry_after is None
 
 
-def test_what_is_left_of_the_time_is_passed_on(ask: Ask) -> None:
+def test_the_remaining_time_is_sent(ask: Ask) -> None:
     busy = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 200}', "503 Busy")
     with misbehaving(busy, GOOD) as (url, asked):
         ask(url, "classify", b"image", timeout=10.0)
@@ -412,29 +415,29 @@ def test_what_is_left_of_the_time_is_passed_on(ask: Ask) -> None:
     assert 5000 < again < first <= 10_000
 
 
-def test_who_may_come_again_at_once_pauses_all_the_same(ask: Ask) -> None:
+def test_a_retry_after_of_zero_still_backs_off(ask: Ask) -> None:
     now = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 0}', "503 Busy")
-    told = Told()
+    log = RetryLog()
     with misbehaving(now, now, now, GOOD) as (url, _):
-        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
-    assert len(told.seconds) == 3
-    assert min(told.seconds) >= retries.FIRST_PAUSE / 2
+        assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
+    assert len(log.seconds) == 3
+    assert min(log.seconds) >= retries.FIRST_DELAY / 2
 
 
-@pytest.mark.parametrize("told", ["-1", '"soon"', "true", "NaN", "Infinity", "9" * 400, "[1]"])
-def test_a_time_that_makes_no_sense_is_none(told: str) -> None:
-    problem = f'{{"detail": "no", "code": "no", "status": 503, "retry_after_ms": {told}}}'
-    assert errors.of(503, {}, problem.encode()).retry_after is None
-    assert errors.of(503, {"retry-after": "2"}, problem.encode()).retry_after == 2.0
-    assert errors.described(json.loads(problem)).retry_after is None
+@pytest.mark.parametrize("value", ["-1", '"soon"', "true", "NaN", "Infinity", "9" * 400, "[1]"])
+def test_an_invalid_retry_after_ms_is_ignored(value: str) -> None:
+    problem = f'{{"detail": "no", "code": "no", "status": 503, "retry_after_ms": {value}}}'
+    assert errors.from_response(503, {}, problem.encode()).retry_after is None
+    assert errors.from_response(503, {"retry-after": "2"}, problem.encode()).retry_after == 2.0
+    assert errors.from_problem(json.loads(problem)).retry_after is None
 
 
-@pytest.mark.parametrize("told", ["-1", "soon", "1.5", "²", "9" * 400, ""])
-def test_a_header_that_makes_no_sense_says_nothing(told: str) -> None:
-    assert errors.of(503, {"retry-after": told}, b"").retry_after is None
+@pytest.mark.parametrize("value", ["-1", "soon", "1.5", "²", "9" * 400, ""])
+def test_an_invalid_retry_after_header_is_ignored(value: str) -> None:
+    assert errors.from_response(503, {"retry-after": value}, b"").retry_after is None
 
 
-def test_a_service_that_is_not_there_yet_is_waited_for(ask: Ask) -> None:
+def test_a_refused_connection_is_retried(ask: Ask) -> None:
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         listener.settimeout(20)
@@ -444,83 +447,83 @@ def test_a_service_that_is_not_there_yet_is_waited_for(ask: Ask) -> None:
             listener.listen()
             thread.start()
 
-        told = Told(then=begin)
+        log = RetryLog(on_first=begin)
         url = f"http://{HOST}:{listener.getsockname()[1]}"
-        assert ask(url, "classify", b"image", about={"waiting": told}).best.label == "red"
+        assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
         thread.join()
-    assert [(type(one), one.code) for one in told.errors] == [(Unreachable, "unreachable")]
+    assert [(type(one), one.code) for one in log.errors] == [(Unreachable, "unreachable")]
 
 
-def test_a_service_that_is_not_there_is_told_in_the_end(ask: Ask) -> None:
+def test_refused_connections_raise_at_the_deadline(ask: Ask) -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         url = f"http://{HOST}:{taken.getsockname()[1]}"
-        told = Told()
-        with pytest.raises(Unreachable, match=f"{url} does not answer: ") as last:
-            ask(url, "models", timeout=0.5, about={"waiting": told})
-    assert last.value.status is None
-    assert len(told.seconds) >= 2  # pauses of 0.05 s or more, and more each time
-    assert sum(told.seconds) < 0.5
+        log = RetryLog()
+        with pytest.raises(Unreachable, match=f"cannot connect to {url}: ") as raised:
+            ask(url, "models", timeout=0.5, about={"on_retry": log})
+    assert raised.value.status is None
+    assert len(log.seconds) >= 2  # delays of 0.05 s or more, growing
+    assert sum(log.seconds) < 0.5
 
 
 @pytest.mark.parametrize("status", ["200 OK", "401 No", "404 No", "503 Busy"])
-def test_a_service_is_reached_when_it_answers_anything(ask: Ask, status: str) -> None:
+def test_a_response_of_any_status_is_reachable(ask: Ask, status: str) -> None:
     with misbehaving(answered(b"", status)) as (url, asked):
-        ask(url, "reach", timeout=5)
+        ask(url, "wait_reachable", timeout=5)
     assert [one.split(b" HTTP")[0] for one in asked] == [b"GET /livez"]
 
 
-def test_a_service_is_reached_though_connections_are_closed_at_first(ask: Ask) -> None:
-    """As the port of a container is, while the service in it starts."""
-    told = Told()
+def test_wait_reachable_retries_closed_connections(ask: Ask) -> None:
+    """A container's port accepts and closes connections while the service starts."""
+    log = RetryLog()
     with misbehaving(b"", b"", b"", GOOD) as (url, asked):
-        ask(url, "reach", timeout=20, about={"waiting": told})
-    assert [type(one) for one in told.errors] == [Unreachable] * 3
+        ask(url, "wait_reachable", timeout=20, about={"on_retry": log})
+    assert [type(one) for one in log.errors] == [Unreachable] * 3
     assert len(asked) == 4
 
 
-def test_a_service_that_is_not_reached_is_told_in_the_end(ask: Ask) -> None:
-    told = Told()
+def test_wait_reachable_raises_at_the_deadline(ask: Ask) -> None:
+    log = RetryLog()
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         url = f"http://{HOST}:{taken.getsockname()[1]}"
-        with pytest.raises(Unreachable, match=f"^{url} does not answer: "):
-            ask(url, "reach", timeout=0.5, about={"waiting": told})
-    assert len(told.seconds) >= 2
-    with pytest.raises(Unreachable, match="cannot be asked"):
-        ask("ftp://host", "reach")
+        with pytest.raises(Unreachable, match=f"^cannot connect to {url}: "):
+            ask(url, "wait_reachable", timeout=0.5, about={"on_retry": log})
+    assert len(log.seconds) >= 2
+    with pytest.raises(Unreachable, match="cannot send a request to"):
+        ask("ftp://host", "wait_reachable")
 
 
 def half(connection: socket.socket) -> None:
     connection.sendall(GOOD[:-20])
 
 
-def test_a_service_that_ends_midway_is_asked_once_more(ask: Ask) -> None:
+def test_a_disconnect_is_retried_once(ask: Ask) -> None:
     with misbehaving(half, GOOD) as (url, asked):
         assert ask(url, "classify", b"image").best.label == "red"
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize("say", [half, b"", b"nonsense\r\n\r\n"])
-def test_a_service_that_hangs_up_again_is_left_alone(ask: Ask, say: Say) -> None:
+def test_a_second_disconnect_raises(ask: Ask, say: Say) -> None:
     with misbehaving(say, say, say) as (url, asked):
-        with pytest.raises(Unreachable, match="has hung up"):
+        with pytest.raises(Unreachable, match="closed the connection"):
             ask(url, "classify", b"image")
         assert len(asked) == 2
 
 
-def test_an_answer_that_was_late_by_the_services_clock_is_asked_for_once_more(ask: Ask) -> None:
+def test_a_504_is_retried_once(ask: Ask) -> None:
     late = answered(b'{"detail": "too late", "code": "deadline_exceeded"}', "504 Late")
     with misbehaving(late, late) as (url, asked):
-        with pytest.raises(TimedOut, match="too late") as told:
+        with pytest.raises(TimedOut, match="too late") as raised:
             ask(url, "classify", b"image")
-        assert told.value.status == 504
+        assert raised.value.status == 504
         assert len(asked) == 2
 
 
 def silent(connection: socket.socket) -> None:
     connection.settimeout(10)
-    assert not connection.recv(1)  # until the caller hangs up
+    assert not connection.recv(1)  # until the client disconnects
 
 
 def trickling(connection: socket.socket) -> None:
@@ -532,60 +535,60 @@ def trickling(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("say", [silent, trickling])
-def test_a_service_that_does_not_answer_is_left_in_time(ask: Ask, say: Say) -> None:
+def test_a_slow_response_times_out(ask: Ask, say: Say) -> None:
     with misbehaving(say) as (url, asked):
         started = time.monotonic()
-        with pytest.raises(TimedOut, match="did not answer in time") as told:
+        with pytest.raises(TimedOut, match="did not answer in time") as raised:
             ask(url, "classify", b"image", timeout=0.3)
         assert 0.3 <= time.monotonic() - started < 10
-        assert (told.value.code, told.value.status) == ("deadline_exceeded", None)
+        assert (raised.value.code, raised.value.status) == ("deadline_exceeded", None)
         assert len(asked) == 1
 
 
-def test_a_call_without_time_asks_nobody(ask: Ask, url: str) -> None:
-    with pytest.raises(TimedOut, match="is used up"):
+def test_a_zero_timeout_sends_no_request(ask: Ask, url: str) -> None:
+    with pytest.raises(TimedOut, match="has passed"):
         ask(url, "classify", plain("red"), timeout=0.0)
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e9])
-def test_a_time_that_no_clock_can_wait_for_is_told(ask: Ask, url: str, seconds: float) -> None:
-    with pytest.raises(ValueError, match="a timeout is a number of seconds up to 604800"):
+def test_an_invalid_timeout_raises(ask: Ask, url: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds up to 604800"):
         ask(url, "models", timeout=seconds)
-    with pytest.raises(ValueError, match="a timeout is a number"):
+    with pytest.raises(ValueError, match="timeout must be a number"):
         ask(url, "models", about={"timeout": seconds})
-    assert ask(url, "models", timeout=clients.LONGEST_TIMEOUT).default == "fake"
+    assert ask(url, "models", timeout=transport.MAX_TIMEOUT).default == "fake"
 
 
 @pytest.mark.parametrize("key", ["clé", "secret\n", " secret"])
-def test_a_key_that_no_header_can_hold_is_told(ask: Ask, url: str, key: str) -> None:
-    with pytest.raises(ValueError, match="ASCII characters alone, and no spaces") as told:
+def test_an_invalid_key_raises(ask: Ask, url: str, key: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII without spaces around") as raised:
         ask(url, "models", about={"key": key})
-    assert type(told.value) is ValueError
-    assert key not in str(told.value)  # it may be printed
+    assert type(raised.value) is ValueError
+    assert key not in str(raised.value)  # it may be printed
 
 
 @pytest.mark.parametrize("address", ["ftp://host", "host:1", "http://host:no"])
-def test_what_is_no_address_is_told_at_once(ask: Ask, address: str) -> None:
-    told = Told()
-    with pytest.raises(Unreachable, match="cannot be asked"):
-        ask(address, "models", about={"waiting": told})
-    assert told.errors == []
+def test_an_invalid_url_is_not_retried(ask: Ask, address: str) -> None:
+    log = RetryLog()
+    with pytest.raises(Unreachable, match="cannot send a request to"):
+        ask(address, "models", about={"on_retry": log})
+    assert log.errors == []
 
 
-def test_a_certificate_or_the_like_is_not_waited_for(ask: Ask) -> None:
-    told = Told()
-    with misbehaving(b"no TLS") as (url, _), pytest.raises(Unreachable, match="does not answer"):
-        ask(url.replace("http:", "https:"), "models", about={"waiting": told})
-    assert told.errors == []
+def test_a_tls_error_is_not_retried(ask: Ask) -> None:
+    log = RetryLog()
+    with misbehaving(b"no TLS") as (url, _), pytest.raises(Unreachable, match="cannot connect to"):
+        ask(url.replace("http:", "https:"), "models", about={"on_retry": log})
+    assert log.errors == []
 
 
-# The decisions.
+# Retry decisions.
 
 BUSY = Unavailable("no", code="overloaded", status=503, retry_after=7.0)
 AT_ONCE = Unavailable("no", code="overloaded", status=503, retry_after=0.0)
 UNTOLD = Unavailable("no", code="overloaded", status=503)
 REFUSED = Unreachable("no")
-HUNG_UP = Unreachable("no", hung_up=True)
+HUNG_UP = Unreachable("no", disconnected=True)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +604,7 @@ HUNG_UP = Unreachable("no", hung_up=True)
         (REFUSED, Failures(100_000), 5.0),
         (HUNG_UP, Failures(2), 0.4),
         (HUNG_UP, Failures(2, 1), None),
-        (Unreachable("no", is_final=True), Failures(), None),
+        (Unreachable("no", is_permanent=True), Failures(), None),
         (TimedOut("no", code="late", status=504), Failures(), 0.1),
         (TimedOut("no", code="late"), Failures(), None),
         (Rejected("no", code="bad", status=422), Failures(), None),
@@ -609,9 +612,9 @@ HUNG_UP = Unreachable("no", hung_up=True)
         (Unauthorized("no", code="bad", status=401), Failures(), None),
     ],
 )
-def test_when_to_ask_again(error: ClientError, failures: Failures, seconds: float | None) -> None:
-    assert retries.pause(error, failures, chance=1.0) == seconds
-    by_chance = retries.pause(error, failures, chance=0.0)
+def test_retry_delays(error: ClientError, failures: Failures, seconds: float | None) -> None:
+    assert retries.delay(error, failures, jitter=1.0) == seconds
+    by_chance = retries.delay(error, failures, jitter=0.0)
     assert by_chance == (seconds if error is BUSY or seconds is None else seconds / 2)
 
 
@@ -620,14 +623,14 @@ def test_failures_are_counted() -> None:
 
 
 def test_every_result_is_a_value() -> None:
-    told = errors.of(503, {"retry-after": "3"}, b'{"detail": "d", "code": "c"}')
-    assert (type(told), told.detail, told.code, told.status, told.retry_after) == (
+    error = errors.from_response(503, {"retry-after": "3"}, b'{"detail": "d", "code": "c"}')
+    assert (type(error), error.detail, error.code, error.status, error.retry_after) == (
         *(Unavailable, "d", "c", 503),
         3.0,
     )
     one = client.Prediction("a", None, 0, 1.0)
     with pytest.raises(AttributeError):
-        one.label = "b"  # type: ignore[misc]  # that it is frozen is the point
+        one.label = "b"  # type: ignore[misc]  # frozen
 
 
 def test_the_client_is_light() -> None:

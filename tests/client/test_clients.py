@@ -1,4 +1,4 @@
-"""Clients of the Open Inference Protocol that nobody here wrote get what /classify gives."""
+"""Triton's and KServe's clients of the Open Inference Protocol get the results of /classify."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ MODEL = "bvlc_googlenet"
 
 @dataclass(frozen=True)
 class Ports:
-    """Where the service listens."""
+    """The service's ports."""
 
     http: int
     grpc: int
@@ -35,7 +35,7 @@ class Ports:
 
 @pytest.fixture(scope="module")
 def ports(real_store: Store) -> Iterator[Ports]:
-    """A ready process on the real weights, in float32, which wants a key and speaks gRPC."""
+    """A ready process with the real weights in float32, an API key and gRPC."""
     if not PYTHON.exists():
         missing("the clients' environment (make clients)")
     port = free_port()
@@ -53,10 +53,10 @@ def ports(real_store: Store) -> Iterator[Ports]:
     with serving(
         "--model", MODEL, "--model-store", str(real_store.root), *small,
         "--grpc-port", str(port), "--api-key-hashes", digest,
-    ) as ours:  # fmt: skip
-        with httpx2.Client(base_url=f"http://127.0.0.1:{ours.port}") as client:
+    ) as process:  # fmt: skip
+        with httpx2.Client(base_url=f"http://127.0.0.1:{process.port}") as client:
             wait_ready(client)
-        yield Ports(ours.port, port)
+        yield Ports(process.port, port)
 
 
 Ask = Callable[..., list[Any]]
@@ -64,13 +64,13 @@ Ask = Callable[..., list[Any]]
 
 @pytest.fixture(params=CLIENTS, ids="-".join)
 def ask(request: pytest.FixtureRequest, ports: Ports) -> Ask:
-    """Make calls with one of the clients; gives what came of each."""
+    """Make calls with one of the clients; returns their results."""
     maker, way = request.param
     port = ports.http if way == "http" else ports.grpc
 
     def ask(*calls: dict[str, Any]) -> list[Any]:
         common = {"model": MODEL, "binary": True, "headers": HEADERS}
-        done = subprocess.run(  # noqa: S603 - ours, in their environment
+        done = subprocess.run(  # noqa: S603 - our script
             [PYTHON, ROOT / "tests/clients.py", maker, way, f"127.0.0.1:{port}"],
             input=json.dumps([common | call for call in calls]),
             capture_output=True, text=True, timeout=100, check=False, env={},
@@ -97,7 +97,7 @@ def photos(shared: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def classified(ports: Ports, photos: list[bytes]) -> list[list[dict[str, Any]]]:
-    """What /classify says of the photos: the five best labels of each."""
+    """The predictions of /classify for each photo."""
     with httpx2.Client(base_url=f"http://127.0.0.1:{ports.http}", headers=HEADERS) as client:
         kind = {"content-type": "image/jpeg"}
         answers = [client.post("/classify", content=one, headers=kind).json() for one in photos]
@@ -109,8 +109,8 @@ def check_probabilities(rows: list[list[float]], wanted: list[list[dict[str, Any
     for row, predictions in zip(rows, wanted, strict=True):
         best = np.argsort(row)[::-1][:5]
         assert best.tolist() == [one["index"] for one in predictions]
-        told = [one["probability"] for one in predictions]
-        assert [row[index] for index in best] == pytest.approx(told, abs=1e-6)
+        expected = [one["probability"] for one in predictions]
+        assert [row[index] for index in best] == pytest.approx(expected, abs=1e-6)
 
 
 def check_labels(rows: list[list[str]], wanted: list[list[dict[str, Any]]]) -> None:
@@ -118,12 +118,12 @@ def check_labels(rows: list[list[str]], wanted: list[list[dict[str, Any]]]) -> N
         parts = [label.split(":", 2) for label in row]
         assert [label for _, _, label in parts] == [one["label"] for one in predictions]
         assert [int(index) for _, index, _ in parts] == [one["index"] for one in predictions]
-        told = [one["probability"] for one in predictions]
-        assert [float(value) for value, _, _ in parts] == pytest.approx(told, abs=1e-6)
+        expected = [one["probability"] for one in predictions]
+        assert [float(value) for value, _, _ in parts] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.slow
-def test_every_client_gets_what_classify_gives(
+def test_every_client_gets_the_results_of_classify(
     ask: Ask, photos: list[bytes], classified: list[list[dict[str, Any]]], request: Any
 ) -> None:
     """One image and several, raw and in JSON, as a file, as pixels and as a tensor."""
@@ -133,7 +133,9 @@ def test_every_client_gets_what_classify_gives(
     else:
         in_json = image(*few)
     whole = np.asarray(decode(photos[0], max_pixels=10**8))
-    view = decode(photos[0], max_pixels=10**8, enough=512).resize((224, 224), 2, _centre(photos[0]))
+    view = decode(photos[0], max_pixels=10**8, min_side=512).resize(
+        (224, 224), 2, _centre(photos[0])
+    )
     tensor = np.asarray(view)[:, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
     found = ask(
         {"about": True},
@@ -154,7 +156,7 @@ def test_every_client_gets_what_classify_gives(
     assert probabilities["id"] == "seven"
     check_labels(labels["output"], classified)
     check_probabilities(others["output"], classified[:2])
-    # Pixels that are whole are resized as they are, where a JPEG may be decoded at half its size.
+    # Decoded pixels are resized from full size; a JPEG may be decoded at half its size.
     assert np.argmax(pixels["output"][0]) == classified[0][0]["index"]
     check_probabilities(raw["output"], classified[:1])
     check_probabilities(listed["output"], classified[:1])
@@ -162,11 +164,11 @@ def test_every_client_gets_what_classify_gives(
 
 def _centre(photo: bytes) -> tuple[float, float, float, float]:
     """The box of a whole photo's centre 224 of 256 pixels."""
-    width, height = decode(photo, max_pixels=10**8, enough=512).size
+    width, height = decode(photo, max_pixels=10**8, min_side=512).size
     return (width / 16, height / 16, width * 15 / 16, height * 15 / 16)
 
 
-def test_every_client_gets_a_sentence_for_what_is_refused(ask: Ask, beagle: bytes) -> None:
+def test_every_client_gets_error_messages(ask: Ask, beagle: bytes) -> None:
     found = ask(
         image(beagle, model="other"),
         image(beagle[:5000]),
@@ -182,9 +184,9 @@ def test_every_client_gets_a_sentence_for_what_is_refused(ask: Ask, beagle: byte
         "the JPEG image is broken or cut short",
         "has 17 images and may have 16",
         "row 1: the JPEG image is broken",
-        "the shape of pixels is to be [-1, -1, -1, 3]",
-        "tensor is to be FP32",
-        "views is to be one of",
+        "the shape of pixels must be [-1, -1, -1, 3]",
+        "tensor must be FP32",
+        "views must be one of",
         "send your API key",
     ]
     for answer, sentence in zip(found, sentences, strict=True):

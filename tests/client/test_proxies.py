@@ -1,15 +1,16 @@
-"""The client and proxies of the environment: this machine directly, and errors that name them."""
+"""The client and the environment's proxies: which are used, and errors that name them."""
 
 from typing import Any
 
+import httpx2
 import pytest
 from test_client import GOOD, HOST, Ask, answered, ask, misbehaving
 
-from service.client import Client, Failed, Unreachable, clients, proxies
+from service.client import Client, Failed, Unreachable, proxies
 
 __all__ = ["ask"]  # a fixture
 
-SERVICE = "http://classify.example:8000"  # which only a proxy could reach
+SERVICE = "http://classify.example:8000"  # reachable through a proxy only
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def _no_proxies_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"{name.upper()}_PROXY", raising=False)
 
 
-# Which proxy.
+# The choice of a proxy.
 
 
 @pytest.mark.parametrize(
@@ -30,13 +31,13 @@ def _no_proxies_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_this_machine_is_asked_directly(scheme: str, host: str) -> None:
-    found = {"http": "http://p:1", "https": "http://p:1", "all": "http://p:1"}
-    assert proxies.proxy(f"{scheme}://{host}:8000/below", found) is None
+def test_loopback_uses_no_proxy(scheme: str, host: str) -> None:
+    settings = {"http": "http://p:1", "https": "http://p:1", "all": "http://p:1"}
+    assert proxies.proxy(f"{scheme}://{host}:8000/below", settings) is None
 
 
 @pytest.mark.parametrize(
-    ("url", "found", "wanted"),
+    ("url", "settings", "expected"),
     [
         ("http://host", {"http": "http://p:1", "all": "http://q:1"}, "http://p:1"),
         ("https://host", {"http": "http://p:1", "all": "http://q:1"}, "http://q:1"),
@@ -51,9 +52,9 @@ def test_this_machine_is_asked_directly(scheme: str, host: str) -> None:
     ],
 )
 def test_a_proxy_is_chosen_by_the_scheme(
-    url: str, found: dict[str, str], wanted: str | None
+    url: str, settings: dict[str, str], expected: str | None
 ) -> None:
-    assert proxies.proxy(url, found) == wanted
+    assert proxies.proxy(url, settings) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,21 +83,21 @@ def test_a_proxy_is_chosen_by_the_scheme(
         (",, ,", "http://b.example", False),
     ],
 )
-def test_exceptions_are_asked_directly(exceptions: str, url: str, direct: object) -> None:
-    found = {"http": "http://p:1", "no": exceptions}
-    assert (proxies.proxy(url, found) is None) == direct
+def test_no_proxy_exceptions(exceptions: str, url: str, direct: object) -> None:
+    settings = {"http": "http://p:1", "no": exceptions}
+    assert (proxies.proxy(url, settings) is None) == direct
 
 
-def test_a_proxy_is_shown_without_its_password() -> None:
-    assert proxies.shown("http://user:p@ss@p.example:3128") == "http://p.example:3128"
-    assert proxies.shown("http://p.example:3128") == "http://p.example:3128"
+def test_a_redacted_proxy_has_no_password() -> None:
+    assert proxies.redacted("http://user:p@ss@p.example:3128") == "http://p.example:3128"
+    assert proxies.redacted("http://p.example:3128") == "http://p.example:3128"
 
 
-# What the clients do with it.
+# Requests.
 
 
 @pytest.mark.parametrize("host", [HOST, "localhost"])
-def test_a_proxy_in_the_environment_does_not_catch_this_machine(
+def test_requests_to_loopback_are_direct(
     ask: Ask, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with misbehaving() as (proxy, asked), misbehaving(GOOD) as (url, served):
@@ -106,9 +107,7 @@ def test_a_proxy_in_the_environment_does_not_catch_this_machine(
     assert (len(asked), len(served)) == (0, 1)
 
 
-def test_another_machine_is_asked_through_the_proxy(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_to_other_hosts_use_the_proxy(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     with misbehaving(GOOD) as (proxy, asked):
         monkeypatch.setenv("http_proxy", proxy)
         assert ask(SERVICE, "classify", b"image").best.label == "red"
@@ -118,55 +117,56 @@ def test_another_machine_is_asked_through_the_proxy(
 @pytest.mark.parametrize(
     ("says", "detail"),
     [
-        (answered(b"<html>", "502 Bad Gateway"), "the answer is 502, without a reason"),
-        (answered(b"<html>", "200 OK"), "the answer is not what this service answers"),
+        (
+            answered(b"<html>", "502 Bad Gateway"),
+            "the response has status 502 and no error message",
+        ),
+        (answered(b"<html>", "200 OK"), "the response is not one of this service"),
     ],
 )
-def test_an_answer_that_is_not_the_services_names_the_proxy(
+def test_an_invalid_response_names_the_proxy(
     ask: Ask, says: bytes, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with misbehaving(says) as (proxy, _):
         monkeypatch.setenv("http_proxy", proxy.replace("://", "://user:secret@"))
-        with pytest.raises(Failed) as told:
+        with pytest.raises(Failed) as raised:
             ask(SERVICE, "classify", b"image")
-    assert told.value.detail == f"{detail}; it came through the proxy {proxy}"
+    assert raised.value.detail == f"{detail}; it came through the proxy {proxy}"
 
 
-def test_a_proxy_that_does_not_connect_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_refuses_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     url = SERVICE.replace("http:", "https:")
     with misbehaving(*[answered(b"", "403 Forbidden")] * 50) as (proxy, asked):
         monkeypatch.setenv("https_proxy", proxy)
-        with pytest.raises(Unreachable) as told:
+        with pytest.raises(Unreachable) as raised:
             ask(url, "models", timeout=0.5)
-    assert told.value.detail == (
-        f"{url}, asked through the proxy {proxy}, does not answer: 403 Forbidden"
+    assert raised.value.detail == (
+        f"cannot connect to {url} through the proxy {proxy}: 403 Forbidden"
     )
     assert asked[0].startswith(b"CONNECT classify.example:8000 ")
 
 
-def test_a_proxy_that_is_not_there_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"user:secret@{HOST}:9")
-    with pytest.raises(Unreachable) as told:
+    with pytest.raises(Unreachable) as raised:
         ask(SERVICE, "models", timeout=0.3)
-    assert told.value.detail.startswith(
-        f"{SERVICE}, asked through the proxy http://{HOST}:9, does not answer: "
+    assert raised.value.detail.startswith(
+        f"cannot connect to {SERVICE} through the proxy http://{HOST}:9: "
     )
 
 
 @pytest.mark.parametrize("proxy", ["gopher://p:1", "http://p:no"])
-def test_a_proxy_that_cannot_be_used_is_told(
-    ask: Ask, proxy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_proxy_raises(ask: Ask, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", proxy)
-    with pytest.raises(ValueError, match=f"^the proxy {proxy} of the environment cannot be used:"):
+    with pytest.raises(ValueError, match=f"^cannot use the environment's proxy {proxy}: "):
         ask(SERVICE, "models")
 
 
-def test_a_kind_of_proxy_without_its_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_proxy_library_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(**_: Any) -> None:
         raise ImportError("socksio is not installed")
 
     monkeypatch.setenv("all_proxy", "socks5://p:1")
-    monkeypatch.setattr(clients.httpx2, "Client", lacking)
-    with pytest.raises(ValueError, match="socks5://p:1 of the environment cannot be used: socksio"):
+    monkeypatch.setattr(httpx2, "Client", lacking)
+    with pytest.raises(ValueError, match="proxy socks5://p:1: socksio"):
         Client(SERVICE)

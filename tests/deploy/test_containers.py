@@ -1,4 +1,4 @@
-"""The image and the composition are what they say: checked by tools, and against the service."""
+"""The Dockerfile and docker-compose.yml: checked by linters, and against the service."""
 
 import http.server
 import json
@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from service.server.app import create_app
 from service.settings import Settings
-from service.worker import client
+from service.worker import child
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -28,28 +28,28 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if "build" in one}
 SERVING = {name: one for name, one in OURS.items() if one.get("ports")}
-CLOSING: float = client._CLOSE_SECONDS  # noqa: SLF001 - what a stop adds to drain and grace
+CLOSING = child.CLOSE_SECONDS  # of the worker, after drain and grace
 
 
 def instruction(name: str) -> str:
-    """What follows the last such instruction of the Dockerfile."""
+    """Return the arguments of the last such instruction of the Dockerfile."""
     return str(re.findall(rf"^{name} +(.*)$", DOCKERFILE, re.MULTILINE)[-1])
 
 
 def image_settings() -> dict[str, str]:
-    """Settings by name, as the image's environment has them when it was built without a model."""
+    """Return the settings in the image's environment, by name, when built without a model."""
     found = re.findall(r"\bGOOGLENET_(\w+)=(\S+)", DOCKERFILE)
     return {name.lower(): re.sub(r"^\$\{\w+:-(.*)}$", r"\1", value) for name, value in found}
 
 
 def settings(environment: dict[str, str]) -> Settings:
-    """What the service makes of these variables; fails for one that it does not know."""
+    """Parse variables as the service does; fail for an unknown one."""
     given = {name.removeprefix("GOOGLENET_").lower(): value for name, value in environment.items()}
     return Settings.model_validate({**image_settings(), **given})
 
 
 def tool(name: str) -> str:
-    """Where a program is: beside our Python, or anywhere else."""
+    """Find a program, beside our Python first."""
     beside = Path(sys.executable).parent
     return shutil.which(name, path=f"{beside}{os.pathsep}{os.environ['PATH']}") or missing(name)
 
@@ -62,18 +62,18 @@ def run(*command: str | Path, **given: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     said = run(tool("hadolint"), "--disable-ignore-pragma", "--no-color", "Dockerfile")
     assert (said.returncode, said.stdout) == (0, "")
 
 
-def test_the_image_serves_the_model_that_was_asked_for_or_nothing() -> None:
+def test_the_image_requires_its_model() -> None:
     chosen = settings({})
     assert chosen.require_model
     assert not chosen.download_weights
 
 
-def test_the_image_listens_where_it_says() -> None:
+def test_the_image_exposes_its_ports() -> None:
     chosen = settings({})
     assert chosen.host == "0.0.0.0"  # noqa: S104 - a container's network is its own
     assert instruction("EXPOSE") == f"{chosen.port} {chosen.grpc_port}"
@@ -91,13 +91,13 @@ def test_the_image_starts_the_command_of_the_wheel() -> None:
     assert run(sys.executable, "-m", "service", *command, "--help").returncode == 0
 
 
-def test_the_image_has_a_python_that_the_service_admits() -> None:
+def test_the_image_has_a_supported_python() -> None:
     (version,) = re.findall(r"^ARG PYTHON=([\d.]+)-", DOCKERFILE, re.MULTILINE)
     assert version in SpecifierSet(PROJECT["project"]["requires-python"])
 
 
-def test_nothing_is_installed_in_the_image_that_is_not_locked() -> None:
-    """By hash; but for torch, which is by version, and for our own wheel, which is built there."""
+def test_the_image_installs_locked_packages_only() -> None:
+    """By hash, except torch (by version) and our own wheel (built there)."""
     commands = re.findall(r"pip (?:install|wheel|download) [^&\n]*", DOCKERFILE)
     by_hash = {"--require-hashes", "--no-deps", "--only-binary :all:"}
     wanted: dict[str, set[str]] = {
@@ -116,7 +116,7 @@ def test_nothing_is_installed_in_the_image_that_is_not_locked() -> None:
 
 
 def stages() -> dict[str, tuple[str, str]]:
-    """What each stage is made from, and its instructions, by its name; the last has none."""
+    """Return the base and the instructions of each stage, by name; the last has no name."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE)
     stage = r"^FROM (\S+)(?: AS (\S+))?\n(.*?)(?=^FROM |\Z)"
     found = re.findall(stage, text, re.MULTILINE | re.DOTALL)
@@ -124,18 +124,18 @@ def stages() -> dict[str, tuple[str, str]]:
 
 
 def lineage(name: str) -> str:
-    """The instructions of a stage and of all that it is made from."""
+    """Return the instructions of a stage and of all its bases."""
     base, text = stages()[name]
     return (lineage(base) if base in stages() else "") + text
 
 
-def test_what_serves_on_a_cpu_has_no_torch() -> None:
+def test_the_cpu_image_has_no_torch() -> None:
     assert "torch" not in lineage("cpu")
     for device in ("cuda", "torch"):
         assert "--requirement torch.txt" in lineage(device)
 
 
-def test_the_image_has_what_its_device_serves_with() -> None:
+def test_the_image_has_the_engine_of_its_device() -> None:
     assert stages()["venv"][0] == "${DEVICE}"
     assert "COPY --from=venv /opt/venv /opt/venv" in stages()[""][1]
     (default,) = re.findall(r"^ARG DEVICE=(\w+)$", DOCKERFILE.partition("FROM ")[0], re.MULTILINE)
@@ -148,14 +148,14 @@ def test_weights_are_converted_where_there_is_torch() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch"])
-def test_what_has_a_hash_is_installed_before_what_could_bring_it_without(device: str) -> None:
+def test_packages_with_hashes_are_installed_first(device: str) -> None:
     found = re.findall(r"--requirement (\S+)|(pip check)", lineage(device))
     torch = ["torch-requirements.txt", "torch.txt"] if device == "torch" else []
     installed = ["requirements.txt", *torch, "pip check"]
     assert [file or check for file, check in found] == installed
 
 
-def test_what_the_build_sees_is_what_the_wheel_is_made_of() -> None:
+def test_the_build_context_has_the_files_of_the_wheel() -> None:
     ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     seen = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     packed = set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"])
@@ -167,7 +167,7 @@ def test_what_the_build_sees_is_what_the_wheel_is_made_of() -> None:
 
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """A server on a free port that answers this to /readyz."""
+    """A server on a free port that answers /readyz with a status."""
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
         request.send_response(status if request.path == "/readyz" else 404)
@@ -181,31 +181,31 @@ def check_health(port: int) -> int:
     _, command = instruction("HEALTHCHECK").split("CMD", 1)
     python, *arguments = json.loads(command)
     assert python == "python"
-    nowhere = "http://127.0.0.1:9"  # a proxy is not asked
+    nowhere = "http://127.0.0.1:9"  # a proxy is not used
     done = run(sys.executable, *arguments, GOOGLENET_PORT=str(port), http_proxy=nowhere)
     return done.returncode
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-def test_the_health_check_tells_whether_the_service_is_ready(status: int, code: int) -> None:
+def test_the_health_check_reports_readiness(status: int, code: int) -> None:
     with answering(status) as port:
         assert check_health(port) == code
 
 
-def test_the_health_check_fails_where_nobody_answers() -> None:
+def test_the_health_check_fails_without_an_answer() -> None:
     with answering(200) as port:
         pass
     assert check_health(port) == 1
 
 
-def test_the_health_check_asks_for_a_route_of_the_service() -> None:
+def test_the_health_check_uses_a_route_of_the_service() -> None:
     (path,) = re.findall(r"'GET', '(\S+)'", instruction("HEALTHCHECK"))
     assert path in create_app(Settings()).openapi()["paths"]
 
 
 @pytest.fixture
 def docker(tmp_path: Path) -> Path:
-    """A folder with a Docker that prints what it should build, if there is the file `engine`."""
+    """A folder with a fake Docker that prints its arguments, if the file `engine` exists."""
     stand_in = tmp_path / "docker"
     text = f'#!/bin/sh\n[ "$1" = info ] && exec test -e {tmp_path}/engine\nprintf "%s\\n" "$@"\n'
     stand_in.write_text(text, "utf-8")
@@ -213,15 +213,15 @@ def docker(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_make_image_says_what_is_missing(docker: Path) -> None:
+def test_make_image_needs_docker(docker: Path) -> None:
     path = f"{docker}{os.pathsep}{os.environ['PATH']}"
     done = run(tool("make"), "--no-print-directory", "image", PATH=path)
     assert done.returncode != 0
-    assert done.stdout == "make image needs Docker, and its engine running\n"
+    assert done.stdout == "make image needs a running Docker engine\n"
 
 
 def made(docker: Path, device: str) -> tuple[str, dict[str, str]]:
-    """The tag and the arguments of the image that `make image` builds for a device."""
+    """Return the tag and the build arguments of `make image` for a device."""
     (docker / "engine").touch()
     path = f"{docker}{os.pathsep}{os.environ['PATH']}"
     done = run(
@@ -237,7 +237,7 @@ def made(docker: Path, device: str) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_make_image_builds_what_compose_builds(docker: Path, device: str) -> None:
+def test_make_image_builds_the_image_of_compose(docker: Path, device: str) -> None:
     tag, given = made(docker, device)
     built = {one["image"]: one["build"]["args"] for one in OURS.values()}
     assert {name: given[name] for name in built[tag]} == {
@@ -253,14 +253,14 @@ def test_make_image_builds_one_for_the_cpu_that_converts(docker: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_composition_is_one() -> None:
+def test_the_compose_file_is_valid() -> None:
     schema = ("--builtin-schema", "vendor.compose-spec")
     said = run(tool("check-jsonschema"), *schema, "docker-compose.yml")
     assert said.returncode == 0, said.stdout
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_may_do_no_more_than_it_has_to(name: str) -> None:
+def test_a_container_has_minimal_privileges(name: str) -> None:
     one = SERVICES[name]
     assert one["read_only"] is True
     assert one["cap_drop"] == ["ALL"]
@@ -278,7 +278,7 @@ def test_an_image_has_a_version(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_what_is_mounted_is_there(name: str) -> None:
+def test_every_mount_exists(name: str) -> None:
     sources = [volume.split(":")[0] for volume in SERVICES[name].get("volumes", [])]
     assert [
         source
@@ -288,14 +288,14 @@ def test_what_is_mounted_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVING)
-def test_what_is_set_is_a_setting(name: str) -> None:
+def test_every_variable_is_a_setting(name: str) -> None:
     chosen = settings(OURS[name].get("environment", {}))
     published = [port.rpartition(":")[2] for port in OURS[name]["ports"]]
     assert published == [str(chosen.port), str(chosen.grpc_port)]
 
 
 @pytest.mark.parametrize("name", SERVING)
-def test_a_stop_has_the_time_that_it_needs(name: str) -> None:
+def test_the_grace_period_covers_a_shutdown(name: str) -> None:
     chosen = settings(OURS[name].get("environment", {}))
     patience = float(OURS[name]["stop_grace_period"].removesuffix("s"))
     assert patience > chosen.drain_seconds + chosen.grace_seconds + CLOSING
@@ -314,7 +314,7 @@ def test_one_service_is_started_by_default_and_another_on_a_gpu() -> None:
     assert settings(SERVICES["googlenet-gpu"]["environment"]).device == "cuda"
 
 
-def test_whoever_needs_another_asks_where_that_listens() -> None:
+def test_services_connect_to_each_others_ports() -> None:
     port = settings({}).port
     for one in SERVING.values():
         assert one["networks"]["default"]["aliases"] == ["googlenet"]
@@ -328,7 +328,7 @@ def test_whoever_needs_another_asks_where_that_listens() -> None:
     assert source["url"] == f"http://prometheus:{published.split(':')[-1]}"
 
 
-def test_whoever_needs_another_starts_when_that_is_healthy() -> None:
+def test_services_wait_for_healthy_dependencies() -> None:
     needs = {name: list(one["depends_on"]) for name, one in SERVICES.items() if "depends_on" in one}
     assert needs == {"load": [*SERVING], "grafana": ["prometheus"]}
     for one in SERVICES.values():

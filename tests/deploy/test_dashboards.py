@@ -1,4 +1,4 @@
-"""Grafana's dashboards: well laid out, and every query of theirs and of the rules answered.
+"""Grafana dashboards: layout, and every query of dashboards and rules against a live service.
 
 The latter by a real Prometheus that scrapes a real service under mixed traffic.
 """
@@ -39,7 +39,7 @@ PANELS = {
 VARIABLES = {
     "$job": "googlenet",
     "$instance": ".+",
-    "$__rate_interval": "4s",  # four scrapes, as Grafana has it
+    "$__rate_interval": "4s",  # four scrapes, as in Grafana
     "$__range": "1m",
 }
 SCRAPED_EVERY = 1.0  # seconds
@@ -49,14 +49,14 @@ MOST_BYTES = 100_000  # of a body
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of Prometheus, now or over the time of the traffic."""
+    """A query to Prometheus, now or over the time of the traffic."""
 
     expr: str
     instant: bool = True
 
 
 def queries() -> dict[str, Query]:
-    """Give every query of every panel and rule, by where it stands."""
+    """Return every query of every panel and rule, by its place."""
     panels = {
         f"{name}/{target['legendFormat']}": Query(
             substituted(target["expr"]), target.get("instant", False)
@@ -70,7 +70,7 @@ def queries() -> dict[str, Query]:
 
 
 def substituted(expr: str) -> str:
-    """Put the variables' values into a query, as Grafana does."""
+    """Substitute the variables in a query, as Grafana does."""
     for name, value in VARIABLES.items():
         expr = expr.replace(name, value)
     return expr
@@ -78,7 +78,7 @@ def substituted(expr: str) -> str:
 
 QUERIES = queries()
 
-# What has rightly no data here; whatever is not listed has to have some.
+# Queries without data here; all others must have data.
 NO_GPU = "there is no NVIDIA GPU"
 EMPTY = {
     "GooglenetNoneReady": "the service is ready",
@@ -96,7 +96,7 @@ if not any(family.samples for family in GPUCollector().collect()):
 
 @dataclass(frozen=True)
 class Watched:
-    """A Prometheus, and since when there has been traffic."""
+    """A Prometheus, and the start of the traffic."""
 
     prometheus: Prometheus
     since: float
@@ -120,14 +120,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         wait_ready(client)
         with watching(served.port, folder, every=SCRAPED_EVERY) as prometheus:
             since = time.time()
-            for _ in range(2):  # what is counted for the first time has had no rate before
+            for _ in range(2):  # a counter's first sample has no rate
                 drive(client, served.port)
                 time.sleep(2 * SCRAPED_EVERY)
             yield Watched(prometheus, since)
 
 
 def drive(client: httpx2.Client, port: int) -> None:
-    """Send a little of everything, then more than can be done."""
+    """Send requests of every kind, then an overload."""
     png = {"Content-Type": "image/png"}
     statuses: Counter[int] = Counter()
 
@@ -143,7 +143,7 @@ def drive(client: httpx2.Client, port: int) -> None:
     post(json={})
     post(content=bytes(MOST_BYTES + 1), headers=png)
     post("/classify?top_k=0", content=DIGIT, headers=png)
-    for _ in range(20):  # which no device could keep
+    for _ in range(20):  # deadlines that cannot be met
         post("/classify?views=paper", content=DIGIT, headers={**png, "X-Timeout-Ms": "1"})
     with ThreadPoolExecutor(36) as threads:
         for _ in range(36):
@@ -153,7 +153,7 @@ def drive(client: httpx2.Client, port: int) -> None:
 
 
 def leave(port: int) -> None:
-    """Ask, and hang up before the answer."""
+    """Send a request and disconnect before the response."""
     head = (
         "POST /classify?views=single HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
         f"Content-Length: {len(DIGIT)}\r\n\r\n"
@@ -163,7 +163,7 @@ def leave(port: int) -> None:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_prometheus_has_an_answer_to_every_query(name: str, watched: Watched) -> None:
+def test_every_query_has_data(name: str, watched: Watched) -> None:
     query = QUERIES[name]
     if query.instant:
         answer = watched.prometheus.get("query", query=query.expr)
@@ -173,10 +173,10 @@ def test_prometheus_has_an_answer_to_every_query(name: str, watched: Watched) ->
         answer = watched.prometheus.get("query_range", query=query.expr, **when)
         values = [value for series in answer["result"] for value in series["values"]]
     found = [value for _, value in values if not math.isnan(float(value))]
-    assert bool(found) == (name not in EMPTY), EMPTY.get(name, "it has no data, and is not listed")
+    assert bool(found) == (name not in EMPTY), EMPTY.get(name, "no data, and not listed in EMPTY")
 
 
-def test_what_is_listed_as_empty_is_asked() -> None:
+def test_every_empty_query_exists() -> None:
     assert EMPTY.keys() <= QUERIES.keys()
 
 
@@ -187,7 +187,7 @@ def test_prometheus_evaluates_every_rule_without_an_error(watched: Watched) -> N
 
 
 @pytest.mark.parametrize(("board", "at"), [*product(BOARDS, (1, 2))])
-def test_a_variable_offers_what_there_is(board: str, at: int, watched: Watched) -> None:
+def test_a_variable_lists_its_values(board: str, at: int, watched: Watched) -> None:
     asked = BOARDS[board]["templating"]["list"][at]["query"]["query"]
     found = re.fullmatch(r"label_values\((.+), (\w+)\)", substituted(asked))
     assert found, asked
@@ -197,7 +197,7 @@ def test_a_variable_offers_what_there_is(board: str, at: int, watched: Watched) 
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_a_dashboard_is_what_its_source_makes(name: str) -> None:
+def test_a_dashboard_is_what_the_script_writes(name: str) -> None:
     source = runpy.run_path(str(SOURCE))
     made = {board.name: source["rendered"](board) for board in source["DASHBOARDS"]}
     assert made.keys() == BOARDS.keys()
@@ -218,7 +218,7 @@ def test_panels_fill_the_grid_and_do_not_overlap(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PANELS)
-def test_a_panel_says_what_it_shows_in_which_unit(name: str) -> None:
+def test_a_panel_has_a_title_a_description_and_a_unit(name: str) -> None:
     panel = PANELS[name]
     assert panel["type"] in {"timeseries", "stat", "heatmap", "table"}
     assert panel["title"]
@@ -228,14 +228,14 @@ def test_a_panel_says_what_it_shows_in_which_unit(name: str) -> None:
     assert panel["targets"]
 
 
-def test_titles_and_numbers_are_given_once_in_a_dashboard() -> None:
+def test_titles_and_ids_are_unique_in_a_dashboard() -> None:
     for board in BOARDS.values():
         panels = board["panels"]
         assert len({panel["id"] for panel in panels}) == len(panels)
         assert len({panel["title"] for panel in panels}) == len(panels)
 
 
-def test_dashboards_lead_to_each_other_and_keep_their_names() -> None:
+def test_dashboards_link_to_each_other_and_have_stable_uids() -> None:
     assert {name: board["uid"] for name, board in BOARDS.items()} == {
         "overview": "googlenet-overview",
         "process": "googlenet-process",
@@ -249,7 +249,7 @@ def test_dashboards_lead_to_each_other_and_keep_their_names() -> None:
         ]
 
 
-def test_every_metric_that_a_panel_asks_for_exists() -> None:
+def test_every_metric_of_a_panel_exists() -> None:
     known = exported() | RECORDED.keys() | SYNTHETIC
     asked = {name: named(query.expr) for name, query in QUERIES.items()}
     assert {name: names - known for name, names in asked.items() if names - known} == {}

@@ -1,12 +1,12 @@
 """The documentation is true: its commands run, its tables are those of the code.
 
-Every page of `DOCUMENTS` is found, not named. What its fenced blocks are, their language says:
+The language of a fenced block says what is done with it:
 
-- `sh` is typed, by bash. `googlenet-service serve` goes on beside what follows it.
-- `python` is run: by our Python, or by that of .venv-clients if it imports somebody else's client.
+- `sh` is run by bash; `googlenet-service serve` runs beside the commands that follow it.
+- `python` is run by our Python, or that of .venv-clients if it imports Triton's client.
 - `toml` is written to the file that its first line names.
-- `text` is what no test can type; its first line says what that needs.
-- `json`, `mermaid` and `yaml` are looked at. There are no other languages.
+- `text` cannot be run here; its first line says what it needs.
+- `json`, `mermaid` and `yaml` are examples. There are no other languages.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from conftest import ROOT, Served, fake_backend, missing
 from prometheus_client.parser import text_string_to_metric_families
 from test_classify import parts, plain, service
 
-from service.api.problem_details import STATUS
+from service.api.statuses import HTTP, STATUS
 from service.models.store import Store
 from service.settings import Settings
 
-# What is written from the code.
+# Generated pages.
 
 PAGES = runpy.run_path(str(ROOT / "docs/reference.py"))["pages"]()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_reference_is_what_the_code_says(page: Path) -> None:
+def test_the_reference_is_up_to_date(page: Path) -> None:
     assert page.read_text("utf-8") == PAGES[page], "run python docs/reference.py"
 
 
@@ -43,28 +43,28 @@ def test_the_reference_has_no_other_page() -> None:
     assert {*(ROOT / "docs/reference").iterdir()} == {*PAGES}
 
 
-def test_the_reference_has_every_metric_that_a_service_tells() -> None:
+def test_the_reference_has_every_metric() -> None:
     keyed = Settings(model="fake", api_key_hashes=f"web:{hashlib.sha256(b'key').hexdigest()}")
     with service(lambda *_: fake_backend(), keyed) as client:
         client.post("/classify", files=parts(plain("red")), headers={"X-API-Key": "key"})
         families = [*text_string_to_metric_families(client.get("/metrics").text)]
-    told = {
+    exported = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in families
         if re.match(r"googlenet_(?!worker_process_)\w+(?<!_created)$", family.name)
     }
     written = (ROOT / "docs/reference/metrics.md").read_text("utf-8")
-    assert {*re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)} == told
+    assert {*re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)} == exported
 
 
 def test_the_reference_has_every_error_and_every_status() -> None:
     written = (ROOT / "docs/reference/errors.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \| ([A-Z_]+) \|", written, re.MULTILINE)
-    assert {int(status) for status, *_ in rows} == {*STATUS.values()}
+    assert {int(status) for status, *_ in rows} == HTTP
     assert {word for _, word, _ in rows} == {error.code for error in STATUS}
 
 
-# What a page says to do.
+# Commands.
 
 EXAMPLES = ("sh", "python", "toml")
 SHOWN = ("json", "mermaid", "yaml")
@@ -75,11 +75,11 @@ DOCUMENTS = sorted(
 )
 OTHERS = "import tritonclient"
 
-# A page is read from its top to its end, by somebody with two terminals: what is served runs on
-# until something else is, and before that the address of the examples is the real service's.
+# A page is executed from its top to its end. A service runs until the next `serve`; before the
+# first one the address of the examples is that of the fixture `served`.
 SHELL = r"""
 set -euo pipefail
-exec 3>&2; BASH_XTRACEFD=3  # what is done is told beside what is said
+exec 3>&2; BASH_XTRACEFD=3  # commands and errors on one stream
 serving=
 stop() { if [ "$serving" ]; then kill "$serving"; wait "$serving"; fi; serving=; }
 trap stop EXIT
@@ -105,7 +105,7 @@ set -x
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two fences."""
+    """A fenced block."""
 
     page: Path
     line: int
@@ -129,14 +129,14 @@ RUN = sorted({block.page for block in BLOCKS if block.language in EXAMPLES})
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_what_no_test_runs_says_why(block: Block) -> None:
+def test_a_block_that_is_not_run_says_why(block: Block) -> None:
     assert block.language in (*EXAMPLES, *SHOWN, "text")
     if block.language == "text":
-        assert block.text.startswith("# needs "), "its first line is to say why nobody runs it here"
+        assert block.text.startswith("# needs "), "its first line is to say why it is not run"
 
 
 def script(page: Path) -> str:
-    """Give all that a reader of a page does, in the order of the page, but for others' clients."""
+    """Return the script of all blocks of a page, except Triton's client."""
     steps = [SHELL]
     for number, block in enumerate(blocks(page)):
         steps.append(f": {block}")
@@ -157,7 +157,7 @@ def script(page: Path) -> str:
 
 @pytest.fixture
 def desk(shared: Path, real_store: Store, tmp_path: Path) -> Path:
-    """A folder with the files that the documentation names, and a store of one's own."""
+    """A folder with the files that the documentation names, and a model store."""
     for name in ("beagle.jpg", "tractor.jpg"):
         shutil.copy(shared / "photos/flickr" / name, tmp_path)
     (tmp_path / "photos").mkdir()
@@ -178,13 +178,13 @@ def desk(shared: Path, real_store: Store, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_is_true(page: Path, desk: Path, served: Served) -> None:
-    """Whatever it says to type is done."""
+def test_the_commands_of_a_page_run(page: Path, desk: Path, served: Served) -> None:
+    """Run all blocks of a page in one shell."""
     for tool in ("bash", "curl", "make"):
         if not shutil.which(tool):
             missing(tool)
-    # Small, for a start that measures little.
-    quick = {"MAX_BATCH": "2", "CORES": "1", "PRECISION": "float32"}
+    # For a fast start.
+    quick = {"MAX_BATCH": "2", "CPU_THREADS": "1", "PRECISION": "float32"}
     own = {"MODEL_STORE": str(desk / "store"), "DOWNLOAD_WEIGHTS": "False"}
     done = subprocess.run(  # noqa: S603 - our own documentation
         ["bash", "-c", script(page)],  # noqa: S607 - whichever bash there is
@@ -200,10 +200,10 @@ def test_a_page_is_true(page: Path, desk: Path, served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_what_other_peoples_clients_do_is_true(desk: Path, served: Served) -> None:
+def test_tritons_client_runs(desk: Path, served: Served) -> None:
     python = ROOT / ".venv-clients/bin/python"
     if not python.exists():
-        missing("the environment of other people's clients (make clients)")
+        missing("the environment of Triton's client (make clients)")
     (theirs,) = (block for block in BLOCKS if OTHERS in block.text)
     done = subprocess.run(  # noqa: S603 - our own documentation
         [python, "-c", theirs.text.replace("localhost:8000", f"127.0.0.1:{served.port}")],
@@ -213,11 +213,11 @@ def test_what_other_peoples_clients_do_is_true(desk: Path, served: Served) -> No
     assert ":162:beagle" in done.stdout
 
 
-# Where its links lead.
+# Links.
 
 
 def anchors(page: Path) -> set[str]:
-    """Give the names of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as on GitHub."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
@@ -234,7 +234,7 @@ LINKS = [
 @pytest.mark.parametrize(
     ("page", "link"), LINKS, ids=[f"{page.relative_to(ROOT)}-{link}" for page, link in LINKS]
 )
-def test_a_link_leads_somewhere(page: Path, link: str) -> None:
+def test_a_link_has_a_target(page: Path, link: str) -> None:
     path, _, anchor = link.partition("#")
     there = (page.parent / path).resolve() if path else page
     assert there.exists()

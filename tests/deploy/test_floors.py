@@ -1,4 +1,4 @@
-"""The versions that pyproject.toml allows: the oldest work, and what is private is bounded."""
+"""The versions that pyproject.toml allows: the oldest work, and use of private names is bounded."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 LINES = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["grpc"]]
 REQUIRED = {canonicalize_name(one.name): one for one in map(Requirement, LINES)}
 
-# What speaks HTTP and gRPC, and so imports most of what is not ours.
+# Tests of HTTP and gRPC, which import most dependencies.
 MODULES = (
     "api/test_api_keys",
     "api/test_auth",
@@ -40,7 +40,7 @@ MODULES = (
 
 
 def private(tree: ast.AST) -> Iterator[str]:
-    """Give the packages of which a program imports what is private."""
+    """Yield the packages of which a program imports private names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [*node.module.split("."), *(one.name for one in node.names)]
@@ -55,7 +55,7 @@ def private(tree: ast.AST) -> Iterator[str]:
 
 
 def overridden() -> set[str]:
-    """Give the packages of whose classes a private method is overridden or called by `super`."""
+    """Return the packages with a private method that is overridden or called by `super`."""
     return (
         {"uvicorn"}
         if "super()._" in (ROOT / "service/server/http_protocol.py").read_text()
@@ -63,7 +63,7 @@ def overridden() -> set[str]:
     )
 
 
-def test_what_is_private_is_bounded_above() -> None:
+def test_packages_with_private_use_have_an_upper_bound() -> None:
     found = {
         package
         for file in (ROOT / "service").rglob("*.py")

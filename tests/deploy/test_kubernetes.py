@@ -1,4 +1,4 @@
-"""What the overlays and components render to is valid, agrees with itself and with the service."""
+"""The rendered overlays and components are valid, consistent, and match the service."""
 
 import functools
 import importlib
@@ -23,7 +23,7 @@ from service.serving.metrics.metrics import Metrics
 from service.settings import Settings
 
 HERE = ROOT / "deploy/kubernetes"
-KINDS = {  # by kind: where PyPI has the resource's definition as a class
+KINDS = {  # by kind: the class that defines the resource, from PyPI
     "ServiceMonitor": "cloudcoil.models.prometheus_operator.v1",
     "PrometheusRule": "cloudcoil.models.prometheus_operator.v1",
     "ScaledObject": "cloudcoil.models.keda.v1alpha1",
@@ -43,11 +43,11 @@ class Rendered(list[Resource]):
     """Resources that are applied together."""
 
     def all(self, kind: str) -> list[Resource]:
-        """Give those of a kind."""
+        """Return those of a kind."""
         return [one for one in self if one["kind"] == kind]
 
     def one(self, kind: str) -> Any:
-        """Give the only one of a kind."""
+        """Return the only one of a kind."""
         (found,) = self.all(kind)
         return found
 
@@ -64,12 +64,12 @@ class Rendered(list[Resource]):
 
     @property
     def containers(self) -> list[Any]:
-        """Those of the pod, in the order in which they start."""
+        """The pod's containers, in the order in which they start."""
         return [*self.pod.get("initContainers", []), *self.pod["containers"]]
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the serving container adds to the environment of its image."""
+        """Environment variables that the serving container adds to its image's."""
         own = {one["name"]: one["value"] for one in self.container.get("env", [])}
         return {**self.one("ConfigMap")["data"], **own}
 
@@ -85,7 +85,7 @@ def kustomize(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def overlay_with(folder: Path, overlay: str, components: Sequence[str]) -> Path:
-    """Write an overlay with components; kustomize knows other folders by relative paths alone."""
+    """Write an overlay with components; kustomize accepts relative paths only."""
     there = os.path.relpath(HERE.resolve(), folder.resolve())
     content = {
         "resources": [f"{there}/overlays/{overlay}"],
@@ -117,7 +117,7 @@ def resources(request: pytest.FixtureRequest, render: Any) -> Rendered:
 
 @pytest.fixture(params=EVERYTHING, ids=lambda variant: variant[0])
 def everything(request: pytest.FixtureRequest, render: Any) -> Rendered:
-    """The resources of an overlay and all components that go together, but the config maps."""
+    """The resources of an overlay and all compatible components, without config maps."""
     rendered: Rendered = render(request.param)
     return Rendered(
         one for one in rendered if "grafana_dashboard" not in one["metadata"].get("labels", {})
@@ -134,32 +134,32 @@ def validate(resource: Resource, version: str) -> None:
     kubernetes_validate.validate(resource, version, strict=True)
 
 
-# 1.30 is the oldest that has all fields used here beyond alpha.
+# 1.30 is the oldest version that has all fields used here beyond alpha.
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
-def test_kubernetes_knows_every_field(resources: Rendered, version: str) -> None:
+def test_every_field_is_valid_in_kubernetes(resources: Rendered, version: str) -> None:
     for resource in resources:
         if resource["kind"] not in KINDS:
             validate(resource, version)
 
 
-def test_operators_know_every_field(everything: Rendered) -> None:
+def test_every_field_is_valid_for_operators(everything: Rendered) -> None:
     custom = [one for one in everything if one["kind"] in KINDS]
     for resource in custom:
         module = importlib.import_module(KINDS[resource["kind"]])
         understood = getattr(module, resource["kind"]).model_validate(resource)
         again = understood.model_dump(by_alias=True, exclude_unset=True, mode="json")
-        assert again == resource  # what it does not know, it drops
+        assert again == resource  # unknown fields are dropped
     assert {one["kind"] for one in custom} >= {"ServiceMonitor", "PrometheusRule"}
 
 
-def test_an_unknown_field_would_be_noticed(render: Any) -> None:
+def test_an_unknown_field_is_detected(render: Any) -> None:
     deployment = json.loads(json.dumps(render(("cpu", ())).one("Deployment")))
     deployment["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         validate(deployment, kubernetes_validate.latest_version())
 
 
-def test_probes_ask_for_routes_of_the_service(resources: Rendered, inference: Any) -> None:
+def test_probes_use_routes_of_the_service(resources: Rendered, inference: Any) -> None:
     paths = create_app(Settings()).openapi()["paths"]
     (predictor,) = inference["spec"]["predictor"]["containers"]
     for container in (resources.container, predictor):
@@ -171,7 +171,7 @@ def test_probes_ask_for_routes_of_the_service(resources: Rendered, inference: An
         assert paths.keys() >= set(asked.values())
 
 
-def test_ports_are_that_of_the_service(everything: Rendered, inference: Any) -> None:
+def test_ports_match_the_service(everything: Rendered, inference: Any) -> None:
     chosen = settings(everything.environment)
     listening = {"http": chosen.port, "grpc": chosen.grpc_port}
     ports = everything.container["ports"]
@@ -179,7 +179,7 @@ def test_ports_are_that_of_the_service(everything: Rendered, inference: Any) -> 
     http, grpc = everything.one("Service")["spec"]["ports"]
     assert (http["name"], http["targetPort"]) == ("http", "http")
     assert (grpc["name"], grpc["port"], grpc["targetPort"]) == ("grpc", chosen.grpc_port, "grpc")
-    assert grpc["appProtocol"] == "kubernetes.io/h2c"  # which nobody can guess, as it can HTTP/1.1
+    assert grpc["appProtocol"] == "kubernetes.io/h2c"  # a gateway cannot guess it, unlike HTTP/1.1
     (entry,) = everything.one("NetworkPolicy")["spec"]["ingress"]
     assert entry["ports"] == [{"port": name} for name in listening]
     (endpoint,) = everything.one("ServiceMonitor")["spec"]["endpoints"]
@@ -191,15 +191,13 @@ def test_ports_are_that_of_the_service(everything: Rendered, inference: Any) -> 
     assert {port["name"]: port["containerPort"] for port in predictor["ports"]} == listening
 
 
-def test_what_is_set_is_a_setting(everything: Rendered, inference: Any) -> None:
+def test_every_variable_is_a_setting(everything: Rendered, inference: Any) -> None:
     settings(everything.environment)
     (predictor,) = inference["spec"]["predictor"]["containers"]
     settings({one["name"]: one["value"] for one in predictor["env"]})
 
 
-def test_kubernetes_does_not_set_what_the_service_reads(
-    resources: Rendered, inference: Any
-) -> None:
+def test_service_links_do_not_set_the_port(resources: Rendered, inference: Any) -> None:
     assert resources.pod["enableServiceLinks"] is False  # GOOGLENET_PORT=tcp://...
     assert inference["spec"]["predictor"]["enableServiceLinks"] is False
 
@@ -210,7 +208,7 @@ def test_the_pod_has_the_settings_of_its_config_map(resources: Rendered) -> None
         assert container["envFrom"] == [{"configMapRef": {"name": name}}]
 
 
-def test_a_stop_has_the_time_that_it_needs(everything: Rendered, inference: Any) -> None:
+def test_the_grace_period_covers_a_shutdown(everything: Rendered, inference: Any) -> None:
     chosen = settings(everything.environment)
     needed = chosen.drain_seconds + chosen.grace_seconds + CLOSING
     assert everything.pod["terminationGracePeriodSeconds"] > needed
@@ -231,7 +229,7 @@ def test_selectors_select_the_pods_and_the_service(everything: Rendered) -> None
     assert monitored.items() <= everything.one("Service")["metadata"]["labels"].items()
 
 
-def test_containers_may_do_no_more_than_they_have_to(everything: Rendered, inference: Any) -> None:
+def test_containers_have_minimal_privileges(everything: Rendered, inference: Any) -> None:
     user, group = map(int, instruction("USER").split(":"))
     predictor = inference["spec"]["predictor"]
     for pod in (everything.pod, predictor):
@@ -266,13 +264,13 @@ def test_images_are_those_that_compose_builds(everything: Rendered, inference: A
     assert predictor["image"] == built["googlenet"]
 
 
-def test_a_pod_has_its_processors_for_itself(resources: Rendered) -> None:
+def test_a_pod_has_exclusive_whole_cpus(resources: Rendered) -> None:
     given = resources.container["resources"]
     assert given["requests"] == given["limits"]
-    assert given["limits"]["cpu"].isdecimal()  # whole: processors.available() rounds down
+    assert given["limits"]["cpu"].isdecimal()  # whole: cpu_info.available() rounds down
 
 
-def test_only_a_gpus_pod_asks_for_a_gpu_and_insists(render: Any) -> None:
+def test_only_the_gpu_overlay_requires_a_gpu(render: Any) -> None:
     cpu, gpu = render(("cpu", ())), render(("gpu", ()))
     assert "nvidia.com/gpu" not in cpu.container["resources"]["limits"]
     assert gpu.container["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -290,7 +288,7 @@ def gauges() -> set[str]:
     return {one.name for one in Metrics().registry.collect() if one.type == "gauge"}
 
 
-def test_scalers_ask_for_a_gauge_of_the_service(render: Any) -> None:
+def test_scalers_query_a_gauge_of_the_service(render: Any) -> None:
     (metric,) = render(("cpu", ("hpa",))).one("HorizontalPodAutoscaler")["spec"]["metrics"]
     asked = metric["pods"]["metric"]["name"]
     assert asked in gauges()
@@ -303,11 +301,11 @@ def test_scalers_ask_for_a_gauge_of_the_service(render: Any) -> None:
     assert re.findall(r"googlenet_\w+", trigger["metadata"]["query"]) == [asked]
 
 
-def test_kedas_query_is_of_this_deployment(render: Any) -> None:
+def test_kedas_query_selects_this_deployment(render: Any) -> None:
     rendered = render(("cpu", ("keda", "monitoring", "fetch")))
     (trigger,) = rendered.one("ScaledObject")["spec"]["triggers"]
     labels = dict(re.findall(r'(\w+)="(\w+)"', trigger["metadata"]["query"]))
-    service = rendered.one("Service")["metadata"]  # a job is called as the Service is
+    service = rendered.one("Service")["metadata"]  # a job has the Service's name
     assert labels == {"namespace": service["namespace"], "job": service["name"]}
 
 
@@ -325,7 +323,7 @@ def test_the_wait_that_adds_pods_is_a_quarter_of_the_latency_objective(render: A
     assert objective == f"vector({4 * wait:g})"
 
 
-def test_both_scalers_scale_alike(render: Any) -> None:
+def test_both_scalers_have_the_same_behaviour(render: Any) -> None:
     hpa = render(("cpu", ("hpa",))).one("HorizontalPodAutoscaler")["spec"]
     keda = render(("cpu", ("keda", "monitoring", "fetch"))).one("ScaledObject")["spec"]
     assert keda["scaleTargetRef"]["name"] == hpa["scaleTargetRef"]["name"]
@@ -338,7 +336,7 @@ def test_both_scalers_scale_alike(render: Any) -> None:
 
 
 @pytest.mark.parametrize("scaler", ["hpa", "keda"])
-def test_a_scaler_alone_decides_how_many_pods_there_are(scaler: str, render: Any) -> None:
+def test_a_scaler_removes_the_replica_count(scaler: str, render: Any) -> None:
     components = ("hpa",) if scaler == "hpa" else ("keda", "monitoring", "fetch")
     rendered = render(("cpu", components))
     assert "replicas" not in rendered.one("Deployment")["spec"]
@@ -362,7 +360,7 @@ def test_weights_are_fetched_before_the_service_starts(everything: Rendered) -> 
     assert not chosen.download_weights
 
 
-def test_only_what_fetches_may_reach_the_network(render: Any) -> None:
+def test_only_the_fetch_component_allows_egress(render: Any) -> None:
     assert render(("cpu", ())).one("NetworkPolicy")["spec"]["egress"] == []
     fetching = render(EVERYTHING[0]).one("NetworkPolicy")["spec"]["egress"]
     ports = {port["port"] for rule in fetching for port in rule["ports"]}
@@ -371,7 +369,7 @@ def test_only_what_fetches_may_reach_the_network(render: Any) -> None:
 
 @pytest.fixture(scope="session")
 def rules() -> Any:
-    """The script that makes PrometheusRules."""
+    """The script that writes PrometheusRules."""
     return runpy.run_path(str(HERE / "rules.py"))
 
 
@@ -397,7 +395,7 @@ def test_every_rule_and_dashboard_is_in_the_cluster(render: Any, rules: Any) -> 
     ]
     files = sorted((ROOT / "deploy/grafana").glob("*.json"))
     assert dashboards["data"] == {file.name: file.read_text("utf-8") for file in files}
-    assert len(json.dumps(dashboards)) < 2**20  # what Kubernetes lets a ConfigMap be
+    assert len(json.dumps(dashboards)) < 2**20  # the limit of a ConfigMap
 
 
 def test_kserves_predictor_is_a_pod(inference: Any) -> None:

@@ -1,4 +1,4 @@
-"""The wheel works where there is no checkout, and on a CPU where there is no PyTorch."""
+"""The wheel works without a checkout, and on a CPU without PyTorch."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from service.models.store import Store
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the service as its wheel installs it, its dependencies aside."""
+    """A folder with the installed wheel, without dependencies."""
     folder = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run(  # noqa: S603 - our own package
@@ -38,7 +38,7 @@ def run(site: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def test_an_installed_wheel_knows_the_built_in_models(site: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_has_the_bundled_manifests(site: Path, tmp_path: Path) -> None:
     listed = run(site, tmp_path, "models", "list")
     assert listed.returncode == 0, listed.stderr
     assert "bvlc_googlenet" in listed.stdout
@@ -82,14 +82,14 @@ def test_an_installed_wheel_classifies_with_the_bundled_model(site: Path, tmp_pa
     assert json.loads(done.stdout)[0]["predictions"][0]["label"] == "5"
 
 
-# As in the image for CPUs: what deploy/requirements.txt locks, the wheel, and nothing else.
+# As in the CPU image: the packages of deploy/requirements.txt, the wheel, and nothing else.
 
 FIVE = ROOT / "model_store/digits/held_out/5.png"
 
 
 @pytest.fixture(scope="module")
 def locked(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that has the locked packages, linked to those here."""
+    """The Python of an environment with the locked packages only, linked to those here."""
     folder = tmp_path_factory.mktemp("locked")
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -117,7 +117,7 @@ def run_locked(python: Path, cache: Path, *arguments: str) -> subprocess.Complet
 
 
 @pytest.mark.slow
-def test_what_is_locked_has_no_pytorch(locked: Path) -> None:
+def test_the_locked_packages_have_no_pytorch(locked: Path) -> None:
     code = "from importlib.util import find_spec as f; print(f('openvino').name, f('torch'))"
     done = subprocess.run(  # noqa: S603 - ours
         [locked, "-P", "-c", code], capture_output=True, text=True, check=True
@@ -126,7 +126,7 @@ def test_what_is_locked_has_no_pytorch(locked: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_locked_is_enough_to_serve_on_a_cpu(locked: Path, tmp_path: Path) -> None:
+def test_the_locked_packages_serve_on_a_cpu(locked: Path, tmp_path: Path) -> None:
     command = [locked, "-P", "-m", "service", "serve", "--model", "digits", "--port", "0"]
     log = tmp_path / "log"
     with (
@@ -148,7 +148,7 @@ def test_what_is_locked_is_enough_to_serve_on_a_cpu(locked: Path, tmp_path: Path
 
 
 def port(service: subprocess.Popen[bytes], log: Path) -> int:
-    """Wait until a service listens, and give its port."""
+    """Wait until a service listens, and return its port."""
     for _ in range(600):
         if found := re.search(r"running on http://[\d.]+:(\d+)", log.read_text("utf-8")):
             return int(found[1])
@@ -167,7 +167,7 @@ def port(service: subprocess.Popen[bytes], log: Path) -> int:
     ],
     ids=" ".join,
 )
-def test_a_command_that_computes_nothing_by_pytorch_needs_none(
+def test_a_command_without_pytorch_does_not_import_it(
     locked: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     done = run_locked(locked, tmp_path, *command)
@@ -175,7 +175,7 @@ def test_a_command_that_computes_nothing_by_pytorch_needs_none(
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_converted_needs_pytorch_and_says_so(
+def test_a_model_that_is_not_converted_needs_pytorch(
     locked: Path, tmp_path: Path, real_store: Store
 ) -> None:
     for path in real_store.root.glob("bvlc_googlenet/weights.safetensors*"):

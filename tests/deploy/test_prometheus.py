@@ -1,4 +1,4 @@
-"""Prometheus's rules: valid, tested one by one, documented, and about metrics that exist."""
+"""Prometheus rules: valid, tested one by one, documented, and of metrics that exist."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ RUNBOOK = ROOT / "docs/runbook.md"
 # Of Prometheus itself.
 SYNTHETIC = {"up", "ALERTS"}
 
-# What stands in PromQL where a metric's name could: the rest of its grammar.
+# Words in PromQL that are not a metric's name: the rest of its grammar.
 _NO_METRIC = re.compile(
     r"""
       "[^"]*"                                     # a label's value
@@ -40,12 +40,12 @@ _NO_METRIC = re.compile(
 
 
 def named(expr: str) -> set[str]:
-    """Give the names of the metrics that an expression asks for."""
+    """Return the metrics in an expression."""
     return set(re.findall(r"\b[a-zA-Z_][\w:]*", _NO_METRIC.sub(" ", expr.replace("$__", ""))))
 
 
 def rules() -> list[dict[str, Any]]:
-    """Give every rule, recorded or alerting."""
+    """Return every rule, recording or alerting."""
     groups = [
         group for name in RULES for group in yaml.safe_load((SHIPPED / name).read_text())["groups"]
     ]
@@ -57,7 +57,7 @@ RECORDED = {rule["record"]: rule for rule in rules() if "record" in rule}
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Run promtool; fails with what it says."""
+    """Run promtool; fail with its output."""
     if not shutil.which("promtool"):
         missing("promtool")
     done = subprocess.run(  # noqa: S603 - our own arguments
@@ -69,7 +69,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def samples(family: Metric) -> set[str]:
-    """Give the names of a family's samples, which it has before there is any."""
+    """Return the names of a family's samples, also if it has none yet."""
     endings = {
         "counter": ("_total", "_created"),
         "histogram": ("_bucket", "_sum", "_count", "_created"),
@@ -79,13 +79,13 @@ def samples(family: Metric) -> set[str]:
 
 @cache
 def exported() -> frozenset[str]:
-    """Give the names of all that a ready service exports."""
+    """Return the names of all metrics of a ready service."""
     with service(lambda *_: fake_backend()) as client:
         return frozenset(name for family in families(client) for name in samples(family))
 
 
 def cases() -> Iterator[dict[str, Any]]:
-    """Give each check of each test of the rules."""
+    """Yield each check of each promtool test."""
     for path in TESTS:
         for test in yaml.safe_load(path.read_text())["tests"]:
             yield from test["promql_expr_test"]
@@ -98,12 +98,12 @@ def test_the_configuration_and_its_rules_are_valid() -> None:
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_the_rules_do_as_their_tests_say(path: Path) -> None:
+def test_the_rules_pass_their_promtool_tests(path: Path) -> None:
     promtool("test", "rules", path)
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_one_test_makes_the_alert_fire_and_another_does_not(alert: str) -> None:
+def test_an_alert_has_a_test_that_fires_and_one_that_does_not(alert: str) -> None:
     asked = [case for case in cases() if f'alertname="{alert}"' in case["expr"]]
     firing = ['alertstate="firing"' in str(case["exp_samples"]) for case in asked]
     assert set(firing) == {True, False}
@@ -111,12 +111,12 @@ def test_one_test_makes_the_alert_fire_and_another_does_not(alert: str) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDED)
-def test_a_test_says_what_is_recorded(record: str) -> None:
+def test_every_recorded_series_has_a_test(record: str) -> None:
     assert any(record in named(case["expr"]) and case["exp_samples"] for case in cases())
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_says_how_bad_it_is_what_it_means_and_where_to_read_on(alert: str) -> None:
+def test_an_alert_has_a_severity_texts_and_a_runbook(alert: str) -> None:
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
@@ -134,7 +134,7 @@ def test_the_runbook_has_a_section_for_each_alert_and_for_no_other() -> None:
         ]
 
 
-def test_every_metric_that_a_rule_asks_for_exists() -> None:
+def test_every_metric_of_a_rule_exists() -> None:
     known = exported() | RECORDED.keys() | SYNTHETIC
     asked = {
         name: named(rule["expr"])
@@ -144,7 +144,7 @@ def test_every_metric_that_a_rule_asks_for_exists() -> None:
     assert {rule: names - known for rule, names in asked.items() if names - known} == {}
 
 
-def test_names_are_found_in_what_promql_allows() -> None:
+def test_metrics_are_found_in_an_expression() -> None:
     expr = 'sum by (a, le) (rate(b_total{c="d e"}[5m])) / on (h) group_left i:j:k offset 1h # l'
     assert named(expr) == {"b_total", "i:j:k"}
 

@@ -1,4 +1,4 @@
-"""What the image is made of is locked, listed, and asked about; and what is said of it is so."""
+"""The image's packages are locked, listed and audited; SECURITY.md matches the code."""
 
 import json
 import os
@@ -29,14 +29,14 @@ OURS = "googlenet-service"
 DEPENDENCIES = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 INSTALLED = [*DEPENDENCIES, *map(Requirement, EXTRAS["trace"] + EXTRAS["grpc"])]
-TORCH = [Requirement(line) for line in EXTRAS["torch"]]  # where it converts, and for GPUs
+TORCH = [Requirement(line) for line in EXTRAS["torch"]]  # for conversion and GPUs
 PIN = re.compile(r"([a-z0-9-]+)==(\S+)((?: --hash=sha256:[0-9a-f]{64})*)")
 
 Pins = Mapping[str, str]
 
 
 def pins(name: str, *, hashed: bool = True) -> Pins:
-    """Versions by name; fails for a line that is anything else than a pin, with hashes or not."""
+    """Return versions by name; fail for a line that is not a pin, with hashes or without."""
     text = (ROOT / "deploy" / name).read_text("utf-8").replace(" \\\n   ", "")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     found = [PIN.fullmatch(line) for line in lines]
@@ -50,12 +50,12 @@ def applies(one: Requirement, extras: set[str]) -> bool:
 
 
 def is_for_cuda(one: Requirement) -> bool:
-    """Is it one that only torch's build for CUDA has: those for Linux alone."""
+    """Tell whether only torch's CUDA build requires it: those for Linux alone."""
     return 'platform_system == "Linux"' in str(one.marker)
 
 
 def needed(roots: list[Requirement]) -> set[str]:
-    """Names of what these require, by what is installed here says of itself."""
+    """Return the names of all requirements, by the installed packages' metadata."""
     extras: dict[str, set[str]] = {}
     for one in roots:
         extras.setdefault(canonicalize_name(one.name), set()).update(one.extras)
@@ -82,14 +82,14 @@ def unmet(wanted: list[Requirement], locked: Pins) -> list[str]:
 # The lock
 
 
-def test_what_serves_on_a_cpu_is_locked_and_nothing_else() -> None:
+def test_the_lock_of_the_cpu_image_is_complete_and_minimal() -> None:
     locked = pins("requirements.txt")
     assert locked.keys() == needed(INSTALLED), "run: make lock"
     assert unmet(INSTALLED, locked) == [], "run: make lock"
     assert not {name for name in locked if "torch" in name or name.startswith("nvidia-c")}
 
 
-def test_what_torch_needs_besides_is_locked_and_nothing_else() -> None:
+def test_the_lock_of_torchs_dependencies_is_complete_and_minimal() -> None:
     torch = pins("torch.txt", hashed=False)
     locked = {**pins("torch-requirements.txt"), **torch}
     assert locked.keys() == needed(INSTALLED + TORCH) - needed(INSTALLED), "run: make lock"
@@ -100,25 +100,25 @@ def test_only_torch_is_without_a_hash() -> None:
     assert pins("torch.txt", hashed=False).keys() == {"torch", "torchvision"}
 
 
-def test_what_builds_the_wheel_is_locked_and_nothing_else() -> None:
+def test_the_lock_of_the_build_tools_is_complete_and_minimal() -> None:
     wanted = [Requirement(line) for line in PROJECT["build-system"]["requires"]]
     locked = pins("build.txt")
     assert locked.keys() == needed(wanted), "run: make lock"
     assert unmet(wanted, locked) == [], "run: make lock"
 
 
-def test_what_is_locked_twice_is_locked_the_same() -> None:
+def test_locks_agree() -> None:
     runs, builds = pins("requirements.txt"), pins("build.txt")
     assert {name: runs[name] for name in runs.keys() & builds.keys()} == {
         name: builds[name] for name in runs.keys() & builds.keys()
     }
 
 
-# Commands that make it known
+# Audit and SBOM
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a target with the tools beside our Python; what is installed is left as it is."""
+    """Run a target with the tools beside our Python, without installing anything."""
     tool = shutil.which("make") or missing("make")
     ours = f"BIN={Path(sys.executable).parent}"
     stamps = ("--old-file=.venv/.run", "--old-file=.venv/.dev")
@@ -131,7 +131,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def osv(vulnerable: str | None = None) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """A server that answers as OSV does: its address, and the versions it is asked about."""
+    """A fake OSV server: its address, and the versions in its requests."""
     asked: list[tuple[str, str]] = []
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -151,7 +151,7 @@ def osv(vulnerable: str | None = None) -> Iterator[tuple[str, list[tuple[str, st
 
 
 @pytest.mark.parametrize("vulnerable", [None, "pillow", "torch"])
-def test_an_audit_asks_about_all_that_is_locked_and_fails_for_one_that_is_known(
+def test_an_audit_checks_every_locked_package_and_fails_for_a_vulnerable_one(
     vulnerable: str | None,
 ) -> None:
     with osv(vulnerable) as (url, asked):
@@ -165,7 +165,7 @@ def test_an_audit_asks_about_all_that_is_locked_and_fails_for_one_that_is_known(
     )
 
 
-def test_an_audit_that_nobody_answers_fails() -> None:
+def test_an_audit_without_an_answer_fails() -> None:
     with osv() as (url, _):
         pass
     assert make("audit", f"OSV={url}").returncode != 0
@@ -173,7 +173,7 @@ def test_an_audit_that_nobody_answers_fails() -> None:
 
 @pytest.fixture(scope="module")
 def sbom(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The list of what an image with two models is made of."""
+    """The SBOM of an image with two models."""
     target = tmp_path_factory.mktemp("sbom") / "new/sbom.json"
     done = make("sbom", f"SBOM={target}", "MODEL=googlenet,bvlc_googlenet")
     assert (done.returncode, done.stderr) == (0, "")
@@ -181,7 +181,7 @@ def sbom(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_the_list_of_parts_is_cyclonedx(sbom: str) -> None:
+def test_the_sbom_is_valid_cyclonedx(sbom: str) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom) is None
 
 
@@ -195,7 +195,7 @@ def digests(part: dict[str, Any]) -> Iterator[str]:
         yield from (one["content"] for one in place.get("hashes", []))
 
 
-def test_every_locked_package_is_in_the_list_with_its_digests(sbom: str) -> None:
+def test_the_sbom_has_every_locked_package_with_its_digests(sbom: str) -> None:
     parts = components(sbom, "library")
     locked = pins("requirements.txt")
     assert {name: part["version"] for name, part in parts.items()} == locked
@@ -204,7 +204,7 @@ def test_every_locked_package_is_in_the_list_with_its_digests(sbom: str) -> None
     assert sorted(listed) == sorted(re.findall(r"sha256:(\w+)", lock))
 
 
-def test_the_list_says_what_needs_what(sbom: str) -> None:
+def test_the_sbom_has_the_dependencies(sbom: str) -> None:
     document = json.loads(sbom)
     names = {part["bom-ref"]: part["name"] for part in document["components"]}
     edges = {one["ref"]: one.get("dependsOn", []) for one in document["dependencies"]}
@@ -220,7 +220,7 @@ def test_the_list_says_what_needs_what(sbom: str) -> None:
     assert {names[one] for one in reached - {root["bom-ref"]}} == {*components(sbom, "library")}
 
 
-def test_the_weights_are_in_the_list_with_what_proves_them(sbom: str) -> None:
+def test_the_sbom_has_the_weights_with_their_digests(sbom: str) -> None:
     models = components(sbom, "machine-learning-model")
     store = stores.locate(None)
     assert models.keys() == {"digits", "googlenet", "bvlc_googlenet"}
@@ -234,13 +234,13 @@ def test_the_weights_are_in_the_list_with_what_proves_them(sbom: str) -> None:
         assert begins in {*digests(models[name]), reference.get("comment", "").split(" ")[-1]}
 
 
-# What is said of it
+# SECURITY.md
 
 
 SECURITY = (ROOT / "SECURITY.md").read_text("utf-8")
 
 
-def test_every_setting_that_is_named_is_one() -> None:
+def test_every_setting_in_the_page_exists() -> None:
     options = re.findall(r"`--([a-z][a-z-]*)`", SECURITY)
     assert options
     assert {name.replace("-", "_") for name in options} <= Settings.model_fields.keys()
@@ -248,14 +248,14 @@ def test_every_setting_that_is_named_is_one() -> None:
     assert {name.lower() for name in variables} <= Settings.model_fields.keys()
 
 
-def test_every_file_that_is_named_is_there() -> None:
+def test_every_file_in_the_page_exists() -> None:
     named = {*re.findall(r"`([\w./-]+/[\w.-]+|\w+\.(?:py|md|txt))`", SECURITY)}
     assert named
     places = (ROOT, ROOT / "tests")
     assert [name for name in named if not any((one / name).exists() for one in places)] == []
 
 
-def test_every_threat_has_a_test_that_defends_it() -> None:
+def test_every_threat_has_a_test() -> None:
     rows = re.findall(r"^\| (?!threat|---)(.+) \|$", SECURITY, re.MULTILINE)
     assert rows
     cells = [row.split("|") for row in rows]
@@ -263,7 +263,7 @@ def test_every_threat_has_a_test_that_defends_it() -> None:
     assert all(re.search(r"test_\w+\.py`", row[3]) for row in cells)
 
 
-def test_every_target_of_make_that_is_named_is_one() -> None:
+def test_every_make_target_in_the_page_exists() -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     named = re.findall(r"`make ([a-z]+)", SECURITY)
     assert named

@@ -1,4 +1,4 @@
-"""The answers are right: how often, on the 100 photos, over HTTP, many at once."""
+"""Accuracy on the 100 photos, over HTTP, with concurrent requests."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ CLIENTS = 16
 
 @pytest.fixture(scope="module")
 def client(real_store: Store) -> Iterator[httpx2.Client]:
-    """A client of a process that serves the real weights in float32, and has time."""
+    """A client of a process that serves the real weights in float32, with a long timeout."""
     options = {
         "--model": "bvlc_googlenet",
         "--model-store": str(real_store.root),
@@ -65,7 +65,7 @@ def photos(shared: Path) -> list[Path]:
     ("views", "top1", "top5"),
     [("single", 79, 92), ("ten", 82, 93)],
 )
-def test_the_answers_are_as_often_right_as_another_implementations(
+def test_accuracy_equals_another_implementation_s(
     views: str, top1: float, top5: float, client: httpx2.Client, photos: list[Path]
 ) -> None:
     first, among = accuracy(client, photos, views)
@@ -73,6 +73,6 @@ def test_the_answers_are_as_often_right_as_another_implementations(
     assert among == pytest.approx(top5, abs=1)
 
 
-def test_the_dense_views_answers_are_right_too(client: httpx2.Client, photos: list[Path]) -> None:
+def test_accuracy_of_dense_views(client: httpx2.Client, photos: list[Path]) -> None:
     _, among = accuracy(client, photos, "dense")
     assert among >= 90

@@ -1,4 +1,4 @@
-"""The other networks: as published, number for number, and served as they are."""
+"""The networks other than GoogLeNet: published sizes, and serving."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,11 +78,11 @@ def numbers(network: nn.Module) -> int:
         ("se_resnet50", 28_088_024),
     ],
 )
-def test_a_network_has_as_many_parameters_as_was_published(name: str, published: int) -> None:
+def test_number_of_parameters_is_the_published_one(name: str, published: int) -> None:
     assert numbers(networks.architecture(name).outline(1000)) == published
 
 
-def test_lenet5_has_the_papers_parameters_layer_by_layer() -> None:
+def test_lenet5_parameters_by_layer() -> None:
     network = lenet5.LeNet5()
     layers = {name: numbers(layer) for name, layer in network.named_children()}
     assert layers == {
@@ -97,7 +97,7 @@ def test_lenet5_has_the_papers_parameters_layer_by_layer() -> None:
     assert numbers(network) - layers["output"] == 60_000
 
 
-def test_xception_has_with_its_statistics_what_keras_counts() -> None:
+def test_xception_parameters_and_statistics_equal_keras() -> None:
     network = networks.architecture("xception").outline(1000)
     running = [v.numel() for n, v in network.named_buffers() if "running" in n]
     assert numbers(network) + sum(running) == 22_910_480
@@ -106,7 +106,7 @@ def test_xception_has_with_its_statistics_what_keras_counts() -> None:
 # What the papers say of the layers.
 
 
-def test_the_maps_of_lenet5_are_as_large_as_in_the_paper() -> None:
+def test_lenet5_map_sizes() -> None:
     network = lenet5.LeNet5().eval()
     with watched(network) as calls, torch.inference_mode():
         network(noise(1, 3, CROP, CROP))
@@ -121,7 +121,7 @@ def test_the_maps_of_lenet5_are_as_large_as_in_the_paper() -> None:
     assert calls["c1"][0].given.shape == (1, 1, 32, 32)
 
 
-def test_lenet5_sees_the_mean_of_each_7x7_in_grey() -> None:
+def test_lenet5_input_is_grey_and_shrunk() -> None:
     image = noise(1, 3, CROP, CROP)
     network = lenet5.LeNet5().eval()
     with watched(network) as calls, torch.inference_mode():
@@ -130,7 +130,7 @@ def test_lenet5_sees_the_mean_of_each_7x7_in_grey() -> None:
     torch.testing.assert_close(calls["c1"][0].given[0, 0], tiles)
 
 
-def test_a_map_of_lenet5s_third_layer_depends_on_those_of_table_1_alone() -> None:
+def test_lenet5_third_layer_connections() -> None:
     layer = lenet5.Partial(lenet5.TABLE_1)
     seen = []
     for one in range(6):
@@ -143,7 +143,7 @@ def test_a_map_of_lenet5s_third_layer_depends_on_those_of_table_1_alone() -> Non
     assert torch.stack(seen).sum(1).tolist() == [10] * 6  # each is seen by ten
 
 
-def test_lenet5s_subsampling_is_the_sum_of_four_times_what_it_learnt_and_more() -> None:
+def test_lenet5_subsampling() -> None:
     layer = lenet5.Subsampling(2)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([2.0, 3.0]).view(2, 1, 1))
@@ -152,7 +152,7 @@ def test_lenet5s_subsampling_is_the_sum_of_four_times_what_it_learnt_and_more() 
     assert layer(x).flatten().tolist() == [2 * 6 + 0.5, 3 * 22]
 
 
-def test_the_maps_of_zfnet_are_as_large_as_in_figure_3() -> None:
+def test_zfnet_map_sizes() -> None:
     features = networks.architecture("zfnet").outline(10).get_submodule("features")
     x, sides = torch.empty(1, 3, CROP, CROP, device="meta"), []
     assert isinstance(features, nn.Sequential)
@@ -163,7 +163,7 @@ def test_the_maps_of_zfnet_are_as_large_as_in_figure_3() -> None:
     assert sides == [110, 55, 26, 13, 13, 13, 13, 6]
 
 
-def test_xceptions_maps_are_as_large_as_in_figure_5() -> None:
+def test_xception_map_sizes() -> None:
     network = networks.architecture("xception").outline(10)
     with watched(network) as calls:
         network(torch.empty(1, 3, 299, 299, device="meta"))
@@ -171,7 +171,7 @@ def test_xceptions_maps_are_as_large_as_in_figure_5() -> None:
     assert shapes == [(728, 19, 19), (728, 19, 19), (2048, 10, 10)]
 
 
-def test_each_block_of_se_resnet50_weighs_its_channels_before_it_is_added() -> None:
+def test_se_resnet50_blocks_have_squeeze_and_excitation() -> None:
     network = lively(networks.architecture("se_resnet50").build(3))
     with watched(network) as calls, torch.no_grad():
         network(noise(1, 3, 64, 64))
@@ -187,7 +187,7 @@ def test_each_block_of_se_resnet50_weighs_its_channels_before_it_is_added() -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_torchvisions_network_is_known_by_its_own_name(name: str) -> None:
+def test_torchvision_networks_by_name(name: str) -> None:
     found = networks.architecture(name)
     options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
     theirs = models.get_model(name, weights=None, num_classes=3, **options)
@@ -201,7 +201,7 @@ def test_torchvisions_network_is_known_by_its_own_name(name: str) -> None:
     assert found.explains == (name in EXPLAINED)
 
 
-def test_every_classifier_of_torchvisions_can_be_named() -> None:
+def test_all_torchvision_classifiers_are_listed() -> None:
     missing = [
         name
         for name in models.list_models(module=models)
@@ -221,7 +221,7 @@ def test_every_classifier_of_torchvisions_can_be_named() -> None:
         ("fcn_resnet101", "; do you mean 'resnet101'?"),  # torchvision's, but no classifier
     ],
 )
-def test_a_name_that_none_has_is_told_with_the_nearest(wrong: str, meant: str) -> None:
+def test_unknown_name_error_has_the_closest_name(wrong: str, meant: str) -> None:
     with pytest.raises(ModelError) as caught:
         networks.architecture(wrong)
     assert str(caught.value) == (
@@ -231,12 +231,12 @@ def test_a_name_that_none_has_is_told_with_the_nearest(wrong: str, meant: str) -
 
 
 @pytest.mark.parametrize("name", ["lenet5", "zfnet", "xception", "se_resnet50", "resnet18"])
-def test_only_googlenet_comes_in_widths(name: str) -> None:
+def test_only_googlenet_has_widths(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name} comes in width 1 only; googlenet in any"):
         networks.architecture(name).build(10, 0.5)
 
 
-def test_alexnet_answers_as_torchvisions_and_a_larger_image_by_its_windows() -> None:
+def test_alexnet_equals_torchvision_s_and_is_dense_on_larger_images() -> None:
     """The fully connected layers as convolutions, and the mean of the class map."""
     theirs = lively(models.alexnet(num_classes=5))
     ours = networks.architecture("alexnet").build(5).eval()
@@ -255,7 +255,7 @@ def test_alexnet_answers_as_torchvisions_and_a_larger_image_by_its_windows() -> 
 
 
 @pytest.mark.parametrize(("name", "side"), [("alexnet", 6), ("zfnet", 6), ("vgg16", 7)])
-def test_a_usual_image_has_one_window(name: str, side: int) -> None:
+def test_image_of_224_pixels_has_one_window(name: str, side: int) -> None:
     network = networks.architecture(name).outline(10)
     assert isinstance(network, Windowed)
     for pixels, places in ((CROP, side), (DENSE, side + 2)):
@@ -264,8 +264,8 @@ def test_a_usual_image_has_one_window(name: str, side: int) -> None:
     assert network.side == side
 
 
-def test_lenet5_makes_of_a_larger_image_the_mean_of_its_windows() -> None:
-    """As the paper says of it: a map of what it makes of each 32x32."""
+def test_lenet5_is_the_mean_of_windows_on_larger_images() -> None:
+    """As in the paper: a map of the outputs for each 32x32 window."""
     network = lively(ARCHITECTURES["lenet5"].build(4))
     image = noise(1, 3, DENSE, DENSE)
     with torch.inference_mode():
@@ -283,7 +283,7 @@ def test_lenet5_makes_of_a_larger_image_the_mean_of_its_windows() -> None:
 
 
 def model(root: Path, name: str) -> Model:
-    """A model of three classes with the weights of chance, through a store."""
+    """A model of three classes with random weights, through a store."""
     return weights.load(small.stored(root, name), "small")
 
 
@@ -294,7 +294,7 @@ def model(root: Path, name: str) -> Model:
         *(("densenet121", DENSE), ("mobilenet_v2", DENSE), ("xception", DENSE), ("swin_t", CROP)),
     ],
 )
-def test_the_mean_of_a_map_and_the_bias_are_the_logit(name: str, side: int, tmp_path: Path) -> None:
+def test_map_mean_plus_bias_is_the_logit(name: str, side: int, tmp_path: Path) -> None:
     one = model(tmp_path, name)
     assert one.explains
     pixels = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
@@ -328,7 +328,7 @@ class Ending(nn.Module):
 
 
 class Strided(nn.Module):
-    """Averages windows, and then those."""
+    """Averages of windows, then their average."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -346,7 +346,7 @@ class Strided(nn.Module):
         (Strided(1), nn.Linear(4, 2), 7),
     ],
 )
-def test_a_network_that_ends_in_an_average_and_one_layer_has_maps(
+def test_average_pooling_and_one_layer_has_maps(
     pool: nn.Module, last: nn.Module, window: int | None
 ) -> None:
     network = Ending(pool, last).eval()
@@ -365,7 +365,7 @@ def test_a_network_that_ends_in_an_average_and_one_layer_has_maps(
         (nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(4, 2), nn.ReLU())),
     ],
 )
-def test_a_network_that_ends_in_another_way_has_none(pool: nn.Module, last: nn.Module) -> None:
+def test_other_endings_have_no_maps(pool: nn.Module, last: nn.Module) -> None:
     network = Ending(pool, last).eval()
     assert ending.find(traced(network)) is None
 
@@ -375,7 +375,7 @@ def test_a_network_that_ends_in_another_way_has_none(pool: nn.Module, last: nn.M
 
 @contextmanager
 def served(root: Path, name: str) -> Iterator[tuple[TestClient, Model]]:
-    """A client of the service on a network with the weights of chance, in this process."""
+    """A client of an in-process service of a network with random weights."""
     store = small.stored(root, name)
     converter.convert(store, "small")
     chosen = Settings(model="small", model_store=store.root, device="cpu", precision="float32",
@@ -392,7 +392,7 @@ def image() -> bytes:
 
 
 def expected(one: Model, network: nn.Module, plan: str) -> Mapping[str, float]:
-    """What the plain network makes of the same views, without batches or converting."""
+    """The plain network's results for the same views, without batches or conversion."""
     (cuts,) = prepare(image(), [crops.plan(plan, one.manifest.preprocessing.resized)],
                       Bounds(10**8))  # fmt: skip
     pixels = []
@@ -428,7 +428,7 @@ def answered(client: TestClient, plan: str) -> dict[str, float]:
         ("mobilenet_v3_small", ["single", "dense"]),
     ],
 )
-def test_a_network_answers_over_http_as_it_does_by_itself(
+def test_http_results_equal_the_plain_network_s(
     name: str, plans: list[str], tmp_path: Path
 ) -> None:
     with served(tmp_path, name) as (client, one):
@@ -442,7 +442,7 @@ def test_a_network_answers_over_http_as_it_does_by_itself(
             assert answered(client, plan) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_network_of_one_size_is_not_asked_for_larger_views(tmp_path: Path) -> None:
+def test_network_of_one_size_refuses_larger_views(tmp_path: Path) -> None:
     described = describe(tmp_path, architecture="vit_b_32").manifest("small")
     one = Model("small", described, (), "", {})
     assert one.sides == (CROP,)
@@ -473,7 +473,7 @@ def test_bfloat16_agrees(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["googlenet", "lenet5", "resnet18", "swin_t", "vgg11"])
-def test_what_is_to_be_filled_is_not_drawn_first(name: str) -> None:
+def test_loading_skips_random_initialization(name: str) -> None:
     before = torch.get_rng_state()
     dirt = [torch.full((1000, 1000), 1e30) for _ in range(20)]  # is in memory afterwards
     del dirt
@@ -488,7 +488,7 @@ def test_what_is_to_be_filled_is_not_drawn_first(name: str) -> None:
 # Weights that others publish.
 
 
-def test_densenets_published_weights_have_older_names(tmp_path: Path) -> None:
+def test_densenet_published_names_are_renamed(tmp_path: Path) -> None:
     theirs = lively(models.densenet121())
     older = {
         name.replace("norm1.", "norm.1.").replace("norm2.", "norm.2.")
@@ -506,7 +506,7 @@ def test_densenets_published_weights_have_older_names(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_inceptions_published_weights_have_a_classifier_more(tmp_path: Path) -> None:
+def test_inception_auxiliary_classifier_is_dropped(tmp_path: Path) -> None:
     theirs = lively(models.inception_v3(num_classes=3, init_weights=False))
     torch.save(theirs.state_dict(), tmp_path / "published.pth")
     store = describe(tmp_path, architecture="inception_v3")
@@ -518,7 +518,7 @@ def test_inceptions_published_weights_have_a_classifier_more(tmp_path: Path) -> 
         torch.testing.assert_close(one.network()(x), theirs(x))
 
 
-def test_mnasnet_gets_the_version_of_its_parameters_that_it_insists_on(tmp_path: Path) -> None:
+def test_mnasnet_module_version_is_kept(tmp_path: Path) -> None:
     theirs = lively(models.mnasnet0_5(num_classes=3))
     torch.save(theirs.state_dict(), tmp_path / "published.pth")
     store = describe(tmp_path, architecture="mnasnet0_5")

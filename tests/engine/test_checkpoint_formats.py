@@ -26,7 +26,7 @@ def test_none_is_no_error(tmp_path: Path) -> None:
 def test_one_of_another_training_is_told(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"of": "another"})
-    with pytest.raises(ModelError, match="with other options or images; delete it to begin anew"):
+    with pytest.raises(ModelError, match="with other options or images; delete it to start from"):
         checkpoint.load(path, of="me")
 
 
@@ -34,7 +34,7 @@ def test_one_of_another_training_is_told(tmp_path: Path) -> None:
 def test_a_damaged_one_is_told(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="is damaged; delete it to begin anew"):
+    with pytest.raises(ModelError, match="is damaged; delete it to start from"):
         checkpoint.load(path, of="me")
 
 

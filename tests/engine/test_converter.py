@@ -1,4 +1,4 @@
-"""From PyTorch to OpenVINO: what is converted computes what PyTorch does, or is refused."""
+"""Conversion to OpenVINO: results equal PyTorch's, or the conversion fails."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ def computed(made: Converted, x: Tensor) -> Outputs:
 
 
 def taken(model: Model, photos: Sequence[Image.Image], side: int) -> Tensor:
-    """What a network takes of photos: (N, 3, side, side)."""
+    """Preprocessed photos: (N, 3, side, side)."""
     name, resize = ("single", WARP) if side == CROP else ("dense", SHORT)
     pixels = np.stack([cuts(photo, name, resize).canvases[0][:side, :side] for photo in photos])
     x: Tensor = Normalise(model.manifest.preprocessing, torch.float32)(torch.from_numpy(pixels))
@@ -66,7 +66,7 @@ def googlenet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return weights.load(small.stored(root, "torchvision_googlenet"), "small")
 
 
-def test_googlenet_is_converted_to_the_features_and_probabilities_of_pytorch(
+def test_converted_googlenet_equals_pytorch(
     googlenet: Model, photos: Sequence[Image.Image]
 ) -> None:
     """One graph for views of either size and for any number of them."""
@@ -102,8 +102,8 @@ SLOW = (
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-def test_a_network_is_converted_for_the_views_that_it_takes(name: str, tmp_path: Path) -> None:
-    """A window of attention is computed in a way that one graph does not hold for all sizes."""
+def test_conversion_for_the_supported_view_sizes(name: str, tmp_path: Path) -> None:
+    """Windowed attention needs a different graph for each size."""
     model = weights.load(small.stored(tmp_path, name), "small")
     made = converter.make(model)
     assert made.description.network.sides == ((CROP,) if name in ONE_SIZE else (CROP, DENSE))
@@ -117,18 +117,18 @@ def test_a_network_is_converted_for_the_views_that_it_takes(name: str, tmp_path:
     assert len(found) == 1 + model.explains
 
 
-# What cannot be converted.
+# Failing conversions.
 
 
 class Unknown(nn.Module):
-    """Computes what OpenVINO has no operation for."""
+    """Uses an operation that OpenVINO lacks."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 3)
         return torch.special.bessel_j0(x).mean((2, 3))
 
 
 class Constant(nn.Module):
-    """Computes with what the number of rows was when it was traced."""
+    """Hard-codes the number of rows at tracing."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 3)
         return x.mean((2, 3)) * int(x.shape[0])
@@ -149,9 +149,7 @@ class Raising(nn.Module):
         (Raising, "2 are too many"),
     ],
 )
-def test_a_network_that_cannot_be_converted_is_refused_in_a_sentence(
-    network: type[nn.Module], why: str
-) -> None:
+def test_unconvertible_network_error(network: type[nn.Module], why: str) -> None:
     class Odd(Toy):
         def network(self) -> nn.Module:
             return network().eval()
@@ -168,13 +166,13 @@ def test_a_network_that_cannot_be_converted_is_refused_in_a_sentence(
 
 
 class OfEachSize(nn.Module):
-    """Computes with what the side was when it was traced."""
+    """Hard-codes the side at tracing."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - (N, 3, H, W) -> (N, 3)
         return x.mean((2, 3)) * (int(x.shape[2]) / CROP) ** 8
 
 
-def test_a_graph_that_holds_for_one_size_of_views_is_kept_for_that() -> None:
+def test_graph_of_one_view_size_is_the_fallback() -> None:
     class Sized(Toy):
         def network(self) -> nn.Module:
             return OfEachSize()
@@ -195,7 +193,7 @@ def settings(store: Store, **chosen: object) -> Settings:
 
 
 def answer(store: Store, image: Image.Image, **chosen: object) -> npt.NDArray[np.float64]:
-    """Load an engine and give an image's probabilities."""
+    """Load an engine and compute an image's probabilities."""
     loaded = engine.load(settings(store, **chosen))
     (found,) = loaded.executors[0].run(batch(whole(cuts(image, "single"))))
     assert isinstance(found, np.ndarray)
@@ -211,25 +209,23 @@ def test_a_model_is_converted_once(tmp_path: Path) -> None:
     assert store.read("small", FLOATS)[1] == digest
 
 
-def test_what_was_not_converted_is_when_it_is_loaded(
-    tmp_path: Path, photos: Sequence[Image.Image]
-) -> None:
+def test_load_converts_a_model_first(tmp_path: Path, photos: Sequence[Image.Image]) -> None:
     store = small.stored(tmp_path, "lenet5")
     found = answer(store, photos[0])
     assert not converter.convert(store, "small")
     assert found == pytest.approx(answer(store, photos[0], device="torch-cpu"), abs=1e-4)
 
 
-def test_what_cannot_be_converted_is_computed_by_pytorch(
+def test_unconvertible_model_runs_on_pytorch(
     tmp_path: Path, photos: Sequence[Image.Image], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Here since nothing can be written beside the weights: what is to be the lock is a folder."""
+    """The conversion fails because a folder is in the place of the lock file."""
     store = small.stored(tmp_path, "lenet5")
     lock = tmp_path / "small/weights.lock"
     lock.unlink(missing_ok=True)
     lock.mkdir()
     found = answer(store, photos[0])
-    (record,) = (one for one in caplog.records if "PyTorch computes it" in one.message)
+    (record,) = (one for one in caplog.records if "running it with PyTorch" in one.message)
     assert f"cannot write to {tmp_path / 'small'}: Is a directory" in record.message
     assert record.message.count("\n") == 0
     assert not store.has("small", FLOATS)
@@ -238,7 +234,7 @@ def test_what_cannot_be_converted_is_computed_by_pytorch(
         engine.load(settings(store, precision="int8"))
 
 
-# Nothing is sent.
+# No network connections.
 
 WATCH = """
 import sys, traceback
@@ -255,7 +251,7 @@ sys.addaudithook(watch)
 
 
 def watched(folder: Path) -> tuple[Mapping[str, str], Path]:
-    """An environment in which each Python notes, and refuses, that it connects anywhere."""
+    """An environment in which Python processes record and refuse connections."""
     log = folder / "connections.log"
     (folder / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
     return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}, log
@@ -268,7 +264,7 @@ def python(environment: Mapping[str, str], *arguments: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-def test_a_connection_would_be_noticed(tmp_path: Path) -> None:
+def test_connection_watch_detects_connections(tmp_path: Path) -> None:
     environment, log = watched(tmp_path)
     connect = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9')"
     assert python(environment, "-c", connect).returncode == 1
@@ -276,9 +272,7 @@ def test_a_connection_would_be_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_neither_converting_nor_quantizing_nor_serving_connects_anywhere(
-    tmp_path: Path, shared: Path
-) -> None:
+def test_no_network_connections(tmp_path: Path, shared: Path) -> None:
     environment, log = watched(tmp_path)
     store = small.stored(tmp_path, "lenet5")
     chosen = (f"--model-store={store.root}", "--model=small", "--device=cpu", "--cpu-threads=1")

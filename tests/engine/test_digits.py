@@ -17,9 +17,9 @@ from service.offline.evaluation import Score
 from service.serving import factory
 from service.serving.classifier import Classifier
 from service.settings import Settings
-from service.training import course
-from service.training.course import Audience
+from service.training import run
 from service.training.options import Options
+from service.training.run import Callbacks
 
 DIGITS = ROOT / "model_store/digits"
 
@@ -53,14 +53,14 @@ def scores(
 
 
 @pytest.mark.slow
-def test_98_of_100_digits_that_no_training_has_seen_are_told(digits: Path) -> None:
+def test_accuracy_on_held_out_digits_is_98_percent(digits: Path) -> None:
     for score in scores(digits / "test", ["single", "ten"]):
         assert (score.photos, score.unreadable) == (360, ())
         assert score.top1 >= 0.98 * score.photos, score.views
 
 
 @pytest.mark.slow
-def test_they_are_told_without_a_temperature_for_none_would_help(digits: Path) -> None:
+def test_bundled_model_needs_no_temperature(digits: Path) -> None:
     async def likely() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         settings = Settings(model="digits", device="cpu", precision="float32", cpu_threads=1)
         async with factory.create_served_model(settings) as served_model:
@@ -78,7 +78,7 @@ def test_they_are_told_without_a_temperature_for_none_would_help(digits: Path) -
 
 
 @pytest.mark.slow
-def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> None:
+def test_lenet5_learns_digits_in_a_few_epochs(digits: Path, tmp_path: Path) -> None:
     """The smallest example; `make lenet5` goes on for 30 epochs, to 98 of 100 and more."""
     chosen = Options.model_validate(
         {
@@ -95,7 +95,7 @@ def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> Non
         }
     )
     settings = Settings(model_store=tmp_path, device="cpu", precision="float32")
-    trained = course.train(settings, chosen, "the command", Audience())
+    trained = run.train(settings, chosen, "the command", Callbacks())
     assert trained is not None
     assert store.locate(tmp_path).manifest("lenet5").architecture == "lenet5"
     (score,) = scores(digits / "test", ["single"], "lenet5", tmp_path)
@@ -103,7 +103,7 @@ def test_lenet5_learns_them_in_a_few_epochs(digits: Path, tmp_path: Path) -> Non
     assert score.top1 >= 0.95 * score.photos
 
 
-def test_training_and_testing_have_no_image_in_common(digits: Path) -> None:
+def test_training_and_test_images_are_disjoint(digits: Path) -> None:
     train, test = (
         {path.read_bytes() for path in (digits / part).glob("*/*.png")}
         for part in ("train", "test")
@@ -112,14 +112,14 @@ def test_training_and_testing_have_no_image_in_common(digits: Path) -> None:
     assert not train & test
 
 
-def test_the_images_in_the_repository_are_held_out_ones(digits: Path) -> None:
+def test_images_in_the_repository_are_held_out(digits: Path) -> None:
     test = {path.read_bytes(): path.parent.name for path in (digits / "test").glob("*/*.png")}
     ours = sorted((DIGITS / "held_out").iterdir())
     assert [path.name for path in ours] == [f"{digit}.png" for digit in range(10)]
     assert [test[path.read_bytes()] for path in ours] == [str(digit) for digit in range(10)]
 
 
-def test_the_log_of_its_training_is_there_and_agrees_with_its_manifest() -> None:
+def test_training_log_agrees_with_the_manifest() -> None:
     described = store.locate(None).manifest("digits")
     assert described.training is not None
     assert described.training.held_out == 289
@@ -132,12 +132,12 @@ def test_the_log_of_its_training_is_there_and_agrees_with_its_manifest() -> None
     assert not described.preprocessing.mirror  # a mirrored 2 is no digit
 
 
-def test_it_is_small() -> None:
+def test_bundled_model_is_small() -> None:
     size = sum(path.stat().st_size for path in DIGITS.rglob("*") if path.is_file())
     assert size < 4_000_000
 
 
-def test_the_command_in_its_manifest_is_that_of_make() -> None:
+def test_manifest_command_is_that_of_make() -> None:
     described = store.locate(None).manifest("digits")
     assert described.training is not None
     wanted = described.training.command.replace("build/digits", "$(DIGITS)").replace("'", '"')

@@ -1,4 +1,4 @@
-"""Models from the store to rankings: by OpenVINO on a CPU, or by PyTorch."""
+"""The engine: loading and results, by OpenVINO on a CPU or by PyTorch."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -86,7 +86,7 @@ def one(store: Store) -> Engine:
     return load(store, "one", max_batch=10)
 
 
-def test_a_large_job_split_at_odd_places_has_the_same_sum(one: Engine) -> None:
+def test_split_job_has_the_same_sum(one: Engine) -> None:
     run = one.executors[0].run
     payload = cuts(noise(6), "paper")
     tens = [run(batch(Slice(payload, at, min(at + 10, 144))))[0] for at in range(0, 144, 10)]
@@ -111,12 +111,12 @@ def test_members_are_averaged_after_their_views(one: Engine, both: Engine, store
     assert rank(both, image, "ten") == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
 
 
-def test_members_may_resize_in_their_own_ways(both: Engine) -> None:
+def test_members_may_resize_differently(both: Engine) -> None:
     assert [member.resize for member in both.ensemble.members] == [WARP, SHORT]
     assert both.ensemble.plans("ten") == (crops.plan("ten", WARP), crops.plan("ten", SHORT))
 
 
-def test_an_engine_says_what_it_is(both: Engine, store: Store) -> None:
+def test_engine_s_ensemble(both: Engine, store: Store) -> None:
     said = both.ensemble
     assert said.name == "one,two"
     assert (said.device, said.precision) == ("cpu", "float32")
@@ -131,7 +131,7 @@ def test_an_engine_says_what_it_is(both: Engine, store: Store) -> None:
     assert said.warmup_seconds > 0
 
 
-def test_on_a_cpu_any_number_of_rows_is_a_batch(both: Engine, one: Engine) -> None:
+def test_cpu_runs_any_batch_size(both: Engine, one: Engine) -> None:
     for served, largest in ((both, 2), (one, 10)):
         curves = served.ensemble.costs.curves
         members = range(len(served.ensemble.members))
@@ -147,11 +147,11 @@ def test_on_a_cpu_any_number_of_rows_is_a_batch(both: Engine, one: Engine) -> No
             assert curve.seconds(1) > 0
 
 
-def test_without_a_largest_batch_it_is_16_rows_on_a_cpu(store: Store) -> None:
+def test_default_largest_batch_is_16_rows_on_a_cpu(store: Store) -> None:
     assert load(store, "one", max_batch=0).ensemble.costs.largest(Key(0, CROP)) == 16
 
 
-def test_pytorch_computes_the_same_in_buckets(both: Engine, store: Store) -> None:
+def test_pytorch_results_equal_openvino_s_in_buckets(both: Engine, store: Store) -> None:
     reference = load(store, "one", "two", device="torch-cpu", max_batch=3)
     assert (reference.ensemble.device, reference.ensemble.precision) == ("cpu", "float32")
     assert reference.ensemble.members == both.ensemble.members
@@ -162,7 +162,7 @@ def test_pytorch_computes_the_same_in_buckets(both: Engine, store: Store) -> Non
     assert rank(both, image, "ten") == pytest.approx(rank(reference, image, "ten"), abs=1e-4)
 
 
-# What cannot be loaded.
+# Failing loads.
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
@@ -171,7 +171,7 @@ def test_models_with_different_labels_are_refused(device: str, store: Store) -> 
         load(store, "one", "two", "other", device=device)
 
 
-def test_a_device_that_is_not_there_is_refused(store: Store) -> None:
+def test_missing_device_is_refused(store: Store) -> None:
     with pytest.raises(ModelError, match="cuda:99"):
         load(store, "one", device="cuda:99")
 
@@ -187,13 +187,13 @@ def test_a_model_without_weights_is_not_loaded(device: str, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def model(real_store: Store) -> Model:
-    """BVLC's GoogLeNet, as PyTorch takes it."""
+    """BVLC's GoogLeNet for PyTorch."""
     return weights.load(real_store, NAME)
 
 
 @pytest.fixture(scope="module")
 def real(real_store: Store) -> Engine:
-    """It alone, exact, for up to four rows."""
+    """An engine of it in float32, for up to four rows."""
     return load(real_store, NAME, max_batch=4)
 
 
@@ -204,9 +204,7 @@ def photo(shared: Path) -> Image.Image:
     return decode(path.read_bytes(), max_pixels=10**8)
 
 
-def test_an_image_is_decoded_once_for_all_members_and_answered(
-    real_store: Store, beagle: bytes
-) -> None:
+def test_image_is_decoded_once_for_all_members(real_store: Store, beagle: bytes) -> None:
     loaded = load(real_store, NAME, NAME)
     assert loaded.ensemble.name == f"{NAME},{NAME}"
     prepared = loaded.prepare(beagle, "single", Bounds(10**8))
@@ -218,12 +216,12 @@ def test_an_image_is_decoded_once_for_all_members_and_answered(
     assert best.label == "beagle"
 
 
-def test_images_have_as_many_pixels_as_may_be(real: Engine, beagle: bytes) -> None:
+def test_max_pixels_applies(real: Engine, beagle: bytes) -> None:
     with pytest.raises(TooLarge):
         real.prepare(beagle, "single", Bounds(1000))
 
 
-def test_a_tensor_is_answered_as_the_view_that_it_was_made_of(real: Engine, beagle: bytes) -> None:
+def test_tensor_result_equals_its_view_s(real: Engine, beagle: bytes) -> None:
     """BGR minus 104, 117, 123, made with numpy of the view that the service cuts itself."""
     (cut,) = real.prepare(beagle, "single", Bounds(10**8))
     tensor = cut.canvases[0][:, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
@@ -245,7 +243,7 @@ def beagle_at_224(beagle: bytes) -> Image.Image:
     return photo.transform((CROP, CROP), affine, matrix, bilinear)
 
 
-def test_a_beagle_is_as_probable_as_an_independent_reader_has_it(
+def test_beagle_probability_equals_an_independent_implementation_s(
     real: Engine, beagle: bytes
 ) -> None:
     """`shared/README.md`: resized straight to 224x224, class 162 at 0.811.
@@ -261,7 +259,7 @@ def test_a_beagle_is_as_probable_as_an_independent_reader_has_it(
     assert best.probability == pytest.approx(0.811, abs=0.005)
 
 
-def test_a_photo_is_answered_as_a_plain_reading_of_pixels_minus_mean_is(
+def test_result_equals_a_plain_numpy_preprocessing_s(
     model: Model, real: Engine, photo: Image.Image
 ) -> None:
     """BGR minus 104, 117, 123, planes first, with no part of the service but the network."""
@@ -273,7 +271,7 @@ def test_a_photo_is_answered_as_a_plain_reading_of_pixels_minus_mean_is(
     assert rank(real, photo, "single") == pytest.approx(expected, abs=1e-4)
 
 
-def test_probabilities_and_not_logits_are_averaged_over_the_views(
+def test_probabilities_not_logits_are_averaged(
     model: Model, real: Engine, photo: Image.Image
 ) -> None:
     pixels = torch.from_numpy(np.stack(expected_views(whole(cuts(photo, "ten")))))

@@ -1,4 +1,4 @@
-"""A weights file gives its tensors, or one sentence about what is wrong with it."""
+"""Weights files: reading, and the errors of invalid ones."""
 
 import argparse
 import io
@@ -29,7 +29,7 @@ NetParameter = type(caffemodel._net_parameter())  # noqa: SLF001 - writes what t
 
 
 def refusal(read: Reader, path: Path) -> str:
-    """The one sentence with which a file is refused."""
+    """Return the error of a refused file."""
     with pytest.raises(BadWeights) as caught:
         read(path)
     sentence = str(caught.value)
@@ -122,7 +122,7 @@ def test_caffe_scalars_have_no_dimensions(tmp_path: Path) -> None:
     assert read == 3
 
 
-def test_what_is_not_weights_is_skipped(tmp_path: Path) -> None:
+def test_caffe_fields_without_weights_are_skipped(tmp_path: Path) -> None:
     """Layers without blobs, and fields the schema does not name, on every level of the file."""
     known = field(5, np.array([1, 2], "<f4").tobytes())
     blob = field(9, b"a field of a later Caffe") + known + field(7, field(1, b"\x02"))
@@ -134,7 +134,7 @@ def test_what_is_not_weights_is_skipped(tmp_path: Path) -> None:
     }
 
 
-def test_the_published_weights_are_read(shared: Path) -> None:
+def test_published_weights_are_read(shared: Path) -> None:
     blobs = caffemodel.read(shared / "weights/bvlc_googlenet.caffemodel")
     assert sum(len(of) == 2 for of in blobs.values()) == 58
     assert sum(blob.numel() for of in blobs.values() for blob in of) == 6_998_552
@@ -153,7 +153,7 @@ def test_the_published_weights_are_read(shared: Path) -> None:
         (legacy_layer((2**31 - 1,) * 4, [1]), "but holds 1 numbers"),
     ],
 )
-def test_a_caffe_blob_that_disagrees_with_its_shape_is_refused(
+def test_caffe_blob_with_a_wrong_shape_is_refused(
     content: bytes, said: str, tmp_path: Path
 ) -> None:
     sentence = refusal(caffemodel.read, caffe_file(tmp_path, content))
@@ -185,7 +185,7 @@ def test_a_caffe_blob_without_a_shape_is_refused(tmp_path: Path) -> None:
     ],
     ids=["empty", "web page", "no weights", "no layers", "nested", "length"],
 )
-def test_what_is_no_caffe_model_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_files_as_caffe_model_are_refused(content: bytes, tmp_path: Path) -> None:
     sentence = refusal(caffemodel.read, caffe_file(tmp_path, content))
     assert sentence.startswith("net.caffemodel is not a Caffe model")
 
@@ -273,10 +273,10 @@ def test_a_plain_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Pat
         "none",
     ],
 )
-def test_what_is_no_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+def test_content_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
     sentence = refusal(pickled.read, pth_file(tmp_path, content))
-    assert sentence.startswith("net.pth holds something else than a state dict of tensors")
-    assert sentence.endswith(", by itself or under " + ", ".join(checkpoint.WRAPPERS))
+    assert sentence.startswith("net.pth holds no state dict of tensors")
+    assert sentence.endswith(", at the top level or under " + ", ".join(checkpoint.WRAPPERS))
 
 
 # Checkpoints of training
@@ -292,7 +292,7 @@ def test_the_weights_of_a_checkpoint_are_found(wrapper: str, tmp_path: Path) -> 
     assert said == [f"took the weights under '{wrapper}' of net.pth"]
 
 
-def test_trained_weights_are_taken_rather_than_their_average_and_that_is_said(
+def test_trained_weights_are_preferred_to_their_average(
     tmp_path: Path,
 ) -> None:
     said: list[str] = []
@@ -307,13 +307,13 @@ def test_trained_weights_are_taken_rather_than_their_average_and_that_is_said(
     )
 
 
-def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path) -> None:
+def test_recursive_checkpoint_is_refused(tmp_path: Path) -> None:
     content: dict[str, Any] = {}
     content["model"] = content
-    assert "something else" in refusal(pickled.read, pth_file(tmp_path, content))
+    assert "holds no state dict" in refusal(pickled.read, pth_file(tmp_path, content))
 
 
-def test_a_plain_state_dict_needs_no_word(tmp_path: Path) -> None:
+def test_plain_state_dict_is_read_without_messages(tmp_path: Path) -> None:
     said: list[str] = []
     read = pickled.read(pth_file(tmp_path, STATE), said.append)
     assert checkpoint.unprefixed(read, "net.pth", said.append).keys() == STATE.keys()
@@ -337,9 +337,7 @@ def test_a_plain_state_dict_needs_no_word(tmp_path: Path) -> None:
         ([], [], ""),
     ],
 )  # fmt: skip
-def test_what_wrappers_put_into_names_is_removed(
-    names: list[str], wanted: list[str], removed: str
-) -> None:
+def test_wrapper_prefixes_are_removed(names: list[str], wanted: list[str], removed: str) -> None:
     said: list[str] = []
     tensors = {name: torch.tensor(float(number)) for number, name in enumerate(names)}
     read = checkpoint.unprefixed(tensors, "net.pth", said.append)
@@ -348,7 +346,7 @@ def test_what_wrappers_put_into_names_is_removed(
     assert said == ([f"removed {removed} from the names in net.pth"] if removed else [])
 
 
-def test_two_tensors_that_would_have_one_name_are_refused() -> None:
+def test_colliding_names_are_refused() -> None:
     tensors = {"a.b": STATE["bias"], "a._orig_mod.b": STATE["weight"]}
     with pytest.raises(BadWeights, match="two tensors of one name, without _orig_mod"):
         checkpoint.unprefixed(tensors, "net.pth")
@@ -373,7 +371,7 @@ def test_a_state_dict_that_is_cut_short_is_refused(
 @pytest.mark.parametrize(
     "content", [b"", b"hello\n" * 100, bytes(1000)], ids=["empty", "text", "zeros"]
 )
-def test_what_is_no_pth_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_files_as_pth_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     path.write_bytes(content)
     assert "net.pth is not a PyTorch state dict" in refusal(pickled.read, path)
@@ -392,7 +390,7 @@ def described(shape: list[int], *, dtype: str = "F32", end: int = 4) -> bytes:
     return with_header(json.dumps({"weight": tensor}).encode(), b"\0\0\x80\x3f")
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_safetensors_round_trip(tmp_path: Path) -> None:
     turned = STATE["weight"].T  # not contiguous
     safetensor.write({**STATE, "turned": turned}, tmp_path / "a.safetensors", source="a test")
     read = safetensor.read(tmp_path / "a.safetensors")
@@ -403,7 +401,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_says_where_it_came_from(tmp_path: Path) -> None:
+def test_safetensors_metadata_has_the_source(tmp_path: Path) -> None:
     safetensor.write(STATE, tmp_path / "a.safetensors", source="a test")
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata()["source"] == "a test"
@@ -416,7 +414,7 @@ def test_the_order_of_tensors_does_not_change_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_copied(tmp_path: Path) -> None:
     tied = torch.arange(4.0)
     safetensor.write({"a": tied, "b": tied, "c": tied[1:]}, tmp_path / "a.safetensors", source="")
     read = safetensor.read(tmp_path / "a.safetensors")
@@ -454,7 +452,7 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
         "shape over an int64",
     ],
 )
-def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_files_as_safetensors_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
     sentence = refusal(safetensor.read, path)
@@ -469,7 +467,7 @@ def test_a_safetensors_file_that_is_cut_short_is_refused(tmp_path: Path) -> None
         assert "or is cut short" in refusal(safetensor.read, path)
 
 
-# Bytes that nobody meant
+# Fuzzing
 
 
 def saved(*, zipped: bool) -> bytes:

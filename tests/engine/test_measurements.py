@@ -1,4 +1,4 @@
-"""What was measured at an earlier start: taken over as long as everything is the same."""
+"""The cache of measurements: reused while its identity is the same."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ IDENTITY: Mapping[str, object] = {"models": ["a"], "threads": 2}
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of what is measured, in a cache of one's own."""
+    """The folder of measurements in a cache for one test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "googlenet-service/measurements"
 
@@ -35,14 +35,14 @@ def kept(cache: Path) -> Path:
     return file
 
 
-def test_what_is_written_is_read(cache: Path) -> None:
+def test_round_trip(cache: Path) -> None:
     assert Measurements(IDENTITY).read([*LINES]) is None
     Measurements(IDENTITY).write("bfloat16", LINES)
     assert Measurements(dict(reversed(IDENTITY.items()))).read([*LINES]) == ("bfloat16", LINES)
     assert kept(cache).suffix == ".json"
 
 
-def test_each_identity_has_figures_of_its_own(cache: Path) -> None:
+def test_identities_have_separate_files(cache: Path) -> None:
     Measurements(IDENTITY).write("bfloat16", LINES)
     other = {**IDENTITY, "threads": 1}
     assert Measurements(other).read([*LINES]) is None
@@ -54,8 +54,8 @@ def test_each_identity_has_figures_of_its_own(cache: Path) -> None:
     assert len([*cache.iterdir()]) == 2
 
 
-def test_another_cpu_has_figures_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a CPU is told to hide its instructions."""
+def test_cpus_have_separate_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with hidden instructions."""
     Measurements(IDENTITY).write("bfloat16", LINES)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert Measurements(IDENTITY).read([*LINES]) is None
@@ -64,7 +64,7 @@ def test_another_cpu_has_figures_of_its_own(cache: Path, monkeypatch: pytest.Mon
     assert '"cpu"' in kept(cache).read_text()
 
 
-def test_figures_of_other_batches_are_none(cache: Path) -> None:
+def test_costs_of_other_keys_are_ignored(cache: Path) -> None:
     Measurements(IDENTITY).write("bfloat16", LINES)
     assert Measurements(IDENTITY).read([*LINES, Key(1, CROP)]) is None
     assert Measurements(IDENTITY).read([Key(0, CROP)]) is None
@@ -75,7 +75,7 @@ DAMAGED = ["", "{}", "[]", '{"identity": {}, "precision": "float32", "curves": [
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_file_is_none_and_is_replaced(content: str, cache: Path) -> None:
+def test_damaged_file_is_ignored_and_replaced(content: str, cache: Path) -> None:
     Measurements(IDENTITY).write("bfloat16", LINES)
     kept(cache).write_text(content)
     assert Measurements(IDENTITY).read([*LINES]) is None
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_none_and_is_replaced(content: str, cache: Path) -> No
     assert Measurements(IDENTITY).read([*LINES]) == ("bfloat16", LINES)
 
 
-def test_a_figure_that_is_no_number_is_none(cache: Path) -> None:
+def test_cost_that_is_not_finite_is_ignored(cache: Path) -> None:
     Measurements(IDENTITY).write("bfloat16", LINES)
     file = kept(cache)
     for changed in ('"fixed": NaN', '"fixed": "quick"', '"fixed": null'):
@@ -95,9 +95,7 @@ def test_a_figure_that_is_no_number_is_none(cache: Path) -> None:
     assert Measurements(IDENTITY).read([*LINES]) is not None
 
 
-def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     Measurements(IDENTITY).write("bfloat16", LINES)
@@ -105,7 +103,7 @@ def test_where_nothing_can_be_written_nothing_is_kept_and_nothing_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_of_another_identity_under_this_name_is_none(cache: Path) -> None:
+def test_file_of_another_identity_is_ignored(cache: Path) -> None:
     Measurements(IDENTITY).write("bfloat16", LINES)
     file = kept(cache)
     text = file.read_text()
@@ -129,7 +127,7 @@ def place(models: Sequence[Model], *, threads: int = 1, **chosen: object) -> Pla
 
 
 def test_a_restart_measures_nothing(cache: Path, models: Sequence[Model]) -> None:
-    """What is measured twice differs."""
+    """Equal costs show that nothing was measured again."""
     first, again = place(models), place(models)
     assert first.costs == again.costs
     assert (first.precision, again.precision) == ("float32", "float32")
@@ -165,7 +163,7 @@ def test_a_start_with_other_models_measures(cache: Path, models: Sequence[Model]
         assert len([*cache.iterdir()]) == number
 
 
-def test_where_nothing_can_be_kept_every_start_measures(
+def test_without_a_cache_every_start_measures(
     models: Sequence[Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")

@@ -1,4 +1,4 @@
-"""The networks are those of the paper, of Caffe and of torchvision, number for number."""
+"""GoogLeNet compared with the paper, Caffe and torchvision."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from service.models.store import Store
 
 
 class Call(NamedTuple):
-    """What a module was given, and what it gave."""
+    """A module's inputs and output."""
 
     given: Tensor
     gave: Tensor
@@ -266,11 +266,11 @@ def test_the_network_has_the_parameters_of_the_published_weights() -> None:
 
 
 @pytest.mark.parametrize("side", [223, 224, 225])
-def test_a_image_of_one_window_is_enough(side: int) -> None:
+def test_smallest_image_has_one_window(side: int) -> None:
     assert GoogLeNet(5, auxiliary=False).eval()(noise(1, 3, side, side)).shape == (1, 5)
 
 
-def test_a_smaller_image_has_no_window() -> None:
+def test_smaller_image_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="too small"):
         GoogLeNet(5, auxiliary=False).eval()(noise(1, 3, 222, 222))
 
@@ -278,7 +278,7 @@ def test_a_smaller_image_has_no_window() -> None:
 # Auxiliary classifiers
 
 
-def test_auxiliary_classifiers_exist_only_when_asked_for() -> None:
+def test_auxiliary_classifiers_are_optional() -> None:
     with_them = {name for name, _ in GoogLeNet(5).named_parameters()}
     without = {name for name, _ in GoogLeNet(5, auxiliary=False).named_parameters()}
     assert without < with_them
@@ -328,14 +328,14 @@ def test_each_loss_reaches_the_layers_below_its_classifier_and_no_others() -> No
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 64, 192])
 @pytest.mark.parametrize("size", [1.0, 100.0, 3400.0])  # up to what conv1 gives
-def test_response_norm_is_pytorchs(channels: int, size: float) -> None:
+def test_response_norm_equals_pytorch_s(channels: int, size: float) -> None:
     x = noise(2, channels, 5, 7) * size
     torch.testing.assert_close(
         LocalResponseNorm(channels)(x), nn.LocalResponseNorm(5)(x), rtol=2e-6, atol=0
     )
 
 
-def test_response_norm_works_in_bfloat16_as_far_as_its_eight_bits_go() -> None:
+def test_response_norm_in_bfloat16() -> None:
     x = noise(2, 64, 9, 9) * 100
     halved = LocalResponseNorm(64).bfloat16()(x.bfloat16())
     assert halved.dtype == torch.bfloat16
@@ -353,7 +353,7 @@ def test_response_norm_keeps_channels_last() -> None:
 
 
 @pytest.mark.parametrize("width", [0.01, 0.25, 0.5, 2.0])
-def test_every_layer_has_so_many_times_the_filters(width: float) -> None:
+def test_width_scales_every_layer(width: float) -> None:
     def filters(network: nn.Module) -> dict[str, int]:
         layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
         return {name: layer.out_channels for name, layer in layers.items()}
@@ -367,7 +367,7 @@ def test_every_layer_has_so_many_times_the_filters(width: float) -> None:
     assert narrow.eval()(noise(1, 3, 224, 224)).shape == (1, 7)
 
 
-def test_a_quarter_as_wide_has_a_sixteenth_of_the_weights_of_its_modules() -> None:
+def test_quarter_width_has_a_sixteenth_of_the_weights() -> None:
     networks = [ARCHITECTURES["googlenet"].build(10, width) for width in (0.25, 1.0)]
     narrow, wide = (
         sum(p.numel() for n, p in network.named_parameters() if n.startswith("inception"))
@@ -376,12 +376,12 @@ def test_a_quarter_as_wide_has_a_sixteenth_of_the_weights_of_its_modules() -> No
     assert narrow / wide == pytest.approx(1 / 16, rel=0.01)
 
 
-def test_torchvisions_network_has_one_width_only() -> None:
+def test_torchvision_googlenet_has_one_width() -> None:
     with pytest.raises(ModelError, match="torchvision_googlenet comes in width 1 only"):
         ARCHITECTURES["torchvision_googlenet"].build(10, 0.5)
 
 
-def test_torchvisions_auxiliary_classifiers_are_there_in_training_only() -> None:
+def test_torchvision_auxiliary_classifiers_are_for_training() -> None:
     network = ARCHITECTURES["torchvision_googlenet"].build(3, auxiliary=True)
     assert [logits.shape for logits in network.train()(noise(2, 3, 224, 224))] == [(2, 3)] * 3
     assert network.eval()(noise(1, 3, 224, 224)).shape == (1, 3)
@@ -401,7 +401,7 @@ def test_any_number_of_classes_can_be_served(architecture: str, classes: int) ->
     ("architecture", "features", "classifier"),
     [("googlenet", "inception.5b", "linear"), ("torchvision_googlenet", "inception5b", "fc")],
 )
-def test_a_larger_image_gives_the_mean_of_the_class_map_of_its_windows(
+def test_larger_image_gives_the_mean_class_map(
     architecture: str, features: str, classifier: str
 ) -> None:
     """Dense evaluation as VGG does it: the last layer as a 1x1 convolution over all windows."""
@@ -436,13 +436,13 @@ def ours(theirs: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> nn.Modu
     return weights.load(store, "googlenet").network()
 
 
-def test_torchvisions_auxiliary_classifiers_are_dropped(theirs: nn.Module, ours: nn.Module) -> None:
+def test_torchvision_auxiliary_classifiers_are_dropped(theirs: nn.Module, ours: nn.Module) -> None:
     dropped = theirs.state_dict().keys() - ours.state_dict().keys()
     assert {name.split(".")[0] for name in dropped} == {"aux1", "aux2"}
     assert ours.state_dict().keys() < theirs.state_dict().keys()
 
 
-def test_torchvisions_network_is_served_as_it_is(theirs: nn.Module, ours: nn.Module) -> None:
+def test_torchvision_googlenet_results_are_unchanged(theirs: nn.Module, ours: nn.Module) -> None:
     image = noise(2, 3, 224, 224)
     with torch.inference_mode():
         expected = theirs(image)
@@ -450,7 +450,7 @@ def test_torchvisions_network_is_served_as_it_is(theirs: nn.Module, ours: nn.Mod
     assert expected.std() > 0.1
 
 
-def test_preprocessing_in_one_step_is_torchvisions_two() -> None:
+def test_preprocessing_equals_torchvision_s_two_steps() -> None:
     """Normalising by ImageNet's statistics, and the network's own undoing of it."""
     values = torch.arange(256, dtype=torch.float32).expand(1, 3, 256, 256)  # every pixel value
     presets = models.GoogLeNet_Weights.IMAGENET1K_V1.transforms()
@@ -465,7 +465,7 @@ def test_preprocessing_in_one_step_is_torchvisions_two() -> None:
 
 @pytest.mark.slow
 def test_torchvision_is_imported_for_its_own_network_only() -> None:
-    """It takes seconds, and a process that serves ours has no use for it."""
+    """Its import takes seconds."""
     script = """
 import sys
 import service.worker

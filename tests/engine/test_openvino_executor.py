@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: pixels in, sums of probabilities out, in the number format that was chosen."""
+"""The OpenVINO executor: batches, preprocessing, memory and number formats."""
 
 import os
 import subprocess
@@ -75,7 +75,7 @@ def test_rows_are_the_views_of_their_slices_and_then_zeros(name: str) -> None:
     assert not made[len(expected) :].any()
 
 
-def test_144_views_split_at_odd_places_are_the_144_views() -> None:
+def test_split_slices_have_all_144_views() -> None:
     payload = cuts(noise(4, 320, 256), "paper")
     pieces = [
         batch_assembly.assemble(batch(Slice(payload, start, stop)))
@@ -93,7 +93,7 @@ def test_pixels_and_tensors_share_a_batch_in_float32() -> None:
     assert np.array_equal(made[:2], np.stack(expected_views(whole(pixels)))[1:3])
 
 
-def test_each_slice_has_the_sum_of_its_own_rows_and_padding_is_nobodys() -> None:
+def test_sums_are_by_slice_without_padding() -> None:
     payload = cuts(noise(5), "ten")
     given = np.arange(12, dtype=np.float32).reshape(6, 2)
     one, three = batch_assembly.sums(given, [Slice(payload, 0, 1), Slice(payload, 4, 7)])
@@ -109,7 +109,7 @@ def test_many_rows_are_summed_up_exactly() -> None:
     assert summed == pytest.approx([1 + 4095e-8], abs=1e-9)
 
 
-# Preprocessing, on a network easy to reckon.
+# Preprocessing, on a network with simple arithmetic.
 
 
 def of_colour(
@@ -132,30 +132,28 @@ def test_channels_are_swapped_before_the_mean_is_subtracted(kind: type[np.generi
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_an_rgb_model_with_a_scale_is_fed_in_order_and_scaled(kind: type[np.generic]) -> None:
+def test_rgb_model_with_a_scale(kind: type[np.generic]) -> None:
     mean, scale = (100.0, 110.0, 120.0), (0.5, 1.0, 2.0)
     model = small.preprocessed(toy(), channels="RGB", mean=mean, scale=scale)
     expected = softmax([0.1 * 4 * 0.5, 0.1 * 3, 0.1 * -1 * 2])
     assert of_colour(executor(model), (104, 113, 119), kind) == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_tensor_may_hold_values_between_and_beyond_those_of_pixels() -> None:
+def test_tensor_values_may_be_fractional_and_out_of_range() -> None:
     bgr = np.array([-30.25 - 104, 300.5 - 117, 130.125 - 123])
     found = of_colour(executor(toy()), (130.125, 300.5, -30.25), np.float32)
     assert found == pytest.approx(softmax(0.1 * bgr), abs=1e-6)
 
 
 @pytest.mark.parametrize(("sha256", "divisor"), [("0" * 64, 2.5), ("1" * 64, 1.0)])
-def test_logits_are_divided_by_the_temperature_of_these_very_weights(
-    sha256: str, divisor: float
-) -> None:
+def test_temperature_applies_to_its_weights_only(sha256: str, divisor: float) -> None:
     model = small.calibrated(toy(), 2.5, sha256)
     bgr = np.array([90 - 104, 125 - 117, 130 - 123])
     found = of_colour(executor(model), (130, 125, 90), np.uint8)
     assert found == pytest.approx(softmax(0.1 * bgr / divisor), abs=1e-6)
 
 
-def test_each_member_is_asked_with_its_own_rows() -> None:
+def test_members_run_their_own_rows() -> None:
     flat = small.preprocessed(toy(), scale=(0.0001, 0.0001, 0.0001))
     run = executor(toy(), flat).run
     asked = whole(plain(np.full((CROP, CROP, 3), (0, 100, 250), np.uint8)))
@@ -168,7 +166,7 @@ def test_each_member_is_asked_with_its_own_rows() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 13])
-def test_a_batch_of_any_size_is_what_its_rows_are_alone(
+def test_batch_results_equal_single_rows(
     rows: int, real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     """Mirrored views among them."""
@@ -198,7 +196,7 @@ def test_slices_of_several_rows_get_their_sums(
         assert np.sum(found) == pytest.approx(part.rows, abs=1e-4)
 
 
-def test_a_result_stays_when_the_next_batch_is_run(
+def test_results_are_not_overwritten_by_the_next_batch(
     real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     one, other = (batch(whole(cuts(photo, "single"))) for photo in photos[:2])
@@ -208,7 +206,7 @@ def test_a_result_stays_when_the_next_batch_is_run(
     assert np.array_equal(first, before)
 
 
-def test_one_executor_takes_views_of_either_size_and_kind_in_turns(
+def test_one_executor_runs_all_sizes_and_types(
     real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     payloads = [cuts(photos[0], name) for name in ("single", "dense")]
@@ -223,7 +221,7 @@ def test_one_executor_takes_views_of_either_size_and_kind_in_turns(
 # Memory.
 
 
-def test_a_batch_for_which_there_is_no_memory_is_told(real: DeviceExecutor) -> None:
+def test_out_of_memory_error(real: DeviceExecutor) -> None:
     part = whole(cuts(noise(0), "single"))
     with pytest.raises(OutOfMemory, match="there is no memory for this batch"):
         real.run(batch(part, size=10**12))
@@ -236,7 +234,7 @@ class OfOneSize(Toy):
     sides = (CROP,)
 
 
-def test_what_else_goes_wrong_is_not_taken_for_memory() -> None:
+def test_other_errors_are_not_out_of_memory() -> None:
     with pytest.raises(RuntimeError, match="incompatible"):
         executor(toy(OfOneSize)).run(batch(whole(cuts(noise(0), "dense"))))
 
@@ -245,13 +243,13 @@ def test_what_else_goes_wrong_is_not_taken_for_memory() -> None:
 
 
 def placed(models: Sequence[openvino_executor.Model], precision: str) -> str:
-    """Give the number format that an engine computes in."""
+    """Return the number format that an engine chooses."""
     chosen = Settings(precision=precision, max_batch=1)  # type: ignore[arg-type]  # checked there
     return openvino_engine.place(models, chosen, 1).precision
 
 
 @IF_BFLOAT16
-def test_bfloat16_is_chosen_and_agrees_on_what_is_on_photos(
+def test_bfloat16_is_chosen_and_agrees_on_photos(
     real_store: Store, real: DeviceExecutor, photos: Sequence[Image.Image]
 ) -> None:
     model = openvino_engine.read(real_store, NAME, "auto")
@@ -264,7 +262,7 @@ def test_bfloat16_is_chosen_and_agrees_on_what_is_on_photos(
 
 
 class Fragile(Colours):
-    """A network of small differences of large values, which bfloat16 rounds away."""
+    """A network with small differences of large values, which bfloat16 rounds away."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,19 +284,19 @@ class Delicate(Toy):
 
 
 def delicate() -> Model:
-    """Make it; what is measured is kept by the weights' SHA-256."""
+    """Make it; measurements are cached by the weights' SHA-256."""
     return replace(toy(Delicate), sha256="1" * 64)
 
 
 @IF_BFLOAT16
-def test_a_number_format_that_disagrees_is_not_chosen_but_may_be_asked_for() -> None:
+def test_disagreeing_format_is_used_only_if_requested() -> None:
     fragile = small.converted(delicate())
     assert placed([fragile], "auto") == "float32"
     assert placed([fragile], "bfloat16") == "bfloat16"
 
 
 @IF_BFLOAT16
-def test_one_member_that_disagrees_decides_for_all() -> None:
+def test_one_disagreeing_member_decides() -> None:
     robust, fragile = small.converted(toy()), small.converted(delicate())
     assert placed([robust], "auto") == "bfloat16"
     assert placed([robust, fragile], "auto") == "float32"
@@ -309,7 +307,7 @@ def test_float16_is_for_gpus() -> None:
         placed([small.converted(toy())], "float16")
 
 
-def test_int8_is_for_models_that_were_quantized(real_store: Store) -> None:
+def test_int8_needs_a_quantized_model(real_store: Store) -> None:
     with pytest.raises(ModelError, match=f"models quantize {NAME} --calibrate DIR"):
         openvino_engine.read(real_store, NAME, "int8")
 
@@ -361,7 +359,7 @@ def load(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what each thread does")
 @pytest.mark.parametrize(("cores", "cpus", "threads"), [(0, 1, 1), (1, 2, 1), (0, 2, 2)])
-def test_as_many_threads_compute_as_there_are_cores_for_it(
+def test_threads_equal_available_cores(
     cores: int, cpus: int, threads: int, real_store: Store
 ) -> None:
     if cpu_info.available() < cpus:
@@ -377,7 +375,7 @@ def test_a_cpu_without_instructions_for_bfloat16_serves_float32(real_store: Stor
 
 
 @IF_X86
-def test_bfloat16_where_there_are_no_instructions_for_it_is_refused(real_store: Store) -> None:
+def test_bfloat16_without_instructions_is_refused(real_store: Store) -> None:
     done = load(real_store, "bfloat16", ONEDNN_MAX_CPU_ISA="AVX2")
     assert done.returncode == 1
     assert done.stderr.startswith("this CPU does not compute bvlc_googlenet in bfloat16: ")
@@ -398,8 +396,8 @@ signal.raise_signal(signal.SIGTERM)
 """
 
 
-def test_a_signal_is_handled_after_engines_have_gone() -> None:
-    """OpenVINO changes the stack that signals are handled on, and may leave one that is gone."""
+def test_signal_after_engines_are_freed() -> None:
+    """OpenVINO sets an alternate signal stack and may leave a freed one set."""
     done = subprocess.run(  # noqa: S603 - ourselves
         [sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What an image brings to a batch, decoded once for all members."""
+"""Prepared images: decoding, canvases and tensors."""
 
 import io
 from typing import Literal
@@ -22,28 +22,28 @@ WARP, SHORT = (crops.plan("single", Resize(rule, 256)) for rule in ("warp", "sho
 
 
 def image() -> bytes:
-    """An image of noise that is no square, so that it matters how it is resized."""
+    """A noise image that is not square, so that the resize rule matters."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
     return file.getvalue()
 
 
-def test_members_with_one_plan_share_what_was_cut() -> None:
+def test_equal_plans_share_canvases() -> None:
     one, other, same = prepared_image.prepare(image(), [WARP, SHORT, WARP], Bounds(10**8))
     assert one is same
     assert [each.plan for each in (one, other)] == [WARP, SHORT]
     assert not np.array_equal(one.canvases[0], other.canvases[0])
 
 
-def test_each_member_has_the_canvases_of_its_own_plan() -> None:
+def test_canvases_by_plan() -> None:
     upright = Image.open(io.BytesIO(image()))
     for prepared in prepared_image.prepare(image(), [SHORT, WARP], Bounds(10**8)):
         (expected,) = crops.canvases(upright, prepared.plan)
         assert np.array_equal(prepared.canvases[0], expected)
 
 
-def test_a_image_that_is_decoded_already_is_cut_as_its_file_is() -> None:
+def test_decoded_array_equals_its_file() -> None:
     pixels = np.asarray(Image.open(io.BytesIO(image())))
     for plan in (WARP, SHORT, crops.plan("ten", Resize("short", 256))):
         (expected,) = prepared_image.prepare(image(), [plan], Bounds(10**8))
@@ -51,7 +51,7 @@ def test_a_image_that_is_decoded_already_is_cut_as_its_file_is() -> None:
         assert all(map(np.array_equal, made.canvases, expected.canvases))
 
 
-def test_a_decoded_image_has_as_many_pixels_as_may_be() -> None:
+def test_max_pixels_applies_to_arrays() -> None:
     with pytest.raises(TooLarge, match="20x10 is over 199 pixels"):
         prepared_image.prepare(np.zeros((10, 20, 3), np.uint8), [WARP], Bounds(199))
 
@@ -67,7 +67,7 @@ factor = st.floats(0.0625, 8, width=32)
     scale=st.tuples(factor, factor, factor),
     seed=st.integers(0, 99),
 )
-def test_what_is_put_back_to_pixels_and_scaled_again_is_what_it_was(
+def test_unscaled_tensor_round_trip(
     channels: Literal["RGB", "BGR"],
     mean: tuple[float, float, float],
     scale: tuple[float, float, float],
@@ -83,14 +83,14 @@ def test_what_is_put_back_to_pixels_and_scaled_again_is_what_it_was(
 
 
 @pytest.mark.parametrize("name", ["ten", "dense"])
-def test_a_tensor_is_one_view_and_no_other(name: str) -> None:
+def test_tensor_needs_a_plan_of_one_view(name: str) -> None:
     plan = crops.plan(name, Resize("warp", 256))
     with pytest.raises(InvalidParameter, match="one view of an image"):
         prepared_image.given(np.zeros((CROP, CROP, 3), np.float32), [WARP, plan])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e38, 1001])
-def test_a_tensor_of_what_can_be_no_pixel_is_refused(value: float) -> None:
+def test_tensor_out_of_range_is_refused(value: float) -> None:
     view = np.zeros((CROP, CROP, 3), np.float32)
     assert [made.canvases[0] is view for made in prepared_image.given(view, [WARP, SHORT])] == [
         True,

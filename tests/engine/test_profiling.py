@@ -1,4 +1,4 @@
-"""What batches cost: which are run to find out, on which executors, and what is left out."""
+"""Measurement of batch costs."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -24,25 +24,25 @@ PATIENCE = 10.0  # seconds, for what happens at once
 
 @dataclass
 class Recorder:
-    """What an executor runs: it notes the batches, and may do something meanwhile."""
+    """A fake `run` that records batches and may have a side effect."""
 
     meanwhile: Callable[[Batch[PreparedImage]], object] = lambda _: None
     batches: list[Batch[PreparedImage]] = field(default_factory=list)
 
     def run(self, asked: Batch[PreparedImage]) -> Sequence[Result]:
-        """Note a batch."""
+        """Record a batch."""
         self.batches.append(asked)
         self.meanwhile(asked)
         return [np.zeros(3) for _ in asked.slices]
 
     @property
     def sizes(self) -> list[int]:
-        """What was run, in this order, each once."""
+        """The distinct batches in order."""
         return list(dict.fromkeys(batch.size for batch in self.batches))
 
 
 def scarce(rows: int) -> Callable[[Batch[PreparedImage]], None]:
-    """Need too much memory for more than so many rows."""
+    """Run out of memory above a number of rows."""
 
     def meanwhile(batch: Batch[PreparedImage]) -> None:
         with torch_device.memory():
@@ -58,7 +58,7 @@ class Explained(Toy):
     sides = (CROP,)
 
 
-def test_batches_are_of_each_member_each_size_of_views_and_of_maps_where_there_are_any() -> None:
+def test_keys_by_member_size_and_maps() -> None:
     assert profiling.keys([toy(), toy(Explained)]) == [
         Key(0, CROP),
         Key(0, DENSE),
@@ -68,7 +68,7 @@ def test_batches_are_of_each_member_each_size_of_views_and_of_maps_where_there_a
 
 
 @pytest.mark.parametrize("key", [KEY, LARGE, MAP])
-def test_a_blank_batch_has_as_many_views_as_slices(key: Key) -> None:
+def test_blank_batch(key: Key) -> None:
     made = profiling.blank(key, 3)
     assert (made.key, made.size, made.rows, len(made.slices)) == (key, 3, 3, 3)
     assert {part.payload.canvases[0].shape for part in made.slices} == {(key.side, key.side, 3)}
@@ -86,9 +86,7 @@ def test_a_blank_batch_has_as_many_views_as_slices(key: Key) -> None:
         (MAP, 16, [1], 1),  # they are made one at a time
     ],
 )
-def test_a_few_sizes_are_timed_and_a_line_put_through_them(
-    key: Key, largest: int, sizes: list[int], most: int
-) -> None:
+def test_line_is_fitted_to_a_few_sizes(key: Key, largest: int, sizes: list[int], most: int) -> None:
     recorder = Recorder()
     line = profiling.measure_line(DeviceExecutor(recorder.run), key, largest)
     assert recorder.sizes == sizes
@@ -98,7 +96,7 @@ def test_a_few_sizes_are_timed_and_a_line_put_through_them(
 
 
 @pytest.mark.parametrize(("key", "sizes", "most"), [(KEY, [1, 4, 16], 4), (LARGE, [1, 4], 1)])
-def test_batches_for_which_there_is_no_memory_are_left_out(
+def test_sizes_out_of_memory_are_left_out_of_the_line(
     key: Key, sizes: list[int], most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder(scarce(most))
@@ -106,16 +104,16 @@ def test_batches_for_which_there_is_no_memory_are_left_out(
     assert recorder.sizes == sizes
     assert line.largest == most
     (record,) = caplog.records
-    assert record.message == f"no memory for {sizes[-1]} views of {key.side} pixels at once"
+    assert record.message == f"out of memory for a batch of {sizes[-1]} views of {key.side} pixels"
 
 
-def test_a_device_without_memory_for_one_view_cannot_serve() -> None:
+def test_out_of_memory_for_one_view_is_an_error() -> None:
     with pytest.raises(OutOfMemory, match="no memory for this batch"):
         profiling.measure_line(DeviceExecutor(Recorder(scarce(0)).run), KEY, 16)
 
 
 @pytest.mark.parametrize("key", [KEY, LARGE, MAP])
-def test_what_was_measured_earlier_is_warmed_up_with_the_same_batches(key: Key) -> None:
+def test_cached_costs_are_warmed_up_with_the_same_batches(key: Key) -> None:
     first, later = Recorder(), Recorder()
     line = profiling.measure_line(DeviceExecutor(first.run), key, 16)
     profiling.warm_up(DeviceExecutor(later.run), key, line)
@@ -126,7 +124,7 @@ def test_what_was_measured_earlier_is_warmed_up_with_the_same_batches(key: Key) 
 # On GPUs.
 
 
-def test_every_bucket_is_timed_on_every_executor() -> None:
+def test_every_bucket_is_measured_on_every_executor() -> None:
     recorders = [Recorder() for _ in range(4)]
     executors = [DeviceExecutor(one.run, number // 2) for number, one in enumerate(recorders)]
     buckets = profiling.measure_buckets(executors, KEY, [1, 2, 5])
@@ -136,13 +134,13 @@ def test_every_bucket_is_timed_on_every_executor() -> None:
         assert all(asked.rows == asked.size for asked in recorder.batches)
 
 
-def test_maps_are_timed_one_at_a_time() -> None:
+def test_maps_are_measured_one_at_a_time() -> None:
     recorder = Recorder()
     assert profiling.measure_buckets([DeviceExecutor(recorder.run)], MAP, [1, 2, 5]).sizes == [1]
     assert recorder.sizes == [1]
 
 
-def test_buckets_for_which_there_is_no_memory_are_left_out() -> None:
+def test_buckets_out_of_memory_are_left_out() -> None:
     recorder = Recorder(scarce(2))
     assert profiling.measure_buckets([DeviceExecutor(recorder.run)], KEY, [1, 2, 4, 8]).sizes == [
         1,
@@ -151,7 +149,7 @@ def test_buckets_for_which_there_is_no_memory_are_left_out() -> None:
     assert recorder.sizes == [1, 2, 4]
 
 
-def test_a_batch_is_timed_with_all_devices_at_it() -> None:
+def test_devices_are_measured_concurrently() -> None:
     together = threading.Barrier(2)
     recorders = [Recorder(lambda _: together.wait(PATIENCE)) for _ in range(2)]
     executors = [DeviceExecutor(one.run, number) for number, one in enumerate(recorders)]
@@ -159,7 +157,7 @@ def test_a_batch_is_timed_with_all_devices_at_it() -> None:
     assert not together.broken
 
 
-def test_the_executors_of_one_device_are_timed_one_after_the_other() -> None:
+def test_executors_of_one_device_are_measured_in_turn() -> None:
     turn = threading.Lock()
 
     def taking_turns(_: object) -> None:
@@ -175,7 +173,7 @@ def test_the_executors_of_one_device_are_timed_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize(("repeats", "runs"), [(1, 2), (5, 6)])
-def test_quick_runs_are_repeated_after_one_to_warm_up(repeats: int, runs: int) -> None:
+def test_short_runs_are_repeated_after_a_warmup(repeats: int, runs: int) -> None:
     ran: list[None] = []
     assert profiling.measure(lambda: ran.append(None), repeats=repeats) > 0
     assert len(ran) == runs

@@ -1,4 +1,4 @@
-"""int8 by NNCF, through the store: calibrated on images, judged by others, stored, and served."""
+"""Quantization to int8: agreement with float32, storing and serving."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def photos(shared: Path, model: Model) -> Photos:
 
 @pytest.fixture
 def own_store(real_store: Store, tmp_path: Path) -> Store:
-    """A store of one's own with the real weights."""
+    """A store for one test with the real weights."""
     folder = tmp_path / NAME
     folder.mkdir()
     for name in (WEIGHTS, FLOATS):
@@ -65,12 +65,12 @@ def own_store(real_store: Store, tmp_path: Path) -> Store:
 @pytest.mark.parametrize(
     ("same", "images", "passed"), [(97, 100, True), (96, 100, False), (2, 2, True), (1, 2, False)]
 )
-def test_less_than_97_in_a_hundred_is_not_enough(same: int, images: int, passed: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_passes_with_97_percent(same: int, images: int, passed: bool) -> None:  # noqa: FBT001 - a parameter of the test
     assert Trial(images, same, 0.0).passed == passed
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_it_takes_two_images(count: int, model: Model, beagle: bytes) -> None:
+def test_needs_two_images(count: int, model: Model, beagle: bytes) -> None:
     with pytest.raises(ModelError, match="calibration takes two images or more"):
         quantization.crop(model, [beagle] * count, max_pixels=10**8)
 
@@ -101,9 +101,7 @@ def right(probabilities: Probabilities, model: Model, photos: Photos, among: int
 
 
 @pytest.mark.slow
-def test_it_agrees_with_float32_on_photos_it_was_not_calibrated_with(
-    model: Model, photos: Photos
-) -> None:
+def test_agrees_with_float32_on_other_photos(model: Model, photos: Photos) -> None:
     trial = quantization.attempt(model, photos.pixels, 1)
     assert trial.images == 100
     assert trial.same >= 97
@@ -112,7 +110,7 @@ def test_it_agrees_with_float32_on_photos_it_was_not_calibrated_with(
 
 
 @pytest.mark.slow
-def test_it_is_right_as_often_as_float32_to_within_a_photo(
+def test_accuracy_equals_float32_within_a_photo(
     own_store: Store, model: Model, photos: Photos
 ) -> None:
     quantization.publish(own_store, model, photos.pixels[::2])
@@ -125,7 +123,9 @@ def test_it_is_right_as_often_as_float32_to_within_a_photo(
 
 
 @pytest.mark.slow
-def test_it_is_of_these_weights_only(own_store: Store, model: Model, photos: Photos) -> None:
+def test_quantized_file_is_of_its_weights_only(
+    own_store: Store, model: Model, photos: Photos
+) -> None:
     quantization.publish(own_store, model, photos.pixels[:4])
     digest = own_store.verify(NAME)
     assert converted_model.read(own_store, NAME, digest, INT8).description.weights == digest
@@ -150,7 +150,7 @@ def good(shared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bad(shared: Path, tmp_path: Path) -> Path:
-    """A folder in which every other image is a black square: half of them teach nothing."""
+    """A folder in which every other image is black, so half are useless for calibration."""
     folder = tmp_path / "bad"
     folder.mkdir()
     for number, photo in enumerate(sorted((shared / "photos").glob("*.JPEG"))[::12]):
@@ -173,14 +173,14 @@ OPTIONS = (
 
 
 @pytest.mark.slow
-def test_the_command_stores_it_and_it_is_served(
+def test_command_stores_a_servable_model(
     own_store: Store, good: Path, shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ["--model-store", str(own_store.root)]
     assert main(["models", "quantize", NAME, "--calibrate", str(good), *store]) == 0
     said = capsys.readouterr().out
     assert "int8 has the first label of float32 on 13 of 13 images" in said
-    assert f"{NAME} may be served with --precision int8" in said
+    assert f"{NAME} can be served with --precision int8" in said
     beagle = str(shared / "photos/flickr/beagle.jpg")
     assert main(["classify", "--model", NAME, *OPTIONS, *store, beagle]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
@@ -188,7 +188,7 @@ def test_the_command_stores_it_and_it_is_served(
 
 
 @pytest.mark.slow
-def test_a_bad_calibration_is_refused_and_nothing_is_stored(
+def test_bad_calibration_is_refused(
     own_store: Store, bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ["--model-store", str(own_store.root)]
@@ -196,14 +196,14 @@ def test_a_bad_calibration_is_refused_and_nothing_is_stored(
     assert main(["models", "quantize", NAME, "--calibrate", str(bad), *store]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert "that is not near enough, and nothing was kept" in said.err
+    assert "not close enough, not saved" in said.err
     assert {path.name for path in (own_store.root / NAME).iterdir()} - before <= {"weights.lock"}
     assert not own_store.has(NAME, INT8)
 
 
 @pytest.mark.slow
 @IF_X86
-def test_a_cpu_without_instructions_for_bfloat16_has_int8(
+def test_int8_without_bfloat16_instructions(
     own_store: Store, model: Model, photos: Photos, shared: Path
 ) -> None:
     quantization.publish(own_store, model, photos.pixels[::5])
@@ -215,9 +215,7 @@ def test_a_cpu_without_instructions_for_bfloat16_has_int8(
     assert answer["predictions"][0]["label"] == "beagle"
 
 
-def test_without_nncf_it_says_how_to_get_it(
-    model: Model, photos: Photos, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_nncf_error(model: Model, photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(WrongOption, match=r"pip install 'googlenet-service\[quantize\]'"):
         quantization.quantize(model, photos.pixels[:2])

@@ -1,4 +1,4 @@
-"""PyTorch's executor: on the CPU the reference for OpenVINO, and what GPUs compute with."""
+"""The PyTorch executor: the CPU as the reference for OpenVINO, and GPUs."""
 
 import copy
 from collections.abc import Sequence
@@ -57,18 +57,18 @@ CPU = torch.device("cpu")
         ("cuda:1", 2, ["cuda:1"]),
     ],
 )
-def test_a_choice_becomes_devices(choice: str, gpus: int, expected: list[str]) -> None:
+def test_devices_of_a_setting(choice: str, gpus: int, expected: list[str]) -> None:
     assert [str(device) for device in torch_device.devices(choice, gpus)] == expected
 
 
 @pytest.mark.parametrize("choice", ["cuda", "cuda:0", "cuda:7"])
-def test_a_gpu_where_there_is_none_is_refused_with_what_to_do(choice: str) -> None:
+def test_missing_gpu_error_has_instructions(choice: str) -> None:
     with pytest.raises(ModelError, match=f"there is no GPU for device '{choice}'; use auto or cpu"):
         torch_device.devices(choice, 0)
 
 
 @pytest.mark.parametrize(("choice", "gpus"), [("cuda:1", 1), ("cuda:2", 2)])
-def test_a_gpu_that_is_not_there_is_refused(choice: str, gpus: int) -> None:
+def test_gpu_index_out_of_range(choice: str, gpus: int) -> None:
     with pytest.raises(ModelError, match=f"there is no '{choice}': this machine's {gpus} GPUs"):
         torch_device.devices(choice, gpus)
 
@@ -83,7 +83,7 @@ def test_a_gpu_that_is_not_there_is_refused(choice: str, gpus: int) -> None:
         ("cuda", 48, (1, 2, 4, 8, 16, 32, 48)),
     ],
 )
-def test_sizes_are_powers_of_two_and_the_most(
+def test_sizes_are_powers_of_two_and_the_largest(
     device: str, max_batch: int, expected: tuple[int, ...]
 ) -> None:
     assert torch_device.sizes(torch.device(device), max_batch) == expected
@@ -97,27 +97,27 @@ def test_a_forward_on_the_cpu_keeps_no_gradients() -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-def test_a_cpu_without_memory_is_told_from_other_errors() -> None:
+def test_cpu_out_of_memory_differs_from_other_errors() -> None:
     with pytest.raises(OutOfMemory, match="no memory for this batch"), torch_device.memory():
         torch.empty(2**50)
     with pytest.raises(RuntimeError, match="must match"), torch_device.memory():
         torch.zeros(2) + torch.zeros(3)
 
 
-def test_a_gpus_error_of_memory_is_one() -> None:
-    """Its own type; that a real GPU raises it is seen where there is one."""
+def test_gpu_out_of_memory() -> None:
+    """PyTorch's own error type; a later test raises it on a real GPU."""
     with pytest.raises(OutOfMemory), torch_device.memory():
         raise torch.OutOfMemoryError
 
 
-# Views, looked up as on a GPU.
+# Views, gathered as on a GPU.
 
 gathered = partial(torch_executor.gathered, device=CPU)
 
 
 @pytest.mark.parametrize("name", crops.NAMES)
 @pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_views_looked_up_at_once_are_those_cut_one_by_one(name: str, resize: Resize) -> None:
+def test_gathered_views_equal_views_cut_one_by_one(name: str, resize: Resize) -> None:
     one, two = cuts(noise(0), name, resize), cuts(noise(1, 200, 400), name, resize)
     half = len(one.plan.views) // 2
     asked = batch(Slice(one, half, len(one.plan.views)), whole(two), size=256)
@@ -128,7 +128,7 @@ def test_views_looked_up_at_once_are_those_cut_one_by_one(name: str, resize: Res
     assert np.array_equal(made.numpy(), batch_assembly.assemble(asked))
 
 
-def test_pixels_and_tensors_are_looked_up_in_float32() -> None:
+def test_pixels_and_tensors_are_gathered_in_float32() -> None:
     pixels = cuts(noise(8), "ten")
     view = np.random.default_rng(9).normal(100, 90, (CROP, CROP, 3)).astype(np.float32)
     asked = batch(Slice(pixels, 1, 3), whole(plain(view)), Slice(pixels, 9, 10), size=8)
@@ -138,11 +138,11 @@ def test_pixels_and_tensors_are_looked_up_in_float32() -> None:
     assert np.array_equal(made, batch_assembly.assemble(asked))
 
 
-# Preprocessing, on a network easy to reckon.
+# Preprocessing, on a network with simple arithmetic.
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_preprocessing_and_temperature_are_those_of_the_manifest(kind: type[np.generic]) -> None:
+def test_preprocessing_and_temperature_of_the_manifest(kind: type[np.generic]) -> None:
     colour = np.broadcast_to(np.array((130, 125, 90), kind), (CROP, CROP, 3))
     bgr = np.array([90 - 104, 125 - 117, 130 - 123])
     rgb = np.array([0.5 * (130 - 100), 125 - 110, 2.0 * (90 - 120)])
@@ -194,7 +194,7 @@ def run(executor: DeviceExecutor, asked: Batch[PreparedImage]) -> npt.NDArray[np
     return np.stack([np.asarray(found) for found in executor.run(asked)])
 
 
-def test_openvino_gives_pytorchs_probabilities_on_16_photos(
+def test_openvino_equals_pytorch_on_16_photos(
     reference: Engine, openvino: Engine, photos: Sequence[Image.Image]
 ) -> None:
     labels = set()
@@ -207,7 +207,7 @@ def test_openvino_gives_pytorchs_probabilities_on_16_photos(
 
 
 @pytest.mark.parametrize(("name", "side"), [("ten", CROP), ("dense", DENSE)])
-def test_openvino_gives_pytorchs_probabilities_of_other_views(
+def test_openvino_equals_pytorch_on_other_views(
     name: str, side: int, reference: Engine, openvino: Engine, photos: Sequence[Image.Image]
 ) -> None:
     """In batches that are padded to a bucket by the one, and not by the other."""
@@ -221,7 +221,7 @@ def test_openvino_gives_pytorchs_probabilities_of_other_views(
 
 
 @pytest.mark.parametrize(("name", "view"), [("single", 0), ("ten", 7), ("dense", 1)])
-def test_openvino_gives_pytorchs_maps(
+def test_openvino_maps_equal_pytorch_s(
     name: str, view: int, reference: Engine, openvino: Engine, photos: Sequence[Image.Image]
 ) -> None:
     payload = replace(cuts(photos[0], name), size=photos[0].size, target=162)
@@ -236,7 +236,7 @@ def test_openvino_gives_pytorchs_maps(
     assert found.box == expected.box
 
 
-def test_it_computes_in_buckets_on_one_device(reference: Engine) -> None:
+def test_pytorch_runs_buckets_on_one_device(reference: Engine) -> None:
     said = reference.ensemble
     assert (said.device, said.precision, len(reference.executors)) == ("cpu", "float32", 1)
     for key, curve in said.costs.curves.items():
@@ -244,12 +244,12 @@ def test_it_computes_in_buckets_on_one_device(reference: Engine) -> None:
         assert curve.sizes == ([1] if key.maps else [1, 2, 4])
 
 
-def test_by_itself_it_computes_in_float32_on_a_cpu(tmp_path: Path) -> None:
+def test_auto_is_float32_on_a_cpu(tmp_path: Path) -> None:
     loaded = load(small.stored(tmp_path, "lenet5"), "torch-cpu", model="small", precision="auto")
     assert loaded.ensemble.precision == "float32"
 
 
-def test_bfloat16_by_pytorch_agrees_on_what_is_on_photos(
+def test_bfloat16_by_pytorch_agrees_on_photos(
     real_store: Store, reference: Engine, photos: Sequence[Image.Image]
 ) -> None:
     half = load(real_store, "torch-cpu", precision="bfloat16", max_batch=1)
@@ -261,16 +261,16 @@ def test_bfloat16_by_pytorch_agrees_on_what_is_on_photos(
         assert 0 < np.abs(exact - rounded).max() < 0.05
 
 
-def test_int8_is_for_openvino(real_store: Store) -> None:
+def test_int8_is_refused(real_store: Store) -> None:
     with pytest.raises(ModelError, match="int8 is for a CPU, where OpenVINO computes"):
         load(real_store, "torch-cpu", precision="int8")
 
 
-# The network rewritten for a GPU: every ReLU is its convolution's, and the answer stays.
+# Fusion of convolutions and ReLUs.
 
 
 class Twice(nn.Module):
-    """A convolution whose result is wanted before the ReLU, too, and one without any."""
+    """A convolution whose output has a second user, and one without ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,14 +282,14 @@ class Twice(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["googlenet", "torchvision_googlenet"])
-def test_every_relu_of_a_network_becomes_a_convolutions(name: str) -> None:
+def test_all_relus_are_fused(name: str) -> None:
     network = ARCHITECTURES[name].build(10).eval()
     fused = fuse(network)
     assert sum(isinstance(module, ConvReLU) for module in fused.modules()) == 57
     assert not any(node.target in RELUS for node in fused.graph.nodes)
 
 
-def test_a_result_that_is_wanted_without_its_relu_is_kept() -> None:
+def test_convolution_with_another_user_is_not_fused() -> None:
     network = Twice().eval()
     x = torch.randn(2, 3, 4, 4)
     wanted = network(x)
@@ -310,7 +310,7 @@ class Modules(nn.Module):
         return self.relu(self.grouped(x))  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
-def test_relus_that_are_modules_are_merged_and_groups_are_left() -> None:
+def test_relu_modules_are_fused_but_not_for_groups() -> None:
     fused = fuse(Modules().eval())
     assert sum(isinstance(module, ConvReLU) for module in fused.modules()) == 2
     names = [str(node.target) for node in fused.graph.nodes if node.op == "call_module"]
@@ -334,7 +334,7 @@ GPU = torch.device("cuda", 0)
 
 @needs_gpu
 @pytest.mark.parametrize("rows", [1, 8])
-def test_on_a_gpu_the_rewritten_network_answers_as_before(rows: int) -> None:
+def test_fused_network_equals_the_original_on_a_gpu(rows: int) -> None:
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's stub
     network = GoogLeNet(classes=10, auxiliary=False).eval().to(GPU)
     x = 50 * torch.randn(rows, 3, 224, 224, device=GPU)
@@ -344,7 +344,7 @@ def test_on_a_gpu_the_rewritten_network_answers_as_before(rows: int) -> None:
 
 
 @needs_gpu
-def test_a_gpu_cuts_what_a_cpu_does() -> None:
+def test_gpu_cuts_equal_cpu_cuts() -> None:
     asked = batch(whole(cuts(noise(6), "paper")), whole(cuts(noise(7), "single")), size=160)
     on_gpu = torch_executor.cut(asked, GPU)
     assert on_gpu.device.type == "cuda"
@@ -352,7 +352,7 @@ def test_a_gpu_cuts_what_a_cpu_does() -> None:
 
 
 @needs_gpu
-def test_on_a_gpu_tensors_arrive_as_one() -> None:
+def test_tensors_are_concatenated_on_a_gpu() -> None:
     parts = [torch.randint(0, 256, (length, 3), dtype=torch.uint8) for length in (50, 1, 14)]
     there = torch_device.to_device(parts, GPU)
     assert there.device.type == "cuda"
@@ -360,7 +360,7 @@ def test_on_a_gpu_tensors_arrive_as_one() -> None:
 
 
 @needs_gpu
-def test_what_was_recorded_is_replayed_for_its_shape() -> None:
+def test_graphs_are_replayed_by_shape() -> None:
     calls = []
 
     def double(x: Tensor) -> Tensor:
@@ -388,7 +388,7 @@ def test_a_forward_on_a_gpu_has_a_stream_of_its_own() -> None:
 
 
 @needs_gpu
-def test_a_gpu_without_memory_says_so_and_goes_on() -> None:
+def test_gpu_recovers_from_out_of_memory() -> None:
     with pytest.raises(OutOfMemory), torch_device.memory():
         torch.empty(2**50, device="cuda")
     assert float(torch.ones(3, device="cuda").sum()) == 3
@@ -401,7 +401,7 @@ def on_gpu(real_store: Store) -> Engine:
 
 
 @needs_gpu
-def test_a_gpu_gives_the_answers_of_the_cpu(
+def test_gpu_results_equal_cpu_results(
     on_gpu: Engine, reference: Engine, photos: Sequence[Image.Image]
 ) -> None:
     assert [executor.device for executor in on_gpu.executors] == [0, 0]
@@ -415,7 +415,7 @@ def test_a_gpu_gives_the_answers_of_the_cpu(
 
 @needs_gpu
 @pytest.mark.parametrize("name", ["single", "dense"])
-def test_a_gpu_makes_the_maps_of_the_cpu(
+def test_gpu_maps_equal_cpu_maps(
     name: str, on_gpu: Engine, reference: Engine, photos: Sequence[Image.Image]
 ) -> None:
     for photo in photos[:3]:
@@ -431,7 +431,7 @@ def test_a_gpu_makes_the_maps_of_the_cpu(
 
 
 @needs_gpu
-def test_a_gpu_takes_tensors_beside_images(
+def test_gpu_runs_tensors_beside_images(
     on_gpu: Engine, reference: Engine, photos: Sequence[Image.Image]
 ) -> None:
     """One row of each kind, then each kind alone: graphs are recorded by type, too."""
@@ -444,5 +444,5 @@ def test_a_gpu_takes_tensors_beside_images(
 
 
 @needs_gpu
-def test_by_itself_a_gpu_computes_in_float16_where_that_agrees(real_store: Store) -> None:
+def test_auto_is_float16_on_a_gpu_if_it_agrees(real_store: Store) -> None:
     assert load(real_store, "auto", precision="auto", max_batch=1).ensemble.precision == "float16"

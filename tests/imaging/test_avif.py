@@ -1,4 +1,4 @@
-"""AVIF: shown as it is, and refused for what its stream asks for, whatever its boxes say."""
+"""AVIF: decoding, and limits on the sizes in its stream."""
 
 import io
 import struct
@@ -47,8 +47,8 @@ def test_alpha_goes_over_white() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_its_own_properties_say_which_way_is_up(orientation: int) -> None:
-    """Pillow writes an EXIF's orientation as such; what the EXIF itself says is no matter."""
+def test_the_item_properties_rotate(orientation: int) -> None:
+    """Pillow writes an orientation as item properties; the EXIF's own is ignored."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(), "AVIF", exif=exif, quality=95)
@@ -149,7 +149,7 @@ def test_a_file_of_too_many_frames_is_too_large() -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a sequence says."""
+    """The fields of a sequence header."""
 
     width: int = 60
     height: int = 40
@@ -212,7 +212,7 @@ class Header:
 
 
 def unit(kind: int, bits: str) -> bytes:
-    """Write a unit that says how long it is."""
+    """Write a unit with its size."""
     content = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
     return bytes([kind << 3 | 2, len(content)]) + content
 
@@ -289,7 +289,7 @@ def box(name: bytes, content: bytes) -> bytes:
 
 
 def located(version: int, extents: Sequence[tuple[int, int]], method: int = 0) -> bytes:
-    """Say where an item's parts are."""
+    """Write an item's location."""
     number = struct.pack(">I" if version == 2 else ">H", 1)
     count = struct.pack(">I" if version == 2 else ">H", 1)
     said = struct.pack(">BBH", version, 0, 0) + b"\x44\0" + count + number

@@ -9,7 +9,7 @@ import pytest
 from mutations import chunk, encoded
 from PIL import Image
 
-from service.imaging.colour_profile import MOST, to_srgb
+from service.imaging.colour_profile import MAX_BYTES, to_srgb
 from service.imaging.image_decoder import decode
 
 LIMIT = 1_000_000
@@ -191,7 +191,7 @@ BROKEN = {
     "of tags behind its end": profile("Generic RGB").replace(b"rTRC\0", b"rTRC\x7f"),
     "of other colours": cmyk_profile(),
     "of grey": grey_profile(1.8),
-    "too long": profile("Generic RGB") + bytes(MOST),
+    "too long": profile("Generic RGB") + bytes(MAX_BYTES),
 }
 
 
@@ -235,7 +235,7 @@ def test_tags_that_are_not_used_are_left_out() -> None:
     assert (np.asarray(one) != np.asarray(colours())).any()
 
 
-def test_thousands_of_changed_profiles_make_a_image() -> None:
+def test_thousands_of_changed_profiles_make_an_image() -> None:
     chance = np.random.default_rng(0)
     good = [profile("Adobe RGB"), cmyk_profile(), grey_profile(2.2)]
     modes = ["RGB", "CMYK", "L"]

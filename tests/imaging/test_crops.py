@@ -261,11 +261,11 @@ def test_paper_sees_each_squares_five_crops_and_the_square_made_small(
 
 
 @pytest.mark.parametrize(
-    ("name", "enough"), [("single", 512), ("ten", 512), ("dense", 576), ("paper", 704)]
+    ("name", "min_side"), [("single", 512), ("ten", 512), ("dense", 576), ("paper", 704)]
 )
 @pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_twice_the_resized_images_side_is_enough(name: str, enough: int, resize: Resize) -> None:
-    assert crops.plan(name, resize).enough == enough
+def test_twice_the_resized_images_side_is_enough(name: str, min_side: int, resize: Resize) -> None:
+    assert crops.plan(name, resize).min_side == min_side
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -276,7 +276,7 @@ def test_a_jpeg_with_enough_pixels_is_seen_as_one_with_all_of_them(
     """On the largest photo there is, 1600x1200; it is decoded at half of that."""
     data = (shared / "photos/n03337140_file.JPEG").read_bytes()
     plan = crops.plan(name, resize)
-    all_, less = (decode(data, max_pixels=10**8, enough=pixels) for pixels in (None, plan.enough))
+    all_, less = (decode(data, max_pixels=10**8, min_side=n) for n in (None, plan.min_side))
     assert (all_.size, less.size) == ((1600, 1200), (1600, 1200) if name == "paper" else (800, 600))
     for one, other in zip(crops.canvases(all_, plan), crops.canvases(less, plan), strict=True):
         assert np.abs(one.astype(np.int16) - other).mean() < 0.5

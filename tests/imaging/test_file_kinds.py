@@ -1,4 +1,4 @@
-"""What is not accepted is named, with what to do about it."""
+"""Unsupported formats are named, with advice."""
 
 import base64
 import gzip
@@ -91,7 +91,7 @@ def test_brands_end_where_their_box_ends() -> None:
 
 
 def bmp(bits: int, compression: int, masks: tuple[int, int, int]) -> bytes:
-    """Write a BMP of 2 x 2 whose colours stand where masks say."""
+    """Write a BMP of 2 x 2 with colour masks."""
     head = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, bits, compression, 16, 1, 1, 0, 0)
     start = 14 + len(head) + 12
     body = head + struct.pack("<III", *masks) + bytes(16)

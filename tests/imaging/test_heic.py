@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType, WrongOption
 from service.imaging import heif, hevc
-from service.imaging.bit_reader import Bits
+from service.imaging.bit_reader import BitReader
 from service.imaging.image_decoder import decode
 from service.serving.factory import create_served_model
 from service.settings import Settings
@@ -53,7 +53,8 @@ def test_it_is_off_by_default(library: ModuleType) -> None:
 
 def test_it_is_decoded_where_it_is_on(library: ModuleType) -> None:
     assert difference(shown(written(library, photo())), photo()) < 8
-    assert decode(written(library, photo()), max_pixels=LIMIT, enough=8, heic=True).size == (60, 40)
+    image = decode(written(library, photo()), max_pixels=LIMIT, min_side=8, heic=True)
+    assert image.size == (60, 40)
 
 
 def test_alpha_goes_over_white(library: ModuleType) -> None:
@@ -92,7 +93,7 @@ def test_its_metadata_is_hidden_from_the_decoder(library: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("length", range(0, 1500, 97))
-def test_one_cut_short_is_refused_or_a_image(library: ModuleType, length: int) -> None:
+def test_one_cut_short_is_refused_or_an_image(library: ModuleType, length: int) -> None:
     data = written(library, photo())
     try:
         assert shown(data[:length]).mode == "RGB"
@@ -172,14 +173,14 @@ def test_a_configuration_says_sizes_too() -> None:
     said = sequence(640, 480)
     arrays = b"\x20\0\1" + struct.pack(">H", 3) + unit(32, b"a")
     arrays += b"\x21\0\1" + struct.pack(">H", len(said)) + said
-    assert list(hevc.configured(bytes(22) + b"\2" + arrays)) == [(640, 480)]
-    assert list(hevc.configured(b"")) == []
+    assert list(hevc.configured_sizes(bytes(22) + b"\2" + arrays)) == [(640, 480)]
+    assert list(hevc.configured_sizes(b"")) == []
 
 
 def test_bits_behind_the_last_are_0() -> None:
-    bits = Bits(b"\xa0")
+    bits = BitReader(b"\xa0")
     assert [bits.read(4), bits.read(8), bits.read(3)] == [10, 0, 0]
-    assert Bits(b"").read_number() == 2**32 - 1
+    assert BitReader(b"").read_number() == 2**32 - 1
 
 
 def box(name: bytes, content: bytes) -> bytes:

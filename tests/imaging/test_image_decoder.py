@@ -75,7 +75,7 @@ def difference(a: Image.Image, b: Image.Image) -> int:
 
 
 def outcome(data: bytes, max_pixels: int = 1_000_000) -> Image.Image | ServiceError:
-    """Decode what may be broken: anything but an image or these three errors is a bug."""
+    """Decode; any error but these three is a bug."""
     try:
         image = decode(data, max_pixels=max_pixels)
     except (UnsupportedType, UnreadableImage, TooLarge) as error:
@@ -144,7 +144,7 @@ def test_a_format_pillow_knows_but_the_service_does_not_accept_is_unsupported(
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\xff\xd8", b"hello, I am photo.jpg", b"RIFF1234WAVE"]
 )
-def test_what_begins_like_no_image_is_unsupported(data: bytes) -> None:
+def test_an_unknown_signature_is_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedType):
         decode(data, max_pixels=LIMIT)
 
@@ -257,7 +257,7 @@ def test_the_canvas_of_a_gif_grows_with_a_frame_that_is_larger() -> None:
 
 
 def test_what_an_animated_webp_does_not_draw_is_white() -> None:
-    """Without a channel of alpha: Pillow shows black there."""
+    """Pillow alone leaves it black, without an alpha channel."""
     frame = encoded(Image.new("RGB", (4, 4), RED), "WEBP", lossless=True)[12:]
 
     def riff(name: bytes, content: bytes) -> bytes:
@@ -334,7 +334,7 @@ def test_a_transparent_colour_of_16_bits_is_compared_with_all_of_them() -> None:
     assert row(data) == [WHITE, (0x12, 0x56, 0x9A), BLACK]
 
 
-def test_only_the_bits_that_a_sample_has_say_what_is_transparent() -> None:
+def test_only_the_bits_of_a_sample_are_compared_with_the_transparent_colour() -> None:
     pixels = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
     clear = chunk(b"tRNS", struct.pack(">3H", 0xFF01, 2, 3))
     assert row(png(pixels, 2, depth=8, extra=clear)) == [WHITE, (4, 5, 6)]
@@ -353,7 +353,7 @@ def test_32_bit_integers_are_scaled_by_their_range() -> None:
 
 def test_32_bit_integers_that_would_all_be_one_grey_are_refused() -> None:
     image = Image.fromarray(np.array([[0, 32768, 65535]], np.int32))
-    with pytest.raises(UnsupportedType, match=r"runs from 0 to 65535 only\)"):
+    with pytest.raises(UnsupportedType, match=r"with values from 0 to 65535 only\)"):
         decode(encoded(image, "TIFF"), max_pixels=LIMIT)
     same = Image.fromarray(np.full((1, 2), 5, np.int32))
     assert row(encoded(same, "TIFF")) == grey(128, 128)
@@ -384,7 +384,7 @@ def test_floats_that_are_not_finite_leave_the_others_as_they_are(odd: float) -> 
     "values",
     [(NAN, NAN), (INF, INF), (-INF, -INF), (NAN, INF, -INF), (0, 1e-45), (-3.4e38, 3.4e38), (5, 5)],
 )
-def test_floats_without_a_usable_range_still_make_a_image(values: tuple[float, ...]) -> None:
+def test_floats_without_a_usable_range_still_make_an_image(values: tuple[float, ...]) -> None:
     assert len(row(floats(*values))) == len(values)
 
 
@@ -405,7 +405,7 @@ def test_a_turned_image_is_turned_upright(orientation: int, kind: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_all_eight_orientations_show_the_same_image(orientation: int) -> None:
-    """The stored pixels are turned by the inverse of what the tag says."""
+    """The stored pixels are transposed by the tag's inverse."""
     stored = {
         1: patches(),
         2: patches().transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -444,12 +444,12 @@ def test_an_orientation_that_makes_no_sense_is_upright(orientation: int) -> None
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # as in production: Pillow warns of some
-def test_a_broken_exif_block_is_no_reason_to_refuse_a_image(block: bytes, kind: str) -> None:
+def test_a_broken_exif_block_is_no_reason_to_refuse_an_image(block: bytes, kind: str) -> None:
     data = encoded(patches(), kind, exif=b"Exif\0\0" + block)
     assert decode(data, max_pixels=LIMIT).size == (32, 16)
 
 
-# Fewer pixels where they are enough.
+# Decoding a JPEG at a fraction of its size.
 
 
 def smooth(width: int, height: int) -> Image.Image:
@@ -459,43 +459,43 @@ def smooth(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("size", "enough", "expected"),
+    ("size", "min_side", "expected"),
     [
         ((1600, 1200), 512, (800, 600)),
         ((1200, 1600), 512, (600, 800)),
         ((1600, 1200), 300, (400, 300)),
-        ((1600, 1200), 20, (200, 150)),  # an eighth is all that there is
+        ((1600, 1200), 20, (200, 150)),  # an eighth is the smallest fraction
         ((1001, 801), 400, (501, 401)),
         ((1600, 1200), 601, (1600, 1200)),
         ((4000, 300), 256, (4000, 300)),
         ((100, 80), 512, (100, 80)),
     ],
 )
-def test_a_jpeg_comes_out_at_the_smallest_fraction_that_is_enough(
-    size: tuple[int, int], enough: int, expected: tuple[int, int]
+def test_a_jpeg_is_decoded_at_the_smallest_sufficient_fraction(
+    size: tuple[int, int], min_side: int, expected: tuple[int, int]
 ) -> None:
-    image = decode(encoded(smooth(*size), "JPEG"), max_pixels=LIMIT, enough=enough)
+    image = decode(encoded(smooth(*size), "JPEG"), max_pixels=LIMIT, min_side=min_side)
     assert image.size == expected
     assert image.mode == "RGB"
-    assert min(size) < enough or min(image.size) >= enough
+    assert min(size) < min_side or min(image.size) >= min_side
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 700))
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_no_jpeg_has_less_than_is_enough_unless_it_came_with_less(
-    width: int, height: int, enough: int
+    width: int, height: int, min_side: int
 ) -> None:
     image = decode(
-        encoded(Image.new("RGB", (width, height)), "JPEG"), max_pixels=LIMIT, enough=enough
+        encoded(Image.new("RGB", (width, height)), "JPEG"), max_pixels=LIMIT, min_side=min_side
     )
-    assert min(image.size) >= min(width, height, enough)
+    assert min(image.size) >= min(width, height, min_side)
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_other_formats_come_out_whole(kind: str) -> None:
     data = encoded(smooth(200, 160), kind)
     whole = decode(data, max_pixels=LIMIT)
-    assert difference(decode(data, max_pixels=LIMIT, enough=20), whole) == 0
+    assert difference(decode(data, max_pixels=LIMIT, min_side=20), whole) == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -504,7 +504,7 @@ def test_a_jpeg_of_fewer_pixels_is_turned_upright_too(orientation: int) -> None:
     exif[ORIENTATION] = orientation
     data = encoded(patches(640, 320), "JPEG", exif=exif)
     reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    image = decode(data, max_pixels=LIMIT, enough=80)
+    image = decode(data, max_pixels=LIMIT, min_side=80)
     assert image.size == ((160, 80) if orientation < 5 else (80, 160))
     error = np.asarray(image, np.int16) - np.asarray(reference.reduce(4), np.int16)
     assert np.abs(error).mean() < 1
@@ -513,7 +513,7 @@ def test_a_jpeg_of_fewer_pixels_is_turned_upright_too(orientation: int) -> None:
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_a_jpeg_of_fewer_pixels_that_is_not_rgb_becomes_rgb(mode: str) -> None:
     data = encoded(smooth(640, 480).convert(mode), "JPEG", quality=95)
-    image = decode(data, max_pixels=LIMIT, enough=240)
+    image = decode(data, max_pixels=LIMIT, min_side=240)
     whole = decode(data, max_pixels=LIMIT)
     assert (image.mode, image.size) == ("RGB", (320, 240))
     assert difference(image, whole.reduce(2)) <= 6
@@ -521,50 +521,50 @@ def test_a_jpeg_of_fewer_pixels_that_is_not_rgb_becomes_rgb(mode: str) -> None:
 
 def test_of_a_jpeg_with_several_frames_the_first_comes_out_with_fewer_pixels() -> None:
     data = encoded(smooth(640, 480), "MPO", save_all=True, append_images=[smooth(64, 48)])
-    image = decode(data, max_pixels=LIMIT, enough=240)
+    image = decode(data, max_pixels=LIMIT, min_side=240)
     assert image.size == (320, 240)
     assert difference(image, smooth(640, 480).reduce(2)) <= 12
 
 
 def test_a_progressive_jpeg_comes_out_with_fewer_pixels() -> None:
     data = encoded(smooth(640, 480), "JPEG", progressive=True, quality=95)
-    assert decode(data, max_pixels=LIMIT, enough=240).size == (320, 240)
+    assert decode(data, max_pixels=LIMIT, min_side=240).size == (320, 240)
 
 
-def test_of_a_jpeg_the_pixels_count_that_come_out() -> None:
+def test_the_decoded_pixels_of_a_jpeg_count() -> None:
     data = encoded(smooth(640, 480), "JPEG")
-    assert decode(data, max_pixels=76_800, enough=240).size == (320, 240)
+    assert decode(data, max_pixels=76_800, min_side=240).size == (320, 240)
     with pytest.raises(TooLarge, match="320x240 is over 76799 pixels"):
-        decode(data, max_pixels=76_799, enough=240)
+        decode(data, max_pixels=76_799, min_side=240)
     with pytest.raises(TooLarge, match="640x480 is over 76800 pixels"):
         decode(data, max_pixels=76_800)
 
 
-def test_the_header_of_a_jpeg_may_say_six_times_as_many_pixels() -> None:
+def test_a_jpeg_header_may_have_six_times_the_pixels() -> None:
     data = encoded(smooth(640, 480), "JPEG")
-    assert decode(data, max_pixels=51_200, enough=50).size == (80, 60)
+    assert decode(data, max_pixels=51_200, min_side=50).size == (80, 60)
     with pytest.raises(TooLarge, match="640x480 is over 307194 pixels"):
-        decode(data, max_pixels=51_199, enough=50)
+        decode(data, max_pixels=51_199, min_side=50)
 
 
 def test_a_jpeg_of_200_megapixels_is_decoded_small() -> None:
     data = encoded(Image.new("RGB", (16_320, 12_240), (90, 120, 60)), "JPEG")
-    image = decode(data, max_pixels=LIMIT, enough=512)
+    image = decode(data, max_pixels=LIMIT, min_side=512)
     assert image.size == (2040, 1530)
     assert max(abs(a - b) for a, b in zip(image.getpixel((9, 9)), (90, 120, 60), strict=True)) < 3
 
 
 def test_all_pixels_of_a_progressive_jpeg_count_as_their_coefficients_are_kept() -> None:
     data = encoded(smooth(640, 480), "JPEG", progressive=True)
-    assert decode(data, max_pixels=307_200, enough=50).size == (80, 60)
+    assert decode(data, max_pixels=307_200, min_side=50).size == (80, 60)
     with pytest.raises(TooLarge, match="640x480 is over 307199 pixels"):
-        decode(data, max_pixels=307_199, enough=50)
+        decode(data, max_pixels=307_199, min_side=50)
 
 
 def test_a_jpeg_that_is_cut_short_is_unreadable_with_fewer_pixels_too() -> None:
     data = encoded(smooth(640, 480), "JPEG")
     with pytest.raises(UnreadableImage):
-        decode(data[: len(data) // 2], max_pixels=LIMIT, enough=50)
+        decode(data[: len(data) // 2], max_pixels=LIMIT, min_side=50)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
@@ -590,7 +590,7 @@ def test_a_image_of_just_the_most_pixels_is_taken_and_one_more_is_not() -> None:
 
 
 def claiming(kind: str, width: int, height: int) -> bytes:
-    """A few bytes whose header says that they are an image of that size."""
+    """A few bytes with the header of an image of that size."""
     data = bytearray(encoded(Image.new("RGB", (10, 10)), kind))
     if kind == "PNG":
         data[8:33] = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -639,7 +639,7 @@ def test_what_pillow_finds_too_large_is_so(kind: str) -> None:
 
 
 def test_a_header_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
-    """In a process of its own, whose peak nothing else has raised."""
+    """In its own process, to measure the peak."""
     files = []
     for kind in KINDS:
         for size in (WITHIN_PILLOWS_LIMIT, BEYOND_PILLOWS_LIMIT):
@@ -647,7 +647,8 @@ def test_a_header_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
             files[-1].write_bytes(claiming(kind, *size))
     script = (
         "import pathlib, resource, sys\n"
-        "from service.imaging.image_decoder import decode, TooLarge\n"
+        "from service.errors import TooLarge\n"
+        "from service.imaging.image_decoder import decode\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before, refused = None, 0\n"
         "for path in sys.argv[1:]:\n"
@@ -675,7 +676,7 @@ def test_a_photo_cut_short_anywhere_is_unreadable(beagle: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_image_cut_short_anywhere_is_refused_or_a_image(kind: str) -> None:
+def test_a_image_cut_short_anywhere_is_refused_or_an_image(kind: str) -> None:
     whole = valid(kind)
     for length in range(len(whole)):
         outcome(whole[:length])
@@ -718,7 +719,7 @@ Flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @settings(deadline=None, max_examples=400)
 @given(magic=st.sampled_from(MAGICS), rest=st.binary(max_size=300))
-def test_random_bytes_after_a_magic_are_refused_or_a_image(
+def test_random_bytes_after_a_magic_are_refused_or_an_image(
     action: str, magic: bytes, rest: bytes
 ) -> None:
     with warnings.catch_warnings():
@@ -729,7 +730,7 @@ def test_random_bytes_after_a_magic_are_refused_or_a_image(
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @settings(deadline=None, max_examples=600)
 @given(which=st.integers(0, 17), flips=Flips, cut=st.integers(0, 40))
-def test_changed_bytes_are_refused_or_a_image(
+def test_changed_bytes_are_refused_or_an_image(
     action: str, which: int, flips: list[tuple[float, int]], cut: int
 ) -> None:
     """With warnings as errors, as in these tests, and without, as in production."""
@@ -741,7 +742,7 @@ def test_changed_bytes_are_refused_or_a_image(
         outcome(bytes(data[: len(data) - cut]))
 
 
-def test_a_tiff_that_pillow_would_warn_of_is_a_image() -> None:
+def test_a_tiff_that_pillow_would_warn_of_is_an_image() -> None:
     data = bytearray(encoded(patches(), "TIFF"))
     at = data.index(struct.pack("<HHI", 257, 4, 1))  # ImageLength: claim a value more
     data[at : at + 8] = struct.pack("<HHI", 257, 3, 2)

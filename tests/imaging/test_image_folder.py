@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what is said of the others."""
+"""Images of a folder, and the count of skipped files."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from test_classify import plain
 from service.imaging import image_folder
 from service.imaging.image_folder import LeftOut
 
-NOTE = "left out, as no images of a format that is read: "
+NOTE = "skipped, not images of a supported format: "
 
 
 def heads(*given: bytes) -> list[bool]:
@@ -24,7 +24,7 @@ def test_the_first_bytes_show_an_image() -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "A.JPEG", "a.b.jfif", "a/b.mpo", "a.TIF", "a.webp"])
 def test_a_name_that_promises_an_image_is_taken_at_its_word(name: str) -> None:
-    """It is read as one, and what is wrong with it is an error of its own."""
+    """Decoding it then fails with an error."""
 
     def unread() -> bytes:
         raise AssertionError
@@ -68,7 +68,7 @@ def test_a_name_that_is_no_text_can_be_said() -> None:
     assert left_out.sentence == f"{NOTE}1 .txt ('\\udcff\\n.txt')"
 
 
-def test_a_folder_is_walked_and_all_that_is_no_image_told(tmp_path: Path) -> None:
+def test_a_folder_is_walked_and_other_files_counted(tmp_path: Path) -> None:
     for name in ("b/c", "a.png", "b/a"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(plain("red"))
@@ -79,7 +79,7 @@ def test_a_folder_is_walked_and_all_that_is_no_image_told(tmp_path: Path) -> Non
     (tmp_path / "again").symlink_to(tmp_path / "b")
     (tmp_path / "z.png").symlink_to(tmp_path / "b/a")
     told: list[tuple[str, str]] = []
-    found = [*image_folder.below(tmp_path, lambda *what: told.append(what))]
+    found = [*image_folder.walk(tmp_path, lambda *what: told.append(what))]
     assert found == [f"{tmp_path}/{name}" for name in ("a.png", "z.png", "b/a", "b/c")]
     assert [(name.removeprefix(f"{tmp_path}/"), kind) for name, kind in told] == [
         ("again", "link to a folder"),
@@ -93,8 +93,10 @@ def test_a_folder_is_walked_and_all_that_is_no_image_told(tmp_path: Path) -> Non
     ]
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests may run as root, who can read all: so what the system says is said for it."""
+def test_unreadable_folders_and_files_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, which can read all files: so the errors are simulated."""
     (tmp_path / "locked").mkdir()
     (tmp_path / "secret").write_bytes(plain("red"))
     scandir = os.scandir
@@ -110,7 +112,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "scandir", refusing)
     monkeypatch.setattr(image_folder, "open", unopened, raising=False)
     told: list[tuple[str, str]] = []
-    assert [*image_folder.below(tmp_path, lambda *what: told.append(what))] == []
+    assert [*image_folder.walk(tmp_path, lambda *what: told.append(what))] == []
     assert told == [
         (f"{tmp_path}/secret", "without a suffix"),
         (f"{tmp_path}/locked", "unreadable folder"),

@@ -1,4 +1,4 @@
-"""Where a JPEG ends, and which kinds of JPEG are read."""
+"""A JPEG's end, and its variants."""
 
 import io
 
@@ -59,7 +59,7 @@ def test_a_jpeg_that_is_cut_short_is_unreadable_wherever_it_is_cut(
 
 
 def test_of_a_large_jpeg_a_few_bytes_may_be_missing_at_most() -> None:
-    """As many as 16 others complete; what is shown for them is a few pixels of a corner."""
+    """Up to 16 bytes are completed, which affect a few pixels in a corner."""
     data = encoded(photo(), "JPEG", quality=95)
     taken = 0
     for missing in range(1, 200):
@@ -74,7 +74,7 @@ def test_of_a_large_jpeg_a_few_bytes_may_be_missing_at_most() -> None:
 
 
 def test_a_progressive_jpeg_without_its_last_scan_is_unreadable() -> None:
-    """Every scan that is there is whole, but they do not say all."""
+    """Every scan is complete, but later ones are missing."""
     data = encoded(photo(), "JPEG", progressive=True)
     for at in scans(data)[1:]:
         start = data.rindex(b"\xff\xc4", 0, at) if data[at - 100 : at].count(b"\xff\xc4") else at
@@ -99,12 +99,12 @@ def test_a_jpeg_that_ends_within_the_head_of_a_scan_is_unreadable() -> None:
 
 
 def test_without_its_end_marker_all_pixels_of_a_jpeg_count() -> None:
-    """To see whether it is whole is to decode it whole, three times."""
+    """The check for completeness decodes it three times at full size."""
     data = encoded(photo(), "JPEG")
-    assert decode(data, max_pixels=6400, enough=20).size == (30, 20)
+    assert decode(data, max_pixels=6400, min_side=20).size == (30, 20)
     with pytest.raises(TooLarge, match="240x160 is over 38399 pixels"):
-        decode(data[:-2], max_pixels=38_399, enough=20)
-    assert decode(data[:-2], max_pixels=38_400, enough=20).size == (30, 20)
+        decode(data[:-2], max_pixels=38_399, min_side=20)
+    assert decode(data[:-2], max_pixels=38_400, min_side=20).size == (30, 20)
     assert jpeg.sanitize(data[:-2]).passes == 3
     progressive = encoded(photo(), "JPEG", progressive=True)
     assert jpeg.sanitize(progressive[:-2]).passes == 3 * jpeg.sanitize(progressive).passes
@@ -122,7 +122,7 @@ def test_a_jpeg_of_very_many_scans_needs_its_end_marker() -> None:
 
 
 def framed(marker: int, *, bits: int = 8, components: int = 3, height: int | None = None) -> bytes:
-    """Make a JPEG whose frame says that it is of another kind."""
+    """Make a JPEG with the frame header of another variant."""
     data = bytearray(encoded(photo(16, 16), "JPEG"))
     at = data.index(b"\xff\xc0")
     data[at + 1], data[at + 4], data[at + 9] = marker, bits, components
@@ -141,7 +141,7 @@ def framed(marker: int, *, bits: int = 8, components: int = 3, height: int | Non
         (framed(0xCB), "lossless, with arithmetic coding"),
         (framed(0xF7), "JPEG-LS"),
         (framed(0xC0, components=2), "2 colour components"),
-        (framed(0xC0, height=0), "whose height is said at its end"),
+        (framed(0xC0, height=0), "with the height at the end"),
     ],
 )
 def test_a_jpeg_of_a_kind_that_is_not_read_is_not_called_broken(data: bytes, said: str) -> None:
@@ -160,7 +160,7 @@ def test_a_lossless_jpeg_that_its_decoder_fails_at_is_named() -> None:
 def test_of_a_lossless_jpeg_no_pixels_are_left_out() -> None:
     """Its decoder knows no smaller size, and would fail at one."""
     data = bytearray(lossless())
-    assert decode(bytes(data), max_pixels=LIMIT, enough=8).size == (64, 64)
+    assert decode(bytes(data), max_pixels=LIMIT, min_side=8).size == (64, 64)
 
 
 def lossless() -> bytes:

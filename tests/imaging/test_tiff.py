@@ -1,4 +1,4 @@
-"""Every kind of TIFF there is, of those that writers write: shown right, or refused by its name."""
+"""Every TIFF variant that writers produce is decoded correctly, or refused by name."""
 
 import itertools
 import struct
@@ -179,7 +179,7 @@ def meant(
 
 
 def shown(kind: Kind, chance: np.random.Generator) -> float | str:
-    """Decode such an image: how far it is off at most, or what was said instead."""
+    """Decode such an image; returns the largest difference, or the error message."""
     values, shares = samples(kind, chance)
     colours = chance.integers(0, 65535, (3, 1 << min(kind.bits, 8)), endpoint=True)
     data = made(kind, values, colours, {})
@@ -308,7 +308,7 @@ def test_a_raw_file_of_canon_is_named() -> None:
 
 @pytest.mark.parametrize("kind", [PLAIN, Kind("<", RGB, 32, FLOAT, 1, RAW)])
 def test_a_tiff_cut_short_anywhere_is_no_other_image(kind: Kind) -> None:
-    """The directory is at the end: without it nobody knows of what kind a TIFF is."""
+    """The directory is at the end: without it the variant is unknown."""
     values, _ = samples(kind, np.random.default_rng(6))
     data = made(kind, values, np.zeros((3, 256), np.int64), {})
     for length in range(8, len(data) - 4 * 12, 7):

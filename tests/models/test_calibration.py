@@ -1,4 +1,4 @@
-"""How sure a network may be."""
+"""Temperature scaling."""
 
 import numpy as np
 import pytest
@@ -14,21 +14,21 @@ RANDOM = np.random.default_rng(0)
 
 
 def drawn(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of five classes, and targets that are as likely as they say at a temperature."""
+    """Logits of five classes, and targets drawn from their softmax at a temperature."""
     logits = RANDOM.normal(0, 3, (images, 5))
     likely = calibration.softmax(logits / temperature)
     return logits, (likely.cumsum(1) > RANDOM.random((images, 1))).argmax(1)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_that_images_were_drawn_at_is_found(temperature: float) -> None:
+def test_fits_the_true_temperature(temperature: float) -> None:
     logits, targets = drawn(temperature)
     assert calibration.temperature(logits, targets) == pytest.approx(temperature, rel=0.05)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_no_other_temperature_is_likelier(seed: int) -> None:
+def test_temperature_maximizes_the_likelihood(seed: int) -> None:
     random = np.random.default_rng(seed)
     logits, targets = random.normal(0, 2, (50, 4)), random.integers(0, 4, 50)
 
@@ -43,13 +43,13 @@ def test_no_other_temperature_is_likelier(seed: int) -> None:
     assert unlikeliness(found) <= min(map(unlikeliness, others)) + 1e-9
 
 
-def test_where_all_is_right_or_all_is_wrong_the_temperature_has_bounds() -> None:
+def test_temperature_is_bounded() -> None:
     logits = np.eye(3) * 2
     assert calibration.temperature(logits / 1000, np.arange(3)) == pytest.approx(COLDEST)
     assert calibration.temperature(logits, np.array([1, 2, 0])) == pytest.approx(HOTTEST)
 
 
-def test_all_right_on_few_images_is_not_taken_for_always_right() -> None:
+def test_all_right_on_few_images_is_smoothed() -> None:
     few, many = (np.tile(np.eye(3) * 5, (times, 1)) for times in (3, 300))
     doubtful, sure = (
         calibration.softmax(each / calibration.temperature(each, np.arange(len(each)) % 3)).max()
@@ -59,14 +59,14 @@ def test_all_right_on_few_images_is_not_taken_for_always_right() -> None:
     assert sure == pytest.approx(1 - 2 / 3 / 902, abs=1e-4)
 
 
-def test_a_constant_of_a_row_changes_nothing() -> None:
+def test_constant_in_a_row_of_logits_changes_nothing() -> None:
     logits, targets = drawn(2.0, 100)
     shifted = logits + RANDOM.normal(0, 50, (100, 1))
     one, other = (calibration.temperature(each, targets) for each in (logits, shifted))
     assert one == pytest.approx(other)
 
 
-def test_the_error_is_how_far_sureness_is_from_being_right() -> None:
+def test_error_compares_confidence_with_accuracy() -> None:
     likely = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.5, 0.5]])
     # Of two with 0.9 one is right: |0.9 - 0.5| for half of all; 0.6 right; 0.5 wrong.
     targets = np.array([0, 1, 1, 1])
@@ -74,11 +74,11 @@ def test_the_error_is_how_far_sureness_is_from_being_right() -> None:
     assert calibration.error(likely, targets) == pytest.approx(expected)
 
 
-def test_what_is_certain_and_right_has_no_error() -> None:
+def test_certain_and_right_has_no_error() -> None:
     assert calibration.error(np.eye(4), np.arange(4)) == 0
 
 
-def test_a_calibration_says_what_it_gained_and_for_which_weights() -> None:
+def test_calibration_has_its_gain_and_weights() -> None:
     logits, targets = drawn(3.0)
     found = calibration.calibrate(logits, targets, "ab" * 32)
     assert (found.images, found.sha256) == (20_000, "ab" * 32)
@@ -88,7 +88,7 @@ def test_a_calibration_says_what_it_gained_and_for_which_weights() -> None:
     assert after < 0.02
 
 
-def test_a_temperature_is_fitted_to_a_hundred_images_or_more() -> None:
+def test_needs_a_hundred_images() -> None:
     logits, targets = drawn(3.0, 100)
     assert calibration.calibrate(logits, targets, "ab" * 32).images == 100
     for few in (1, 5, 99):
@@ -96,7 +96,7 @@ def test_a_temperature_is_fitted_to_a_hundred_images_or_more() -> None:
             calibration.calibrate(logits[:few], targets[:few], "ab" * 32)
 
 
-def test_a_image_is_judged_by_a_temperature_that_was_not_fitted_to_it() -> None:
+def test_cross_validation_fits_each_fold_to_the_others() -> None:
     logits, targets = drawn(2.0, 101)
     likely = calibration.held_out(logits, targets)
     parts = calibration.parts(101)
@@ -107,14 +107,14 @@ def test_a_image_is_judged_by_a_temperature_that_was_not_fitted_to_it() -> None:
         assert likely[ours] == pytest.approx(calibration.softmax(logits[ours] / fitted))
 
 
-def test_images_are_divided_by_chance_and_each_time_alike() -> None:
+def test_folds_are_random_and_reproducible() -> None:
     parts = calibration.parts(1000)
     assert (parts == calibration.parts(1000)).all()
     assert sum(parts[::5] == parts[0]) < 60  # of 200; a pattern of every fifth would have them all
 
 
-def test_a_temperature_that_does_not_help_is_refused() -> None:
-    """Half of these networks are right as often as they are sure, and half are too sure."""
+def test_refuses_a_temperature_that_does_not_help() -> None:
+    """Half of these networks are calibrated, and half are overconfident."""
     random = np.random.default_rng(1)
     kept, refused = 0, 0
     for number in range(40):
@@ -141,7 +141,7 @@ def test_a_temperature_that_does_not_help_is_refused() -> None:
     assert kept >= 10
 
 
-def test_the_log_loss_is_of_what_was_right() -> None:
+def test_log_loss_of_the_true_classes() -> None:
     likely = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
     assert calibration.log_loss(likely[:2], np.array([0, 1])) == pytest.approx(
         -(np.log(0.5) + np.log(0.75)) / 2
@@ -149,7 +149,7 @@ def test_the_log_loss_is_of_what_was_right() -> None:
     assert np.isfinite(calibration.log_loss(likely, np.array([0, 1, 1])))
 
 
-def test_it_is_put_into_a_manifest_which_else_stays_as_it_is() -> None:
+def test_calibration_in_a_manifest_keeps_the_rest() -> None:
     path = ROOT / "model_store/googlenet/model.toml"
     text = path.read_text("utf-8")
     found = calibration.calibrate(*drawn(2.0, 200), "cd" * 32)

@@ -1,4 +1,4 @@
-"""The converted file in the store: made from these weights by this converter, or made anew."""
+"""Converted files in the store: validity and repeated conversion."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ NAME = "small"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Converted]:
-    """A store with a small model, and what was converted from it."""
+    """A store with a small model, and its converted file."""
     store = small.stored(tmp_path_factory.mktemp("made"), "lenet5")
     converter.convert(store, NAME)
     return store, converted_model.read(store, NAME, store.verify(NAME))
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Converted]:
 
 @pytest.fixture
 def store(made: tuple[Store, Converted], tmp_path: Path) -> Store:
-    """The same as a store of one's own."""
+    """A copy of that store for one test."""
     for file in made[0].root.glob(f"{NAME}/*"):
         tmp_path.joinpath(NAME).mkdir(exist_ok=True)
         tmp_path.joinpath(NAME, file.name).write_bytes(file.read_bytes())
@@ -52,7 +52,7 @@ def publish(store: Store, model: Converted, file: str = FLOATS, **changes: str) 
         converted_model.publish(store, NAME, changed, file)
 
 
-def test_what_was_stored_is_read(store: Store, made: tuple[Store, Converted]) -> None:
+def test_published_file_is_read(store: Store, made: tuple[Store, Converted]) -> None:
     _, model = made
     publish(store, model, INT8)
     for file in (FLOATS, INT8):
@@ -69,7 +69,7 @@ def missing(store: Store) -> None:
 
 
 def changed(store: Store) -> None:
-    """Change one byte in the middle: the SHA-256 is not the recorded one."""
+    """Change one byte in the middle, so that the SHA-256 differs."""
     content = bytearray(path(store).read_bytes())
     content[len(content) // 2] ^= 1
     path(store).write_bytes(content)
@@ -84,7 +84,7 @@ def unrecorded(store: Store) -> None:
 
 
 def no_archive(store: Store) -> None:
-    """Its SHA-256 is the recorded one, and it is none of ours."""
+    """Write a file that is no archive, with its SHA-256."""
     with store.locked(NAME):
         store.publish(NAME, lambda file: file.write_bytes(b"nothing of the kind"), FLOATS)
 
@@ -104,9 +104,7 @@ DAMAGES = [missing, changed, cut_short, unrecorded, no_archive, incomplete]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_missing_or_damaged_file_is_told_in_a_sentence(
-    damage: Callable[[Store], None], store: Store
-) -> None:
+def test_missing_or_damaged_file_error(damage: Callable[[Store], None], store: Store) -> None:
     damage(store)
     with pytest.raises(NotConverted) as caught:
         converted_model.read(store, NAME, store.verify(NAME))
@@ -119,7 +117,7 @@ def test_a_missing_or_damaged_file_is_told_in_a_sentence(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_missing_or_damaged_file_is_made_anew(
+def test_missing_or_damaged_file_is_converted_again(
     damage: Callable[[Store], None], store: Store, made: tuple[Store, Converted]
 ) -> None:
     damage(store)
@@ -129,10 +127,8 @@ def test_a_missing_or_damaged_file_is_made_anew(
     assert found.constants == made[1].constants
 
 
-def test_a_file_made_from_other_weights_is_not_served(
-    store: Store, made: tuple[Store, Converted]
-) -> None:
-    """As when the weights were trained on, or a file came with those of another model."""
+def test_file_of_other_weights_is_refused(store: Store, made: tuple[Store, Converted]) -> None:
+    """As after fine-tuning, or a file copied from another model."""
     publish(store, made[1], weights="0" * 64)
     with pytest.raises(NotConverted, match="was made from other weights"):
         converted_model.read(store, NAME, store.verify(NAME))
@@ -143,7 +139,7 @@ def test_a_file_made_from_other_weights_is_not_served(
     assert found.constants != made[1].constants
 
 
-def test_a_file_by_another_converter_is_made_anew(
+def test_file_by_another_converter_is_converted_again(
     store: Store, made: tuple[Store, Converted]
 ) -> None:
     publish(store, made[1], converter="format 1, OpenVINO 1999.1")
@@ -154,10 +150,10 @@ def test_a_file_by_another_converter_is_made_anew(
     assert found.description.converter == converted_model.converter()
 
 
-def test_a_quantized_file_by_another_converter_is_kept(
+def test_quantized_file_by_another_converter_is_kept(
     store: Store, made: tuple[Store, Converted]
 ) -> None:
-    """Making it anew takes the images that it was calibrated on."""
+    """Quantizing again would need the calibration images."""
     publish(store, made[1], INT8, converter="format 1, OpenVINO 1999.1")
     assert converted_model.read(store, NAME, store.verify(NAME), INT8).graph == made[1].graph
 
@@ -173,8 +169,10 @@ def answer(store: Store, device: str = "cpu") -> np.ndarray:
     return found
 
 
-def test_what_is_served_is_what_was_made_anew(store: Store, made: tuple[Store, Converted]) -> None:
-    """Not the file of other weights, which computes something else."""
+def test_serves_the_file_that_was_converted_again(
+    store: Store, made: tuple[Store, Converted]
+) -> None:
+    """The file of other weights is not served."""
     small.save(store, NAME, architecture="lenet5", width=1, seed=1)
     found = answer(store)
     assert found == pytest.approx(answer(store, "torch-cpu"), abs=1e-4)
@@ -199,7 +197,7 @@ def without_torch(folder: Path, *command: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.slow
-def test_without_pytorch_a_file_by_another_converter_is_served(
+def test_without_pytorch_a_file_by_another_converter_is_served_as_is(
     store: Store, made: tuple[Store, Converted], shared: Path
 ) -> None:
     publish(store, made[1], converter="format 1, OpenVINO 1999.1")
@@ -211,7 +209,7 @@ def test_without_pytorch_a_file_by_another_converter_is_served(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [missing, changed])
-def test_without_pytorch_what_has_to_be_made_anew_is_refused_in_a_sentence(
+def test_without_pytorch_a_necessary_conversion_is_an_error(
     damage: Callable[[Store], None], store: Store, shared: Path
 ) -> None:
     damage(store)

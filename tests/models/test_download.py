@@ -1,4 +1,4 @@
-"""A file comes whole, in pieces, or not at all, and is checked before it counts."""
+"""Downloads: resumption, limits, digests and errors."""
 
 import contextlib
 import hashlib
@@ -21,13 +21,13 @@ DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 @contextlib.contextmanager
 def serving(answer: Answer) -> Iterator[str]:
-    """A web server that answers so; gives the address of a file."""
+    """Run a web server with this handler; yields the URL of a file."""
     with website(answer) as address:
         yield f"{address}/weights"
 
 
 class Website:
-    """Answers with one file; notes the `Range` of every request and how much it sent."""
+    """Serves one file; records each request's `Range` and the bytes sent."""
 
     def __init__(self, content: bytes = CONTENT, *, resumes: bool = True) -> None:
         self.content = content
@@ -37,7 +37,7 @@ class Website:
         self.sent: list[int] = []
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer one request, from where it wants the file to begin."""
+        """Respond from the start of the requested range."""
         wanted = request.headers["Range"]
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and self.resumes else 0
         body = self.content[start:]
@@ -54,11 +54,11 @@ class Website:
 
 
 def silent(have: int, total: int | None) -> None:
-    """Tell nobody."""
+    """Ignore progress."""
 
 
 def refusal(url: str, part: Path, *, digest: str = DIGEST) -> str:
-    """The one sentence with which a download fails."""
+    """Return the error of a failing download."""
     with pytest.raises(ModelError) as caught:
         download(url, part, digest=digest, progress=silent)
     sentence = str(caught.value)
@@ -68,7 +68,7 @@ def refusal(url: str, part: Path, *, digest: str = DIGEST) -> str:
 
 @pytest.fixture
 def part(tmp_path: Path) -> Path:
-    """Where the file goes."""
+    """The path to download to."""
     return tmp_path / "weights.part"
 
 
@@ -77,29 +77,29 @@ def part(tmp_path: Path) -> Path:
     [DIGEST, DIGEST[:15], "sha1:" + hashlib.sha1(CONTENT, usedforsecurity=False).hexdigest()],
     ids=["sha256", "beginning", "sha1"],
 )
-def test_a_file_comes_whole_and_its_progress_is_told(digest: str, part: Path) -> None:
-    told: list[tuple[int, int | None]] = []
+def test_download_reports_progress(digest: str, part: Path) -> None:
+    reported: list[tuple[int, int | None]] = []
     with serving(site := Website()) as url:
-        download(url, part, digest=digest, progress=lambda *now: told.append(now))
+        download(url, part, digest=digest, progress=lambda *now: reported.append(now))
     assert part.read_bytes() == CONTENT
-    assert told == [(have, len(CONTENT)) for have in (CHUNK, 2 * CHUNK, len(CONTENT))]
+    assert reported == [(have, len(CONTENT)) for have in (CHUNK, 2 * CHUNK, len(CONTENT))]
     assert site.ranges == [None]
 
 
-def test_a_file_of_untold_length_comes_whole(part: Path) -> None:
+def test_download_without_content_length(part: Path) -> None:
     def untold(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
         request.end_headers()
         request.wfile.write(CONTENT)
 
-    told: list[int | None] = []
+    reported: list[int | None] = []
     with serving(untold) as url:
-        download(url, part, digest=DIGEST, progress=lambda _, total: told.append(total))
+        download(url, part, digest=DIGEST, progress=lambda _, total: reported.append(total))
     assert part.read_bytes() == CONTENT
-    assert set(told) == {None}
+    assert set(reported) == {None}
 
 
-def test_a_redirection_is_followed(part: Path) -> None:
+def test_follows_redirects(part: Path) -> None:
     def moved(request: BaseHTTPRequestHandler) -> None:
         request.send_response(302)
         request.send_header("Location", there)
@@ -112,19 +112,19 @@ def test_a_redirection_is_followed(part: Path) -> None:
     assert site.ranges == ["bytes=1000-"]
 
 
-def test_an_earlier_part_is_gone_on_with(part: Path) -> None:
+def test_resumes_a_partial_file(part: Path) -> None:
     part.write_bytes(CONTENT[:1000])
-    told: list[tuple[int, int | None]] = []
+    reported: list[tuple[int, int | None]] = []
     with serving(site := Website()) as url:
-        download(url, part, digest=DIGEST, progress=lambda *now: told.append(now))
+        download(url, part, digest=DIGEST, progress=lambda *now: reported.append(now))
     assert part.read_bytes() == CONTENT
     assert site.ranges == ["bytes=1000-"]
     assert site.sent == [len(CONTENT) - 1000]
-    assert told[0] == (1000 + CHUNK, len(CONTENT))
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert reported[0] == (1000 + CHUNK, len(CONTENT))
+    assert reported[-1] == (len(CONTENT), len(CONTENT))
 
 
-def test_a_server_that_cannot_resume_sends_all_of_it_again(part: Path) -> None:
+def test_server_without_range_support_restarts(part: Path) -> None:
     part.write_bytes(CONTENT[:1000])
     with serving(site := Website(resumes=False)) as url:
         download(url, part, digest=DIGEST, progress=silent)
@@ -132,7 +132,7 @@ def test_a_server_that_cannot_resume_sends_all_of_it_again(part: Path) -> None:
     assert site.sent == [len(CONTENT)]
 
 
-def test_a_part_that_is_complete_is_not_sent_again(part: Path) -> None:
+def test_complete_partial_file_is_not_downloaded(part: Path) -> None:
     part.write_bytes(CONTENT)
     with serving(site := Website()) as url:
         download(url, part, digest=DIGEST, progress=silent)
@@ -141,13 +141,13 @@ def test_a_part_that_is_complete_is_not_sent_again(part: Path) -> None:
     assert part.read_bytes() == CONTENT
 
 
-def test_a_line_that_breaks_leaves_a_part_that_the_next_call_completes(part: Path) -> None:
+def test_broken_connection_leaves_a_resumable_part(part: Path) -> None:
     site = Website()
     site.cut = CHUNK + 1000
     with serving(site) as url:
         sentence = refusal(url, part)
         assert sentence == (
-            f"{url} ended after {CHUNK + 1000} of {len(CONTENT)} bytes; fetch again to go on"
+            f"{url} ended after {CHUNK + 1000} of {len(CONTENT)} bytes; fetch again to resume"
         )
         assert part.read_bytes() == CONTENT[: CHUNK + 1000]
         download(url, part, digest=DIGEST, progress=silent)
@@ -156,16 +156,16 @@ def test_a_line_that_breaks_leaves_a_part_that_the_next_call_completes(part: Pat
     assert sum(site.sent) == len(CONTENT)
 
 
-def test_a_file_with_another_digest_is_deleted(part: Path) -> None:
+def test_wrong_digest_deletes_the_file(part: Path) -> None:
     with serving(Website(CONTENT + b"!")) as url:
         sentence = refusal(url, part)
-    assert sentence.startswith("what came is not the file wanted: its sha256 is ")
+    assert sentence.startswith("the download is not the expected file: its sha256 is ")
     assert sentence.endswith("it was deleted")
     assert DIGEST.removeprefix("sha256:") in sentence
     assert not part.exists()
 
 
-def test_a_part_of_another_file_is_deleted_and_the_next_call_starts_afresh(part: Path) -> None:
+def test_part_of_another_file_is_deleted(part: Path) -> None:
     part.write_bytes(b"another file")
     with serving(site := Website()) as url:
         assert "it was deleted" in refusal(url, part)
@@ -177,20 +177,20 @@ def test_a_part_of_another_file_is_deleted_and_the_next_call_starts_afresh(part:
 @pytest.mark.parametrize(
     ("status", "reason"), [(404, "Not Found"), (416, "Requested Range Not Satisfiable"), (500, "")]
 )
-def test_a_status_is_reported_and_leaves_nothing(status: int, reason: str, part: Path) -> None:
+def test_error_status_is_reported_and_leaves_nothing(status: int, reason: str, part: Path) -> None:
     with serving(lambda request: request.send_error(status)) as url:
-        assert refusal(url, part).startswith(f"{url} answers {status} {reason}")
+        assert refusal(url, part).startswith(f"{url} returned {status} {reason}")
     assert not part.exists()
 
 
-def test_a_status_keeps_the_part(part: Path) -> None:
+def test_error_status_keeps_the_part(part: Path) -> None:
     part.write_bytes(CONTENT[:1000])
     with serving(lambda request: request.send_error(503)) as url:
-        assert refusal(url, part) == f"{url} answers 503 Service Unavailable"
+        assert refusal(url, part) == f"{url} returned 503 Service Unavailable"
     assert part.read_bytes() == CONTENT[:1000]
 
 
-def test_a_server_that_is_not_there_is_reported(part: Path) -> None:
+def test_refused_connection(part: Path) -> None:
     with serving(Website()) as url:
         pass
     sentence = refusal(url, part)
@@ -198,17 +198,17 @@ def test_a_server_that_is_not_there_is_reported(part: Path) -> None:
     assert "Connection refused" in sentence
 
 
-def test_a_server_that_talks_nonsense_is_reported(part: Path) -> None:
+def test_invalid_http_response(part: Path) -> None:
     with serving(lambda request: request.wfile.write(b"SSH-2.0-OpenSSH\r\n")) as url:
         assert refusal(url, part).startswith(f"cannot download {url}: SSH-2.0-OpenSSH")
 
 
-def test_a_server_that_hangs_up_is_reported(part: Path) -> None:
+def test_disconnect_before_the_response(part: Path) -> None:
     with serving(lambda _: None) as url:
         assert "closed connection without response" in refusal(url, part)
 
 
-def test_a_length_that_is_no_number_is_reported(part: Path) -> None:
+def test_invalid_content_length(part: Path) -> None:
     def long(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
         request.send_header("Content-Length", "long")
@@ -218,36 +218,39 @@ def test_a_length_that_is_no_number_is_reported(part: Path) -> None:
         assert refusal(url, part).startswith(f"cannot download {url}: ")
 
 
-def test_a_host_that_no_machine_can_have_is_reported(part: Path) -> None:
+def test_invalid_host(part: Path) -> None:
     url = f"http://{'a' * 70}.example/weights"
     assert refusal(url, part).startswith(f"cannot download {url}: ")
 
 
-def test_a_part_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+def test_unwritable_part(tmp_path: Path) -> None:
     with serving(Website()) as url:
         assert "No such file or directory" in refusal(url, tmp_path / "missing" / "weights.part")
 
 
-def test_whether_the_network_is_why_it_failed_is_told_by_the_errors_kind(part: Path) -> None:
+def test_unreachable_only_for_network_errors(part: Path) -> None:
     with serving(Website()) as url:
         pass
     with pytest.raises(Unreachable):
         download(url, part, digest=DIGEST, progress=silent)
-    with serving(lambda request: request.send_error(404)) as url, pytest.raises(ModelError) as told:
+    with (
+        serving(lambda request: request.send_error(404)) as url,
+        pytest.raises(ModelError) as reported,
+    ):
         download(url, part, digest=DIGEST, progress=silent)
-    assert not isinstance(told.value, Unreachable)  # somebody answers: waiting changes nothing
-    with serving(Website()) as url, pytest.raises(ModelError) as told:
+    assert not isinstance(reported.value, Unreachable)  # the server responds, so a retry is useless
+    with serving(Website()) as url, pytest.raises(ModelError) as reported:
         download(url, part.parent / "missing" / "part", digest=DIGEST, progress=silent)
-    assert not isinstance(told.value, Unreachable)
+    assert not isinstance(reported.value, Unreachable)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a", "weights.pth", ""])
-def test_only_the_web_is_asked(url: str, part: Path) -> None:
-    assert refusal(url, part) == f"{url} is not a web address"
+def test_only_http_urls(url: str, part: Path) -> None:
+    assert refusal(url, part) == f"{url} is not an http or https URL"
 
 
-def test_a_file_over_the_limit_is_not_written_on(part: Path) -> None:
-    """A sparse part stands for the two gibibytes that have come so far."""
+def test_size_limit(part: Path) -> None:
+    """A sparse file stands for two downloaded gibibytes."""
 
     def endless(request: BaseHTTPRequestHandler) -> None:
         request.send_response(206)
@@ -264,13 +267,13 @@ def test_a_file_over_the_limit_is_not_written_on(part: Path) -> None:
 # The check by itself
 
 
-def test_a_file_that_matches_is_kept(part: Path) -> None:
+def test_matching_digest_keeps_the_file(part: Path) -> None:
     part.write_bytes(CONTENT)
     downloading.check(part, DIGEST)
     assert part.exists()
 
 
-def test_a_digest_matches_from_its_beginning_only(part: Path) -> None:
+def test_digest_matches_by_prefix_only(part: Path) -> None:
     part.write_bytes(CONTENT)
     with pytest.raises(ModelError, match="it was deleted"):
         downloading.check(part, "sha256:" + DIGEST.removeprefix("sha256:")[1:])

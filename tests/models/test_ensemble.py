@@ -1,4 +1,4 @@
-"""What is known of an ensemble: what an image will bring, and the ranking of what it brought."""
+"""Ensembles: plans, jobs and rankings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +15,11 @@ from service.scheduling.cost_model import Key
 from service.scheduling.types import JobSpec
 
 
-def test_an_ensemble_is_named_after_its_members() -> None:
+def test_name_of_the_members() -> None:
     assert fake_backend(members=2).ensemble.name == "fake0,fake1"
 
 
-def test_members_have_the_plan_of_their_own_way_to_resize() -> None:
+def test_plans_by_resize_rule_of_the_member() -> None:
     ensemble = fake_backend(members=2).ensemble
     one, other = ensemble.members
     short = Resize("short", 256)
@@ -27,7 +27,7 @@ def test_members_have_the_plan_of_their_own_way_to_resize() -> None:
     assert resized.plans("ten") == (crops.plan("ten", one.resize), crops.plan("ten", short))
 
 
-def test_a_image_demands_a_job_of_each_member() -> None:
+def test_one_job_per_member() -> None:
     served = fake_backend(members=2).ensemble
     plans = served.plans("ten")
     assert served.specs(plans) == [
@@ -49,24 +49,24 @@ def ranked(probabilities: Sequence[float], top_k: int) -> list[tuple[str, float]
     return [(prediction.label, prediction.probability) for prediction in ranking]
 
 
-def test_the_most_probable_label_is_first() -> None:
+def test_most_probable_label_is_first() -> None:
     assert ranked([0.2, 0.7, 0.1], 3) == [("green", 0.7), ("red", 0.2), ("blue", 0.1)]
 
 
-def test_no_more_labels_are_given_than_asked_for() -> None:
+def test_at_most_top_k_labels() -> None:
     assert ranked([0.2, 0.7, 0.1], 1) == [("green", 0.7)]
 
 
-def test_no_more_labels_are_given_than_there_are() -> None:
+def test_at_most_all_labels() -> None:
     assert len(ranked([0.2, 0.7, 0.1], 1000)) == 3
 
 
-def test_equals_are_ranked_in_the_order_of_the_classes() -> None:
+def test_ties_are_in_class_order() -> None:
     assert [label for label, _ in ranked([0.3, 0.4, 0.3], 3)] == ["green", "red", "blue"]
     assert [label for label, _ in ranked([0.2, 0.2, 0.2], 3)] == ["red", "green", "blue"]
 
 
-def test_a_label_is_given_with_what_is_known_of_it() -> None:
+def test_prediction_fields() -> None:
     labels = (Label(name="cat", wnid="n01"), Label(name="dog", wnid=None))
     ensemble = replace(fake_backend().ensemble, labels=labels)
     results, plans = [[np.array([0.25, 0.75])]], ensemble.plans("single")
@@ -76,7 +76,7 @@ def test_a_label_is_given_with_what_is_known_of_it() -> None:
     )
 
 
-def test_views_are_averaged_however_they_were_sliced_and_then_the_members() -> None:
+def test_averages_over_views_then_members() -> None:
     ensemble = fake_backend(members=2).ensemble
     plans = (ensemble.plans("ten")[0], ensemble.plans("single")[1])
     ten = [np.array([4.0, 2.0, 1.0]), np.array([1.0, 1.0, 1.0])]  # sums of seven and three views

@@ -1,4 +1,4 @@
-"""A manifest says all about a model besides its weights, or one sentence about what is wrong."""
+"""Manifests and labels: the committed ones, and the errors of invalid ones."""
 
 import json
 import shutil
@@ -33,17 +33,17 @@ COMMITTED = ("bvlc_googlenet", *TORCHVISIONS)  # with ImageNet's classes
 BUNDLED = "digits"
 
 
-def test_a_manifest_that_is_no_file_is_told(tmp_path: Path) -> None:
+def test_manifest_that_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot read .*: Is a directory"):
         manifest.read(tmp_path)
 
 
-def test_the_committed_models_are_these() -> None:
+def test_committed_models() -> None:
     named = {path.parent.name for path in STORE.glob("*/model.toml")}
     assert named == {*COMMITTED, BUNDLED}
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_written_manifest_is_read_again(tmp_path: Path) -> None:
     for name in (*COMMITTED, BUNDLED):
         described = manifest.read(STORE / name / "model.toml")
         (tmp_path / "model.toml").write_text(manifest.written(described), "utf-8")
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_a_committed_manifest_is_complete(name: str) -> None:
+def test_committed_manifest_is_complete(name: str) -> None:
     read = manifest.read(STORE / name / "model.toml")
     assert networks.architecture(read.architecture)
     assert read.classes == 1000
@@ -61,7 +61,7 @@ def test_a_committed_manifest_is_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_a_source_is_torchvisions_own(name: str) -> None:
+def test_source_equals_torchvision_s(name: str) -> None:
     theirs, source = TORCHVISIONS[name], manifest.read(STORE / name / "model.toml").source
     assert source is not None
     assert str(source.url) == theirs.url
@@ -71,7 +71,7 @@ def test_a_source_is_torchvisions_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_a_image_is_resized_as_torchvision_resizes(name: str) -> None:
+def test_resize_equals_torchvision_s(name: str) -> None:
     chosen = manifest.read(STORE / name / "model.toml").preprocessing
     theirs = TORCHVISIONS[name].transforms()
     assert (theirs.crop_size, theirs.interpolation) == ([CROP], InterpolationMode.BILINEAR)
@@ -79,8 +79,8 @@ def test_a_image_is_resized_as_torchvision_resizes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TORCHVISIONS if name != "googlenet"])
-def test_pixels_are_normalised_as_torchvision_normalises(name: str) -> None:
-    """GoogLeNet undoes a part of it again: see `engine/test_networks.py`."""
+def test_normalization_equals_torchvision_s(name: str) -> None:
+    """GoogLeNet undoes part of it: see `engine/test_networks.py`."""
     chosen = manifest.read(STORE / name / "model.toml").preprocessing
     theirs = TORCHVISIONS[name].transforms()
     assert chosen.channels == "RGB"
@@ -89,13 +89,13 @@ def test_pixels_are_normalised_as_torchvision_normalises(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_an_accuracy_is_torchvisions(name: str) -> None:
+def test_accuracy_equals_torchvision_s(name: str) -> None:
     (published,) = manifest.read(STORE / name / "model.toml").accuracy
     theirs = TORCHVISIONS[name].meta["_metrics"]["ImageNet-1K"]
     assert (published.top1, published.top5) == (theirs["acc@1"], theirs["acc@5"])
 
 
-def test_bvlcs_source_is_the_published_one() -> None:
+def test_bvlc_source_is_the_published_one() -> None:
     source = manifest.read(STORE / "bvlc_googlenet" / "model.toml").source
     assert source is not None
     assert str(source.url) == "http://dl.caffe.berkeleyvision.org/bvlc_googlenet.caffemodel"
@@ -121,7 +121,7 @@ def labels_file(folder: Path, content: bytes) -> Path:
     return path
 
 
-def test_a_label_may_lack_a_wordnet_id(tmp_path: Path) -> None:
+def test_label_without_wordnet_id(tmp_path: Path) -> None:
     path = labels_file(tmp_path, b"n02088364\tbeagle\n\tmutt\ncat\n")
     assert manifest.read_labels(path, 3) == (
         Label(name="beagle", wnid="n02088364"),
@@ -130,38 +130,38 @@ def test_a_label_may_lack_a_wordnet_id(tmp_path: Path) -> None:
     )
 
 
-def test_labels_may_have_any_letters_and_windows_line_ends(tmp_path: Path) -> None:
+def test_labels_in_unicode_with_windows_line_ends(tmp_path: Path) -> None:
     path = labels_file(tmp_path, "épagneul\r\n犬\r\n".encode())
     assert [label.name for label in manifest.read_labels(path, 2)] == ["épagneul", "犬"]
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_a_wrong_number_of_labels_is_refused(classes: int, tmp_path: Path) -> None:
+def test_wrong_number_of_labels_is_refused(classes: int, tmp_path: Path) -> None:
     path = labels_file(tmp_path, b"a\nb\nc\n")
     with pytest.raises(ModelError) as caught:
         manifest.read_labels(path, classes)
     assert str(caught.value) == f"{path} has 3 labels and the model {classes} classes"
 
 
-def test_missing_labels_are_named(tmp_path: Path) -> None:
+def test_missing_labels_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         manifest.read_labels(tmp_path / "no.tsv", 3)
     sentence = f"cannot read the labels {tmp_path / 'no.tsv'}: No such file or directory"
     assert str(caught.value) == sentence
 
 
-def test_labels_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+def test_labels_that_are_not_utf_8(tmp_path: Path) -> None:
     path = labels_file(tmp_path, "épagneul\n".encode("latin-1"))
     with pytest.raises(ModelError, match=r"labels\.tsv"):
         manifest.read_labels(path, 1)
 
 
-def test_a_path_to_labels_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+def test_invalid_path_of_labels(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot read the labels"):
         manifest.read_labels(tmp_path / "a\0b", 1)
 
 
-# What is wrong with a manifest
+# Invalid manifests
 
 
 @pytest.fixture
@@ -197,9 +197,7 @@ def described(tmp_path: Path) -> Path:
         ("top1 = 68.7", "top1 = 'most'", "accuracy.0.top1: Input should be a valid number"),
     ],
 )
-def test_the_first_thing_that_is_wrong_with_a_manifest_is_said(
-    there: str, instead: str, said: str, described: Path
-) -> None:
+def test_first_error_of_a_manifest(there: str, instead: str, said: str, described: Path) -> None:
     text = described.read_text()
     assert there in text
     described.write_text(text.replace(there, instead, 1))
@@ -211,7 +209,7 @@ def test_the_first_thing_that_is_wrong_with_a_manifest_is_said(
     assert "\n" not in sentence
 
 
-def test_a_manifest_that_is_not_text_is_refused(described: Path) -> None:
+def test_manifest_that_is_not_text(described: Path) -> None:
     described.write_bytes(b"\xff\xfe\0")
     with pytest.raises(ModelError, match="is not TOML"):
         manifest.read(described)

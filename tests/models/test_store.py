@@ -1,4 +1,4 @@
-"""What the store serves is what was put there, whole, checked and fitting, whatever went wrong."""
+"""The store: import, download, checks, and recovery from crashes and damage."""
 
 import hashlib
 import os
@@ -57,7 +57,7 @@ format = "{format}"
 
 
 def describe(root: Path, more: str = "", *, architecture: str = "googlenet") -> Store:
-    """A store at `root` that knows one model, `small`, of three classes."""
+    """A store at `root` with the manifest of a model, `small`, of three classes."""
     folder = root / "small"
     folder.mkdir(parents=True, exist_ok=True)
     folder.joinpath("model.toml").write_text(MANIFEST.format(architecture=architecture) + more)
@@ -66,7 +66,7 @@ def describe(root: Path, more: str = "", *, architecture: str = "googlenet") -> 
 
 
 def sourced(root: Path, url: str, file: Path) -> Store:
-    """The same, with an address for its weights."""
+    """The same, with a URL for its weights."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return describe(root, SOURCE.format(url=url, digest=digest, format=file.suffix[1:]))
 
@@ -106,7 +106,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def refusal(
     kind: type[ServiceError], call: Callable[..., object], *arguments: object, **named: object
 ) -> str:
-    """The sentence with which the store refuses."""
+    """Return the message of the error that is raised."""
     with pytest.raises(kind) as caught:
         call(*arguments, **named)
     return str(caught.value)
@@ -114,7 +114,7 @@ def refusal(
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors on one core: on a busy machine two threads mostly wait for each other."""
+    """One thread: small tensors are slower on several of a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -149,7 +149,7 @@ def filled(files: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def copied(filled: Store, tmp_path: Path) -> Store:
-    """A copy of that store, to do anything with."""
+    """A copy of that store for one test."""
     shutil.copytree(filled.root, tmp_path / "copied")
     return Store(tmp_path / "copied", tmp_path / "nothing")
 
@@ -182,15 +182,15 @@ def test_the_digest_is_that_of_the_file(filled: Store) -> None:
         assert filled.verify("small") == hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def test_the_same_weights_have_the_same_digest_however_often_they_are_imported(
+def test_repeated_imports_have_the_same_digest(
     filled: Store, files: Mapping[str, Path], tmp_path: Path
 ) -> None:
     digest = weights.install(describe(tmp_path), "small", files["pth"], source="a test")
     assert digest == filled.verify("small")
 
 
-def test_weights_may_be_read_by_whoever_may_read_other_files(filled: Store) -> None:
-    """0644 with the usual umask: a service under another user's name can read them."""
+def test_weights_have_the_usual_file_mode(filled: Store) -> None:
+    """0644 with the usual umask, so that a service of another user can read them."""
     other = filled.root / "small" / "model.toml"
     for name in (WEIGHTS, WEIGHTS + RECORD):
         assert (filled.root / "small" / name).stat().st_mode == other.stat().st_mode
@@ -235,7 +235,7 @@ def with_prefix(prefix: str, state: State) -> State:
 
 
 @pytest.mark.parametrize("ending", ["pth", "ckpt", "bin", "pth.tar", "safetensors"])
-def test_a_checkpoint_of_training_is_imported_and_what_was_undone_is_told(
+def test_checkpoint_import_reports_its_changes(
     ending: str, state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, file = describe(tmp_path), tmp_path / f"best.{ending}"
@@ -270,7 +270,7 @@ def test_weights_that_share_memory_are_imported(state: State, tmp_path: Path) ->
     assert same(weights.load(store, "small").state, tied)
 
 
-def test_what_only_training_uses_is_dropped(state: State, tmp_path: Path) -> None:
+def test_training_only_tensors_are_dropped(state: State, tmp_path: Path) -> None:
     store = describe(tmp_path)
     torch.save({**state, "aux_4a.conv.bias": torch.zeros(128)}, tmp_path / "trained.pth")
     weights.install(store, "small", tmp_path / "trained.pth", source="a test")
@@ -278,7 +278,7 @@ def test_what_only_training_uses_is_dropped(state: State, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_the_counters_of_batch_norm_may_be_there_or_not(
+def test_batch_norm_counters_are_optional(
     counted: bool,  # noqa: FBT001 - a parameter
     tmp_path: Path,
 ) -> None:
@@ -343,7 +343,7 @@ MISFITS: dict[str, tuple[Callable[[State], dict[str, object]], str]] = {
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's own
 @pytest.mark.parametrize("misfit", MISFITS)
 @pytest.mark.filterwarnings("ignore:Validating sparse")
-def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
+def test_invalid_weights_are_refused_and_the_old_ones_stay(
     misfit: str, copied: Store, state: State, tmp_path: Path
 ) -> None:
     edit, said = MISFITS[misfit]
@@ -357,7 +357,7 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
     assert {path: path.stat().st_mtime_ns for path in (copied.root / "small").iterdir()} == before
 
 
-def test_a_bad_file_does_not_even_make_a_folder(tmp_path: Path) -> None:
+def test_bad_file_makes_no_folder(tmp_path: Path) -> None:
     described = describe(tmp_path / "builtin")
     store = Store(tmp_path / "root", described.root)
     (tmp_path / "bad.safetensors").write_bytes(b"hello")
@@ -382,7 +382,7 @@ def test_a_caffe_model_of_other_classes_is_refused(shared: Path, tmp_path: Path)
     )
 
 
-def test_a_caffe_model_is_of_no_use_to_torchvisions_network(
+def test_caffe_model_is_refused_for_torchvision_s_network(
     files: Mapping[str, Path], tmp_path: Path
 ) -> None:
     store = describe(tmp_path, architecture="torchvision_googlenet")
@@ -399,7 +399,7 @@ def test_a_file_with_another_ending_is_refused(name: str, tmp_path: Path) -> Non
     assert sentence == f"{name} has none of the endings {ENDINGS}"
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "no.pth", tmp_path):
         sentence = refusal(
             ModelError, weights.install, describe(tmp_path), "small", path, source=""
@@ -407,9 +407,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         assert sentence == f"there is no file {path}"
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(
-    files: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_unwritable_folder_is_named(files: Mapping[str, Path], tmp_path: Path) -> None:
     described = describe(tmp_path / "builtin")
     (tmp_path / "root").write_text("a file where the store should be")
     store = Store(tmp_path / "root", described.root)
@@ -418,10 +416,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(
     assert sentence == f"cannot write to {tmp_path / 'root' / 'small'}: Not a directory"
 
 
-def test_weights_that_cannot_be_written_are_one_sentence(
-    copied: Store, files: Mapping[str, Path]
-) -> None:
-    """As when the disk is full; the old ones stay."""
+def test_failed_write_is_reported(copied: Store, files: Mapping[str, Path]) -> None:
+    """As with a full disk; the old weights stay."""
     (copied.root / "small" / "weights.part").mkdir()
     digest = copied.verify("small")
     sentence = refusal(ModelError, weights.install, copied, "small", files["pth"], source="")
@@ -436,7 +432,7 @@ def test_weights_that_cannot_be_written_are_one_sentence(
 @pytest.mark.parametrize(
     "name", ["large", "", ".", "..", "../small", "./small", "small/", "a/b", "sm\0all", "x" * 300]
 )
-def test_a_name_that_the_store_does_not_know_is_refused(name: str, filled: Store) -> None:
+def test_unknown_name_is_refused(name: str, filled: Store) -> None:
     for call in (
         filled.manifest,
         filled.labels,
@@ -460,13 +456,13 @@ def test_every_model_that_is_listed_can_be_described(tmp_path: Path) -> None:
     assert [store.manifest(name).classes for name in store.names()] == [3] * len(store.names())
 
 
-def test_a_store_without_models_says_so(tmp_path: Path) -> None:
+def test_empty_store(tmp_path: Path) -> None:
     store = Store(tmp_path / "root", tmp_path / "builtin")
     assert store.names() == []
     assert refusal(ModelError, weights.load, store, "small").startswith("there is no model 'small'")
 
 
-def test_a_manifest_in_the_store_goes_before_a_built_in_one(tmp_path: Path) -> None:
+def test_stored_manifest_overrides_the_builtin(tmp_path: Path) -> None:
     describe(tmp_path / "root", architecture="torchvision_googlenet")
     describe(tmp_path / "builtin", architecture="googlenet")
     both = Store(tmp_path / "root", tmp_path / "builtin")
@@ -485,7 +481,7 @@ def test_an_unknown_architecture_is_named(files: Mapping[str, Path], tmp_path: P
     )
 
 
-def test_a_checkout_has_its_store_in_itself(tmp_path: Path) -> None:
+def test_default_store_of_a_checkout(tmp_path: Path) -> None:
     assert stores.locate(None) == Store(ROOT / "model_store", ROOT / "model_store")
     assert stores.locate(tmp_path) == Store(tmp_path, ROOT / "model_store")
     assert stores.locate(tmp_path).names() == NAMES
@@ -498,7 +494,7 @@ print(found.root, found.builtin, *found.names(), sep="\\n")
 """
 
 
-def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_users_cache(
+def test_default_store_of_an_installed_package(
     tmp_path: Path,
 ) -> None:
     site = tmp_path / "site-packages"
@@ -518,14 +514,14 @@ def test_an_installed_package_has_its_manifests_in_itself_and_weights_in_the_use
 # The bundled model
 
 
-def test_the_bundled_model_is_in_every_store(tmp_path: Path) -> None:
+def test_bundled_model_is_in_every_store(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     assert store.has("digits")
     assert weights.load(store, "digits").sha256 == store.verify("digits")
     assert not [*tmp_path.iterdir()]
 
 
-def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
+def test_stored_weights_override_the_bundled_model(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     bundled = weights.load(store, "digits")
     found = Calibration(temperature=2, sha256=bundled.sha256, images=100, error=(0.5, 0.25))
@@ -540,7 +536,7 @@ def test_one_of_ones_own_goes_before_it(tmp_path: Path) -> None:
     assert own.temperature == 1  # for it was fitted for the others
 
 
-def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path) -> None:
+def test_calibration_of_a_builtin_model_is_written_to_the_store(tmp_path: Path) -> None:
     store = stores.locate(tmp_path)
     before = store.manifest("digits")
     found = Calibration(temperature=2, sha256="0" * 64, images=9, error=(0.5, 0.25))
@@ -555,7 +551,7 @@ def test_a_calibration_of_what_came_with_the_service_is_ones_own(tmp_path: Path)
 # Damage
 
 
-def test_missing_weights_say_how_to_get_them(tmp_path: Path) -> None:
+def test_missing_weights_error_has_instructions(tmp_path: Path) -> None:
     store = describe(tmp_path)
     nowhere = "wherever the model was made"
     for call in (store.verify, lambda name: weights.load(store, name)):
@@ -605,7 +601,7 @@ def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) ->
     assert sentence == f"{WEIGHTS} is of another architecture: it has 'fc.bias'"
 
 
-def test_damaged_weights_are_mended_by_importing_them_again(
+def test_importing_again_repairs_damaged_weights(
     copied: Store, files: Mapping[str, Path], state: State
 ) -> None:
     (copied.root / "small" / WEIGHTS).write_bytes(b"damaged")
@@ -620,21 +616,19 @@ def test_damaged_weights_are_mended_by_importing_them_again(
 def test_weights_are_fetched_once(
     ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
 ) -> None:
-    told: list[tuple[int, int | None]] = []
+    reported: list[tuple[int, int | None]] = []
     with serving(site := Website(files[ending].read_bytes())) as url:
         store = sourced(tmp_path, url, files[ending])
-        digest = weights.fetch(store, "small", lambda *now: told.append(now))
+        digest = weights.fetch(store, "small", lambda *now: reported.append(now))
         assert weights.fetch(store, "small", silent) == digest
     assert site.ranges == [None]
-    assert told[-1] == (len(site.content), len(site.content))
+    assert reported[-1] == (len(site.content), len(site.content))
     assert same(weights.load(store, "small").state, state)
     there = {path.name for path in (tmp_path / "small").iterdir()}
     assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
 
 
-def test_where_the_weights_came_from_is_written_into_them(
-    files: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_weights_file_has_its_source(files: Mapping[str, Path], tmp_path: Path) -> None:
     with serving(Website(files["pth"].read_bytes())) as url:
         store = sourced(tmp_path, url, files["pth"])
         weights.fetch(store, "small", silent)
@@ -642,7 +636,7 @@ def test_where_the_weights_came_from_is_written_into_them(
         assert file.metadata()["source"] == url
 
 
-def test_without_a_network_both_ways_to_the_weights_are_told(
+def test_error_without_a_network_has_instructions(
     files: Mapping[str, Path], tmp_path: Path
 ) -> None:
     with serving(lambda _: None) as url:
@@ -658,14 +652,14 @@ def test_without_a_network_both_ways_to_the_weights_are_told(
     assert not store.has("small")
 
 
-def test_a_download_that_broke_off_goes_on(
+def test_interrupted_download_is_resumed(
     files: Mapping[str, Path], state: State, tmp_path: Path
 ) -> None:
     site = Website(files["pth"].read_bytes())
     site.cut = 2 * CHUNK
     with serving(site) as url:
         store = sourced(tmp_path, url, files["pth"])
-        assert "fetch again to go on" in refusal(ModelError, weights.fetch, store, "small", silent)
+        assert "fetch again to resume" in refusal(ModelError, weights.fetch, store, "small", silent)
         assert not store.has("small")
         weights.fetch(store, "small", silent)
     assert site.ranges == [None, f"bytes={2 * CHUNK}-"]
@@ -673,7 +667,7 @@ def test_a_download_that_broke_off_goes_on(
     assert same(weights.load(store, "small").state, state)
 
 
-def test_another_file_than_the_manifests_is_not_installed(
+def test_file_with_another_digest_is_not_installed(
     files: Mapping[str, Path], tmp_path: Path
 ) -> None:
     with serving(Website(files["pt"].read_bytes() + b"!")) as url:
@@ -694,7 +688,7 @@ def test_a_model_without_a_source_cannot_be_fetched(tmp_path: Path) -> None:
     assert sentence == "the manifest of 'small' names no source; import its weights"
 
 
-# Processes that meet, and processes that die
+# Concurrent and killed processes
 
 FETCH = """
 import sys
@@ -749,7 +743,7 @@ def running(
     cwd: Path = ROOT,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A process of its own that runs a script; it is gone at the end, whatever happens."""
+    """Run a script in a process, which is killed at the end."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with subprocess.Popen(  # noqa: S603 - our own script
@@ -762,9 +756,7 @@ def running(
 
 
 @pytest.mark.slow
-def test_two_processes_that_fetch_at_once_take_turns(
-    files: Mapping[str, Path], tmp_path: Path
-) -> None:
+def test_concurrent_fetches_are_serialized(files: Mapping[str, Path], tmp_path: Path) -> None:
     site = Website(files["pth"].read_bytes())
     both_fetch = threading.Event()
 
@@ -783,7 +775,7 @@ def test_two_processes_that_fetch_at_once_take_turns(
     assert site.ranges == [None]
 
 
-def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_goes_on_with(
+def test_killed_fetch_leaves_a_resumable_part(
     files: Mapping[str, Path], state: State, tmp_path: Path
 ) -> None:
     content = files["pth"].read_bytes()
@@ -799,10 +791,10 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_g
     with serving(stall) as url:
         store = sourced(tmp_path, url, files["pth"])
         with running(FETCH, tmp_path) as process:
-            told = [process.stdout.readline() for _ in range(2)]
+            reported = [process.stdout.readline() for _ in range(2)]
             process.kill()
         killed.set()
-    assert told == [f"{CHUNK}\n", f"{2 * CHUNK}\n"]
+    assert reported == [f"{CHUNK}\n", f"{2 * CHUNK}\n"]
     assert process.returncode == -signal.SIGKILL
     assert not store.has("small")
     have = (tmp_path / "small" / "download.pth").stat().st_size
@@ -815,9 +807,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_a_part_that_the_next_g
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_while_it_imports_leaves_a_model_that_can_be_served(
-    filled: Store, state: State, tmp_path: Path
-) -> None:
+def test_killed_import_leaves_a_servable_model(filled: Store, state: State, tmp_path: Path) -> None:
     """At each of the three steps the weights that are visible match a recorded digest."""
     old, fresh = filled.verify("small"), random_state(seed=1)
     torch.save(fresh, tmp_path / "fresh.pth")
@@ -868,7 +858,7 @@ print(steps)
 
 
 @pytest.mark.slow
-def test_wherever_a_process_that_fetches_is_killed_no_half_of_a_model_is_seen(
+def test_fetch_killed_at_any_step_leaves_no_partial_model(
     tmp_path: Path,
 ) -> None:
     narrow = ARCHITECTURES["googlenet"].build(3, 0.125).state_dict()  # quick to read and write
@@ -897,10 +887,8 @@ def test_wherever_a_process_that_fetches_is_killed_no_half_of_a_model_is_seen(
 # Files that run code
 
 
-def test_a_pickle_in_the_place_of_the_weights_is_not_even_looked_into(
-    copied: Store, state: State, tmp_path: Path
-) -> None:
-    """Not even if its digest is recorded: what is served is read as safetensors."""
+def test_pickle_as_weights_is_not_loaded(copied: Store, state: State, tmp_path: Path) -> None:
+    """Even if its digest is recorded: weights are read as safetensors only."""
     path, sprung = copied.root / "small" / WEIGHTS, tmp_path / "sprung"
     torch.save({**state, "trap": Trap(sprung)}, tmp_path / "hostile.pth")
     shutil.copy(tmp_path / "hostile.pth", path)
@@ -914,7 +902,7 @@ def test_a_pickle_in_the_place_of_the_weights_is_not_even_looked_into(
 
 
 @pytest.mark.parametrize("ending", ["pth", "pt"])
-def test_a_model_is_what_its_safetensors_say_whatever_lies_beside_them(
+def test_other_files_in_the_folder_are_ignored(
     ending: str, copied: Store, state: State, tmp_path: Path
 ) -> None:
     beside = copied.root / "small" / f"weights.{ending}"
@@ -925,10 +913,8 @@ def test_a_model_is_what_its_safetensors_say_whatever_lies_beside_them(
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_download_that_would_run_code_is_refused_and_does_not_run(
-    state: State, tmp_path: Path
-) -> None:
-    """Not even if its digest is the manifest's."""
+def test_downloaded_pickle_with_code_does_not_run(state: State, tmp_path: Path) -> None:
+    """Even if its digest is the manifest's."""
     file, sprung = tmp_path / "hostile.pth", tmp_path / "sprung"
     torch.save({**state, "trap": Trap(sprung)}, file)
     with serving(Website(file.read_bytes())) as url:
@@ -944,7 +930,7 @@ def test_a_download_that_would_run_code_is_refused_and_does_not_run(
 
 @pytest.fixture
 def full() -> Path:
-    """A file that takes no byte: the kernel answers that no space is left."""
+    """A file of `/dev/full`, on which each write fails with ENOSPC."""
     device = Path("/dev/full")
     if not device.exists():
         pytest.skip("this system has no /dev/full")
@@ -955,7 +941,7 @@ FILES = ["download.pth", "weights.part", "weights.safetensors.part"]  # in the o
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_disk_that_is_full_while_fetching_is_said_and_leaves_no_half_of_a_model(
+def test_full_disk_while_fetching(
     name: str, full: Path, files: Mapping[str, Path], state: State, tmp_path: Path
 ) -> None:
     with serving(Website(files["pth"].read_bytes())) as url:
@@ -972,7 +958,7 @@ def test_a_disk_that_is_full_while_fetching_is_said_and_leaves_no_half_of_a_mode
 
 
 @pytest.mark.parametrize("name", FILES[1:])
-def test_a_disk_that_is_full_while_importing_leaves_the_old_weights(
+def test_full_disk_while_importing_keeps_the_old_weights(
     name: str, full: Path, copied: Store, state: State, tmp_path: Path
 ) -> None:
     torch.save(random_state(seed=1), tmp_path / "fresh.pth")

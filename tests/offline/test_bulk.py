@@ -159,7 +159,7 @@ def test_results_are_written_as_they_are_found_and_not_twice(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("4 images, 1 failures, ")
-    note = f"left out, as no images of a format that is read: 1 .txt ({folder}/readme.txt)"
+    note = f"skipped, not images of a supported format: 1 .txt ({folder}/readme.txt)"
     assert printed.err.endswith(f" images a second; {note}\n")
     rows = read(out)
     assert [row["file"] for row in rows] == names(folder)
@@ -177,7 +177,7 @@ def test_results_are_written_as_they_are_found_and_not_twice(
     assert main(command) == 1  # there is a bad one still
     assert out.read_bytes() == before
     said = capsys.readouterr().err
-    assert said.startswith("0 images, 0 failures, 0.0 s, 0.0 images a second; 4 were there")
+    assert said.startswith("0 images, 0 failures, 0.0 s, 0.0 images a second; 4 were done before")
     (folder / "b/a.png").write_bytes(plain("blue"))
     (folder / "b/b.png").write_bytes(bytes(5000))
     assert main([*command, "--max-body-bytes", "4096"]) == 1
@@ -273,7 +273,7 @@ def test_a_file_with_something_else_is_left_alone(
 ) -> None:
     out = tmp_path / f"out.{ending}"
     out.write_text(content)
-    with pytest.raises(BulkError, match="something else"), results_file.opened(out, form):
+    with pytest.raises(BulkError, match="is not a results file"), results_file.opened(out, form):
         pass
     assert out.read_text() == content
 
@@ -281,7 +281,7 @@ def test_a_file_with_something_else_is_left_alone(
 def test_a_row_that_is_none_is_told(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_bytes(CSV.header + b"1,2\r\n")
-    with pytest.raises(BulkError, match="something else"), results_file.opened(out, CSV):
+    with pytest.raises(BulkError, match="is not a results file"), results_file.opened(out, CSV):
         pass
 
 
@@ -298,7 +298,7 @@ def test_a_parquet_file_with_something_else_is_left_alone(
     else:
         pq.write_table(pa.table(made), out)
     before = out.read_bytes()
-    with pytest.raises(BulkError, match="no Parquet file of results"), results_parquet.opened(out):
+    with pytest.raises(BulkError, match="not a Parquet results file"), results_parquet.opened(out):
         pass
     assert out.read_bytes() == before
 
@@ -402,7 +402,7 @@ def test_what_cannot_be_is_told_in_a_sentence(
     )
     assert refused(["classify", str(gone)], capsys) == f"there is no file {gone}"
     empty = str(folder / "folder.png")
-    assert refused(["classify", empty], capsys) == "there are no images there"
+    assert refused(["classify", empty], capsys) == "no images found"
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     told = refused([*command, str(tmp_path / "a.parquet")], capsys)
     assert told.startswith("Parquet needs pyarrow: pip install 'googlenet-service[bulk]'")
@@ -473,7 +473,7 @@ FOUND = ["a.jfif", "b", "c.mpo", "below/d.tmp"]
 
 def left_out(root: Path) -> str:
     return (
-        f"left out, as no images of a format that is read: 2 .jxl ({root}/IMG_1.JXL),"
+        f"skipped, not images of a supported format: 2 .jxl ({root}/IMG_1.JXL),"
         f" 1 .txt ({root}/notes.txt), 1 without a suffix ({root}/below/IMG_3)"
     )
 
@@ -495,7 +495,7 @@ def test_images_are_found_by_their_bytes_and_the_rest_is_counted_by_kind(
     assert said.startswith("4 images, 0 failures, ")
     assert said.endswith(f" images a second; {left_out(root)}\n")
     assert main(command) == 0
-    assert capsys.readouterr().err.endswith(f"; 4 were there before; {left_out(root)}\n")
+    assert capsys.readouterr().err.endswith(f"; 4 were done before; {left_out(root)}\n")
 
 
 def archived(root: Path, ending: str) -> Path:
@@ -532,7 +532,7 @@ def test_without_an_image_no_file_of_results_is_left(
         (phone / name).unlink()
     out = tmp_path / f"out.{ending}"
     told = refused(["classify", str(phone), "--out", str(out)], capsys)
-    assert told == f"there are no images there; {left_out(phone)}"
+    assert told == f"no images found; {left_out(phone)}"
     assert [*tmp_path.iterdir()] == [phone]
 
 
@@ -545,7 +545,7 @@ def test_an_empty_file_that_was_there_before_is_not_deleted(
     empty = tmp_path / "empty"
     empty.mkdir()
     told = refused(["classify", str(empty), "--out", str(tmp_path / f"out.{ending}")], capsys)
-    assert told == "there are no images there"
+    assert told == "no images found"
     assert out.exists()
 
 
@@ -660,7 +660,7 @@ def test_results_of_another_form_are_left_alone(
             csv.writer(file).writerows([OLD, *(row.values() for row in rows)])
     before = out.read_bytes()
     capsys.readouterr()
-    assert "results of this form; name another file" in refused(command, capsys)
+    assert "of this format; name another file" in refused(command, capsys)
     assert out.read_bytes() == before
 
 
@@ -669,7 +669,7 @@ def test_a_row_whose_texts_are_none_is_told(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     row = json.loads(JSONL.encode(Row("a.png")))
     out.write_text(json.dumps({**row, name: ["a.png"]}) + "\n")
-    with pytest.raises(BulkError, match="something else"), results_file.opened(out, JSONL):
+    with pytest.raises(BulkError, match="is not a results file"), results_file.opened(out, JSONL):
         pass
 
 
@@ -822,7 +822,7 @@ def test_members_that_a_zip_cannot_give_are_told_alone(tmp_path: Path) -> None:
     path.write_bytes(data.replace(sizes, struct.pack("<I", 10)))  # it states 10 bytes
     broken = "it is encrypted or broken in its archive"
     assert found(path) == {
-        "lzma.png": "it is packed in a way that is not read here",
+        "lzma.png": "its compression is not supported",
         "liar.png": broken,
         "changed.png": broken,
         "good.png": len(plain("blue")),
@@ -833,7 +833,7 @@ def test_members_that_a_zip_cannot_give_are_told_alone(tmp_path: Path) -> None:
 def test_an_archive_that_is_none_is_told(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"photos.{ending}"
     path.write_bytes(b"none" * 1000)
-    assert found(path) == {"": "the archive is broken or cut short, 0 images after its beginning"}
+    assert found(path) == {"": "the archive is broken or cut short after 0 images"}
     left = image_source.images([path], max_bytes=MAX, is_new=lambda _: False)
     assert [*left] == []
 
@@ -873,7 +873,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="cannot be read: No such file"):
         gone.read()
     [pipe] = image_source.images([tmp_path / "pipe.png"], max_bytes=MAX, is_new=lambda _: True)
-    with pytest.raises(ServiceError, match="no regular file"):
+    with pytest.raises(ServiceError, match="not a regular file"):
         pipe.read()
     (tmp_path / "huge").write_bytes(bytes(MAX + 1))
     assert found(tmp_path / "huge") == {"": f"the image has over {MAX} bytes"}
@@ -1070,7 +1070,7 @@ def test_an_address_where_nothing_listens_is_told_at_once_and_given_up_soon(
     assert parser.build().parse_args(command).wait == 10
     assert main([*command, "--wait", "0.4"]) == 1
     first, last = capsys.readouterr().err.splitlines()
-    reason = f"{url} does not answer: "
+    reason = f"cannot connect to {url}: "
     assert first.startswith(reason)
     assert first.endswith("; retrying for up to 0.4 s")
     assert last.startswith(f"googlenet-service: {reason}")
@@ -1094,7 +1094,7 @@ def test_a_service_that_accepts_and_does_not_answer_is_told(
 
 def test_what_is_no_address_is_not_waited_for(folder: Path, capsys: Captured) -> None:
     told = refused(["classify", str(folder), "--url", "ftp://host"], capsys)
-    assert told.startswith("'ftp://host' cannot be asked: ")
+    assert told.startswith("cannot send a request to 'ftp://host': ")
     assert "gave up" not in told
 
 
@@ -1204,7 +1204,7 @@ def test_a_service_that_names_by_another_model_or_views_ends_the_command(
 
 def test_a_key_that_cannot_be_sent_is_told(folder: Path, capsys: Captured) -> None:
     told = refused(["classify", str(folder), "--url", f"http://{HOST}", "--key", "clé"], capsys)
-    assert told == "a key has ASCII characters alone, and no spaces around them"
+    assert told == "an API key is printable ASCII without spaces around it"
 
 
 def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(

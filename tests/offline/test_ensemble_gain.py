@@ -20,7 +20,7 @@ from service.imaging.image_decoder import Bounds
 from service.models.ensemble import Probabilities
 from service.models.manifest import Manifest
 from service.models.store import Store
-from service.offline import bootstrap, ensemble_gain
+from service.offline import ensemble_gain
 from service.offline.ensemble_gain import Averaged
 from service.scheduling.types import Batch
 from service.serving import factory
@@ -98,7 +98,7 @@ def test_a_member_cannot_have_too_long_a_name() -> None:
         Options(folder=Path("here"), name="x" * 63, members=2).each()
 
 
-def test_the_same_command_goes_on_with_what_is_missing(
+def test_the_same_command_trains_the_missing_members(
     stripes: Path, trained: Store, capsys: Captured
 ) -> None:
     before = trained.verify("pair_2")
@@ -111,9 +111,7 @@ def test_the_same_command_goes_on_with_what_is_missing(
     assert f"pair_2 is in the store, SHA-256 {before}" in told.out
 
 
-def test_what_was_cut_short_at_the_very_end_is_not_taken_for_done(
-    stripes: Path, trained: Store, capsys: Captured
-) -> None:
+def test_an_interrupted_member_is_not_done(stripes: Path, trained: Store, capsys: Captured) -> None:
     left = trained.root / "pair_1/training/checkpoint.pt"
     left.write_text("cut short")
     try:
@@ -150,22 +148,22 @@ def test_processes_train_one_member_after_the_other(stripes: Path, tmp_path: Pat
 
 
 def test_an_interval_of_equal_values_is_that_value() -> None:
-    assert bootstrap.interval(np.full(30, 2.5)) == (2.5, 2.5)
+    assert ensemble_gain.interval(np.full(30, 2.5)) == (2.5, 2.5)
 
 
 def test_an_interval_is_the_known_one_of_a_share() -> None:
     """Of 400 tosses half heads: the binomial's own quantiles."""
-    low, high = bootstrap.interval(np.repeat([0.0, 1.0], 200))
+    low, high = ensemble_gain.interval(np.repeat([0.0, 1.0], 200))
     assert (low, high) == (pytest.approx(0.451, abs=0.0026), pytest.approx(0.549, abs=0.0026))
 
 
-def test_it_is_that_of_images_drawn_one_by_one() -> None:
+def test_an_interval_is_that_of_images_drawn_one_by_one() -> None:
     random = np.random.default_rng(7)
     values = random.choice([-100.0, 0.0, 0.0, 0.0, 100.0, 37.5], 60)
     drawn = values[random.integers(0, 60, (20_000, 60))].mean(1)
     wanted = np.quantile(drawn, [0.025, 0.975])
-    assert bootstrap.interval(values) == pytest.approx(wanted, abs=1.7)  # an image is 1.67
-    assert bootstrap.interval(values) == bootstrap.interval(values[::-1])
+    assert ensemble_gain.interval(values) == pytest.approx(wanted, abs=1.7)  # an image is 1.67
+    assert ensemble_gain.interval(values) == ensemble_gain.interval(values[::-1])
 
 
 # The rows, as a pure function.
@@ -192,7 +190,7 @@ def test_errors_are_counted_and_compared_with_the_first() -> None:
     assert (other.models, other.views, other.crops, other.cost) == (1, "ten", 10, 10)
     assert (other.top1.error, other.top1.difference) == (50, -25)
     assert (other.top5.error, other.top5.difference) == (25, -25)
-    assert other.top1.interval == bootstrap.interval(np.array([0, -100, 0, 0]))
+    assert other.top1.interval == ensemble_gain.interval(np.array([0, -100, 0, 0]))
     assert other.top1.interval == (-75, 0)
 
 
@@ -207,9 +205,9 @@ def test_joined_models_count_alike() -> None:
         Averaged(1, "ten", crops, cost, np.array([[share, 1 - share]]))
         for crops, cost, share in ((10, 10.0, 0.9), (5, 5.0, 0.3), (10, 10.0, 0.3))
     )
-    all_ = ensemble_gain.joined(ensemble_gain.joined(one, two), three)
+    all_ = ensemble_gain.join(ensemble_gain.join(one, two), three)
     assert (all_.models, all_.views, all_.crops, all_.cost) == (3, "ten", 10, 25)
-    np.testing.assert_allclose(all_.likely, [[0.5, 0.5]])
+    np.testing.assert_allclose(all_.probabilities, [[0.5, 0.5]])
 
 
 # The command, with models that tell three colours apart, each wrong in a way of its own.
@@ -306,7 +304,7 @@ def test_the_table_is_that_of_the_paper(desk: Path, capsys: Captured) -> None:
     assert " to " in rows[2][4]
     assert rows[2][5] == "0.00 %"
     assert "left,right on 36 photos of" in printed.out
-    assert "text.png cannot be read, and counts for nothing" in printed.err
+    assert "text.png cannot be read and is left out" in printed.err
 
 
 def test_one_model_has_rows_of_its_own_only(desk: Path, capsys: Captured) -> None:
@@ -321,14 +319,14 @@ def test_one_model_has_rows_of_its_own_only(desk: Path, capsys: Captured) -> Non
         ("left,none", "there is no model 'none'"),
     ],
 )
-def test_what_cannot_be_averaged_is_told(
+def test_models_that_cannot_be_averaged_are_an_error(
     model: str, sentence: str, desk: Path, capsys: Captured
 ) -> None:
     assert main(["evaluate", str(desk / "photos"), "--model", model, "--table"]) == 1
     assert sentence in capsys.readouterr().err
 
 
-def test_photos_none_of_which_can_be_read_are_told(desk: Path, capsys: Captured) -> None:
+def test_only_unreadable_photos_are_an_error(desk: Path, capsys: Captured) -> None:
     for photo in (desk / "photos").glob("*/*"):
         photo.write_text("no image")
     assert main(["evaluate", str(desk / "photos"), "--model=left", "--table"]) == 1

@@ -56,7 +56,7 @@ def test_a_folder_may_be_named_by_a_wordnet_id_or_a_label(tmp_path: Path) -> Non
     ]
 
 
-def test_what_is_no_image_is_left_out_and_told(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_left_out(tmp_path: Path) -> None:
     photo(tmp_path / "red/a")
     (tmp_path / "red/notes.txt").write_text("no image")
     (tmp_path / "red/empty.png").write_bytes(b"")  # an error of its own, for it should be one
@@ -80,7 +80,7 @@ def test_commands_print_what_is_left_out_once(
     (tmp_path / "red/notes.txt").write_text("no image")
     assert len(evaluate.photos(tmp_path, LABELS)) == 1
     assert capsys.readouterr().err == (
-        f"left out, as no images of a format that is read: 1 .txt ({tmp_path}/red/notes.txt)\n"
+        f"skipped, not images of a supported format: 1 .txt ({tmp_path}/red/notes.txt)\n"
     )
 
 
@@ -132,19 +132,22 @@ def serving() -> ServedModel:
 
 
 def ranked(paths: Sequence[Path], top_k: int = 3) -> list[list[str] | ServiceError]:
-    """Give the labels of each photo, most probable first, or what is wrong with it."""
+    """Return the labels of each photo, most probable first, or its error."""
 
     async def main() -> list[list[str] | ServiceError]:
         async with serving() as served_model:
             classifier = await served_model.ready()
-            rankings = await evaluation.rank(classifier, paths, plan="single", top_k=top_k)
+            photos = [Photo(path, 0) for path in paths]
+            rankings = await evaluation.rank_all(
+                classifier, photos, "single", lambda _: None, top_k=top_k
+            )
             return [r if isinstance(r, ServiceError) else [p.label for p in r] for r in rankings]
 
     return asyncio.run(main())
 
 
 def scored(photos: Sequence[Photo], plan: str = "single") -> tuple[Score, list[int]]:
-    """Score photos, and give what `advance` was told."""
+    """Score photos, and return the calls of `advance`."""
 
     async def main() -> tuple[Score, list[int]]:
         steps: list[int] = []
@@ -197,7 +200,7 @@ def test_an_unreadable_photo_is_named_and_the_others_are_scored(tmp_path: Path) 
     assert why.startswith("broken.png: the PNG image is broken")
 
 
-def test_who_waits_is_told_as_photos_are_done(tmp_path: Path) -> None:
+def test_progress_is_reported(tmp_path: Path) -> None:
     red = photo(tmp_path / "red.png")
     score, steps = scored([Photo(red, RED)] * (CHUNK + 3))
     assert score.top1 == CHUNK + 3
@@ -233,7 +236,7 @@ def test_the_furthest_probability_is_of_any_class_of_any_photo() -> None:
     assert found.furthest == pytest.approx(0.25)  # red's on the third, which is not its first
 
 
-def test_a_photo_with_another_first_label_is_told_in_a_sentence() -> None:
+def test_a_photo_with_another_first_label_has_a_sentence() -> None:
     exact = [ranking(0.51, 0.49, 0), ranking(0, 1, 0)]
     near = [ranking(0.4996, 0.5004, 0), ranking(0, 1, 0)]
     found = evaluation.compare(PHOTOS[:2], exact, near)

@@ -25,8 +25,9 @@ from service.__main__ import main
 from service.engine.prepared_image import PreparedImage
 from service.errors import BulkError, InferenceFailed
 from service.models.ensemble import Probabilities
-from service.offline.bulk import ray_runner, results_file
-from service.offline.bulk.ray_runner import Actor, Share, Task
+from service.offline.bulk import ray_actor, ray_runner, results_file
+from service.offline.bulk.ray_actor import Actor, Task
+from service.offline.bulk.ray_runner import Resources
 from service.offline.bulk.results_file import Origin, Row
 from service.scheduling.types import Batch
 from service.serving import factory
@@ -65,7 +66,7 @@ def acting(
         yield actor
     finally:
         runner = actor._runner  # noqa: SLF001 - Ray ends the process instead
-        runner.run(actor._servable.__aexit__())  # noqa: SLF001 - the same
+        runner.run(actor._served_model.__aexit__())  # noqa: SLF001 - the same
         runner.close()
 
 
@@ -77,7 +78,7 @@ def table(*paths: Path) -> Any:
 
 def results(actor: Actor, *paths: Path) -> list[list[Row]]:
     """Have it work; gives the rows of each of its tables."""
-    return [[*map(ray_runner.row, made.to_pylist())] for made in actor(table(*paths))]
+    return [[*map(ray_actor.row, made.to_pylist())] for made in actor(table(*paths))]
 
 
 def test_an_actor_does_files_and_archives_by_the_batch(
@@ -117,7 +118,7 @@ def test_what_an_actor_leaves_out_of_an_archive_is_in_its_results(
         [made] = actor(table(packed))
         [nothing] = actor(table(texts))
     rows = made.to_pylist()
-    assert ray_runner.row(rows[0]).file == "as given/packed.tar/a.png"
+    assert ray_actor.row(rows[0]).file == "as given/packed.tar/a.png"
     told = [(one["left_out"], one["kind"], one["record"]) for one in rows[1:]]
     assert told == [("as given/packed.tar/readme.txt", ".txt", b"")]
     assert [one["left_out"] for one in nothing.to_pylist()] == ["as given/texts.tar/readme.txt"]
@@ -134,9 +135,9 @@ def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
     broken, whole = folder / "b/broken.png", folder / "a.png"
     with acting([folder]) as actor:
         done, failed = actor(table(broken, whole))  # the first never comes to the device
-        assert ray_runner.row(*done.to_pylist()).error == BROKEN
+        assert ray_actor.row(*done.to_pylist()).error == BROKEN
         with pytest.raises(BulkError, match=f"^{host}: the device failed"):
-            ray_runner.row(*failed.to_pylist())
+            ray_actor.row(*failed.to_pylist())
         with pytest.raises(BulkError, match="the device failed"):
             results(actor, broken)
     with (
@@ -162,8 +163,8 @@ def test_an_actor_whose_store_has_another_model_says_so(
 def test_files_go_by_so_many_and_archives_alone() -> None:
     files = ["a", "b.zip", "c", "d", "e", "f.TAR.GZ", "g"]
     wanted = [["b.zip"], ["a", "c"], ["f.TAR.GZ"], ["d", "e"], ["g"]]
-    assert sorted(ray_runner.portions(files, 2)) == sorted(wanted)
-    assert [*ray_runner.portions(["a", "b"], 2)] == [["a", "b"]]
+    assert sorted(ray_runner.batches(files, 2)) == sorted(wanted)
+    assert [*ray_runner.batches(["a", "b"], 2)] == [["a", "b"]]
 
 
 def test_a_file_is_done_once_and_an_archive_is_always_looked_into(tmp_path: Path) -> None:
@@ -175,20 +176,20 @@ def test_a_file_is_done_once_and_an_archive_is_always_looked_into(tmp_path: Path
 @pytest.mark.parametrize(
     ("device", "cores", "nodes", "wanted"),
     [
-        ("auto", 0, [{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}], Share(4, 0)),
-        ("auto", 2, [{"CPU": 8.0}], Share(2, 0)),
-        ("auto", 0, [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}], Share(4, 1)),
-        ("auto", 0, [{"CPU": 2.0}, {"GPU": 1.0}], Share(2, 0)),
-        ("auto", 4, [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}], Share(4, 0)),
-        ("cuda", 0, [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 2.0}], Share(1, 1)),
-        ("cuda:1", 0, [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 6.0, "GPU": 2.0}], Share(3, 1)),
-        ("cpu", 0, [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}], Share(2, 0)),
+        ("auto", 0, [{"CPU": 8.0}, {"CPU": 4.0}, {"memory": 1.0}], Resources(4, 0)),
+        ("auto", 2, [{"CPU": 8.0}], Resources(2, 0)),
+        ("auto", 0, [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}], Resources(4, 1)),
+        ("auto", 0, [{"CPU": 2.0}, {"GPU": 1.0}], Resources(2, 0)),
+        ("auto", 4, [{"CPU": 8.0}, {"CPU": 2.0, "GPU": 1.0}], Resources(4, 0)),
+        ("cuda", 0, [{"CPU": 2.0}, {"CPU": 1.0, "GPU": 2.0}], Resources(1, 1)),
+        ("cuda:1", 0, [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 6.0, "GPU": 2.0}], Resources(3, 1)),
+        ("cpu", 0, [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}], Resources(2, 0)),
     ],
 )
 def test_an_actor_has_as_much_as_fits_on_every_node(
-    device: str, cores: int, nodes: list[dict[str, float]], wanted: Share
+    device: str, cores: int, nodes: list[dict[str, float]], wanted: Resources
 ) -> None:
-    assert ray_runner.share(Settings(device=device, cpu_threads=cores), nodes) == wanted
+    assert ray_runner.actor_resources(Settings(device=device, cpu_threads=cores), nodes) == wanted
 
 
 @pytest.mark.parametrize(
@@ -215,22 +216,22 @@ def test_an_actor_that_fits_on_no_node_is_refused(
     has: tuple[int, int],
 ) -> None:
     with pytest.raises(BulkError) as refusal:
-        ray_runner.share(Settings(device=device, cpu_threads=cores), nodes)
+        ray_runner.actor_resources(Settings(device=device, cpu_threads=cores), nodes)
     assert str(refusal.value) == no_room(wants, has)
 
 
 def no_room(wants: tuple[int, int], has: tuple[int, int]) -> str:
     """Say what an actor that fits nowhere wants, and what the largest node has: CPUs and GPUs."""
     return (
-        f"no node of the cluster can hold an actor, which wants {wants[0]} CPU and {wants[1]} GPU:"
+        f"no node of the cluster can hold an actor, which needs {wants[0]} CPU and {wants[1]} GPU:"
         f" the largest has {has[0]} CPU and {has[1]} GPU"
     )
 
 
 def test_a_classifier_keeps_to_its_actors_share() -> None:
-    bounded = ray_runner.within(Share(3, 0), Settings())
+    bounded = ray_runner.limit_settings(Resources(3, 0), Settings())
     assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == (3, 3, "cpu")
-    bounded = ray_runner.within(Share(3, 1), Settings(decode_threads=9))
+    bounded = ray_runner.limit_settings(Resources(3, 1), Settings(decode_threads=9))
     assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == (3, 9, "auto")
 
 
@@ -239,7 +240,7 @@ def test_a_classifier_keeps_to_its_actors_share() -> None:
     [("cuda:1", 1, "cuda"), ("cuda", 1, "cuda"), ("auto", 1, "auto"), ("auto", 0, "cpu")],
 )
 def test_a_classifier_takes_its_actors_own_gpu(device: str, gpus: int, wanted: str) -> None:
-    assert ray_runner.within(Share(1, gpus), Settings(device=device)).device == wanted
+    assert ray_runner.limit_settings(Resources(1, gpus), Settings(device=device)).device == wanted
 
 
 def test_what_cannot_be_is_told_in_a_sentence(
@@ -358,7 +359,7 @@ def test_a_cluster_that_is_not_there_is_told(
 ) -> None:
     nowhere = ("--engine", "ray", "--ray-address", "nowhere")
     told = refused(["classify", str(folder), *nowhere, "--out", str(tmp_path / "out.csv")], capsys)
-    assert told.startswith("the Ray cluster cannot be joined: ")
+    assert told.startswith("cannot join the Ray cluster: ")
 
 
 @pytest.mark.slow

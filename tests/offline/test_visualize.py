@@ -195,7 +195,7 @@ def test_the_real_googlenets_projections_are_those_of_a_deconvnet_written_by_han
 def test_what_maps_of_3b_have_seen_of_a_beagle_are_its_eyes(seen: dict[str, Stage]) -> None:
     eyes = ((82, 70), (27, 62))  # on the view, as a person sees it: pixels from the left and top
     for one in seen["inception.3b"].projections:
-        square = contact_sheet.seen(one.pixels)
+        square = contact_sheet.bounds(one.pixels)
         middle = square.left + square.side / 2, square.top + square.side / 2
         assert min(math.dist(middle, eye) for eye in eyes) < 6
         assert square.side < 50
@@ -240,7 +240,9 @@ def test_every_architecture_has_its_stages(name: str, names: list[str]) -> None:
 
 
 def test_a_network_without_convolutions_has_no_stages() -> None:
-    with pytest.raises(ModelError, match="has no convolutions with a ReLU that everything passes"):
+    with pytest.raises(
+        ModelError, match="has no convolutions before a ReLU that all activations pass"
+    ):
         looked(
             nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.ReLU()).eval(), noise(1, 3, 2, 2), 1
         )
@@ -250,9 +252,9 @@ def test_a_network_without_convolutions_has_no_stages() -> None:
     ("layer", "name"),
     [(nn.GELU(), "GELU"), (nn.Softmax2d(), "Softmax2d")],
 )
-def test_a_layer_that_is_not_known_is_named(layer: nn.Module, name: str) -> None:
+def test_a_layer_without_a_rule_is_named(layer: nn.Module, name: str) -> None:
     conv = nn.Conv2d(3, 3, 3)
-    with pytest.raises(ModelError, match=f"it is not known how to come down through {name}"):
+    with pytest.raises(ModelError, match=f"the deconvnet has no rule for the layer {name}"):
         looked(nn.Sequential(layer, conv, nn.ReLU()).eval(), noise(1, 3, 8, 8), 1)
 
 
@@ -273,7 +275,7 @@ class Odd(nn.Module):
     ("act", "name"), [(torch.tanh, "tanh"), (lambda x: x.sigmoid(), "sigmoid")]
 )
 def test_so_is_a_function_or_a_method(act: Callable[[Tensor], Tensor], name: str) -> None:
-    with pytest.raises(ModelError, match=f"come down through {name}$"):
+    with pytest.raises(ModelError, match=f"no rule for the layer {name}$"):
         looked(Odd(act).eval(), noise(1, 3, 8, 8), 1)
 
 
@@ -311,7 +313,7 @@ def signed(places: list[tuple[int, int]], side: int = 100) -> np.ndarray:
 def test_the_square_is_around_what_matters_and_within_the_view(
     places: list[tuple[int, int]], square: Square
 ) -> None:
-    assert contact_sheet.seen(signed(places)) == square
+    assert contact_sheet.bounds(signed(places)) == square
 
 
 def stage(pixels: np.ndarray, map_: np.ndarray) -> Stage:

@@ -15,7 +15,7 @@ from service.scheduling.admission import (
     QueueLoad,
     RetrySlot,
     SafetyFactor,
-    admit,
+    evaluate,
 )
 from service.scheduling.cost_model import Buckets, CostModel, Key
 
@@ -28,26 +28,26 @@ COSTS = CostModel(dict.fromkeys((A, B), Buckets(MEASURED)))
 def test_work_is_admitted_if_it_would_be_done_in_time_after_everything_else() -> None:
     load = QueueLoad(running=7, rows={A: 16, B: 1})
     in_hand = 20 + 20  # a largest run of each key
-    admission = admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand)
+    admission = evaluate(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand)
     assert admission.admitted
-    assert not admit(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand - 1).admitted
+    assert not evaluate(load, {B: 1}, COSTS, seconds=7 + 20 + 6 + in_hand - 1).admitted
     assert admission.possible
     assert admission.done_in == 7 + 20 + 6
     assert admission.alone == 5
 
 
-def test_work_that_must_wait_is_told_for_how_long() -> None:
+def test_refused_work_has_a_retry_time() -> None:
     load = QueueLoad(running=7, rows={A: 16})
-    admission = admit(load, {A: 16}, COSTS, seconds=30)
+    admission = evaluate(load, {A: 16}, COSTS, seconds=30)
     assert not admission.admitted
     assert admission.possible
     assert admission.retry_after == 7 + 20 + 20 + 20 - 30
     later = replace(load, running=load.running - 7, rows={A: 6})  # so many seconds later
-    assert admit(later, {A: 16}, COSTS, seconds=30).retry_after < admission.retry_after
+    assert evaluate(later, {A: 16}, COSTS, seconds=30).retry_after < admission.retry_after
 
 
 def test_work_that_idle_devices_could_not_do_in_time_is_never_admitted() -> None:
-    admission = admit(QueueLoad(0, {}), {A: 16, B: 1}, COSTS, seconds=24)
+    admission = evaluate(QueueLoad(0, {}), {A: 16, B: 1}, COSTS, seconds=24)
     assert not admission.admitted
     assert not admission.possible
     assert admission.retry_after == math.inf
@@ -57,17 +57,17 @@ def test_devices_share_the_load() -> None:
     # Two thirds of a whole batch may still be to come when an even share would be done.
     assert QueueLoad(10, {A: 16}, devices=3).seconds(COSTS) == pytest.approx(10 + 20 * 2 / 3)
     load = QueueLoad(10, {A: 16}, devices=2)
-    assert admit(load, {A: 16}, COSTS, seconds=25 + 10 + 20).admitted
-    assert not admit(load, {A: 16}, COSTS, seconds=24 + 10 + 20).admitted
+    assert evaluate(load, {A: 16}, COSTS, seconds=25 + 10 + 20).admitted
+    assert not evaluate(load, {A: 16}, COSTS, seconds=24 + 10 + 20).admitted
 
 
 def test_idle_devices_share_a_job_evenly() -> None:
-    assert admit(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=20).admitted
-    assert not admit(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
+    assert evaluate(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=20).admitted
+    assert not evaluate(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
 
 
 def test_work_alone_needs_nothing_in_hand() -> None:
-    assert admit(QueueLoad(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
+    assert evaluate(QueueLoad(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
 
 
 @settings(deadline=None, derandomize=True)
@@ -80,18 +80,18 @@ def test_work_alone_needs_nothing_in_hand() -> None:
 def test_retry_after_is_truthful(running: int, rows: int, wanted: int, seconds: int) -> None:
     """When so many seconds of the work are done the same is admitted, and not before."""
     load = QueueLoad(running, {A: rows})
-    wait = admit(load, {A: wanted}, COSTS, seconds).retry_after
+    wait = evaluate(load, {A: wanted}, COSTS, seconds).retry_after
     if 0 < wait <= running:
-        assert admit(replace(load, running=running - wait), {A: wanted}, COSTS, seconds).admitted
+        assert evaluate(replace(load, running=running - wait), {A: wanted}, COSTS, seconds).admitted
         sooner = replace(load, running=running - wait + 1)
-        assert not admit(sooner, {A: wanted}, COSTS, seconds).admitted
+        assert not evaluate(sooner, {A: wanted}, COSTS, seconds).admitted
 
 
 def test_one_batch_that_hung_is_no_reason_to_refuse_for_ever() -> None:
     """Thirty seconds, seen once, must not be what is kept in hand from then on."""
     costs = CostModel({A: Buckets({1: 0.01, 8: 0.04})}).observed(A, 8, 30)
     assert costs.of(A, 8) < 0.1
-    assert admit(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
+    assert evaluate(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted
 
 
 def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
@@ -99,7 +99,7 @@ def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
     for _ in range(10):
         costs = costs.observed(A, 8, 30)
     assert costs.seconds(A, 8) > 8 * 0.01  # so that nobody runs it
-    assert admit(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
+    assert evaluate(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
     for _ in range(200):
         costs = costs.observed(A, 1, 0.01)
     assert costs.seconds(A, 8) < 8 * 0.01
@@ -132,23 +132,23 @@ def test_one_image_says_little_and_many_say_all() -> None:
 
 def test_what_has_to_wait_for_decoding_has_less_time_for_the_rest() -> None:
     load = QueueLoad(running=7, rows={A: 16})
-    needed = admit(load, {A: 1}, COSTS, seconds=1000).done_in
+    needed = evaluate(load, {A: 1}, COSTS, seconds=1000).done_in
     behind = replace(load, decode_wait=30)
-    assert admit(behind, {A: 1}, COSTS, seconds=1000).done_in == needed + 30
-    assert admit(load, {A: 1}, COSTS, seconds=60).admitted
-    assert admit(behind, {A: 1}, COSTS, seconds=60).retry_after == needed + 30 + 20 - 60
+    assert evaluate(behind, {A: 1}, COSTS, seconds=1000).done_in == needed + 30
+    assert evaluate(load, {A: 1}, COSTS, seconds=60).admitted
+    assert evaluate(behind, {A: 1}, COSTS, seconds=60).retry_after == needed + 30 + 20 - 60
 
 
-def test_who_has_to_wait_for_a_decoder_is_not_alone() -> None:
-    """Whoever was decoded for may have left, and the thread is at it still."""
-    assert admit(QueueLoad(0, {}), {A: 1}, COSTS, seconds=60).idle
-    behind = admit(QueueLoad(0, {}, decode_wait=100), {A: 1}, COSTS, seconds=60)
+def test_work_that_waits_for_a_decoder_is_not_idle() -> None:
+    """The client may have disconnected while the thread still decodes its image."""
+    assert evaluate(QueueLoad(0, {}), {A: 1}, COSTS, seconds=60).idle
+    behind = evaluate(QueueLoad(0, {}, decode_wait=100), {A: 1}, COSTS, seconds=60)
     assert not behind.idle
     assert not behind.admitted
 
 
 def test_decoding_is_no_reason_to_say_never() -> None:
-    assert admit(QueueLoad(0, {A: 1}, decode_wait=1000), {A: 1}, COSTS, seconds=60).possible
+    assert evaluate(QueueLoad(0, {A: 1}, decode_wait=1000), {A: 1}, COSTS, seconds=60).possible
 
 
 # Room for long jobs.
@@ -156,23 +156,23 @@ def test_decoding_is_no_reason_to_say_never() -> None:
 
 def test_small_jobs_leave_room_for_the_largest_while_they_hold_most() -> None:
     small = QueueLoad(running=0, rows={A: 16})
-    least = admit(small, {A: 1}, COSTS, seconds=1000).done_in + 20  # with what is in hand
-    assert admit(small, {A: 1}, COSTS, seconds=least).admitted
-    refused = admit(replace(small, room=12), {A: 1}, COSTS, seconds=least)
+    least = evaluate(small, {A: 1}, COSTS, seconds=1000).done_in + 20  # with what is in hand
+    assert evaluate(small, {A: 1}, COSTS, seconds=least).admitted
+    refused = evaluate(replace(small, headroom=12), {A: 1}, COSTS, seconds=least)
     assert refused.retry_after == 12 - 5
-    assert admit(replace(small, room=12), {A: 1}, COSTS, seconds=least + 12 - 5).admitted
+    assert evaluate(replace(small, headroom=12), {A: 1}, COSTS, seconds=least + 12 - 5).admitted
 
 
-def test_a_long_job_comes_in_just_when_a_small_one_does() -> None:
+def test_a_long_job_is_admitted_when_a_small_one_is() -> None:
     """Neither can fill what the other needs: they are refused in the same proportion."""
     load = QueueLoad(running=0, rows={A: 16})
     long = {A: 64}
-    room = admit(load, long, COSTS, seconds=1000).alone
-    load = replace(load, room=room, doubt=1.5)
+    room = evaluate(load, long, COSTS, seconds=1000).alone
+    load = replace(load, headroom=room, safety_factor=1.5)
     for seconds in range(200):
         assert (
-            admit(load, {A: 8}, COSTS, seconds).admitted
-            == admit(load, long, COSTS, seconds).admitted
+            evaluate(load, {A: 8}, COSTS, seconds).admitted
+            == evaluate(load, long, COSTS, seconds).admitted
             or seconds < 2 * room  # half of its time is the most that a job leaves free
         )
 
@@ -180,93 +180,93 @@ def test_a_long_job_comes_in_just_when_a_small_one_does() -> None:
 def test_small_jobs_need_not_leave_room_once_long_ones_hold_most() -> None:
     load = QueueLoad(running=0, rows={A: 64, B: 1}, long={A: 64})
     assert not load.is_mostly_short(COSTS)
-    least = admit(load, {A: 1}, COSTS, seconds=1000).done_in + 20 + 20
-    assert admit(replace(load, room=50), {A: 1}, COSTS, seconds=least).admitted
+    least = evaluate(load, {A: 1}, COSTS, seconds=1000).done_in + 20 + 20
+    assert evaluate(replace(load, headroom=50), {A: 1}, COSTS, seconds=least).admitted
 
 
 def test_room_takes_no_more_than_half_of_the_time_of_a_small_job() -> None:
-    load = QueueLoad(running=0, rows={A: 1}, room=math.inf)
-    assert admit(load, {A: 1}, COSTS, seconds=100).admitted
+    load = QueueLoad(running=0, rows={A: 1}, headroom=math.inf)
+    assert evaluate(load, {A: 1}, COSTS, seconds=100).admitted
 
 
 def test_an_idle_device_needs_no_room() -> None:
-    assert admit(QueueLoad(0, {}, room=50), {A: 1}, COSTS, seconds=5).admitted
+    assert evaluate(QueueLoad(0, {}, headroom=50), {A: 1}, COSTS, seconds=5).admitted
 
 
-def test_room_is_forgotten_when_no_long_job_is_asked_for() -> None:
-    room = Headroom().asked(8.0, now=100.0)
+def test_headroom_halves_without_long_jobs() -> None:
+    room = Headroom().requested(8.0, now=100.0)
     assert room.left(100.0) == 8
     assert room.left(110.0) == 4
-    assert room.asked(3.0, now=110.0) is room
-    assert room.asked(5.0, now=110.0).left(110.0) == 5
+    assert room.requested(3.0, now=110.0) is room
+    assert room.requested(5.0, now=110.0).left(110.0) == 5
 
 
-def test_what_is_long_depends_on_what_is_asked_for() -> None:
+def test_whether_a_job_is_long_depends_on_the_largest_recent_one() -> None:
     room = Headroom(8.0, 0.0)
-    assert not room.needs(3.0, now=0.0)
-    assert room.needs(4.0, now=0.0)
-    assert room.needs(3.0, now=10.0)
+    assert not room.is_long(3.0, now=0.0)
+    assert room.is_long(4.0, now=0.0)
+    assert room.is_long(3.0, now=10.0)
 
 
 # Doubt.
 
 
-def test_what_takes_longer_than_promised_is_doubted_until_it_does_not() -> None:
-    doubt = SafetyFactor()
+def test_late_work_raises_the_safety_factor_until_work_is_in_time() -> None:
+    safety = SafetyFactor()
     for _ in range(100):
-        doubt = doubt.learnt(promised=2.0, took=3.0)
-    assert doubt.factor == pytest.approx(1.5, rel=1e-3)
-    risen = doubt.factor
-    doubt = doubt.learnt(promised=2.0, took=1.0)
-    assert 1 < doubt.factor < risen
+        safety = safety.observed(promised=2.0, took=3.0)
+    assert safety.factor == pytest.approx(1.5, rel=1e-3)
+    risen = safety.factor
+    safety = safety.observed(promised=2.0, took=1.0)
+    assert 1 < safety.factor < risen
     for _ in range(1000):
-        doubt = doubt.learnt(promised=2.0, took=1.0)
-    assert doubt.factor == pytest.approx(1.0, abs=1e-3)  # what is early is no reason for more
+        safety = safety.observed(promised=2.0, took=1.0)
+    assert safety.factor == pytest.approx(1.0, abs=1e-3)  # what is early is no reason for more
 
 
-def test_one_that_hung_is_no_reason_to_doubt_everything() -> None:
-    assert SafetyFactor().learnt(promised=2.0, took=1e9).factor < 1.5
+def test_one_hung_request_raises_the_safety_factor_little() -> None:
+    assert SafetyFactor().observed(promised=2.0, took=1e9).factor < 1.5
 
 
-def test_what_is_doubted_has_to_be_done_so_much_sooner() -> None:
+def test_the_safety_factor_multiplies_what_is_predicted() -> None:
     load = QueueLoad(running=7, rows={A: 16})
-    promised = admit(load, {A: 1}, COSTS, seconds=1000).promised
-    doubted = replace(load, doubt=2.0)
-    assert admit(doubted, {A: 1}, COSTS, seconds=2 * promised).admitted
-    assert not admit(doubted, {A: 1}, COSTS, seconds=2 * promised - 1).admitted
+    promised = evaluate(load, {A: 1}, COSTS, seconds=1000).promised
+    unsafe = replace(load, safety_factor=2.0)
+    assert evaluate(unsafe, {A: 1}, COSTS, seconds=2 * promised).admitted
+    assert not evaluate(unsafe, {A: 1}, COSTS, seconds=2 * promised - 1).admitted
 
 
-def test_who_comes_alone_is_not_doubted() -> None:
-    assert admit(QueueLoad(0, {}, doubt=4.0), {A: 16}, COSTS, seconds=20).admitted
+def test_work_on_an_idle_device_needs_no_safety_factor() -> None:
+    assert evaluate(QueueLoad(0, {}, safety_factor=4.0), {A: 16}, COSTS, seconds=20).admitted
 
 
 # When to come again.
 
 
 def refused(retry_after: float, alone: float = 2.0) -> Admission:
-    return Admission(alone, 0.0, 0.0, idle=False, retry_after=retry_after, every=alone)
+    return Admission(alone, 0.0, 0.0, idle=False, retry_after=retry_after, retry_interval=alone)
 
 
-def test_the_first_to_be_refused_may_come_as_soon_as_there_is_room() -> None:
-    assert RetrySlot().another(refused(3.0), now=10.0).at == 13
+def test_the_first_refused_request_may_retry_as_soon_as_there_is_capacity() -> None:
+    assert RetrySlot().following(refused(3.0), now=10.0).at == 13
 
 
-def test_each_who_is_refused_is_told_another_time_as_far_apart_as_they_take() -> None:
-    invitation, times = RetrySlot(), []
+def test_retry_times_are_as_far_apart_as_the_jobs_take() -> None:
+    slot, times = RetrySlot(), []
     for _ in range(5):
-        invitation = invitation.another(refused(3.0), now=10.0)
-        times.append(invitation.at)
+        slot = slot.following(refused(3.0), now=10.0)
+        times.append(slot.at)
     assert times[0] == 13
     assert {later - sooner for sooner, later in pairwise(times)} == {2.0}
 
 
-def test_invitations_that_have_passed_are_forgotten() -> None:
-    invitation = RetrySlot().another(refused(3.0), now=10.0)
-    assert invitation.another(refused(3.0), now=100.0).at == 103
+def test_slots_that_have_passed_are_forgotten() -> None:
+    slot = RetrySlot().following(refused(3.0), now=10.0)
+    assert slot.following(refused(3.0), now=100.0).at == 103
 
 
-def test_nobody_is_told_to_wait_for_ever_for_those_who_do_not_come() -> None:
-    invitation = RetrySlot()
+def test_a_retry_time_is_at_most_a_minute_later_than_possible() -> None:
+    slot = RetrySlot()
     for _ in range(1000):
-        invitation = invitation.another(refused(3.0), now=10.0)
-        assert invitation.at <= 10 + 3 + 60
+        slot = slot.following(refused(3.0), now=10.0)
+        assert slot.at <= 10 + 3 + 60

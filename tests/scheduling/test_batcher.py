@@ -1,4 +1,4 @@
-"""The batcher with fake lanes: who shares a batch, and that everybody gets his own answer."""
+"""The batcher with fake executors: which jobs share a batch, and that each gets its own results."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ def failure(_: Batch[str]) -> list[Part]:
 
 
 class Device:
-    """A lane's function under the test's thumb: each batch runs until the test ends it."""
+    """A fake executor: each batch runs until the test ends it."""
 
     def __init__(self) -> None:
         self._begun: asyncio.Queue[Batch[str]] = asyncio.Queue()
@@ -128,7 +128,7 @@ def batcher_of(
     max_bytes: int = 1_000,
     report: Callable[[BatchReport | DropReport], None] = lambda _: None,
 ) -> Batcher[str, Part]:
-    """Make a batcher of a lane for each device."""
+    """Make a batcher with one executor for each device."""
     executors = [Executor(device.run, number) for number, device in enumerate(devices)]
     return Batcher(executors, costs or costs_of(table()), max_bytes=max_bytes, report=report)
 
@@ -154,7 +154,7 @@ def asking(
 # Batches.
 
 
-def test_an_idle_lane_starts_at_once_with_what_there_is() -> None:
+def test_an_idle_executor_starts_at_once_with_the_queued_rows() -> None:
     async def scene() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
@@ -169,7 +169,7 @@ def test_an_idle_lane_starts_at_once_with_what_there_is() -> None:
     play(scene)
 
 
-def test_a_batch_is_bound_late_so_who_comes_while_the_lane_is_busy_shares_the_next() -> None:
+def test_jobs_queued_while_the_executor_is_busy_share_the_next_batch() -> None:
     async def scene() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
@@ -268,8 +268,8 @@ def test_two_devices_work_at_the_same_time() -> None:
     play(scene)
 
 
-def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
-    """Each has two lanes, and the busy one's second lane has waited for longest."""
+def test_a_busy_device_leaves_rows_to_an_idle_one() -> None:
+    """Each has two executors, and the busy one's second one has waited for longest."""
 
     async def scene() -> None:
         one, two = Device(), Device()
@@ -282,7 +282,7 @@ def test_a_device_that_is_at_work_leaves_what_comes_to_an_idle_one() -> None:
             await one.begun()
             tasks.append(asking(batcher, "b"))
             await two.begun()
-            tasks.append(asking(batcher, "c"))  # no device is idle: it is a second lane's turn
+            tasks.append(asking(batcher, "c"))  # no device is idle: it is a second executor's turn
             third = [asyncio.create_task(device.begun()) for device in (one, two)]
             begun, others = await asyncio.wait(third, return_when=asyncio.FIRST_COMPLETED)
             assert len(begun) == 1
@@ -329,7 +329,7 @@ def test_only_a_job_s_first_rows_are_reported_as_having_queued() -> None:
     play(scene)
 
 
-def test_the_second_lane_of_a_device_is_predicted_to_begin_when_the_first_ends() -> None:
+def test_a_devices_second_executor_is_predicted_to_start_when_the_first_ends() -> None:
     async def scene() -> None:
         one, two = Device(), Device()
         executors = [Executor(one.run), Executor(two.run)]  # both of device 0
@@ -350,7 +350,7 @@ def test_the_second_lane_of_a_device_is_predicted_to_begin_when_the_first_ends()
     play(scene)
 
 
-def test_who_comes_after_the_end_is_told_that_it_is_the_end() -> None:
+def test_a_job_submitted_after_the_stop_fails() -> None:
     async def scene() -> None:
         batcher = batcher_of(Device())
         async with batcher:
@@ -361,7 +361,7 @@ def test_who_comes_after_the_end_is_told_that_it_is_the_end() -> None:
     play(scene)
 
 
-def test_a_caller_that_is_cancelled_with_its_outcome_in_hand_is_no_drop() -> None:
+def test_a_job_cancelled_with_its_outcome_is_not_reported_as_dropped() -> None:
     async def scene() -> None:
         reports = Reports()
         device = Device()
@@ -381,7 +381,7 @@ def test_a_caller_that_is_cancelled_with_its_outcome_in_hand_is_no_drop() -> Non
     play(scene)
 
 
-def test_the_seconds_of_two_lanes_of_one_device_do_not_overlap() -> None:
+def test_the_seconds_of_two_executors_of_one_device_do_not_overlap() -> None:
     async def scene() -> None:
         one, two, reports = Device(), Device(), Reports()
         executors = [Executor(one.run), Executor(two.run)]  # both of device 0
@@ -455,7 +455,7 @@ def test_what_waits_is_shared_with_idle_devices_only() -> None:
 # Who goes away.
 
 
-def test_a_caller_that_is_cancelled_while_he_waits_costs_no_forward_and_is_reported() -> None:
+def test_a_job_cancelled_in_the_queue_is_not_run_and_is_reported() -> None:
     async def scene() -> None:
         device, reports = Device(), Reports()
         async with batcher_of(device, report=reports) as batcher:
@@ -499,7 +499,7 @@ def test_of_jobs_with_one_deadline_only_the_cancelled_one_leaves_the_queue() -> 
     play(scene)
 
 
-def test_a_caller_that_is_cancelled_in_a_running_batch_does_not_hurt_his_neighbours() -> None:
+def test_a_job_cancelled_in_a_running_batch_does_not_affect_the_others() -> None:
     async def scene() -> None:
         device, reports = Device(), Reports()
         async with batcher_of(device, report=reports) as batcher:
@@ -535,7 +535,7 @@ def test_a_large_job_that_is_cancelled_takes_along_the_rows_that_have_not_run() 
     play(scene)
 
 
-def test_a_caller_whose_time_runs_out_in_a_batch_is_reported_as_late() -> None:
+def test_a_job_whose_deadline_passes_in_a_batch_is_reported_as_late() -> None:
     async def scene() -> None:
         device, reports = Device(), Reports()
         async with batcher_of(device, costs=costs_of(table(1e-6)), report=reports) as batcher:
@@ -553,7 +553,7 @@ def test_a_caller_whose_time_runs_out_in_a_batch_is_reported_as_late() -> None:
     play(scene)
 
 
-def test_a_batch_that_fails_when_its_callers_are_gone_is_nobody_s_business() -> None:
+def test_a_batch_that_fails_after_its_jobs_were_cancelled_fails_no_others() -> None:
     async def scene() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
@@ -573,7 +573,7 @@ def test_a_batch_that_fails_when_its_callers_are_gone_is_nobody_s_business() -> 
 # What fails.
 
 
-def test_a_failing_batch_fails_its_own_callers_each_with_his_own_error_and_no_other(
+def test_a_failed_batch_fails_its_own_jobs_with_one_error_each(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scene() -> None:
@@ -662,10 +662,12 @@ def test_a_batch_for_which_there_is_no_memory_is_cut_up_and_none_is_so_large_aga
         failed = [report.failed for report in reports.batches]
         assert failed == [False, True, False, False, False, False, False]
 
-    with caplog.at_level(logging.WARNING, "service.scheduling.batcher"):
+    with caplog.at_level(logging.WARNING, "service.scheduling.batch_runner"):
         play(scene)
     (warning,) = (record.message for record in caplog.records)
-    assert warning == "the device has no memory for 8 views of 224 pixels at once; from now on 4"
+    assert (
+        warning == "out of device memory for a batch of 8 views of 224 pixels, now at most 4 views"
+    )
 
 
 def test_a_piece_for_which_there_is_no_memory_is_cut_up_again_until_nothing_is_left_to_cut() -> (
@@ -713,8 +715,8 @@ def test_the_smallest_batch_for_which_there_is_no_memory_fails_and_is_tried_agai
     play(scene)
 
 
-def test_what_a_batch_took_that_nobody_forms_any_more_says_nothing() -> None:
-    """Another lane was at one of this size while this one found that there is no memory."""
+def test_a_batch_of_an_excluded_size_does_not_change_costs() -> None:
+    """Another executor ran one of this size when this one ran out of memory."""
 
     async def scene() -> None:
         one, two = Device(), Device()
@@ -737,8 +739,8 @@ def test_what_a_batch_took_that_nobody_forms_any_more_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_lane_that_gives_a_wrong_number_of_results_has_failed_for_all(count: int) -> None:
-    """Nobody can tell whose they are."""
+def test_a_wrong_number_of_results_fails_the_whole_batch(count: int) -> None:
+    """Results cannot be matched to jobs then."""
 
     async def scene() -> None:
         device, reports = Device(), Reports()
@@ -754,7 +756,7 @@ def test_a_lane_that_gives_a_wrong_number_of_results_has_failed_for_all(count: i
     play(scene)
 
 
-def test_a_policy_that_raises_fails_who_waits_and_the_loop_goes_on() -> None:
+def test_a_policy_that_raises_fails_the_queued_jobs_and_the_loop_continues() -> None:
     async def scene() -> None:
         device, curves = Device(), dict(costs_of(table()).curves)
         async with batcher_of(device, costs=CostModel(curves)) as batcher:
@@ -778,7 +780,7 @@ def test_a_policy_that_raises_fails_who_waits_and_the_loop_goes_on() -> None:
     play(scene)
 
 
-def test_stopping_fails_who_waits_and_who_runs() -> None:
+def test_stopping_fails_queued_and_running_jobs() -> None:
     async def scene() -> None:
         device, reports = Device(), Reports()
         async with contextlib.AsyncExitStack() as life:
@@ -817,7 +819,7 @@ def test_the_batcher_is_alive_until_it_is_left() -> None:
 # Who is refused.
 
 
-def test_a_job_that_became_late_while_it_waited_is_told_at_formation_and_costs_no_forward() -> None:
+def test_a_job_that_became_late_in_the_queue_fails_and_is_not_run() -> None:
     async def scene() -> None:
         device, reports, curves = Device(), Reports(), dict(costs_of(table()).curves)
         async with batcher_of(device, costs=CostModel(curves), report=reports) as batcher:
@@ -909,7 +911,7 @@ def test_a_check_raises_what_reserving_would_and_holds_nothing(
 
             with batcher.reserve([JobSpec(A, 1, 50)], time.monotonic() + MINUTE):
                 held = batcher.backlog()
-                assert refusal(lambda: batcher.check([spec], seconds)) is error
+                assert refusal(lambda: batcher.admit([spec], seconds)) is error
                 assert batcher.backlog() == held
                 assert refusal(reserve) is error
 
@@ -941,7 +943,7 @@ def test_payloads_are_bounded_in_bytes() -> None:
 # Seats.
 
 
-def test_leaving_gives_back_the_seats_that_were_not_used() -> None:
+def test_leaving_releases_unused_reservations() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             specs = [JobSpec(A, 3, 10), JobSpec(B, 4, 20)]
@@ -953,7 +955,7 @@ def test_leaving_gives_back_the_seats_that_were_not_used() -> None:
     play(scene)
 
 
-def test_an_error_between_reserving_and_submitting_gives_the_seats_back() -> None:
+def test_an_error_between_reserving_and_submitting_releases_the_reservations() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             reserved = batcher.reserve([JobSpec(A, 3, 10)], time.monotonic() + MINUTE)
@@ -964,7 +966,7 @@ def test_an_error_between_reserving_and_submitting_gives_the_seats_back() -> Non
     play(scene)
 
 
-def test_giving_a_seat_back_twice_is_harmless() -> None:
+def test_a_reservation_may_be_released_twice() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             deadline = time.monotonic() + MINUTE
@@ -1011,7 +1013,7 @@ def test_the_backlog_counts_rows_until_they_are_taken_and_bytes_until_they_are_d
 
 @dataclass(frozen=True)
 class Arrive:
-    """Callers reserve, take so many turns of the loop to make their payload, and submit."""
+    """A client reserves, takes some turns of the loop to make its payload, and submits."""
 
     callers: int
     key: Key
@@ -1022,7 +1024,7 @@ class Arrive:
 
 @dataclass(frozen=True)
 class Cancel:
-    """The n-th of the callers that are there goes away."""
+    """The n-th of the present clients disconnects."""
 
     nth: int
 
@@ -1045,7 +1047,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Calm:
-    """All who are there are served, and nobody comes meanwhile."""
+    """All present clients are served, and no others come meanwhile."""
 
 
 Event = Arrive | Cancel | End | Slow | Calm
@@ -1066,7 +1068,7 @@ events = st.one_of(*[arrivals] * 4, *[ends] * 4, *[cancels] * 2, slows, *[calms]
 
 
 class Story:
-    """Callers and devices that do what they like, and what must be true all the same."""
+    """Random clients and devices, and the invariants that hold for them."""
 
     def __init__(self, executors: int) -> None:
         self.seconds = table()
@@ -1113,7 +1115,7 @@ class Story:
 
     @property
     def there(self) -> list[str]:
-        """The callers that have neither an answer nor an error yet."""
+        """The clients that have neither an outcome nor an error yet."""
         return [name for name, (_, task) in self.callers.items() if not task.done()]
 
     async def happen(self, event: Event) -> None:
@@ -1154,7 +1156,7 @@ class Story:
             await asyncio.wait_for(self._changed.wait(), HANG)
 
     async def no_lane_idles_while_rows_wait(self) -> None:
-        """Wait for what a lane has yet to say; one that really idles says nothing."""
+        """Wait for the reports of executors; an idle one reports nothing."""
         await settle()
         await self._until(
             lambda: (
@@ -1164,7 +1166,7 @@ class Story:
         )
 
     async def finish(self) -> None:
-        """End batches until nobody is there."""
+        """End batches until no client is left."""
         while self.there:
             await self.no_lane_idles_while_rows_wait()
             if not self.running:
@@ -1173,8 +1175,8 @@ class Story:
                 await self._end(device, truth)
             await settle()
 
-    def everybody_got_his_own(self) -> None:
-        """Hold what callers were told against what the devices ran."""
+    def each_got_its_own(self) -> None:
+        """Compare the clients' outcomes with what the devices ran."""
         errors = []
         for name, (arrive, task) in self.callers.items():
             mine = sorted(part for part in self.taken if part[0] == name)
@@ -1194,9 +1196,7 @@ class Story:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.lists(events, min_size=10, max_size=60))
-def test_everybody_gets_his_own_answer_or_his_own_error(
-    executors: int, events: list[Event]
-) -> None:
+def test_each_job_gets_its_own_results_or_error(executors: int, events: list[Event]) -> None:
     async def scene() -> None:
         story = Story(executors)
         async with story.batcher:
@@ -1209,7 +1209,7 @@ def test_everybody_gets_his_own_answer_or_his_own_error(
             assert (backlog.rows, backlog.nbytes) == (0, 0)
         for device in story.devices:  # some may run for callers who are gone
             device.end()
-        story.everybody_got_his_own()
+        story.each_got_its_own()
 
     play(scene)
 
@@ -1220,9 +1220,9 @@ def test_a_check_of_long_work_leaves_no_room_for_it() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             with batcher.reserve([JobSpec(A, 1, 1)], time.monotonic() + MINUTE):
-                before = batcher.check([JobSpec(A, 1, 1)], MINUTE).retry_after
-                batcher.check([JobSpec(A, 16 * 10, 1)], 100 * MINUTE)
-                assert batcher.check([JobSpec(A, 1, 1)], MINUTE).retry_after == before
-            assert batcher._room.seconds == pytest.approx(1.1)  # noqa: SLF001 - of the one reserved
+                before = batcher.admit([JobSpec(A, 1, 1)], MINUTE).retry_after
+                batcher.admit([JobSpec(A, 16 * 10, 1)], 100 * MINUTE)
+                assert batcher.admit([JobSpec(A, 1, 1)], MINUTE).retry_after == before
+            assert batcher._intake._headroom.seconds == pytest.approx(1.1)  # noqa: SLF001 - of the one reserved
 
     play(scene)

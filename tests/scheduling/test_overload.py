@@ -81,7 +81,7 @@ def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() 
 
 
 @pytest.mark.slow
-def test_who_comes_again_when_he_was_told_to_gets_in() -> None:
+def test_a_client_that_retries_at_its_retry_time_is_admitted() -> None:
     """Three times what can be done at once, all at the same moment: they come one by one."""
 
     async def ask(app: FastAPI) -> int:

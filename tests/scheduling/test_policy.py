@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.scheduling.admission import QueueLoad, admit
+from service.scheduling.admission import QueueLoad, evaluate
 from service.scheduling.cost_model import Buckets, CostModel, Key, LinearCost
 from service.scheduling.policy import (
     BatchPlan,
@@ -80,7 +80,7 @@ def test_a_batch_that_took_everything_and_has_room_says_drained() -> None:
     assert chosen.rows == 3
 
 
-def test_a_bucket_kept_small_for_the_sake_of_the_first_deadline_says_so() -> None:
+def test_a_batch_made_small_for_a_deadline_reports_that_reason() -> None:
     assert run([job(deadline=6), *[job()] * 15]) == BatchPlan(A, 2, ((0, 1), (1, 1)), "deadline")
 
 
@@ -344,7 +344,9 @@ class Simulation:
             shared=shared,
         )
         wanted = {arrival.key: arrival.rows}
-        if admit(load, wanted, self.costs, arrival.seconds, background=arrival.background).admitted:
+        if evaluate(
+            load, wanted, self.costs, arrival.seconds, background=arrival.background
+        ).admitted:
             deadline = self.admitted[who] = self.now + arrival.seconds
             large = arrival.rows > self.costs.largest(arrival.key)
             waiting = QueuedJob(
@@ -416,7 +418,7 @@ arrivals = st.lists(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(arrivals, any_costs, st.integers(1, 3))
-def test_no_job_is_finished_late_and_who_is_given_up_is_told_by_its_deadline(
+def test_no_job_finishes_late_and_dropped_jobs_fail_by_their_deadline(
     arrivals: list[Arrival], costs: CostModel, devices: int
 ) -> None:
     """What holds for every table: an admitted job ends by its deadline, with an answer or without.
@@ -445,7 +447,7 @@ growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
     st.builds(lambda a, b: CostModel({A: a, B: b}), growing, growing),
     st.integers(1, 4),
 )
-def test_who_is_admitted_is_answered_in_time(
+def test_admitted_jobs_are_done_in_time(
     arrivals: list[Arrival], costs: CostModel, devices: int
 ) -> None:
     """The promise, to the letter, on devices that cost what they were measured to."""

@@ -1,4 +1,4 @@
-"""Interactive before bulk, which has its share: from the header to the batch."""
+"""Priority, from the header to the batch: interactive first, and a share for background work."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ from service.api.middleware.security_headers import is_background
 from service.client import Client
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
 from service.imaging.image_decoder import Bounds
-from service.scheduling.admission import QueueLoad, admit
+from service.scheduling.admission import QueueLoad, evaluate
 from service.scheduling.cost_model import Buckets, CostModel
 from service.scheduling.policy import FairShare, QueuedJob, form
 from service.scheduling.types import JobSpec
@@ -52,7 +52,7 @@ BACKGROUND = {"Priority": "u=7"}
         ("\xff,,=", False),
     ],
 )
-def test_urgency_seven_is_bulk_and_what_is_no_priority_is_ignored(
+def test_urgency_seven_is_background_and_an_invalid_priority_is_ignored(
     priority: str | None, *, expected: bool
 ) -> None:
     assert is_background(priority) is expected
@@ -61,7 +61,7 @@ def test_urgency_seven_is_bulk_and_what_is_no_priority_is_ignored(
 # Whose turn it is.
 
 
-def test_while_both_wait_bulk_is_owed_its_share() -> None:
+def test_background_work_is_owed_its_share_while_both_classes_wait() -> None:
     shares, turns = FairShare(QUARTER), []
     for _ in range(400):
         turns.append(background := shares.is_background)
@@ -85,7 +85,7 @@ def test_nothing_is_owed_for_a_time_in_which_one_waited_alone() -> None:
     assert shares.took(1.0, background=False, others=False) == FairShare(QUARTER)
 
 
-def test_who_comes_to_bulk_that_was_alone_is_let_pass_for_as_long_as_its_last_batch_took() -> None:
+def test_interactive_work_first_has_as_much_time_as_the_last_background_batch_took() -> None:
     shares = FairShare(QUARTER, 5.0).took(8.0, background=True, others=False)
     for _ in range(8 * 3):
         assert not shares.is_background
@@ -111,11 +111,11 @@ def test_interactive_rows_decide_how_large_a_batch_is() -> None:
     assert taken(background(5), job()) == (1, ((1, 1),))
 
 
-def test_bulk_has_what_nobody_else_wants() -> None:
+def test_background_rows_fill_the_padding() -> None:
     assert taken(background(5), background(3)) == (8, ((0, 5), (1, 3)))
 
 
-def test_when_it_is_bulks_turn_the_others_fill_what_it_leaves() -> None:
+def test_interactive_rows_fill_a_background_batch() -> None:
     assert taken(job(2), background(7), first=True) == (8, ((1, 7), (0, 1)))
     assert taken(job(2), first=True) == (2, ((0, 2),))
 
@@ -133,52 +133,52 @@ def test_large_jobs_let_those_of_their_class_pass_only() -> None:
 # What is promised.
 
 
-def test_bulk_is_promised_what_its_share_brings_whoever_else_comes() -> None:
+def test_background_work_is_promised_what_its_share_brings() -> None:
     alone = QueueLoad(8, {}, background={A: 16}, share=QUARTER)
     promised = (8 + 20 + 20) / QUARTER + 20  # with a largest run in hand
     for rows in (0, 16, 64):
         load = replace(alone, rows={A: rows})
-        assert admit(load, {A: 16}, COSTS, promised, background=True).admitted
-        assert not admit(load, {A: 16}, COSTS, promised - 1, background=True).admitted
+        assert evaluate(load, {A: 16}, COSTS, promised, background=True).admitted
+        assert not evaluate(load, {A: 16}, COSTS, promised - 1, background=True).admitted
 
 
-def test_once_bulk_is_asked_for_others_are_promised_the_rest_of_the_time() -> None:
+def test_with_background_work_interactive_work_is_promised_the_rest_of_the_time() -> None:
     load = QueueLoad(0, {A: 16}, background={A: 1600}, share=QUARTER)
-    assert admit(load, {A: 16}, COSTS, 1000).done_in == 20 + 20
+    assert evaluate(load, {A: 16}, COSTS, 1000).done_in == 20 + 20
     shared = replace(load, shared=True)
-    assert admit(shared, {A: 16}, COSTS, 1000).done_in == (20 + 20) / (1 - QUARTER)
+    assert evaluate(shared, {A: 16}, COSTS, 1000).done_in == (20 + 20) / (1 - QUARTER)
 
 
-def test_bulk_comes_after_those_who_were_promised_all_of_the_time() -> None:
+def test_background_work_is_served_after_earlier_promises() -> None:
     load = QueueLoad(0, {A: 1600})
     needed = 101 * 20 + 20  # with a largest run in hand
-    assert admit(load, {A: 16}, COSTS, needed, background=True).admitted
-    assert not admit(load, {A: 16}, COSTS, needed - 1, background=True).admitted
+    assert evaluate(load, {A: 16}, COSTS, needed, background=True).admitted
+    assert not evaluate(load, {A: 16}, COSTS, needed - 1, background=True).admitted
 
 
-def test_bulk_that_its_share_is_not_enough_for_is_never_admitted() -> None:
-    assert admit(QueueLoad(0, {}), {A: 16}, COSTS, 80, background=True).admitted
-    assert not admit(QueueLoad(0, {}), {A: 16}, COSTS, 79, background=True).possible
-    assert not admit(QueueLoad(0, {A: 1}), {A: 16}, COSTS, 79, background=True).possible
+def test_background_work_too_large_for_its_share_is_never_admitted() -> None:
+    assert evaluate(QueueLoad(0, {}), {A: 16}, COSTS, 80, background=True).admitted
+    assert not evaluate(QueueLoad(0, {}), {A: 16}, COSTS, 79, background=True).possible
+    assert not evaluate(QueueLoad(0, {A: 1}), {A: 16}, COSTS, 79, background=True).possible
 
 
-def test_bulk_may_come_again_sooner_where_it_has_all_of_the_time() -> None:
+def test_background_work_may_retry_sooner_when_it_has_all_of_the_time() -> None:
     load = QueueLoad(0, {}, background={A: 16}, share=QUARTER)
-    sooner = admit(load, {A: 16}, COSTS, 100, background=True).retry_after
+    sooner = evaluate(load, {A: 16}, COSTS, 100, background=True).retry_after
     assert sooner == QUARTER * (160 + 20 - 100)
-    beside = admit(replace(load, rows={A: 1}), {A: 16}, COSTS, 100, background=True).retry_after
+    beside = evaluate(replace(load, rows={A: 1}), {A: 16}, COSTS, 100, background=True).retry_after
     assert beside == sooner / QUARTER
 
 
-def test_who_is_refused_is_told_by_what_his_class_has_of_the_time() -> None:
+def test_retry_times_follow_the_share_of_the_class() -> None:
     load = QueueLoad(0, {A: 160}, share=QUARTER, shared=True)
-    whole = admit(load, {A: 16}, COSTS, 100)
+    whole = evaluate(load, {A: 16}, COSTS, 100)
     assert whole.retry_after == pytest.approx((1 - QUARTER) * (220 / (1 - QUARTER) + 20 - 100))
-    assert whole.every == 20
-    beside = admit(replace(load, background={A: 1}), {A: 16}, COSTS, 100)
+    assert whole.retry_interval == 20
+    beside = evaluate(replace(load, background={A: 1}), {A: 16}, COSTS, 100)
     assert beside.retry_after == pytest.approx(whole.retry_after / (1 - QUARTER))
-    assert beside.every == 20 / (1 - QUARTER)
-    assert admit(load, {A: 16}, COSTS, 100, background=True).every == 20 / QUARTER
+    assert beside.retry_interval == 20 / (1 - QUARTER)
+    assert evaluate(load, {A: 16}, COSTS, 100, background=True).retry_interval == 20 / QUARTER
 
 
 def traffic(seed: int) -> list[Arrival]:
@@ -195,8 +195,8 @@ def traffic(seed: int) -> list[Arrival]:
     ]
 
 
-def test_almost_nobody_who_is_admitted_is_late() -> None:
-    """Not to the letter: an idle device keeps nothing in hand, and bulk comes unforeseen."""
+def test_almost_no_admitted_job_is_late() -> None:
+    """Not exactly: an idle device keeps no reserve, and background work is not foreseen."""
     admitted = late = 0
     for seed in range(400):
         end = Simulation(COSTS, devices=1 + seed % 4).play(traffic(seed))
@@ -206,7 +206,7 @@ def test_almost_nobody_who_is_admitted_is_late() -> None:
     assert late <= admitted / 2000
 
 
-def test_one_that_was_promised_all_of_the_time_keeps_bulk_from_its_share_not_for_long() -> None:
+def test_a_job_promised_all_of_the_time_delays_background_work_briefly() -> None:
     """Large, and with much time, it lets all others pass; their promises are for the rest."""
     late = Counter[bool]()
     admitted = Counter[bool]()
@@ -240,7 +240,7 @@ def test_under_overload_each_class_has_its_share(share: float) -> None:
     assert end.dropped == {}
 
 
-def test_bulk_without_end_makes_interactive_work_wait_for_one_batch() -> None:
+def test_endless_background_work_delays_interactive_work_by_one_batch() -> None:
     flood = [Arrival(at, A, 16, 1000, background=True) for at in range(0, 2000, 10)]
     few = [Arrival(at, A, 1, 1000) for at in range(55, 2000, 200)]
     end = Simulation(COSTS).play([*flood, *few])
@@ -253,7 +253,7 @@ def test_bulk_without_end_makes_interactive_work_wait_for_one_batch() -> None:
 # The batcher.
 
 
-def test_interactive_jobs_pass_bulk_that_came_before_and_is_due_before() -> None:
+def test_interactive_jobs_overtake_earlier_background_ones() -> None:
     async def scene() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
@@ -285,37 +285,36 @@ def test_interactive_jobs_pass_bulk_that_came_before_and_is_due_before() -> None
     play(scene)
 
 
-def test_bulk_without_time_is_told_that_it_has_a_share_only() -> None:
+def test_the_error_says_that_background_work_has_too_little_time() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
-            batcher.check([JobSpec(A, 8, 1)], 2.0)  # takes 1.8
-            with pytest.raises(DeadlineExceeded, match=r"about 7\.20 s as bulk, beside others"):
-                batcher.check([JobSpec(A, 8, 1)], 2.0, background=True)
+            batcher.admit([JobSpec(A, 8, 1)], 2.0)  # takes 1.8
+            with pytest.raises(DeadlineExceeded, match=r"about 7\.20 s as background work"):
+                batcher.admit([JobSpec(A, 8, 1)], 2.0, background=True)
 
     play(scene)
 
 
-def test_bulk_leaves_half_of_the_memory_to_others() -> None:
+def test_background_work_has_half_of_the_memory() -> None:
     async def scene() -> None:
         async with batcher_of(Device(), max_bytes=100) as batcher:
             deadline = time.monotonic() + 1000
             with pytest.raises(TooLarge, match="the limit is 50"):
-                batcher.check([JobSpec(A, 1, 51)], 1000, background=True)
+                batcher.admit([JobSpec(A, 1, 51)], 1000, background=True)
             with batcher.reserve([JobSpec(A, 1, 40)], deadline, background=True):
-                with pytest.raises(Overloaded, match="fill their 50 bytes"):
-                    batcher.check([JobSpec(A, 1, 11)], 1000, background=True)
-                batcher.check([JobSpec(A, 1, 60)], 1000)
-                with pytest.raises(Overloaded, match="fill their 100 bytes"):
-                    batcher.check([JobSpec(A, 1, 61)], 1000)
-                assert (
-                    batcher.predict([JobSpec(A, 1, 20)])[1] == 0.6
-                )  # bulk's bytes are filled, too
+                with pytest.raises(Overloaded, match="fill the limit of 50 bytes"):
+                    batcher.admit([JobSpec(A, 1, 11)], 1000, background=True)
+                batcher.admit([JobSpec(A, 1, 60)], 1000)
+                with pytest.raises(Overloaded, match="fill the limit of 100 bytes"):
+                    batcher.admit([JobSpec(A, 1, 61)], 1000)
+                # Background payloads count, too.
+                assert batcher.predict([JobSpec(A, 1, 20)])[1] == 0.6
                 assert batcher.predict([JobSpec(A, 1, 5)], background=True)[1] == 0.9
 
     play(scene)
 
 
-def test_bulk_that_has_no_chance_lowers_nobodys_promise() -> None:
+def test_refused_background_work_lowers_no_promise() -> None:
     async def scene() -> None:
         async with batcher_of(Device()) as batcher:
             deadline = time.monotonic() + 1000
@@ -323,9 +322,9 @@ def test_bulk_that_has_no_chance_lowers_nobodys_promise() -> None:
                 before, _ = batcher.predict([JobSpec(A, 8, 1)])
                 for seconds in (-1.0, 0.001):
                     with pytest.raises(DeadlineExceeded):
-                        batcher.check([JobSpec(A, 8, 1)], seconds, background=True)
+                        batcher.admit([JobSpec(A, 8, 1)], seconds, background=True)
                 assert batcher.predict([JobSpec(A, 8, 1)])[0] == before
-                batcher.check([JobSpec(A, 1, 1)], 1000, background=True)
+                batcher.admit([JobSpec(A, 1, 1)], 1000, background=True)
                 assert batcher.predict([JobSpec(A, 8, 1)])[0] == before  # nothing has come of it
                 with batcher.reserve([JobSpec(A, 1, 1)], deadline, background=True) as [
                     reservation
@@ -341,7 +340,7 @@ def test_bulk_that_has_no_chance_lowers_nobodys_promise() -> None:
 # The classifier.
 
 
-def test_bulk_lets_others_be_decoded_before_it() -> None:
+def test_interactive_images_are_decoded_before_background_ones() -> None:
     async def main() -> None:
         limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
         async with classifying(limits=limits) as served:
@@ -363,7 +362,7 @@ def test_bulk_lets_others_be_decoded_before_it() -> None:
     asyncio.run(main())
 
 
-def test_bulk_images_that_wait_for_a_decoder_are_predicted_to() -> None:
+def test_the_decode_wait_of_background_images_is_predicted() -> None:
     async def main() -> None:
         backend = fake_backend()
         limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
@@ -378,9 +377,9 @@ def test_bulk_images_that_wait_for_a_decoder_are_predicted_to() -> None:
             )
             try:
                 await asyncio.sleep(0.01)
-                served.classifier.check(plan="single", seconds=15)  # one is before it
+                served.classifier.admit(plan="single", seconds=15)  # one is before it
                 with pytest.raises(Overloaded, match="rows are queued"):
-                    served.classifier.check(plan="single", seconds=15, background=True)
+                    served.classifier.admit(plan="single", seconds=15, background=True)
             finally:
                 go.set()
             await much
@@ -392,7 +391,7 @@ def test_bulk_images_that_wait_for_a_decoder_are_predicted_to() -> None:
 
 
 @pytest.mark.parametrize("path", ["/classify", "/v2/models/fake/infer"])
-def test_the_header_makes_a_request_bulk(path: str) -> None:
+def test_the_priority_header_makes_a_request_background(path: str) -> None:
     settings = SETTINGS.model_copy(update={"views": "single", "timeout_seconds": 5.0})
     asked: dict[str, object] = {"files": parts(plain("red"))}
     if path != "/classify":
@@ -402,11 +401,11 @@ def test_the_header_makes_a_request_bulk(path: str) -> None:
     with service(lambda *_: slow, settings) as client:
         refused = client.post(path, headers=BACKGROUND, **asked)
         assert refused.status_code == 504
-        assert "as bulk, beside others" in refused.text
+        assert "as background work" in refused.text
         assert client.post(path, headers={"Priority": "u=6"}, **asked).status_code == 200
 
 
-def test_a_bulk_request_is_answered_as_any_other() -> None:
+def test_a_background_request_has_the_same_response() -> None:
     with service(lambda *_: fake_backend(), SETTINGS) as client:
         answer = client.post("/classify", files=parts(plain("red")), headers=BACKGROUND)
         assert answer.json()["predictions"][0]["label"] == "red"
@@ -415,11 +414,11 @@ def test_a_bulk_request_is_answered_as_any_other() -> None:
         assert value(client, "googlenet_queue_background_rows") == 0
 
 
-def test_a_call_over_grpc_is_bulk_by_its_metadata() -> None:
+def test_grpc_metadata_makes_a_call_background() -> None:
     settings = SETTINGS.model_copy(update={"views": "single", "timeout_seconds": 5.0})
     with hosting(fake_backend(seconds_per_row=2.0), settings) as hosted:
         refused = hosted.infer(image(plain("red")), headers={"priority": "u=7"})
-        assert "as bulk, beside others" in refused.details
+        assert "as background work" in refused.details
         assert hosted.infer(image(plain("red"))).message
 
 
@@ -431,7 +430,7 @@ def test_the_client_says_what_can_wait() -> None:
     assert b"bulk" not in asked[0]
 
 
-def test_bulk_that_was_refused_keeps_nobody_else_waiting() -> None:
+def test_refused_background_work_delays_no_other_request() -> None:
     async def scene() -> None:
         device = Device()
         async with batcher_of(device) as batcher:
@@ -439,9 +438,9 @@ def test_bulk_that_was_refused_keeps_nobody_else_waiting() -> None:
             with batcher.reserve([JobSpec(A, 80, 1)], deadline):  # takes 18
                 for _ in range(50):
                     with pytest.raises(Overloaded) as background:
-                        batcher.check([JobSpec(A, 8, 1)], 10.0, background=True)
+                        batcher.admit([JobSpec(A, 8, 1)], 10.0, background=True)
                 with pytest.raises(Overloaded) as ours:
-                    batcher.check([JobSpec(A, 8, 1)], 18.0)
+                    batcher.admit([JobSpec(A, 8, 1)], 18.0)
             assert ours.value.retry_after < 15  # though fifty have been told of later times
             assert background.value.retry_after > 50
 

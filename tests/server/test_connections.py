@@ -26,10 +26,11 @@ from conftest import FakeBackend, Served, answered, fake_backend, in_thread, ser
 from test_classify import Gate, assert_describes, plain
 
 from service.api.grpc.tls import Certificate
+from service.server import listeners
 from service.server.app import create_app
 from service.server.connection_limits import most_connections
-from service.server.http_protocol import MAX_HEADERS
-from service.server.serve import configure, listening
+from service.server.request_head import MAX_HEADERS
+from service.server.serve import configure
 from service.server.uvicorn_options import parse
 from service.server.uvicorn_server import Server
 from service.serving.metrics.metrics import Metrics
@@ -90,12 +91,12 @@ def hosting(
     )
     config = configure(settings, passed, app, metrics)
     with (
-        listening(settings) as probes,
+        listeners.probes(settings) as probe_listener,
         closing(socket.create_server((HOST, 0), backlog=2048)) as listener,
     ):
         # What accepted connections get too: the system takes little that no caller reads.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-        server = Server(config, settings.drain_seconds, probes)
+        server = Server(config, settings.drain_seconds, probe_listener)
         with in_thread(server, listener) as port:
             base = f"http{'s' * bool(trust)}://{HOST}:{settings.probe_port or port}"
             with httpx2.Client(base_url=base, verify=trust or True) as client:
@@ -166,13 +167,13 @@ def said(hosted: Hosted, *chunks: bytes, pause: float = 0.0, shut: bool = False)
 # Heads.
 
 
-def test_a_head_that_comes_too_slowly_is_answered_with_408(hasty: Hosted) -> None:
+def test_a_slow_head_gets_408(hasty: Hosted) -> None:
     reply = meanwhile(hasty.port, attacks.slow_head(hasty.port, pause=0.02))
     assert problem(reply, 408, "slow_head")["detail"].endswith("within 0.5 s")
     assert SHORT <= reply.seconds < PATIENCE / 2
 
 
-def test_who_sends_nothing_is_hung_up_on_without_a_word(hasty: Hosted) -> None:
+def test_a_silent_connection_is_closed_without_a_response(hasty: Hosted) -> None:
     before = hasty.closed().get("silent", 0)
     reply = said(hasty, b"", pause=PATIENCE)
     assert (reply.data, reply.seconds >= SHORT) == (b"", True)
@@ -180,7 +181,7 @@ def test_who_sends_nothing_is_hung_up_on_without_a_word(hasty: Hosted) -> None:
     assert hasty.closed()["silent"] == before + 2
 
 
-def test_a_later_head_has_its_time_from_its_first_byte(hasty: Hosted) -> None:
+def test_the_timeout_of_a_later_head_starts_with_its_first_byte(hasty: Hosted) -> None:
     reply = said(hasty, LIVEZ, b"GET /livez HTTP/1.1\r\n", pause=2 * SHORT)
     assert reply.statuses == [200, 408]
     problem(reply, 408, "slow_head")
@@ -188,7 +189,7 @@ def test_a_later_head_has_its_time_from_its_first_byte(hasty: Hosted) -> None:
     assert reply.statuses == [200, 200]
 
 
-def test_a_head_in_pieces_that_is_whole_in_time_is_answered(hosted: Hosted) -> None:
+def test_a_head_in_pieces_is_answered_if_it_is_in_time(hosted: Hosted) -> None:
     assert said(hosted, *attacks.single(LAST_LIVEZ)).statuses == [200]
 
 
@@ -201,14 +202,12 @@ def test_a_head_in_pieces_that_is_whole_in_time_is_answered(hosted: Hosted) -> N
     (b"GET /livez HTTP/1.1\r\nX: ", b" " * 4096),
     (LIVEZ + b"GET /livez HTTP/1.1\r\nX: ", b"y" * 4096),
 ], ids=["name", "value", "number", "path", "query", "blanks", "of a later request"])  # fmt: skip
-def test_a_head_without_end_is_answered_with_431(
-    beginning: bytes, more: bytes, hosted: Hosted
-) -> None:
+def test_an_endless_head_gets_431(beginning: bytes, more: bytes, hosted: Hosted) -> None:
     reply = meanwhile(hosted.port, attacks.endless(hosted.port, beginning, more))
     problem(reply, 431, "head_too_large")
 
 
-def test_a_head_of_the_size_there_may_be_is_answered_and_no_larger_one(hosted: Hosted) -> None:
+def test_a_head_of_the_largest_size_is_answered_and_a_larger_one_refused(hosted: Hosted) -> None:
     around = len(b"/livez") + sum(len(n) + len(v) + 4 for n, v in (("Connection", "close"),
                                                                   ("X", "")))  # fmt: skip
 
@@ -221,12 +220,12 @@ def test_a_head_of_the_size_there_may_be_is_answered_and_no_larger_one(hosted: H
     problem(said(hosted, of(LIMIT + 1)), 431, "head_too_large")
 
 
-def test_a_large_body_behind_a_head_is_none_of_it(hosted: Hosted) -> None:
+def test_a_large_body_does_not_count_as_head(hosted: Hosted) -> None:
     reply = said(hosted, post(bytes(3 * LIMIT), "Connection: close"))
     assert reply.statuses == [415]
 
 
-def test_there_may_be_so_many_headers_and_no_more(hosted: Hosted) -> None:
+def test_the_number_of_headers_is_limited(hosted: Hosted) -> None:
     lines = [b"X: y\r\n"] * (MAX_HEADERS - 1)
     head = b"GET /livez HTTP/1.1\r\nConnection: close\r\n" + b"".join(lines)
     assert said(hosted, head + b"\r\n").statuses == [200]
@@ -245,7 +244,7 @@ def test_there_may_be_so_many_headers_and_no_more(hosted: Hosted) -> None:
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS's first bytes
     b"PRI * HTTP/2.0\r\n\r\nSM",
 ])  # fmt: skip
-def test_what_is_no_request_is_answered_with_400(request_line: bytes, hosted: Hosted) -> None:
+def test_an_invalid_request_gets_400(request_line: bytes, hosted: Hosted) -> None:
     reply = said(hosted, request_line + b"\r\nHost: here\r\n\r\n")
     problem(reply, 400, "malformed")
 
@@ -275,7 +274,7 @@ def test_an_odd_target_is_answered_like_any_other(target: bytes, hosted: Hosted)
     b"X: y\x00",
     b"X y",
 ])  # fmt: skip
-def test_a_body_whose_end_could_be_read_in_two_ways_is_refused_with_its_connection(
+def test_a_body_of_ambiguous_length_is_refused_and_the_connection_closed(
     header: bytes, hosted: Hosted
 ) -> None:
     """What one server takes for a body, another could take for the next request."""
@@ -285,15 +284,13 @@ def test_a_body_whose_end_could_be_read_in_two_ways_is_refused_with_its_connecti
     problem(reply, 400, "malformed")
 
 
-def test_what_is_refused_is_counted_and_logged(
-    hosted: Hosted, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refusal_is_counted_and_logged(hosted: Hosted, caplog: pytest.LogCaptureFixture) -> None:
     name = 'googlenet_rejected_total{priority="interactive",reason="malformed"}'
     before = hosted.metrics()[name]
     with caplog.at_level("INFO"):
         said(hosted, b"BREW / HTTP/1.1\r\n\r\n")
     assert hosted.metrics()[name] == before + 1
-    told = "a connection is refused: 400, this is no request of HTTP/1.1: "
+    told = "connection refused: 400, this is not a valid HTTP/1.1 request: "
     assert [line for line in caplog.messages if line.startswith(told)]
     assert not [line for line in caplog.messages if "BREW" in line]
 
@@ -301,7 +298,7 @@ def test_what_is_refused_is_counted_and_logged(
 # Bodies.
 
 
-def test_a_body_that_comes_too_slowly_is_answered_with_408(hasty: Hosted) -> None:
+def test_a_slow_body_gets_408(hasty: Hosted) -> None:
     reply = meanwhile(hasty.port, attacks.slow_body(hasty.port, pause=0.02))
     problem(reply, 408, "slow_upload")
     assert reply.seconds >= SHORT
@@ -312,7 +309,7 @@ def test_a_body_that_comes_too_slowly_is_answered_with_408(hasty: Hosted) -> Non
     b"1000\r\n" + b"x" * 4096 + b"\r\n",
     b"1\r\nx\r\n",
 ], ids=["long", "short"])  # fmt: skip
-def test_chunks_without_end_are_answered_within_the_time_or_size_of_a_body(
+def test_endless_chunks_are_refused_by_time_or_size(
     more: bytes,
 ) -> None:
     with hosting(max_body_bytes=100_000, upload_timeout_seconds=SHORT) as ours:
@@ -322,14 +319,14 @@ def test_chunks_without_end_are_answered_within_the_time_or_size_of_a_body(
 
 
 @pytest.mark.parametrize("more", [b"x" * 4096, b"X: y\r\n" * 700], ids=["value", "number"])
-def test_what_follows_the_chunks_has_an_end(more: bytes, hosted: Hosted) -> None:
+def test_endless_trailers_are_refused(more: bytes, hosted: Hosted) -> None:
     head = b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked"
     beginning = head + b"\r\n\r\n1\r\nx\r\n0\r\nTrailer: "
     reply = meanwhile(hosted.port, attacks.endless(hosted.port, beginning, more))
     assert reply.statuses[0] in {400, 408, 431}
 
 
-def test_a_trailer_is_no_header(hosted: Hosted) -> None:
+def test_a_trailer_is_not_a_header(hosted: Hosted) -> None:
     """Nobody has looked at it when the request is let in."""
     ask = (
         b"POST /classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Type: image/png\r\n\r\n"
@@ -340,14 +337,14 @@ def test_a_trailer_is_no_header(hosted: Hosted) -> None:
     assert b"trailing" not in reply.data
 
 
-def test_a_chunk_that_is_none_is_refused_and_its_request_given_up(hosted: Hosted) -> None:
+def test_an_invalid_chunk_is_refused_and_its_request_cancelled(hosted: Hosted) -> None:
     head = b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked"
     problem(said(hosted, head + b"\r\n\r\n", b"zz\r\n", pause=0.05), 400, "malformed")
     problem(said(hosted, head + b"\r\n\r\nzz\r\n"), 400, "malformed")
     hosted.until(lambda now: now["googlenet_requests_in_flight"] == 1)
 
 
-def test_a_broken_chunk_of_a_request_that_waits_is_told_after_the_answers_before() -> None:
+def test_an_invalid_chunk_of_a_pipelined_request_is_refused_after_earlier_responses() -> None:
     gate = Gate()
     head = b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked"
     with hosting(fake_backend(gate)) as ours:
@@ -366,7 +363,7 @@ def test_a_broken_chunk_of_a_request_that_waits_is_told_after_the_answers_before
     problem(reply, 400, "malformed")
 
 
-def test_a_slow_head_behind_a_request_is_told_after_its_answer() -> None:
+def test_a_slow_pipelined_head_is_refused_after_earlier_responses() -> None:
     gate = Gate()
     with hosting(fake_backend(gate), header_timeout_seconds=SHORT) as ours:
 
@@ -380,13 +377,13 @@ def test_a_slow_head_behind_a_request_is_told_after_its_answer() -> None:
     assert reply.statuses == [200, 408]
 
 
-def test_a_broken_body_behind_its_own_answer_ends_the_connection(hosted: Hosted) -> None:
+def test_an_invalid_body_after_its_response_closes_the_connection(hosted: Hosted) -> None:
     """The answer came first, and the service still reads, so that it can be taken."""
     head = b"POST /livez HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert said(hosted, head, b"zz\r\n", pause=0.05).statuses == [405]
 
 
-def test_the_rest_of_a_body_that_nobody_reads_is_waited_for_as_long_as_for_a_head(
+def test_the_rest_of_an_unread_body_has_the_timeout_of_a_head(
     hasty: Hosted,
 ) -> None:
     head = b"POST /classify?top_k=0 HTTP/1.1\r\nContent-Length: 9\r\n\r\n"
@@ -402,11 +399,11 @@ def test_a_length_that_is_too_small_makes_a_new_request_of_the_rest(hosted: Host
     assert reply.statuses == [415, 400]
 
 
-def test_a_length_that_is_too_large_is_waited_for(hasty: Hosted) -> None:
+def test_a_too_large_length_gets_408(hasty: Hosted) -> None:
     assert said(hasty, post(RED, length=len(RED) + 1)).statuses == [408]
 
 
-def test_who_waits_to_be_asked_for_a_body_is_asked(hosted: Hosted) -> None:
+def test_expect_100_continue_is_answered(hosted: Hosted) -> None:
     head = post(b"", "Expect: 100-continue", "Connection: close", length=len(RED))
     reply = said(hosted, head, RED, pause=0.05)
     assert reply.data.startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -417,7 +414,7 @@ def test_who_waits_to_be_asked_for_a_body_is_asked(hosted: Hosted) -> None:
 
 
 @pytest.mark.parametrize("other", ["websocket", "h2c", "TLS/1.3"])
-def test_the_wish_for_another_protocol_is_ignored(other: str, hosted: Hosted) -> None:
+def test_an_upgrade_is_ignored(other: str, hosted: Hosted) -> None:
     wish = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {other}", "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "HTTP2-Settings: AA")  # fmt: skip
     get = "\r\n".join(["GET /livez HTTP/1.1", *wish, "", ""]).encode()
@@ -425,7 +422,7 @@ def test_the_wish_for_another_protocol_is_ignored(other: str, hosted: Hosted) ->
     assert reply.statuses == [200, 200, 200, 200]
 
 
-def test_http_1_0_is_spoken_and_its_connection_closed(hosted: Hosted) -> None:
+def test_http_1_0_is_supported_and_its_connection_closed(hosted: Hosted) -> None:
     for keep in (b"", b"Connection: keep-alive\r\n"):
         assert said(hosted, b"GET /livez HTTP/1.0\r\n" + keep + b"\r\n").statuses == [200]
 
@@ -434,7 +431,7 @@ def test_http_1_0_is_spoken_and_its_connection_closed(hosted: Hosted) -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_thousand_requests_at_once_are_answered_in_their_order(
+def test_a_thousand_pipelined_requests_are_answered_in_order(
     *, at_once: bool, hosted: Hosted
 ) -> None:
     asks = [b"GET /livez HTTP/1.1\r\nX-Request-ID: n%d\r\n\r\n" % n for n in range(1000)]
@@ -446,7 +443,7 @@ def test_a_thousand_requests_at_once_are_answered_in_their_order(
     assert [int(name) for name in named] == list(range(1000))
 
 
-def test_more_comes_while_what_came_before_waits_for_its_answer() -> None:
+def test_requests_are_received_while_earlier_ones_are_answered() -> None:
     gate = Gate()
     with hosting(fake_backend(gate)) as ours:
 
@@ -463,7 +460,7 @@ def test_more_comes_while_what_came_before_waits_for_its_answer() -> None:
         assert asyncio.run(ask()).statuses == [200] * 1512
 
 
-def test_who_does_not_take_its_answers_is_thrown_out(hasty: Hosted) -> None:
+def test_a_client_that_does_not_read_is_disconnected(hasty: Hosted) -> None:
     before = hasty.closed().get("stalled", 0)
     ask = b"GET /metrics HTTP/1.1\r\n\r\n"
     assert meanwhile(hasty.port, attacks.not_reading(hasty.port, ask)) < PATIENCE
@@ -472,7 +469,9 @@ def test_who_does_not_take_its_answers_is_thrown_out(hasty: Hosted) -> None:
 
 
 @pytest.mark.parametrize("number", range(400, 404))
-def test_who_takes_its_answers_late_but_in_time_gets_all(number: int, hosted: Hosted) -> None:
+def test_a_client_that_reads_late_but_in_time_gets_all_responses(
+    number: int, hosted: Hosted
+) -> None:
     """Also what has not been sent when the connection closes: by one of these numbers, much."""
     asked = b"GET /openapi.json HTTP/1.1\r\n"
 
@@ -490,21 +489,21 @@ def test_who_takes_its_answers_late_but_in_time_gets_all(number: int, hosted: Ho
 # Leaving.
 
 
-def test_who_shuts_its_side_after_a_request_is_answered(hosted: Hosted) -> None:
+def test_a_half_closed_connection_gets_its_response(hosted: Hosted) -> None:
     assert said(hosted, LIVEZ, shut=True).statuses == [200]
     assert said(hosted, LIVEZ * 3, shut=True).statuses == [200] * 3
 
 
 @pytest.mark.parametrize("cut", [10, len(LIVEZ) - 1])
-def test_who_shuts_its_side_before_the_end_of_a_head_is_dropped(cut: int, hosted: Hosted) -> None:
+def test_a_connection_half_closed_in_a_head_is_dropped(cut: int, hosted: Hosted) -> None:
     assert said(hosted, LIVEZ[:cut], shut=True).data == b""
 
 
-def test_who_shuts_its_side_before_the_end_of_a_body_is_dropped(hosted: Hosted) -> None:
+def test_a_connection_half_closed_in_a_body_is_dropped(hosted: Hosted) -> None:
     assert said(hosted, post(RED, length=len(RED) + 1), shut=True).data == b""
 
 
-def test_who_shuts_its_side_is_not_waited_for() -> None:
+def test_a_half_closed_connection_is_closed_soon() -> None:
     """It may as well have left: no forward is computed for it that has not begun."""
     gate = Gate()
     with hosting(fake_backend(gate)) as ours, gate.shut():
@@ -514,9 +513,7 @@ def test_who_shuts_its_side_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_whenever_a_caller_leaves_nothing_of_it_remains(
-    stage: str, *, reset: bool, hosted: Hosted
-) -> None:
+def test_a_disconnect_at_any_time_leaks_nothing(stage: str, *, reset: bool, hosted: Hosted) -> None:
     async def leave() -> None:
         await asyncio.gather(
             *(attacks.leave(hosted.port, stage, RED, reset=reset) for _ in range(20))
@@ -534,7 +531,7 @@ def test_whenever_a_caller_leaves_nothing_of_it_remains(
 
 
 @pytest.mark.parametrize("behind", [b"", LIVEZ], ids=["alone", "with another behind it"])
-def test_who_leaves_the_queue_costs_no_forward(behind: bytes) -> None:
+def test_a_disconnected_client_is_removed_from_the_queue(behind: bytes) -> None:
     gate = Gate()
     with hosting(fake_backend(gate, sizes=[1])) as ours:
 
@@ -562,7 +559,7 @@ def test_who_leaves_the_queue_costs_no_forward(behind: bytes) -> None:
 # Many.
 
 
-def test_one_more_than_there_may_be_takes_the_place_of_the_longest_idle() -> None:
+def test_the_longest_idle_connection_is_evicted_for_a_new_one() -> None:
     with hosting(max_connections=5) as ours:
 
         async def crowd() -> list[bool]:
@@ -576,7 +573,7 @@ def test_one_more_than_there_may_be_takes_the_place_of_the_longest_idle() -> Non
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /livez HTTP/1.1\r\n"], ids=["silent", "slow"])
-def test_who_has_not_asked_yet_makes_room_too(begun: bytes) -> None:
+def test_a_connection_without_a_request_is_evicted_too(begun: bytes) -> None:
     with hosting(max_connections=5) as ours:
 
         async def crowd() -> Reply:
@@ -590,7 +587,7 @@ def test_who_has_not_asked_yet_makes_room_too(begun: bytes) -> None:
         assert ours.closed() == {"evicted": 1}
 
 
-def test_when_all_are_being_answered_one_more_is_closed_at_once() -> None:
+def test_a_new_connection_is_closed_if_all_others_are_busy() -> None:
     gate = Gate()
     with hosting(fake_backend(gate), max_connections=3) as ours:
 
@@ -611,7 +608,7 @@ def test_when_all_are_being_answered_one_more_is_closed_at_once() -> None:
         assert ours.closed() == {"full": 1}
 
 
-def test_a_connection_may_rest_for_so_long() -> None:
+def test_an_idle_connection_is_closed_after_the_keep_alive_time() -> None:
     with hosting(keep_alive_seconds=1) as ours:
         reply = asyncio.run(speak(ours.port, [LIVEZ], pause=PATIENCE))
         assert (reply.statuses, reply.seconds >= 1) == ([200], True)
@@ -630,19 +627,17 @@ def test_a_connection_may_rest_for_so_long() -> None:
         (1000, 1024, 512),
     ],
 )
-def test_there_are_as_many_connections_as_files_allow(
-    asked: int, files: int, expected: int
-) -> None:
+def test_the_limit_of_open_files_limits_connections(asked: int, files: int, expected: int) -> None:
     assert most_connections(asked, files=files, backlog=2048) == expected
 
 
-def test_what_files_do_not_allow_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lower_limit_of_connections_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING"), hosting(max_connections=10**9):
         pass
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert soft == hard
     most = most_connections(10**9, files=soft, backlog=2048)
-    assert caplog.messages == [f"at most {most} connections, for no more files may be open"]
+    assert caplog.messages == [f"connections limited to {most} by the limit of open files"]
 
 
 # A real process.
@@ -694,7 +689,7 @@ def test_thousands_of_idle_connections_neither_lock_out_nor_slow(
 
 
 @pytest.mark.slow
-def test_all_attacks_at_once_leave_a_process_as_it_was(real: Served) -> None:
+def test_all_attacks_at_once_leak_nothing(real: Served) -> None:
     async def attack() -> None:
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(

@@ -12,10 +12,10 @@ from typing import cast
 import pytest
 from calls import Call, ready
 from conftest import answered, fake_backend, mean_colour
+from fake_worker import Threads
 from fastapi import FastAPI
 from faults import Faulty, Rates
 from known import SAME, Known, apart, colours, distance, scores
-from test_worker import Threads
 
 from service.engine.engine import Engine
 from service.engine.executor import DeviceExecutor
@@ -25,7 +25,7 @@ from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
 from service.server.app import create_app
 from service.settings import Settings
-from service.worker.client import Worker
+from service.worker.client import WorkerClient
 from service.worker.messages import Loaded
 
 CALLERS = 10_000
@@ -72,7 +72,7 @@ def engine_apart() -> Iterator[Faulty]:
     threads = Threads(cast("Engine", engine))
     loaded = Loaded(engine.ensemble, tuple(executor.device for executor in engine.executors))
     try:
-        yield Faulty(Worker(threads, loaded, 2), RATES)  # type: ignore[arg-type]  # no process
+        yield Faulty(WorkerClient(threads, loaded, 2), RATES)  # type: ignore[arg-type]  # no process
     finally:
         threads.end()
 

@@ -60,7 +60,7 @@ def test_a_request_is_a_line_with_its_stages(
         ("/classify?top_k=1", b"", (400, "malformed")),
     ],
 )
-def test_a_refusal_says_why_in_a_word(
+def test_a_refusal_is_logged_with_its_code(
     path: str,
     body: bytes,
     why: tuple[int, str],
@@ -73,7 +73,7 @@ def test_a_refusal_says_why_in_a_word(
     assert (line["status"], line["code"]) == why
 
 
-def test_what_is_refused_at_the_door_is_logged_too(
+def test_a_request_refused_by_middleware_is_logged(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -83,7 +83,7 @@ def test_what_is_refused_at_the_door_is_logged_too(
     assert line["code"] == "deadline_exceeded"
 
 
-def test_nothing_that_was_sent_is_logged(
+def test_no_data_of_the_client_is_logged(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = [("file", ("secret.png", plain("red"), "image/png"))]
@@ -95,7 +95,7 @@ def test_nothing_that_was_sent_is_logged(
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/metrics"])
-def test_what_machines_ask_all_the_time_is_logged_for_debugging_only(
+def test_probes_are_logged_at_debug_level(
     path: str, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -125,7 +125,7 @@ def log_one(capsys: pytest.CaptureFixture[str], **chosen: str) -> str:
 
 
 @pytest.mark.parametrize("chosen", ["json", "auto"])
-def test_json_is_an_object_a_line(chosen: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_logs_are_an_object_a_line(chosen: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.loads(line) for line in log_one(capsys, log_format=chosen).splitlines()]
     request, failure = lines
     assert request.pop("timestamp").endswith("+00:00")
@@ -140,7 +140,7 @@ def test_json_is_an_object_a_line(chosen: str, capsys: pytest.CaptureFixture[str
     assert "color_message" not in failure
 
 
-def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_logs_have_fields_after_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     first, second, *traceback = log_one(capsys, log_format="text").splitlines()
     assert first.endswith(" INFO:     GET /models 200  id=mine  seconds=0.5")
     assert second.endswith(" ERROR:    it failed")
@@ -154,6 +154,6 @@ def test_on_a_terminal_auto_is_text_in_colour(
     assert "\x1b[32mINFO\x1b[0m:     GET /models 200" in log_one(capsys, log_format="auto")
 
 
-def test_the_level_is_the_least_severe_that_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lower_levels_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     (only,) = log_one(capsys, log_format="json", log_level="error").splitlines()
     assert json.loads(only)["level"] == "ERROR"

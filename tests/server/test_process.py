@@ -25,7 +25,7 @@ from conftest import ROOT, Served, answered, missing, serving, wait_ready, websi
 from test_classify import JPEG
 
 from service.models.store import WEIGHTS, Store
-from service.serving.restart_policy import MOST
+from service.serving.restart_policy import MAX_ENDS
 from service.serving.served_model import RESTARTING
 
 
@@ -86,7 +86,7 @@ def curl(*arguments: str) -> tuple[str, dict[str, str], str]:
     return status.split(" ", 1)[1], headers, body
 
 
-def test_curl_is_told_what_is_on_the_image(served: Served, shared: Path) -> None:
+def test_curl_classifies_an_image(served: Served, shared: Path) -> None:
     url = f"http://127.0.0.1:{served.port}/classify"
     status, headers, body = curl("-F", f"file=@{shared}/photos/flickr/beagle.jpg", url)
     assert status == "200 OK"
@@ -117,7 +117,9 @@ def test_curl_can_read_why_an_upload_is_too_large(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_who_sends_everything_before_reading_is_told_too(*, chunked: bool, served: Served) -> None:
+def test_a_client_that_sends_everything_before_reading_gets_the_413(
+    *, chunked: bool, served: Served
+) -> None:
     chunk = bytes(1024 * 1024)
     headers = {"Content-Type": "image/png"}
     headers |= {} if chunked else {"Content-Length": str(30 * len(chunk))}
@@ -177,7 +179,7 @@ def started(store: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], in
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_it_listens_at_once_becomes_ready_and_at_a_signal_answers_and_ends(
+def test_startup_readiness_and_graceful_shutdown(
     number: signal.Signals, real_store: Store, beagle: bytes
 ) -> None:
     with (
@@ -230,9 +232,7 @@ def ask_again_and_again(port: int, image: bytes, over: threading.Event) -> list[
 
 
 @pytest.mark.slow
-def test_under_load_a_stop_loses_nothing_and_refuses_nobody_before_its_time(
-    real_store: Store, beagle: bytes
-) -> None:
+def test_a_shutdown_under_load_drops_no_request(real_store: Store, beagle: bytes) -> None:
     drain, over = 2.0, threading.Event()
     with (
         started(real_store.root, f"--drain-seconds={drain}") as (process, port),
@@ -253,7 +253,7 @@ def test_under_load_a_stop_loses_nothing_and_refuses_nobody_before_its_time(
         over.set()
         asked = [one for caller in callers for one in caller.result()]
     assert process.returncode == 0
-    assert "stopping; requests are let in for 2 s more" in log
+    assert "stopping, accepting requests for 2 s more" in log
     assert {one.status for one in asked if one.began < told + drain} == {200}
     draining = [one for one in asked if one.began > told + 0.2 and one.status]
     assert draining
@@ -261,7 +261,7 @@ def test_under_load_a_stop_loses_nothing_and_refuses_nobody_before_its_time(
 
 
 @pytest.mark.slow
-def test_told_a_second_time_it_ends_at_once(real_store: Store, beagle: bytes) -> None:
+def test_a_second_signal_exits_at_once(real_store: Store, beagle: bytes) -> None:
     with (
         started(real_store.root, "--drain-seconds=60") as (process, port),
         client_of(port) as client,
@@ -350,7 +350,7 @@ def test_a_signal_ends_it_while_it_downloads(
 
 @pytest.mark.parametrize("is_ready", [True, False])
 @pytest.mark.slow
-def test_its_worker_does_not_outlive_it(*, is_ready: bool, real_store: Store) -> None:
+def test_the_worker_ends_with_the_server(*, is_ready: bool, real_store: Store) -> None:
     with started(real_store.root) as (process, port), client_of(port) as client:
         worker = worker_of(process)
         if is_ready:
@@ -364,12 +364,12 @@ def test_its_worker_does_not_outlive_it(*, is_ready: bool, real_store: Store) ->
 RESTARTS = 'googlenet_worker_restarts_total{model="digits"}'
 
 
-def test_a_worker_that_is_killed_is_started_again_a_few_times(beagle: bytes) -> None:
+def test_a_killed_worker_is_restarted_a_few_times(beagle: bytes) -> None:
     """Then the process ends, too: whatever started it may do better."""
     digits = ("--model", "digits", "--cpu-threads", "1")
     with serving(*digits) as ours, client_of(ours.port) as client:
         killed: list[Path] = []
-        for count in range(MOST):
+        for count in range(MAX_ENDS):
             until(lambda: worker_of(ours.process) not in killed, 60)
             wait_ready(client)
             worker = worker_of(ours.process)
@@ -385,7 +385,7 @@ def test_a_worker_that_is_killed_is_started_again_a_few_times(beagle: bytes) -> 
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert ours.process.wait(30) == 1
     log = " ".join("".join(ours.log).split())
-    assert log.count("the process that classifies has ended, with status -9") == MOST
+    assert log.count("the worker process has exited, with status -9") == MAX_ENDS
     assert "giving up" in log
     assert "Traceback" not in log
 
@@ -419,7 +419,7 @@ def test_openvino_is_in_the_worker_only_and_torch_nowhere(served: Served) -> Non
 
 
 @pytest.mark.slow
-def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: Path) -> None:
+def test_damaged_weights_end_the_process_with_an_error(real_store: Store, tmp_path: Path) -> None:
     shutil.copytree(real_store.root, tmp_path / "store")
     with (tmp_path / "store/bvlc_googlenet" / WEIGHTS).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -435,7 +435,7 @@ def test_with_damaged_weights_it_ends_and_says_why(real_store: Store, tmp_path: 
 
 
 @pytest.mark.slow
-def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path: Path) -> None:
+def test_replaced_weights_change_no_results_until_a_reload(tmp_path: Path) -> None:
     """They are read once: what was checked is what is served, until the next start."""
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
     five = (ROOT / "model_store/digits/held_out/5.png").read_bytes()
@@ -460,7 +460,7 @@ def test_weights_that_are_replaced_under_it_change_none_of_its_answers(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_model_that_is_replaced_under_load_loses_nothing(tmp_path: Path) -> None:
+def test_a_reload_under_load_drops_no_request(tmp_path: Path) -> None:
     """The weights of another training under the same name, at a SIGHUP."""
     shutil.copytree(ROOT / "model_store/digits", tmp_path / "digits")
     five = (ROOT / "model_store/digits/held_out/5.png").read_bytes()
@@ -501,4 +501,4 @@ def test_a_model_that_is_replaced_under_load_loses_nothing(tmp_path: Path) -> No
         for one in asking:
             one.result()
     assert {*told} == {(200, "5")}
-    assert sum("loaded anew" in line for line in ours.log) == 1
+    assert sum("reloaded " in line for line in ours.log) == 1

@@ -12,7 +12,7 @@ PHOTOS = 40
 
 
 @pytest.mark.slow
-def test_a_short_soak_loses_nobody_and_mixes_nothing_up(shared: Path) -> None:
+def test_a_short_soak_drops_and_mixes_up_no_requests(shared: Path) -> None:
     images = soak.photos(shared / "photos", PHOTOS)
     with soak.serving(["--model", "digits", "--seed", "0"]) as (port, process):
         soaked = asyncio.run(soak.soak(port, images, SECONDS, seed=0))

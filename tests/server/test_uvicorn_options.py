@@ -7,7 +7,7 @@ from service.errors import WrongOption
 from service.server.uvicorn_options import parse
 
 
-def test_what_is_given_is_passed_on_and_nothing_else() -> None:
+def test_only_given_options_are_passed_on() -> None:
     assert parse([]) == {}
     given = (
         "--ssl-keyfile key.pem --ssl-certfile cert.pem --root-path /vision --backlog 4096 "
@@ -24,46 +24,48 @@ def test_what_is_given_is_passed_on_and_nothing_else() -> None:
     }
 
 
-def test_a_variable_gives_what_no_argument_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_is_used_without_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UVICORN_ROOT_PATH", "/vision")
     assert parse(["--backlog", "9"]) == {"root_path": "/vision", "backlog": 9}
     assert parse(["--root-path", "/"]) == {"root_path": "/"}
     monkeypatch.setenv("UVICORN_WORKERS", "4")
-    with pytest.raises(WrongOption, match="--workers is not passed: there is one process"):
+    with pytest.raises(
+        WrongOption, match="--workers is not supported: the service runs in one process"
+    ):
         parse([])
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("--host ::1", "--host is not passed: give --host before the --"),
-        ("--log-level debug", "--log-level is not passed: give --log-level before the --"),
+        ("--host ::1", "--host is not supported: give --host before the --"),
+        ("--log-level debug", "--log-level is not supported: give --log-level before the --"),
         ("--timeout-graceful-shutdown 3", "give --grace-seconds before the --"),
         ("--timeout-keep-alive 3", "give --keep-alive-seconds before the --"),
         ("--limit-concurrency 3", "give --max-connections before the --"),
-        ("--reload-dir .", "--reload-dir is not passed"),
-        ("--http h11", "only HTTP/1.1 is spoken"),
-        ("--ws websockets", "only HTTP/1.1 is spoken"),
+        ("--reload-dir .", "--reload-dir is not supported"),
+        ("--http h11", "only HTTP/1.1 is supported"),
+        ("--ws websockets", "only HTTP/1.1 is supported"),
         ("--header Name", "'Name' is not a header such as Name:Value"),
         ("--backlog", "uvicorn: Option '--backlog' requires an argument"),
         ("more", "uvicorn: Got unexpected extra argument"),
     ],
 )
-def test_what_is_wrong_or_ours_is_refused_in_a_sentence(arguments: str, sentence: str) -> None:
+def test_an_invalid_or_unsupported_option_is_an_error(arguments: str, sentence: str) -> None:
     with pytest.raises(WrongOption) as caught:
         parse(arguments.split())
     assert sentence in str(caught.value)
     assert caught.value.exit_status == 2
 
 
-def test_uvicorn_tells_of_its_options_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_uvicorns(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse(["--help"])
     assert stop.value.code == 0
     assert "--ssl-keyfile" in capsys.readouterr().out
 
 
-def test_every_option_that_is_passed_is_one_that_uvicorn_takes() -> None:
+def test_every_option_of_uvicorn_is_passed_on_or_unsupported() -> None:
     """A new option of uvicorn's comes here first, to be decided on."""
     named = {option.name for option in uvicorn.main.params} - {None, "app", "version"}
     passed = set()

@@ -26,7 +26,8 @@ from test_connections import hosting
 from service.bench.process import free_port
 from service.errors import CannotListen, WrongOption
 from service.server.app import create_app
-from service.server.serve import configure, every_address, listening
+from service.server.listeners import dual_stack, probes
+from service.server.serve import configure
 from service.server.uvicorn_server import Application, Server
 from service.serving.metrics.metrics import Metrics
 from service.settings import Settings
@@ -35,7 +36,7 @@ from service.settings import Settings
 
 
 @pytest.mark.parametrize("drain", [0.0, 1.0])
-def test_it_lets_requests_in_until_the_time_is_over(
+def test_requests_are_accepted_during_the_drain_time(
     drain: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(
@@ -68,7 +69,7 @@ def test_it_lets_requests_in_until_the_time_is_over(
     assert not thread.is_alive()
     (at,) = shut
     assert drain <= at - told <= time.monotonic() - told
-    assert caplog.messages.count(f"stopping; requests are let in for {drain:g} s more") == 1
+    assert caplog.messages.count(f"stopping, accepting requests for {drain:g} s more") == 1
 
 
 # What is passed on to uvicorn.
@@ -96,7 +97,7 @@ def certificate(tmp_path: Path) -> Certificate:
     return Certificate(["--ssl-keyfile", str(key), "--ssl-certfile", str(chain)], trust)
 
 
-def test_over_tls_a_image_is_classified_and_a_refusal_told(certificate: Certificate) -> None:
+def test_responses_and_refusals_over_tls(certificate: Certificate) -> None:
     with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
         base = f"https://{HOST}:{ours.port}"
         with httpx2.Client(base_url=base, verify=certificate.trust) as client:
@@ -110,7 +111,7 @@ def test_over_tls_a_image_is_classified_and_a_refusal_told(certificate: Certific
             httpx2.get(f"http://{HOST}:{ours.port}/livez")
 
 
-def test_over_tls_who_shuts_its_side_is_dropped(certificate: Certificate) -> None:
+def test_a_half_closed_tls_connection_is_dropped(certificate: Certificate) -> None:
     with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
         plain_socket = socket.create_connection((HOST, ours.port), 20)
         with certificate.trust.wrap_socket(plain_socket, server_hostname="localhost") as caller:
@@ -128,7 +129,7 @@ def test_over_tls_who_shuts_its_side_is_dropped(certificate: Certificate) -> Non
         (["--ssl-certfile", "{key}"], "the certificate or its key cannot be read"),
     ],
 )
-def test_a_certificate_that_cannot_be_used_is_told(
+def test_an_unusable_certificate_is_an_error(
     names: list[str], sentence: str, certificate: Certificate, tmp_path: Path
 ) -> None:
     files = {"key": certificate.flags[1], "absent": str(tmp_path / "absent")}
@@ -137,7 +138,7 @@ def test_a_certificate_that_cannot_be_used_is_told(
         pass
 
 
-def test_below_a_path_of_a_proxy_it_answers_as_ever() -> None:
+def test_requests_are_served_below_a_root_path() -> None:
     """The proxy takes the path away; uvicorn adds it to what the application is told."""
     with (
         hosting(fake_backend(seconds_per_row=1), flags=["--root-path", "/vision"]) as ours,
@@ -155,7 +156,7 @@ def test_below_a_path_of_a_proxy_it_answers_as_ever() -> None:
 PROBES = ("/livez", "/readyz", "/startupz", "/metrics")
 
 
-def test_probes_have_a_port_of_their_own_if_that_is_asked_for(
+def test_probes_have_a_separate_port_if_set(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with (
@@ -176,14 +177,14 @@ def test_probes_have_a_port_of_their_own_if_that_is_asked_for(
     assert caplog.messages.count(told) == 1
 
 
-def test_with_tls_probes_are_asked_without(certificate: Certificate) -> None:
+def test_the_probe_port_has_no_tls(certificate: Certificate) -> None:
     with hosting(flags=certificate.flags, probe_port=free_port()) as ours:
         assert httpx2.get(f"http://{HOST}:{ours.probe_port}/livez").status_code == 200
         models = httpx2.get(f"https://{HOST}:{ours.port}/models", verify=certificate.trust)
         assert models.status_code == 200
 
 
-def test_probes_are_answered_however_many_others_there_are() -> None:
+def test_probes_are_answered_when_connections_are_used_up() -> None:
     gate = Gate()
     with hosting(fake_backend(gate), max_connections=2, probe_port=free_port()) as ours:
 
@@ -206,16 +207,16 @@ def test_probes_are_answered_however_many_others_there_are() -> None:
 
 
 @pytest.mark.parametrize(("setting", "purpose"), [("probe_port", "probes"), ("grpc_port", "gRPC")])
-def test_a_port_that_is_taken_is_told(setting: str, purpose: str) -> None:
+def test_a_port_in_use_is_an_error(setting: str, purpose: str) -> None:
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
-        told = f"port {port} of {HOST} is not to be had for {purpose}: Address already in use"
+        told = f"cannot bind port {port} of {HOST} for {purpose}: Address already in use"
         chosen = Settings(host=HOST).model_copy(update={setting: port})
-        with pytest.raises(CannotListen, match=told), listening(chosen):
+        with pytest.raises(CannotListen, match=told), probes(chosen):
             pass
 
 
-def test_below_a_proxys_prefix_it_says_what_the_proxy_has_to_remove() -> None:
+def test_a_404_names_the_prefix_that_a_proxy_has_to_remove() -> None:
     with hosting(flags=["--root-path", "/vision"]) as ours:
         base = f"http://{HOST}:{ours.port}"
         assert httpx2.get(f"{base}/models").status_code == 200
@@ -240,11 +241,11 @@ def everywhere(caplog: pytest.LogCaptureFixture) -> Iterator[Settings]:
     config = configure(chosen, {}, app, metrics)
     with (
         caplog.at_level("INFO"),
-        listening(chosen) as probes,
-        every_address(chosen, {}) as sockets,
+        probes(chosen) as probe_listener,
+        dual_stack(chosen, {}) as sockets,
     ):
         assert sockets is not None
-        server = Server(config, 0.0, probes)
+        server = Server(config, 0.0, probe_listener)
         with in_thread(server, sockets[0]) as port:
             with httpx2.Client(base_url=f"http://127.0.0.1:{chosen.probe_port}") as client:
                 wait_ready(client)
@@ -252,7 +253,7 @@ def everywhere(caplog: pytest.LogCaptureFixture) -> Iterator[Settings]:
 
 
 @needs_ipv6
-def test_every_address_is_that_of_ipv4_and_ipv6_for_each_port(
+def test_dual_stack_listens_on_ipv4_and_ipv6_for_each_port(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with everywhere(caplog) as chosen:
@@ -270,10 +271,10 @@ def test_every_address_is_that_of_ipv4_and_ipv6_for_each_port(
 
 
 @needs_ipv6
-def test_a_port_that_is_taken_on_ipv4_is_taken_on_every_address() -> None:
+def test_a_port_in_use_on_ipv4_is_an_error_for_dual_stack() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = Settings(host="::", port=taken.getsockname()[1])
-        with pytest.raises(CannotListen, match="for HTTP: Address"), every_address(chosen, {}):
+        with pytest.raises(CannotListen, match="for HTTP: Address"), dual_stack(chosen, {}):
             pass
 
 
@@ -281,6 +282,6 @@ def test_a_port_that_is_taken_on_ipv4_is_taken_on_every_address() -> None:
     ("host", "passed"),
     [("127.0.0.1", {}), ("::1", {}), ("localhost", {}), ("::", {"fd": 0}), ("::", {"uds": "/a"})],
 )
-def test_on_other_addresses_it_is_uvicorn_that_listens(host: str, passed: dict[str, Any]) -> None:
-    with every_address(Settings(host=host), passed) as sockets:
+def test_uvicorn_listens_on_other_addresses(host: str, passed: dict[str, Any]) -> None:
+    with dual_stack(Settings(host=host), passed) as sockets:
         assert sockets is None

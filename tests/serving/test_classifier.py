@@ -34,7 +34,7 @@ from service.models.ensemble import Probabilities
 from service.scheduling.admission import Decoders
 from service.scheduling.types import Backlog, Batch, BatchReport, DropReport, RestartReport
 from service.serving.backend import Backend
-from service.serving.restart_policy import MOST, Restarts
+from service.serving.restart_policy import MAX_ENDS, Restarts
 from service.serving.served_model import LOADING_RETRY, RESTARTING, ServedModel
 from service.serving.types import Answer, Limits
 
@@ -124,7 +124,7 @@ def best(answers: Sequence[Answer | ServiceError]) -> list[str]:
 
 
 def nothing_is_held(served: ServedModel, *, running: int = 0) -> None:
-    """All seats are given back but those of the images that the device is at."""
+    """All reservations are released but those of images in the running batch."""
     one = served.ensemble.specs(served.ensemble.plans("single"))[0].nbytes
     backlog = served.backlog()
     assert (backlog.rows, backlog.nbytes) == (0, running * one)
@@ -165,7 +165,7 @@ def test_while_the_model_loads_images_are_refused_with_the_reason() -> None:
     asyncio.run(main())
 
 
-def test_a_model_that_fails_to_load_is_told_to_all_who_ask() -> None:
+def test_every_request_for_a_model_that_failed_to_load_is_refused() -> None:
     def load(_: object) -> Backend:
         message = "the weights are damaged"
         raise ModelError(message)
@@ -238,7 +238,7 @@ def test_what_has_loaded_after_leaving_is_closed() -> None:
     assert load.backend.closed.wait(PATIENCE)  # nobody else has it
 
 
-def test_a_load_that_fails_after_leaving_is_nobody_s(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_load_that_fails_after_the_stop_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     before = {*threading.enumerate()}
     load = Loading(ModelError("too late"))
     asyncio.run(load.is_left())
@@ -267,7 +267,7 @@ def test_a_image_gets_its_labels_most_probable_first() -> None:
     asyncio.run(main())
 
 
-def test_no_more_labels_are_given_than_asked_for() -> None:
+def test_no_more_than_top_k_labels_are_returned() -> None:
     async def main() -> None:
         async with serving() as served:
             (answer,) = await served.classifier.classify(
@@ -362,7 +362,7 @@ def test_a_bad_image_costs_no_forward() -> None:
     asyncio.run(main())
 
 
-def test_a_bad_image_gives_its_seat_back_before_the_others_are_done() -> None:
+def test_a_bad_image_releases_its_reservation_before_the_others_are_done() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         async with serving(device=device) as served:
@@ -452,20 +452,20 @@ def test_what_cannot_be_done_in_time_behind_the_others_is_refused_at_once() -> N
 # Deadlines.
 
 
-def test_what_even_one_image_would_be_refused_with_can_be_asked_beforehand() -> None:
+def test_admission_can_be_checked_before_the_upload() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         backend = fake_backend(device.run, seconds_per_row=1.0)
         async with serving(backend, device=device) as served:
-            served.classifier.check(plan="ten", seconds=11.0)
+            served.classifier.admit(plan="ten", seconds=11.0)
             with pytest.raises(DeadlineExceeded):
-                served.classifier.check(plan="ten", seconds=9.0)
+                served.classifier.admit(plan="ten", seconds=9.0)
             nothing_is_held(served)
             first = asyncio.create_task(ask(served, RED, plan="ten"))
             await device.is_busy()
             with pytest.raises(Overloaded):
-                served.classifier.check(plan="ten", seconds=11.0)
-            served.classifier.check(plan="single", seconds=PATIENCE)
+                served.classifier.admit(plan="ten", seconds=11.0)
+            served.classifier.admit(plan="single", seconds=PATIENCE)
             device.go.set()
             assert best(await first) == ["red"]
 
@@ -482,10 +482,10 @@ def test_while_the_model_loads_any_image_would_be_refused() -> None:
 
         async with served_model(load) as served:
             with pytest.raises(NotReady):
-                served.classifier.check(plan="single", seconds=PATIENCE)
+                served.classifier.admit(plan="single", seconds=PATIENCE)
             loaded.set()
             await served.ready()
-            served.classifier.check(plan="single", seconds=PATIENCE)
+            served.classifier.admit(plan="single", seconds=PATIENCE)
 
     asyncio.run(main())
 
@@ -521,7 +521,7 @@ def test_images_that_wait_for_a_decoder_are_a_part_of_the_backlog() -> None:
     asyncio.run(main())
 
 
-def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
+def test_rows_of_a_disconnected_client_are_not_run() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         hung_up = asyncio.Event()
@@ -541,7 +541,7 @@ def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
             await all_are_decoded(served)
             assert served.backlog().rows == 20
             hung_up.set()
-            with pytest.raises(ClientDisconnected, match="hung up"):
+            with pytest.raises(ClientDisconnected, match="disconnected"):
                 await second
             nothing_is_held(served, running=1)
             device.go.set()
@@ -552,7 +552,7 @@ def test_a_caller_that_hangs_up_while_its_rows_wait_costs_no_forward() -> None:
     asyncio.run(main())
 
 
-def test_a_caller_that_is_gone_already_costs_nothing() -> None:
+def test_a_client_that_is_gone_already_costs_nothing() -> None:
     async def main() -> None:
         async def gone() -> None:
             return
@@ -570,7 +570,7 @@ def test_a_caller_that_is_gone_already_costs_nothing() -> None:
     asyncio.run(main())
 
 
-def test_a_caller_that_stays_is_no_longer_watched_once_it_is_answered() -> None:
+def test_the_disconnect_watch_ends_with_the_response() -> None:
     async def main() -> None:
         left: list[str] = []
 
@@ -590,7 +590,7 @@ def test_a_caller_that_stays_is_no_longer_watched_once_it_is_answered() -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_caller_takes_its_rows_along() -> None:
+def test_cancelling_a_request_removes_its_rows() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         async with serving(device=device) as served:
@@ -609,7 +609,7 @@ def test_a_cancelled_caller_takes_its_rows_along() -> None:
     asyncio.run(main())
 
 
-def test_cancelling_a_caller_whose_batch_runs_gives_its_seat_back() -> None:
+def test_cancelling_a_request_in_a_batch_releases_its_reservation() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         async with serving(device=device) as served:
@@ -819,7 +819,7 @@ def test_a_worker_that_ended_is_replaced() -> None:
     asyncio.run(main())
 
 
-def test_whoever_waits_for_a_worker_that_ends_has_an_error() -> None:
+def test_requests_to_a_worker_that_ends_fail() -> None:
     async def main() -> None:
         device = Device(blocked=True)
         backend = fake_backend(device.run)
@@ -841,14 +841,14 @@ def test_a_worker_that_ends_again_and_again_is_given_up() -> None:
         served_model, made = loads_again([], gave_up.set)
         async with served_model as served:
             await served.ready()
-            for count in range(1, MOST + 1):
+            for count in range(1, MAX_ENDS + 1):
                 await until(
                     lambda count=count: len(made) == count and served.not_loaded_reason is None
                 )
                 made[-1].die()
             async with asyncio.timeout(10):
                 await gave_up.wait()
-            assert len(made) == MOST
+            assert len(made) == MAX_ENDS
             assert served.failure_reason == "the model could not be loaded; the log says why"
 
     asyncio.run(main())
@@ -862,7 +862,7 @@ class Ended(FakeBackend):
         raise InferenceFailed("it has ended")
 
 
-def test_a_backend_that_cannot_decode_is_told_to_all_who_ask() -> None:
+def test_every_request_to_a_backend_that_cannot_decode_fails() -> None:
     async def main() -> None:
         whole = fake_backend()
         async with serving(Ended(whole.ensemble, whole.executors)) as served:

@@ -24,7 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 from test_classify import JPEG, Gate, parts, plain, service
 from test_uploads import asgi
 
-from service.api.problem_details import STATUS
+from service.api import statuses
 from service.engine.prepared_image import PreparedImage
 from service.imaging import crops
 from service.models.ensemble import Probabilities
@@ -106,7 +106,7 @@ def test_before_anything_happens_every_series_is_at_zero(
 
 def test_what_classify_may_answer_is_counted_from_zero(client: TestClient) -> None:
     asked = counts(client, "googlenet_requests_total")
-    codes = {str(code) for code in (200, *STATUS.values())}
+    codes = {str(code) for code in (200, *statuses.HTTP)}
     told = ("POST", "interactive", "/classify")
     assert {key: asked[key] for key in asked if key[1:] == told} == {
         (code, *told): 0 for code in codes
@@ -169,7 +169,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
             *("/livez", "/readyz", "/startupz", "/metrics"),
         },
         "method": {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"},
-        "code": {"200", "307", "404", "405", *map(str, STATUS.values())},
+        "code": {"200", "307", "404", "405", *map(str, statuses.HTTP)},
         "views": {*crops.NAMES},
         "priority": {"interactive", "background"},
         "reason": {*REASONS, *CLOSED, "full", "drained", "deadline"},
@@ -338,7 +338,7 @@ def test_jobs_that_were_too_late_are_counted() -> None:
         assert client.post("/classify", files=parts(plain("red"))).status_code == 200
 
 
-def test_a_caller_that_hangs_up_while_its_image_waits_costs_no_batch() -> None:
+def test_a_queued_image_of_a_disconnected_client_costs_no_batch() -> None:
     gate = Gate()
 
     async def hanging_up() -> AsyncIterator[Message]:
@@ -364,7 +364,7 @@ def test_a_caller_that_hangs_up_while_its_image_waits_costs_no_batch() -> None:
         )
 
 
-def test_a_caller_that_hangs_up_while_its_batch_runs_is_counted_too() -> None:
+def test_a_client_that_disconnects_during_its_batch_is_counted() -> None:
     gate = Gate()
 
     async def hanging_up() -> AsyncIterator[Message]:
@@ -391,7 +391,7 @@ def test_a_bug_is_counted_as_a_500() -> None:
         assert value(client, "googlenet_requests_in_flight") == 1
 
 
-def test_readiness_and_the_models_are_told_once_they_are_there() -> None:
+def test_readiness_and_model_metrics_follow_the_load() -> None:
     loaded = threading.Event()
 
     def load(*_: object) -> Backend:
@@ -413,7 +413,7 @@ def test_readiness_and_the_models_are_told_once_they_are_there() -> None:
         assert value(client, "googlenet_model_warmup_seconds", "fake") == 0
 
 
-def test_the_versions_that_run_are_told(client: TestClient) -> None:
+def test_build_info_has_the_versions(client: TestClient) -> None:
     [(labels, one)] = counts(client, "googlenet_build_info").items()
     assert one == 1
     assert labels == (
@@ -461,7 +461,7 @@ def test_the_heartbeat_is_now_while_idle_and_stays_behind_while_a_batch_runs() -
         assert beats[1] > time.time() - 5
 
 
-def test_the_most_rows_a_second_are_told_and_follow_what_batches_take() -> None:
+def test_capacity_follows_the_seconds_of_batches() -> None:
     name = "googlenet_capacity_rows_per_second"
     with service(lambda *_: fake_backend(seconds_per_row=1e-6, sizes=[1], executors=2)) as client:
         assert counts(client, name) == {
@@ -513,14 +513,14 @@ def test_the_lag_of_the_loop_is_watched_while_the_service_runs(client: TestClien
 
 
 @pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="this machine has no GPU")
-def test_gpus_are_told_of(client: TestClient) -> None:
+def test_gpu_metrics(client: TestClient) -> None:
     assert value(client, "googlenet_gpu_memory_used_bytes", "0") > 0
     assert value(client, "googlenet_gpu_memory_total_bytes", "0") > 1e9
     assert 0 <= value(client, "googlenet_gpu_utilization_ratio", "0") <= 1
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
-def test_without_a_gpu_nothing_is_told_of_any(client: TestClient) -> None:
+def test_without_a_gpu_there_are_no_gpu_samples(client: TestClient) -> None:
     gpus = [family for family in families(client) if family.name.startswith("googlenet_gpu_")]
     assert [family.samples for family in gpus] == [[], [], []]
 

@@ -28,7 +28,7 @@ from service.errors import BadWeights, Conflict, ModelError
 from service.models.ensemble import Prediction, Probabilities
 from service.models.store import Store
 from service.scheduling.types import Batch
-from service.server.app import create_app, create_catalogue
+from service.server.app import create_app, create_registry
 from service.serving.metrics.metrics import Metrics
 from service.serving.metrics.worker_collector import resident
 from service.serving.shadow import Comparison, compare
@@ -169,7 +169,7 @@ def test_a_model_that_is_not_served_is_unknown(world: World) -> None:
         assert_problem(wrong, 404, "unknown_model")
 
 
-def test_a_version_can_be_asked_for(world: World) -> None:
+def test_a_request_may_name_a_version(world: World) -> None:
     world.add("a", "7")
     world.add("b@2", "2")
     with serving(world, additional_models="b:b@2") as client:
@@ -178,7 +178,7 @@ def test_a_version_can_be_asked_for(world: World) -> None:
             assert client.post(f"/classify?model={unknown}", files=RED).status_code in {404, 422}
 
 
-def test_all_that_were_asked_for_are_loaded_before_it_is_ready(world: World) -> None:
+def test_all_named_models_are_loaded_before_it_is_ready(world: World) -> None:
     world.door["b"] = threading.Event()
     settings = Settings(model="a", additional_models="b", model_store=world.folder)
     with TestClient(create_app(settings, load=world.load)) as client:
@@ -240,7 +240,9 @@ def test_a_model_is_loaded_preferred_and_let_go(world: World) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/models/b"), ("DELETE", "/models/a")])
-def test_who_may_not_manage_changes_nothing(method: str, path: str, world: World) -> None:
+def test_a_key_without_manage_permission_changes_nothing(
+    method: str, path: str, world: World
+) -> None:
     with serving(world, additional_models="b") as client:
         refused = client.request(method, path, headers={"X-API-Key": OTHER})
         assert "manages = true" in assert_problem(refused, 403, "forbidden")["detail"]
@@ -324,7 +326,7 @@ def test_of_two_loads_at_once_one_is_refused(world: World) -> None:
 
     async def main() -> None:
         settings = Settings(model="a", model_store=world.folder, max_models=2)
-        async with create_catalogue(settings, world.load, Metrics()) as models:
+        async with create_registry(settings, world.load, Metrics()) as models:
             await happening(lambda: models.not_loaded_reason is None)
             loads = (models.load("b"), models.load("c"))
             ends = await asyncio.gather(*loads, return_exceptions=True)
@@ -361,7 +363,7 @@ def test_what_could_not_be_loaded_at_the_start_can_be_later(world: World) -> Non
         assert client.get("/readyz").status_code == 200
 
 
-def test_closing_a_model_that_takes_its_time_keeps_nobody(world: World) -> None:
+def test_a_model_that_closes_slowly_delays_no_request(world: World) -> None:
     with serving(world, additional_models="b") as client:
         slow = threading.Event()
         backend = world.made["b"][0]
@@ -402,13 +404,13 @@ def test_a_process_that_has_ended_has_no_memory() -> None:
     assert resident(done.pid) == 0
 
 
-def test_without_memory_even_for_the_first_it_is_told(
+def test_too_little_memory_for_the_first_model_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(model="a", model_store=world.folder, max_model_bytes=1)
     with TestClient(create_app(settings, load=world.load)) as client:
         until(lambda: client.get("/livez").status_code == 503)
-    assert "a cannot be served: with a the models would take" in caplog.text
+    assert "cannot load a: with a the models would take" in caplog.text
 
 
 # Changed with their files.
@@ -418,7 +420,7 @@ def refresh(client: TestClient) -> None:
     client.portal.call(client.app.state.refresh)  # type: ignore[union-attr, attr-defined]
 
 
-def test_told_to_look_it_loads_anew_what_has_changed_and_nothing_else(world: World) -> None:
+def test_a_refresh_reloads_only_changed_models(world: World) -> None:
     with serving(world, additional_models="b") as client:
         world.add("b", "2")
         refresh(client)
@@ -432,15 +434,13 @@ def test_it_looks_by_itself_if_it_is_to(world: World) -> None:
         until(lambda: versions(client) == {"a": "2"})
 
 
-def test_changed_files_that_cannot_be_served_are_told_of_once(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_reload_is_logged_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     with serving(world, model_poll_seconds=0.01) as client:
         world.wrong["a"] = BadWeights("they are broken")
         world.add("a", "2")
-        until(lambda: "a stays as it was: they are broken" in caplog.text)
+        until(lambda: "reload of a failed, keeping version 1: they are broken" in caplog.text)
         threading.Event().wait(0.2)
-        assert caplog.text.count("stays as it was") == 1
+        assert caplog.text.count("reload of a failed") == 1
         assert versions(client) == {"a": "1"}
         del world.wrong["a"]
         world.add("a", "3")
@@ -489,7 +489,7 @@ def test_changed_files_for_which_there_is_no_room_are_tried_again(
         del world.pids["a"]
         world.add("a", "2")
         refresh(client)
-        until(lambda: "a has other files now: with a the models would take" in caplog.text)
+        until(lambda: "reload of a postponed: with a the models would take" in caplog.text)
         assert client.delete("/models/b").status_code == 204
         refresh(client)
         until(lambda: versions(client) == {"a": "2"})
@@ -579,7 +579,7 @@ def shadowed(client: TestClient) -> dict[str, float]:
     return {outcome: count for (outcome,), count in found.items()}
 
 
-def test_a_candidate_is_asked_for_its_share_and_compared(world: World) -> None:
+def test_a_candidate_gets_its_share_and_is_compared(world: World) -> None:
     world.runs["b"] = reversed_colour
     with serving(world, shadow="b", shadow_share=0.5) as client:
         assert client.get("/models").json()["shadow"] == {"model": "b", "share": 0.5}
@@ -598,7 +598,7 @@ def test_a_candidate_is_asked_for_its_share_and_compared(world: World) -> None:
         assert client.get("/models").json()["shadow"] is None  # it is the default now
 
 
-def test_a_candidate_that_stands_still_fails_no_probe_and_is_told_of(world: World) -> None:
+def test_a_failed_candidate_fails_no_probe_and_is_reported(world: World) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
         world.made["b"][0].stalled = 99.0
         why = "the device has not answered for 99 s"
@@ -613,7 +613,7 @@ def test_a_candidate_that_stands_still_fails_no_probe_and_is_told_of(world: Worl
 def test_a_candidate_that_is_replaced_while_it_stands_still_fails_no_probe_either(
     world: World,
 ) -> None:
-    """Until it is loaded anew, from when on it is a model as any other."""
+    """Once it is reloaded, probes include it like any other model."""
     with serving(world, shadow="b", shadow_share=1.0) as client:
         world.made["b"][0].stalled = 99.0
         assert client.put("/models/c?shadow=1").status_code == 200
@@ -628,7 +628,7 @@ def test_a_candidate_that_is_replaced_while_it_stands_still_fails_no_probe_eithe
         assert client.get("/livez").text == f"{why}\n"
 
 
-def test_a_candidate_that_works_again_by_itself_is_excused_until_it_is_asked_for(
+def test_a_former_candidate_that_recovers_stays_excluded_until_it_is_loaded(
     world: World,
 ) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
@@ -668,7 +668,7 @@ def test_a_default_that_was_to_be_its_own_candidate_is_not_excused_for_it(world:
         assert client.get("/livez").status_code == 503
 
 
-def test_who_was_a_candidate_speaks_for_itself_again(world: World) -> None:
+def test_a_healthy_former_candidate_is_included_in_probes(world: World) -> None:
     with serving(world, shadow="b", shadow_share=1.0) as client:
         world.made["b"][0].stalled = 99.0
         assert client.get("/livez").status_code == 200
@@ -685,7 +685,7 @@ def test_a_default_is_never_excused(world: World) -> None:
         assert client.get("/livez").status_code == 503
 
 
-def test_a_candidate_that_is_busy_or_gone_keeps_nobody(world: World) -> None:
+def test_a_busy_or_unloaded_candidate_delays_no_request(world: World) -> None:
     gate = Gate()
     world.runs["b"] = gate
     with serving(world, shadow="b", shadow_share=1.0) as client:
@@ -742,11 +742,11 @@ def test_what_is_loaded_when_the_service_ends_is_closed(name: str, world: World)
     until(lambda: name in world.made)
 
 
-def test_who_leaves_while_a_model_is_loaded_has_it_loaded_all_the_same(world: World) -> None:
+def test_a_load_continues_after_its_client_disconnects(world: World) -> None:
     async def main() -> None:
         world.door["b"] = threading.Event()
         settings = Settings(model="a", model_store=world.folder)
-        async with create_catalogue(settings, world.load, Metrics()) as models:
+        async with create_registry(settings, world.load, Metrics()) as models:
             await happening(lambda: models.not_loaded_reason is None)
             asking = asyncio.create_task(models.load("b"))
             await asyncio.to_thread(world.begun.wait, 10)

@@ -2,7 +2,7 @@
 
 from itertools import accumulate
 
-from service.serving.restart_policy import MOST, Restarts
+from service.serving.restart_policy import MAX_ENDS, Restarts
 
 
 def after(*times: float) -> Restarts:
@@ -20,6 +20,6 @@ def test_ends_of_more_than_a_minute_ago_are_forgotten() -> None:
 
 
 def test_it_is_given_up_after_too_many_ends_in_a_minute() -> None:
-    assert not after(*range(MOST - 1)).are_too_many
-    assert after(*range(MOST)).are_too_many
-    assert not after(*range(0, 20 * MOST, 20)).are_too_many  # one every 20 seconds
+    assert not after(*range(MAX_ENDS - 1)).are_too_many
+    assert after(*range(MAX_ENDS)).are_too_many
+    assert not after(*range(0, 20 * MAX_ENDS, 20)).are_too_many  # one every 20 seconds

@@ -1,4 +1,4 @@
-"""Answers that are kept: what is asked again costs no batch, and memory is bounded."""
+"""The result cache: a repeated image costs no batch, and memory is bounded."""
 
 import base64
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from test_metrics import counts, value
 from test_registry import World, serving, world  # noqa: F401 - a fixture
 
 from service.serving import result_cache
-from service.serving.result_cache import Cache
+from service.serving.result_cache import ResultCache
 from service.settings import Settings
 
 SETTINGS = Settings(model="fake", cache_bytes=1_000_000, views="single")
@@ -22,13 +22,13 @@ MISS, HIT = "googlenet-service; fwd=miss", "googlenet-service; hit"
 ENTRY = 3 * 8 + 512  # bytes, of three classes
 
 
-# The names and the memory.
+# Keys and memory.
 
 
-def test_a_name_tells_images_apart_by_content_and_views() -> None:
+def test_the_key_depends_on_content_and_views() -> None:
     zeros = np.zeros((3, 4, 4), np.float32)
-    named = {
-        result_cache.name(image, views)
+    keys = {
+        result_cache.key(image, views)
         for image in (
             RED,
             LIME,
@@ -40,33 +40,33 @@ def test_a_name_tells_images_apart_by_content_and_views() -> None:
         )
         for views in ("single", "ten")
     }
-    assert len(named) == 14
-    assert result_cache.name(bytes(bytearray(RED)), "ten") in named
-    assert result_cache.name(np.asfortranarray(zeros), "ten") in named
+    assert len(keys) == 14
+    assert result_cache.key(bytes(bytearray(RED)), "ten") in keys
+    assert result_cache.key(np.asfortranarray(zeros), "ten") in keys
 
 
-def test_the_longest_unasked_goes_first() -> None:
-    kept = Cache(2 * ENTRY)
-    kept.keep(b"a", np.zeros(3))
-    kept.keep(b"b", np.ones(3))
-    assert kept.nbytes == 2 * ENTRY
-    assert kept.find(b"a") is not None  # asked, so that b is the longest unasked
-    kept.keep(b"c", np.ones(3))
-    assert kept.nbytes == 2 * ENTRY
-    assert [name for name in (b"a", b"b", b"c") if kept.find(name) is not None] == [b"a", b"c"]
+def test_the_least_recently_used_is_evicted_first() -> None:
+    cache = ResultCache(2 * ENTRY)
+    cache.put(b"a", np.zeros(3))
+    cache.put(b"b", np.ones(3))
+    assert cache.nbytes == 2 * ENTRY
+    assert cache.get(b"a") is not None  # now b is the least recently used
+    cache.put(b"c", np.ones(3))
+    assert cache.nbytes == 2 * ENTRY
+    assert [key for key in (b"a", b"b", b"c") if cache.get(key) is not None] == [b"a", b"c"]
 
 
-def test_what_is_larger_than_all_the_memory_is_not_kept() -> None:
-    kept = Cache(ENTRY)
-    kept.keep(b"a", np.zeros(3))
-    kept.keep(b"b", np.zeros(1000))
-    assert kept.find(b"b") is None
-    assert kept.find(b"a") is not None
+def test_a_result_larger_than_the_cache_is_not_cached() -> None:
+    cache = ResultCache(ENTRY)
+    cache.put(b"a", np.zeros(3))
+    cache.put(b"b", np.zeros(1000))
+    assert cache.get(b"b") is None
+    assert cache.get(b"a") is not None
 
 
-def test_what_is_kept_cannot_be_changed() -> None:
-    kept, answer = Cache(1000), np.zeros(3)
-    kept.keep(b"a", answer)
+def test_a_cached_result_is_read_only() -> None:
+    cache, answer = ResultCache(1000), np.zeros(3)
+    cache.put(b"a", answer)
     with pytest.raises(ValueError, match="read-only"):
         answer[0] = 1
 
@@ -90,7 +90,7 @@ def ran(client: TestClient) -> float:
     return sum(counts(client, "googlenet_batches_total").values())
 
 
-def test_what_is_asked_again_is_answered_without_a_batch(client: TestClient) -> None:
+def test_a_repeated_image_is_answered_without_a_batch(client: TestClient) -> None:
     first = client.post("/classify", files=parts(RED))
     before = ran(client)
     again = client.post("/classify", files=parts(RED), params={"top_k": 2})
@@ -141,14 +141,14 @@ def as_json(image: bytes) -> dict[str, object]:
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
 
 
-def test_what_is_wrong_with_a_image_is_not_kept(client: TestClient) -> None:
+def test_an_images_error_is_not_cached(client: TestClient) -> None:
     for _ in range(2):
         assert client.post("/classify", files=parts(b"text")).status_code == 415
     assert value(client, "googlenet_cache_hits_total") == 0
     assert value(client, "googlenet_cache_bytes") == 0
 
 
-def test_a_kept_answer_needs_no_device(client: TestClient, gate: Gate) -> None:
+def test_a_cached_result_needs_no_device(client: TestClient, gate: Gate) -> None:
     client.post("/classify", files=parts(RED))
     with gate.shut():
         held = client.post("/classify", files=parts(LIME), headers={"X-Timeout-Ms": "200"})
@@ -167,7 +167,7 @@ def test_the_open_inference_protocol_is_answered_so_too(client: TestClient) -> N
     assert found[0].json() == found[1].json()
 
 
-def test_an_explanation_takes_the_ranking_that_is_kept() -> None:
+def test_an_explanation_uses_the_cached_ranking() -> None:
     with service(lambda *_: fake_backend(colour_or_map, explains=True), SETTINGS) as client:
         client.post("/classify", files=parts(RED))
         before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
@@ -187,7 +187,7 @@ def test_without_a_cache_nothing_is_said_of_one() -> None:
         assert value(client, "googlenet_cache_bytes") == 0
 
 
-def test_a_model_that_is_loaded_anew_has_kept_nothing(world: World) -> None:  # noqa: F811 - the fixture
+def test_a_reloaded_model_has_an_empty_cache(world: World) -> None:  # noqa: F811 - the fixture
     with serving(world, cache_bytes=1_000_000) as client:
         client.post("/classify", files=parts(RED))
         assert client.post("/classify", files=parts(RED)).headers["cache-status"] == HIT

@@ -28,7 +28,7 @@ def read(root: Path, share: float = 0.25) -> Dataset:
 
 
 def files(found: Dataset) -> dict[str, int]:
-    return {p.path.name: p.index for p in (*found.learnt, *found.held_out)}
+    return {p.path.name: p.index for p in (*found.training, *found.held_out)}
 
 
 def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -42,12 +42,12 @@ def test_of_each_class_a_share_is_held_out(tmp_path: Path) -> None:
     found = read(folder(tmp_path, {"a": range(8), "b": range(10, 14), "c": range(20, 22)}))
     count = [sum(p.index == index for p in found.held_out) for index in range(3)]
     assert count == [2, 1, 1]
-    assert len(found.learnt) == 14 - 4
+    assert len(found.training) == 14 - 4
 
 
 def test_however_large_the_share_something_is_learnt_from(tmp_path: Path) -> None:
     found = read(folder(tmp_path, {"a": range(5), "b": range(10, 12)}), 0.99)
-    assert sorted(p.index for p in found.learnt) == [0, 1]
+    assert sorted(p.index for p in found.training) == [0, 1]
 
 
 def test_another_image_moves_none_that_was_learnt_from_to_the_other_side_but_one(
@@ -97,7 +97,7 @@ def test_a_image_in_two_classes_is_in_neither(tmp_path: Path) -> None:
     assert found.left_out == (f"{root / 'a' / '3.png'}: the same image is in another class",)
 
 
-def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": range(6), "b": range(10, 14)})
     (root / "a" / "notes.txt").write_text("to do")
     (root / "b" / "cut.png").write_bytes((root / "b" / "10.png").read_bytes()[:50])
@@ -108,8 +108,8 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
     (root / ".cache").mkdir()
     told = "\n".join(read(root).left_out)
     assert told.count("\n") == 4
-    assert told.count(".png: broken link or special file") == 2
-    assert "notes.txt: not a JPEG" in told
+    assert told.count(".png: not an image (broken link or special file)") == 2
+    assert "notes.txt: not an image (.txt)" in told
     assert "cut.png: the PNG image is broken" in told
     assert "large.png: 40x40 is over 1000 pixels" in told
 
@@ -117,13 +117,13 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
 def test_the_statistics_are_of_what_is_learnt_from(tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": range(6), "b": range(10, 14)})
     found = read(root)
-    pixels = np.stack([np.asarray(Image.open(p.path)) for p in found.learnt]) / 1.0
+    pixels = np.stack([np.asarray(Image.open(p.path)) for p in found.training]) / 1.0
     assert found.statistics.mean == pytest.approx(pixels.mean((0, 1, 2)), abs=0.01)
     deviation = np.maximum(pixels.std((0, 1, 2)), 1)
     assert found.statistics.deviation == pytest.approx(deviation, abs=0.01)
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_progress_is_reported(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     root = folder(tmp_path, {"a": range(2), "b": range(10, 12)})
     dataset.read(root, 0.5, max_pixels=1000, progress=lambda *done: told.append(done))
@@ -140,13 +140,13 @@ def test_progress_is_told(tmp_path: Path) -> None:
         ({"a": range(3), "b\n": range(4, 6)}, r"'b\\n' cannot be the name of a class"),
     ],
 )
-def test_too_little_to_learn_from_is_told(
+def test_too_few_images_are_an_error(
     classes: Mapping[str, Sequence[int]], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=sentence):
         read(folder(tmp_path, classes))
 
 
-def test_no_folder_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a folder"):
         read(tmp_path / "absent")

@@ -15,9 +15,9 @@ from service.models.manifest import Manifest, Preprocessing
 from service.training import learner
 from service.training.learner import AUXILIARY, Learner, Recipe
 from service.training.loader import Batch
-from service.training.world import World
+from service.training.process_group import ProcessGroup
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = ProcessGroup(0, 1, torch.device("cpu"))
 WIDTH = 0.05
 
 
@@ -47,7 +47,7 @@ def network(classes: int = 2, *, auxiliary: bool = True) -> GoogLeNet:
 def pupil(
     made: nn.Module, *, rate: float = 0.002, average: float = 0.9, decay: float = 0.0
 ) -> Learner:
-    return Learner(made, Plain(), Recipe(rate, decay, average, 0), torch.float32, ALONE)
+    return Learner(made, Plain(), Recipe(rate, decay, average, 0), torch.float32, SINGLE)
 
 
 def test_the_rate_is_4_per_cent_smaller_every_8_epochs() -> None:
@@ -97,17 +97,17 @@ def test_a_step_is_one_of_stochastic_gradient_descent_on_all_three_losses() -> N
 def test_it_learns_what_can_be_learnt() -> None:
     made = network()
     example = batch()
-    learner.settle(made, Plain()(example.pixels))
+    learner.initialise_from_data(made, Plain()(example.pixels))
     student = pupil(made, average=0.5)
     losses = [student.step(example, 0, step) for step in range(60)]  # how quickly, a CPU decides
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert student.logits(example).argmax(1).tolist() == example.targets.tolist()
 
 
-def test_a_settled_network_tells_images_apart() -> None:
+def test_an_initialised_network_tells_images_apart() -> None:
     made = network()
     x = Plain()(batch().pixels)
-    learner.settle(made, x)
+    learner.initialise_from_data(made, x)
     seen = {}
     for name in ("conv1", "conv2", "inception.4a.conv_3x3", "inception.5b.pool_proj"):
         module = made.get_submodule(name)
@@ -195,7 +195,7 @@ def test_what_begins_anew_learns_ten_times_as_fast() -> None:
     for fresh in ((), ("linear.",)):
         made = network(auxiliary=False)
         recipe = Recipe(0.001, 0.0, 0.9, 0, fresh)
-        Learner(made, Plain(), recipe, torch.float32, ALONE).step(batch(), 0, 0)
+        Learner(made, Plain(), recipe, torch.float32, SINGLE).step(batch(), 0, 0)
         moved.append({name: value - before[name] for name, value in made.state_dict().items()})
     for name, plain in moved[0].items():
         times = 10 if name.startswith("linear.") else 1
@@ -203,7 +203,7 @@ def test_what_begins_anew_learns_ten_times_as_fast() -> None:
 
 
 @pytest.mark.parametrize("last", ["inception.9z", "inception.4", "linear", ""])
-def test_what_cannot_be_frozen_is_told_with_what_can(last: str) -> None:
+def test_a_wrong_freeze_lists_the_modules(last: str) -> None:
     with pytest.raises(ModelError, match=rf"up to '{last}'; modules are conv1, reduce2, conv2"):
         learner.freeze(network(auxiliary=False), last)
 
@@ -252,13 +252,13 @@ def test_by_default_it_is_what_the_device_has_units_for() -> None:
 
 
 def test_int8_is_for_serving_only() -> None:
-    with pytest.raises(ModelError, match="nothing can be learnt in int8"):
+    with pytest.raises(ModelError, match="int8 cannot be trained in"):
         learner.number_format("int8", torch.device("cpu"))
 
 
 def test_half_precision_learns_about_the_same() -> None:
     exact, half = (
-        Learner(network(), Plain(), Recipe(0.002, 0, 0.9, 0), dtype, ALONE)
+        Learner(network(), Plain(), Recipe(0.002, 0, 0.9, 0), dtype, SINGLE)
         for dtype in (torch.float32, torch.bfloat16)
     )
     losses = [[one.step(batch(), 0, step) for step in range(3)] for one in (exact, half)]

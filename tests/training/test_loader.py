@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.imaging.crops import Pixels
 from service.training import loader
-from service.training.loader import AHEAD, batches, divided, order
+from service.training.loader import AHEAD, batches, divide, order
 
 
 def image(number: int) -> tuple[Pixels, int]:
@@ -43,7 +43,7 @@ def test_no_more_is_read_ahead_than_is_said() -> None:
     assert len(begun) <= AHEAD + 1
 
 
-def test_what_was_waited_for_is_told() -> None:
+def test_a_batch_says_how_long_it_was_waited_for() -> None:
     def slowly(number: int) -> tuple[Pixels, int]:
         time.sleep(0.05)
         return image(number)
@@ -76,8 +76,8 @@ def test_processes_have_equal_parts_of_the_batches_that_one_alone_has(
     count: int, batch: int, size: int
 ) -> None:
     places: Sequence[int] = range(count)
-    alone = divided(places, batch, rank=0, size=1)
-    parts = [divided(places, batch, rank=rank, size=size) for rank in range(size)]
+    alone = divide(places, batch, rank=0, size=1)
+    parts = [divide(places, batch, rank=rank, size=size) for rank in range(size)]
     together = [sorted(sum(shares, [])) for shares in zip(*parts, strict=True)]  # noqa: RUF017 - few
     assert together == [sorted(one) for one in alone]
     assert {len(one) for one in alone} == {min(batch, count)}

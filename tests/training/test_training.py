@@ -31,11 +31,11 @@ from service.models.store import MANIFEST, Store
 from service.offline.evaluation import Photo, Ranked
 from service.server.app import create_app
 from service.settings import Settings
-from service.training import course, dataset, report, trainer
-from service.training.course import Audience, Outcome
+from service.training import dataset, report, run, trainer
 from service.training.options import Options
+from service.training.process_group import ProcessGroup
+from service.training.run import Callbacks, TrainedModel
 from service.training.trainer import Epoch, Trainer
-from service.training.world import World
 
 TINY = {"width": 0.05, "batch": 6, "epochs": 2, "workers": 2}
 Captured = pytest.CaptureFixture[str]
@@ -72,14 +72,14 @@ def settings(root: Path, **chosen: object) -> Settings:
     )
 
 
-def train(root: Path, chosen: Options, audience: Audience | None = None) -> Outcome:
-    outcome = course.train(settings(root), chosen, "the command", audience or Audience())
+def train(root: Path, chosen: Options, callbacks: Callbacks | None = None) -> TrainedModel:
+    outcome = run.train(settings(root), chosen, "the command", callbacks or Callbacks())
     assert outcome is not None
     return outcome
 
 
 @pytest.fixture(scope="module")
-def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainedModel]:
     """A store with a model, and what came of its training."""
     root = tmp_path_factory.mktemp("store")
     chosen = options(images, description="stripes", licence="none", notice="Only stripes.")
@@ -87,7 +87,9 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.mark.slow
-def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], images: Path) -> None:
+def test_the_entry_in_the_store_is_complete(
+    trained: tuple[Path, TrainedModel], images: Path
+) -> None:
     root, outcome = trained
     where = store.locate(root)
     described = where.manifest("stripes")
@@ -112,8 +114,8 @@ def test_the_entry_in_the_store_is_complete(trained: tuple[Path, Outcome], image
     assert not (root / "stripes/training/checkpoint.pt").exists()
 
 
-def test_tables_and_charts_tell_its_course_and_its_mistakes(
-    trained: tuple[Path, Outcome],
+def test_tables_and_charts_show_history_and_confusion(
+    trained: tuple[Path, TrainedModel],
 ) -> None:
     root, outcome = trained
     folder = root / "stripes/training"
@@ -136,7 +138,7 @@ def test_tables_and_charts_tell_its_course_and_its_mistakes(
 
 @pytest.mark.slow
 def test_it_is_served_with_its_labels_and_its_notice(
-    trained: tuple[Path, Outcome], images: Path
+    trained: tuple[Path, TrainedModel], images: Path
 ) -> None:
     root, outcome = trained
     chosen = settings(root, model="stripes", max_batch=2, cpu_threads=1)
@@ -156,7 +158,7 @@ def test_it_is_served_with_its_labels_and_its_notice(
 
 
 def test_probabilities_are_those_of_its_temperature(
-    trained: tuple[Path, Outcome], tmp_path: Path
+    trained: tuple[Path, TrainedModel], tmp_path: Path
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
@@ -168,7 +170,7 @@ def test_probabilities_are_those_of_its_temperature(
     assert weights.load(where, "stripes").temperature == 1  # it was fitted for other weights
 
 
-def test_all_is_told_as_it_goes(images: Path, tmp_path: Path) -> None:
+def test_progress_is_reported(images: Path, tmp_path: Path) -> None:
     looked: list[tuple[int, int]] = []
     stepped: list[tuple[int, int, int]] = []
     ended: list[int] = []
@@ -176,7 +178,7 @@ def test_all_is_told_as_it_goes(images: Path, tmp_path: Path) -> None:
     train(
         tmp_path,
         options(images),
-        Audience(
+        Callbacks(
             lambda *done: looked.append(done),
             lambda found: classes.append(found.classes),
             lambda *done: stepped.append(done),
@@ -189,24 +191,24 @@ def test_all_is_told_as_it_goes(images: Path, tmp_path: Path) -> None:
     assert ended == [1, 2]
 
 
-def test_a_name_that_is_taken_is_told(trained: tuple[Path, Outcome], images: Path) -> None:
+def test_a_taken_name_is_an_error(trained: tuple[Path, TrainedModel], images: Path) -> None:
     with pytest.raises(ModelError, match="there is a model 'stripes' already; choose another"):
         train(trained[0], options(images))
 
 
-def test_it_ends_when_nothing_is_gained_any_more(images: Path, tmp_path: Path) -> None:
+def test_it_stops_early_without_improvement(images: Path, tmp_path: Path) -> None:
     ended: list[Epoch] = []
     chosen = options(images, rate=1e-30, average=0, epochs=9, patience=2)
-    outcome = train(tmp_path, chosen, Audience(ended=ended.append))
+    outcome = train(tmp_path, chosen, Callbacks(epoch_done=ended.append))
     assert (len(ended), outcome.best.epoch) == (3, 1)
 
 
-def test_a_loss_that_grows_to_infinity_is_told(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="in epoch 1 the loss is no number any more; a smaller"):
+def test_a_loss_that_is_not_finite_is_an_error(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="in epoch 1 the loss is not finite; a smaller"):
         train(tmp_path, options(images, rate=1e9))
 
 
-def test_without_what_charts_are_drawn_with_it_does_not_begin(
+def test_it_does_not_start_without_matplotlib(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -215,18 +217,18 @@ def test_without_what_charts_are_drawn_with_it_does_not_begin(
     assert not [*tmp_path.iterdir()]
 
 
-# Cut short.
+# Interrupted.
 
 
 class Cut(Exception):
-    """What ends a training in the midst of it."""
+    """Interrupts a training."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [(1, 2), (1, 3), (2, 1)])
-def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
+def test_an_interrupted_training_gives_the_same_model(
     at: tuple[int, int],
-    trained: tuple[Path, Outcome],
+    trained: tuple[Path, TrainedModel],
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -241,18 +243,18 @@ def test_what_was_cut_short_goes_on_as_if_nothing_had_been(
 
     chosen = options(images, description="stripes", licence="none", notice="Only stripes.")
     with pytest.raises(Cut):
-        train(tmp_path, chosen, Audience(stepped=stepped))
+        train(tmp_path, chosen, Callbacks(step_done=stepped))
     assert "stripes" not in store.locate(tmp_path).names()
     cut_at = len(began)
-    outcome = train(tmp_path, chosen, Audience(stepped=stepped))
-    assert (1, 1) not in began[cut_at:]  # it did not begin anew
+    outcome = train(tmp_path, chosen, Callbacks(step_done=stepped))
+    assert (1, 1) not in began[cut_at:]  # it resumed
     assert outcome.sha256 == trained[1].sha256
     assert outcome.calibration == trained[1].calibration
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_it_goes_on(images: Path, tmp_path: Path) -> None:
-    """The real command, killed as nothing can be cleaned up after, until it has come through."""
+def test_a_killed_training_resumes(images: Path, tmp_path: Path) -> None:
+    """The real command, killed with SIGKILL."""
     command = [sys.executable, "-m", "service", "train", str(images), "--name", "stripes"]
     tiny = [f"--{name}={value}" for name, value in TINY.items()]
     where = [f"--model-store={tmp_path}", "--device=cpu", "--precision=float32"]
@@ -271,13 +273,13 @@ def test_killed_at_any_time_it_goes_on(images: Path, tmp_path: Path) -> None:
     assert "stripes is in the store" in done.stdout
 
 
-def test_a_checkpoint_of_other_images_or_options_is_told(images: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_images_or_options_is_an_error(images: Path, tmp_path: Path) -> None:
     def stepped(epoch: int, *_: int) -> None:
         if epoch == 2:
             raise Cut
 
     with pytest.raises(Cut):
-        train(tmp_path, options(images), Audience(stepped=stepped))
+        train(tmp_path, options(images), Callbacks(step_done=stepped))
     with pytest.raises(ModelError, match="of a training with other options or images"):
         train(tmp_path, options(images, rate=0.003))
     assert train(tmp_path, options(images, epochs=3, patience=3)).best.epoch <= 3
@@ -287,8 +289,8 @@ def test_a_checkpoint_of_other_images_or_options_is_told(images: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_processes_that_train_together_come_to_what_one_does(images: Path, tmp_path: Path) -> None:
-    """Under torchrun, on the CPU; dropout is off, for its chance is each process's own."""
+def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
+    """Under torchrun, on the CPU; without dropout, which each process draws by itself."""
     losses: list[list[float]] = []
     for processes in (1, 2):
         root = tmp_path / str(processes)
@@ -310,7 +312,7 @@ def test_processes_that_train_together_come_to_what_one_does(images: Path, tmp_p
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("2 classes, 20 images to learn from") == 1  # one leads
+        assert done.stderr.count("2 classes, 20 images to train on") == 1  # by the first
         assert done.stdout.count("is in the store") == 1
         rows = table(root / "stripes/training/history.csv")
         losses.append([float(row[name]) for row in rows for name in ("loss", "held_out_loss")])
@@ -321,7 +323,7 @@ def test_processes_that_train_together_come_to_what_one_does(images: Path, tmp_p
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.slow
-def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
+def test_only_the_first_process_writes_and_prints(
     rank: int,
     images: Path,
     tmp_path: Path,
@@ -362,14 +364,14 @@ def test_the_first_process_writes_and_tells_and_the_other_does_its_part(
     assert store.locate(tmp_path).has("stripes")
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_told(images: Path) -> None:
+def test_a_batch_that_cannot_be_shared_equally_is_an_error(images: Path) -> None:
     found = dataset.read(images, 0.2, max_pixels=10**6, progress=lambda *_: None)
-    two = World(0, 2, torch.device("cpu"))
+    two = ProcessGroup(0, 2, torch.device("cpu"))
     with pytest.raises(ModelError, match="a batch of 5 images cannot be shared equally by 2"):
-        course._check(options(images, batch=5), found, two)  # noqa: SLF001 - needs two processes
+        run._check_batch(options(images, batch=5), found, two)  # noqa: SLF001 - needs two processes
 
 
-# From a model that has learnt already.
+# From a start model.
 
 BIRDS = ("junco", "vulture", "prairie_chicken", "hornbill", "bittern", "oystercatcher")
 DOGS = ("Maltese_dog", "bloodhound", "Ibizan_hound", "Irish_setter", "schipperke", "basenji")
@@ -436,7 +438,7 @@ def test_any_network_can_be_learnt_from_nothing(images: Path, tmp_path: Path) ->
         ({"architecture": "resnet18"}, "resnet18 comes in width 1 only"),
     ],
 )
-def test_what_cannot_be_built_is_told(
+def test_a_network_that_cannot_be_built_is_an_error(
     chosen: dict[str, str], sentence: str, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=sentence):
@@ -463,7 +465,7 @@ def test_torchvisions_network_is_trained_on_as_well(images: Path, tmp_path: Path
 @needs_gpu
 def test_it_trains_on_a_gpu_in_half_precision(images: Path, tmp_path: Path) -> None:
     chosen = settings(tmp_path, device="cuda", precision="auto")
-    outcome = course.train(chosen, options(images), "the command", Audience())
+    outcome = run.train(chosen, options(images), "the command", Callbacks())
     assert outcome is not None
     assert math.isfinite(outcome.best.loss)
 
@@ -485,7 +487,7 @@ def test_who_goes_on_from_a_model_has_its_network_and_no_other(
     command = ["train", str(images), "--name", "mine", "--from", "bvlc_googlenet"]
     assert main([*command, f"--{option}", wanted, "--model-store", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (  # after the bar
-        f"googlenet-service: --{other} is for a network that begins anew, and 'bvlc_googlenet' has"
+        f"googlenet-service: --{other} is for a new network, and 'bvlc_googlenet' has"
         f" {option} {has}: leave out --{option}, or --from"
     )
     assert not [*tmp_path.iterdir()]
@@ -503,8 +505,8 @@ def test_the_command_tells_what_came_of_it(images: Path, tmp_path: Path, capsys:
     finally:
         (images / "down/notes.txt").unlink()
     told = capsys.readouterr()
-    assert "2 classes, 20 images to learn from, 4 held out" in told.err
-    assert "notes.txt: not a JPEG" in told.err
+    assert "2 classes, 20 images to train on, 4 held out" in told.err
+    assert "notes.txt: not an image (.txt)" in told.err
     assert re.search(r"epoch 1: loss \d\.\d{3}, held out \d\.\d{3}, right \d+\.\d %", told.err)
     assert re.search(r"stripes is in the store, SHA-256 [0-9a-f]{64}: right on", told.out)
     assert "is not calibrated: a temperature is fitted to 100 labelled images" in told.out
@@ -523,7 +525,7 @@ def test_the_command_tells_what_came_of_it(images: Path, tmp_path: Path, capsys:
         (["--name", "x", "--from", "nothing"], "there is no model 'nothing'"),
     ],
 )
-def test_what_is_wrong_with_a_call_is_told(
+def test_a_wrong_command_line_is_an_error(
     wrong: list[str], sentence: str, images: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     assert main(["train", str(images), *wrong, "--model-store", str(tmp_path)]) in {1, 2}
@@ -532,7 +534,7 @@ def test_what_is_wrong_with_a_call_is_told(
 
 @pytest.mark.slow
 def test_a_model_is_not_calibrated_on_few_photos(
-    trained: tuple[Path, Outcome], images: Path, tmp_path: Path, capsys: Captured
+    trained: tuple[Path, TrainedModel], images: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
@@ -551,7 +553,10 @@ def ranked(sure: float, right: int, photos: int = 200) -> tuple[list[Photo], lis
 
 
 def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
-    trained: tuple[Path, Outcome], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[Path, TrainedModel],
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)

@@ -1,1 +1,1 @@
-"""One small server for each peer, written as its documentation would have a user do it."""
+"""A small server for each peer, as in its documentation."""

@@ -1,4 +1,4 @@
-"""BentoML: one process whose dispatcher batches what a model method is called with."""
+"""BentoML: one process, whose dispatcher batches the calls of a model method."""
 
 from typing import cast
 
@@ -12,7 +12,7 @@ from benchmarks.peers.engine import Answer
 
 @bentoml.service(workers=1)
 class Classifier:
-    """An image in, labels out."""
+    """Classifies images."""
 
     def __init__(self) -> None:
         self._decoder = engine.Decoder()
@@ -21,11 +21,11 @@ class Classifier:
     @bentoml.api(batchable=True, max_batch_size=engine.MAX_BATCH)
     def classify(self, file: list[Image]) -> list[Answer]:
         """Rank a batch of images, which BentoML has opened but not decoded."""
-        return self._network.rank(self._decoder.decode_all([_upload(one) for one in file]))
+        return self._network.rank(self._decoder.decode_all([_upload(image) for image in file]))
 
 
 def _upload(image: Image) -> bytes:
-    """Give what was uploaded; bytes themselves are no type that BentoML takes from a form."""
+    """Return the uploaded bytes; BentoML does not support a form field of bytes."""
     upload = cast("ImageFile", image).fp
     upload.seek(0)
     return cast("bytes", upload.read())

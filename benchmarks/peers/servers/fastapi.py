@@ -1,4 +1,4 @@
-"""Plain FastAPI: a handler that is a function, run in uvicorn's pool of threads; no batches."""
+"""Plain FastAPI: a sync handler in the thread pool; no batches."""
 
 from fastapi import FastAPI, UploadFile
 

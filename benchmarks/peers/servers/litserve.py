@@ -11,15 +11,15 @@ from benchmarks.peers.engine import Answer, Pixels
 
 
 class API(litserve.LitAPI):
-    """An image in, labels out."""
+    """Classifies images."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe's signature
-        """Load, in the process and thread that computes."""
+        """Load the model, in the worker process."""
         self._decoder = engine.Decoder()
         self._network = engine.Network()
 
     def decode_request(self, request: Annotated[bytes, Body(media_type="image/jpeg")]) -> bytes:
-        """Hand on the body."""
+        """Return the body."""
         return request
 
     def batch(self, inputs: list[bytes]) -> list[Pixels]:
@@ -31,11 +31,11 @@ class API(litserve.LitAPI):
         return self._network.rank(x)
 
     def unbatch(self, output: list[Answer]) -> list[Answer]:
-        """Give the answers as they are."""
+        """Return the answers."""
         return output
 
     def encode_response(self, output: Answer) -> Any:
-        """Give an answer as it is."""
+        """Return the answer."""
         return output
 
 

@@ -1,4 +1,4 @@
-"""mosec: processes that decode before a process that computes, each stage its own batch size."""
+"""mosec: decoding processes and an inference process, each stage with its batch size."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Ray Serve: an HTTP proxy actor before a replica actor that batches."""
+"""Ray Serve: an HTTP proxy actor, and a replica actor that batches."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ WAIT = engine.choice("WAIT_MS", ours=2, eager=10) / 1000  # seconds
     logging_config=LoggingConfig(enable_access_log=not engine.IS_OURS),
 )
 class Classifier:
-    """An image in, labels out."""
+    """Classifies images."""
 
     def __init__(self) -> None:
         self._decoder = engine.Decoder()
@@ -43,7 +43,7 @@ class Classifier:
 
 
 def listen_on_loopback() -> None:
-    """Keep a replica's own gRPC server, which nobody asks here, off all other addresses."""
+    """Bind a replica's own gRPC server, which is unused here, to the loopback only."""
     from ray.serve._private import replica  # noqa: PLC0415 - runs in each of Ray's workers
 
     add = replica.add_port_to_grpc_server

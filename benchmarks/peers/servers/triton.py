@@ -1,4 +1,4 @@
-"""Triton, by NVIDIA's PyTriton: the C++ server before, a Python callable behind it."""
+"""Triton, by NVIDIA's PyTriton: the C++ server with a Python callable."""
 
 import json
 import os
@@ -19,17 +19,17 @@ network = engine.Network()
 def classify(image: npt.NDArray[np.object_]) -> dict[str, npt.NDArray[np.object_]]:
     """Rank a batch: (N, 1) bytes to (N, 1) bytes of JSON."""
     answers = network.rank(decoder.decode_all(image[:, 0].tolist()))
-    return {"answer": np.array([[json.dumps(one).encode()] for one in answers], dtype=object)}
+    return {"answer": np.array([[json.dumps(answer).encode()] for answer in answers], dtype=object)}
 
 
 if __name__ == "__main__":
     port = int(os.environ["PORT"])
-    here = TritonConfig(
+    config = TritonConfig(
         http_address="127.0.0.1", http_port=port, allow_grpc=False, allow_metrics=False
     )
     instances = engine.choice("WORKERS", ours=2, eager=1)
     wait = engine.choice("WAIT_MS", ours=0, eager=0)
-    with Triton(config=here) as triton:
+    with Triton(config=config) as triton:
         triton.bind(
             model_name="googlenet",
             infer_func=[classify] * instances,

@@ -1,9 +1,8 @@
-"""API keys: who may call, and how often, read from a file or from the environment.
+"""API keys, with their rate limits, read from a file or from settings.
 
-A key is 256 random bits, which nobody guesses, so that a plain SHA-256 is all that is kept of it:
-slow hashes are for passwords, which people choose. A digest opens nothing. It may lie in a file,
-in the environment or on a command line, and still no sentence here repeats one: somebody could
-have put the key in its place.
+A key is 256 random bits, so that a plain SHA-256 is enough to store: slow hashes are for passwords.
+A digest is no secret and may stand in a file, in the environment or on a command line; errors and
+logs still never repeat one, since a user may have put the key in its place.
 """
 
 import hashlib
@@ -27,16 +26,13 @@ logger = logging.getLogger(__name__)
 
 NAME = r"^[A-Za-z0-9_-]{1,64}$"  # fit for a log, a label and a header
 
-_EVERY = 1.0  # seconds from one look at the file to the next
-_RANDOM = 32  # bytes of a key
+_POLL_SECONDS = 1.0  # between two checks of the file
+_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who has a key: a name, the key's SHA-256 (32 bytes), and how often it may be used.
-
-    Who `manages` may also change which models are served.
-    """
+class ApiKey:
+    """A key's name, SHA-256 (32 bytes) and rate limits; one that `manages` may change models."""
 
     name: str
     digest: bytes
@@ -58,17 +54,17 @@ _FILE = TypeAdapter(dict[Annotated[str, Field(pattern=NAME)], _Entry])
 
 
 def new() -> str:
-    """Make a key; what it begins with tells those who search for lost secrets whose it is."""
-    return f"gnet_{secrets.token_urlsafe(_RANDOM)}"
+    """Generate a key; its prefix lets secret scanners recognize it."""
+    return f"gnet_{secrets.token_urlsafe(_KEY_BYTES)}"
 
 
 def digest(key: bytes) -> bytes:
-    """Give what is kept of a key (32 bytes)."""
+    """Give a key's SHA-256 (32 bytes)."""
     return hashlib.sha256(key).digest()
 
 
-def read(path: Path) -> tuple[Caller, ...]:
-    """Read a file of keys; raises `KeysError` with the first thing that is wrong, and its line."""
+def read(path: Path) -> tuple[ApiKey, ...]:
+    """Read a file of keys; raises `KeysError` with the first error and its line."""
     try:
         text = path.read_text("utf-8")
         entries = _FILE.validate_python(tomllib.loads(text))
@@ -83,105 +79,107 @@ def read(path: Path) -> tuple[Caller, ...]:
         raise KeysError(f"{path}: line {_line(text, name)}: {where}: {first['msg']}") from error
     if not entries:
         raise KeysError(f"{path} has no key in it")
-    return _distinct(str(path), [_caller(name, entry) for name, entry in entries.items()])
+    return _distinct(str(path), [_api_key(name, entry) for name, entry in entries.items()])
 
 
-def parse(digests: str) -> tuple[Caller, ...]:
-    """Understand NAME:SHA256,NAME:SHA256; raises `KeysError` if two are the same."""
+def parse(digests: str) -> tuple[ApiKey, ...]:
+    """Parse NAME:SHA256,NAME:SHA256; raises `KeysError` if two are the same."""
     pairs = (pair.split(":") for pair in digests.split(","))
-    return _distinct("--api-key-hashes", [Caller(name, bytes.fromhex(of)) for name, of in pairs])
+    return _distinct(
+        "--api-key-hashes", [ApiKey(name, bytes.fromhex(sha256)) for name, sha256 in pairs]
+    )
 
 
-def _caller(name: str, entry: _Entry) -> Caller:
+def _api_key(name: str, entry: _Entry) -> ApiKey:
     limits = tuple(rate_limits.parse(text) for text in entry.limits)
-    return Caller(name, bytes.fromhex(entry.sha256), limits, entry.manages)
+    return ApiKey(name, bytes.fromhex(entry.sha256), limits, entry.manages)
 
 
-def _distinct(where: str, callers: Iterable[Caller]) -> tuple[Caller, ...]:
-    """Check that a name, a key and a caller's window stand for one thing each."""
+def _distinct(where: str, api_keys: Iterable[ApiKey]) -> tuple[ApiKey, ...]:
+    """Raise `KeysError` if a name, a key or a key's window is there twice."""
     names: set[str] = set()
     owners: dict[bytes, str] = {}
-    for caller in (found := tuple(callers)):
-        if caller.name in names:
-            raise KeysError(f"{where}: there are two keys named {caller.name}")
-        if owner := owners.get(caller.digest):
-            raise KeysError(f"{where}: {owner} and {caller.name} are the same key")
-        if len({limit.window for limit in caller.limits}) < len(caller.limits):
-            raise KeysError(f"{where}: {caller.name} has two limits for the same time")
-        names.add(caller.name)
-        owners[caller.digest] = caller.name
-    return found
+    for api_key in (checked := tuple(api_keys)):
+        if api_key.name in names:
+            raise KeysError(f"{where}: there are two keys named {api_key.name}")
+        if owner := owners.get(api_key.digest):
+            raise KeysError(f"{where}: {owner} and {api_key.name} are the same key")
+        if len({limit.window for limit in api_key.limits}) < len(api_key.limits):
+            raise KeysError(f"{where}: {api_key.name} has two limits for the same window")
+        names.add(api_key.name)
+        owners[api_key.digest] = api_key.name
+    return checked
 
 
 def _line(text: str, name: str) -> int:
-    """Find the line where a table begins, as it is usually written; else it is the first."""
-    found = re.search(rf"^[ \t]*\[?[ \t]*[\"']?{re.escape(name)}(?![\w-])", text, re.MULTILINE)
-    return text.count("\n", 0, found.start()) + 1 if found else 1
+    """Find the line where a table begins, as it is usually written; 1 if it is not found."""
+    match = re.search(rf"^[ \t]*\[?[ \t]*[\"']?{re.escape(name)}(?![\w-])", text, re.MULTILINE)
+    return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
 class Keyring:
-    """The keys there are now. Its file is read anew when it has changed.
+    """The current keys; reloads its file when that has changed.
 
-    A file that has become unreadable or wrong changes nothing; the log says so once. `report`
-    gets the names whenever they may be others.
+    A file that has become unreadable or invalid changes nothing and is logged once. `report` gets
+    the names after each load.
     """
 
     def __init__(
         self, file: Path | None, digests: str | None, report: Callable[[Collection[str]], None]
     ) -> None:
         self._file, self._report = file, report
-        self._given = parse(digests) if digests else ()
-        self._looks_at = 0.0
+        self._configured = parse(digests) if digests else ()
+        self._next_check = 0.0
         self._fingerprint = _fingerprint(file) if file else None
-        self._callers: tuple[tuple[Caller, Quota], ...] = ()
+        self._entries: tuple[tuple[ApiKey, Quota], ...] = ()
         self._take(self._read())
 
     def refresh(self, now: float) -> None:
-        """Look at the file, unless that was less than a second ago; `now` is a monotonic time.
+        """Reload the file if it has changed, checking once a second; `now` is a monotonic time.
 
-        A Kubernetes secret changes by a link that is swapped: what it leads to counts.
+        A Kubernetes secret changes by a swapped symbolic link, which is followed.
         """
-        if self._file is None or now < self._looks_at:
+        if self._file is None or now < self._next_check:
             return
-        self._looks_at = now + _EVERY
+        self._next_check = now + _POLL_SECONDS
         fingerprint = _fingerprint(self._file)
         if fingerprint == self._fingerprint:
             return
         self._fingerprint = fingerprint
         try:
-            callers = self._read()
+            api_keys = self._read()
         except KeysError as error:
-            logger.error("%s; the keys stay as they were", error)  # noqa: TRY400 - it says all
+            logger.error("%s; keeping the previous keys", error)  # noqa: TRY400 - it says all
         else:
-            self._take(callers)
-            logger.info("the keys were read anew; there are %d", len(callers))
+            self._take(api_keys)
+            logger.info("reloaded %d API keys", len(api_keys))
 
-    def find(self, key: bytes) -> tuple[Caller, Quota] | None:
-        """Tell whose key it is and what it may still ask, in a time that tells nothing else."""
-        given, found = digest(key), None
-        for caller, quota in self._callers:
-            if hmac.compare_digest(caller.digest, given):
-                found = caller, quota
-        return found
+    def find(self, key: bytes) -> tuple[ApiKey, Quota] | None:
+        """Find a key and its quota, in constant time for a number of keys."""
+        sha256, match = digest(key), None
+        for api_key, quota in self._entries:
+            if hmac.compare_digest(api_key.digest, sha256):
+                match = api_key, quota
+        return match
 
-    def _read(self) -> tuple[Caller, ...]:
-        return _distinct("the keys", [*self._given, *(read(self._file) if self._file else ())])
+    def _read(self) -> tuple[ApiKey, ...]:
+        return _distinct("the keys", [*self._configured, *(read(self._file) if self._file else ())])
 
-    def _take(self, callers: Collection[Caller]) -> None:
-        """Have these keys from now on; who stays, with the same limits, goes on counting."""
-        known = {(caller.name, caller.limits): quota for caller, quota in self._callers}
-        self._callers = tuple(
-            (caller, known.get((caller.name, caller.limits)) or Quota(caller.limits))
-            for caller in callers
+    def _take(self, api_keys: Collection[ApiKey]) -> None:
+        """Replace the keys; one of the same name and limits keeps its quota."""
+        known = {(api_key.name, api_key.limits): quota for api_key, quota in self._entries}
+        self._entries = tuple(
+            (api_key, known.get((api_key.name, api_key.limits)) or Quota(api_key.limits))
+            for api_key in api_keys
         )
-        self._report([caller.name for caller in callers])
+        self._report([api_key.name for api_key in api_keys])
 
 
 def _fingerprint(file: Path) -> tuple[int, ...] | None:
-    """Give what is different once a file was written or replaced; nothing if it is not there."""
+    """Give what changes when a file is written or replaced; None if it does not exist."""
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError:
         return None
-    # The last changes with its permissions, too.
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    # ctime changes with the permissions, too.
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

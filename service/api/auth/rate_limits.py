@@ -1,7 +1,7 @@
-"""How many requests in how long, counted in windows on a clock that never jumps.
+"""Rate limits: requests counted in fixed windows on a monotonic clock.
 
-A window begins with its first request and has an end, so that who is refused can be told exactly
-when to come again. Two numbers a limit are all that is kept; they are of this process alone.
+A window begins with its first request, so that a refused client gets the exact time of its end.
+The counts are of this process alone.
 """
 
 import math
@@ -22,12 +22,12 @@ class Limit:
 
     @property
     def seconds(self) -> int:
-        """How long the window is."""
+        """The window's length."""
         return _SECONDS[self.window]
 
 
 def parse(text: str) -> Limit:
-    """Understand what `PATTERN` describes: 20/second, 100000/day."""
+    """Parse a limit of the form `PATTERN`: 20/second, 100000/day."""
     requests, _, window = text.partition("/")
     return Limit(int(requests), window)
 
@@ -36,12 +36,12 @@ def parse(text: str) -> Limit:
 class _Window:
     limit: Limit
     used: int = 0
-    ends: float = -math.inf  # on the clock of whoever asks
+    ends: float = -math.inf  # a monotonic time
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a limit leaves: requests, and the seconds until there are all of them again."""
+    """What a limit leaves: requests, and the seconds until its window ends."""
 
     limit: Limit
     requests: int
@@ -49,13 +49,13 @@ class Left:
 
 
 class Quota:
-    """What one caller may still ask, by each of its limits; `now` is a monotonic time."""
+    """What a key has left of each of its limits; `now` is a monotonic time."""
 
     def __init__(self, limits: Iterable[Limit]) -> None:
         self._windows = [_Window(limit) for limit in limits]
 
     def take(self, now: float) -> float:
-        """Count a request; gives 0, or the seconds until one is let in, and counts nothing."""
+        """Count a request and give 0, or give the seconds until one is admitted."""
         wait = 0.0
         for window in self._windows:
             if window.ends <= now:
@@ -68,8 +68,12 @@ class Quota:
         return wait
 
     def left(self, now: float) -> list[Left]:
-        """Tell what each limit leaves, just after a request was counted or refused."""
+        """Give what each limit leaves, just after a request was counted or refused."""
         return [
-            Left(one.limit, one.limit.requests - one.used, min(one.limit.seconds, one.ends - now))
-            for one in self._windows  # floats: (now + a) - now may be over a
+            Left(
+                window.limit,
+                window.limit.requests - window.used,
+                min(window.limit.seconds, window.ends - now),  # (now + a) - now may be over a
+            )
+            for window in self._windows
         ]

@@ -1,4 +1,4 @@
-"""grpc.health.v1: what load balancers, Kubernetes and gRPC's own clients ask."""
+"""grpc.health.v1, for load balancers, Kubernetes and gRPC clients; needs no API key."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
@@ -13,27 +13,27 @@ from service.api.grpc.open_streams import Streams
 
 NAME = "grpc.health.v1.Health"
 
-_MOST = 32  # streams that watch
-_LOOK = 1.0  # seconds from one look at the state, which nothing announces, to the next
+_MAX_STREAMS = 32  # of Watch
+_POLL_SECONDS = 1.0  # between two checks of the state in Watch
 
-_Asked = health_pb2.HealthCheckRequest
-_Told = health_pb2.HealthCheckResponse
-_Context = aio.ServicerContext[_Asked, _Told]
+_Request = health_pb2.HealthCheckRequest
+_Response = health_pb2.HealthCheckResponse
+_Context = aio.ServicerContext[_Request, _Response]
 
 
 class Health:
-    """Answers for the services of these names, as /readyz does; needs no key."""
+    """Responds for the services of these names as /readyz does."""
 
     def __init__(self, is_serving: Callable[[], bool], names: Collection[str]) -> None:
         self._is_serving, self._names = is_serving, names
-        self._streams = Streams(_MOST)
+        self._streams = Streams(_MAX_STREAMS)
         self._ended = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Give what a server is to call."""
+        """Give a server's handler."""
         codecs: dict[str, Any] = {
-            "request_deserializer": _Asked.FromString,
-            "response_serializer": _Told.SerializeToString,
+            "request_deserializer": _Request.FromString,
+            "response_serializer": _Response.SerializeToString,
         }
         return grpc.method_handlers_generic_handler(
             NAME,
@@ -44,31 +44,31 @@ class Health:
         )
 
     def end(self) -> None:
-        """Say NOT_SERVING to those that watch, and end their streams."""
+        """Send NOT_SERVING to open streams, and end them."""
         self._ended.set()
 
     def _status(self, service: str) -> int:
         if service not in self._names:
-            return _Told.SERVICE_UNKNOWN
+            return _Response.SERVICE_UNKNOWN
         is_serving = self._is_serving() and not self._ended.is_set()
-        return _Told.SERVING if is_serving else _Told.NOT_SERVING
+        return _Response.SERVING if is_serving else _Response.NOT_SERVING
 
-    async def _check(self, asked: _Asked, context: _Context) -> _Told:
-        status = self._status(asked.service)
-        if status == _Told.SERVICE_UNKNOWN:
+    async def _check(self, request: _Request, context: _Context) -> _Response:
+        status = self._status(request.service)
+        if status == _Response.SERVICE_UNKNOWN:
             names = ", ".join(sorted(filter(None, self._names)))
             await context.abort(StatusCode.NOT_FOUND, f"there is no such service; there is {names}")
-        return _Told(status=status)
+        return _Response(status=status)
 
-    async def _watch(self, asked: _Asked, context: _Context) -> AsyncIterator[_Told]:
-        told = None
-        async with self._streams.one(context):
+    async def _watch(self, request: _Request, context: _Context) -> AsyncIterator[_Response]:
+        sent = None
+        async with self._streams.stream(context):
             while True:
                 is_last = self._ended.is_set()
-                if (status := self._status(asked.service)) != told:
-                    yield _Told(status=status)
-                    told = status
+                if (status := self._status(request.service)) != sent:
+                    yield _Response(status=status)
+                    sent = status
                 if is_last:
                     return
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), _LOOK)
+                    await asyncio.wait_for(self._ended.wait(), _POLL_SECONDS)

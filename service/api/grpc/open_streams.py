@@ -1,4 +1,4 @@
-"""How many calls may stay open: they would take the place of those that infer."""
+"""A limit of open streams, which count against the server's calls."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,18 +8,18 @@ from grpc import StatusCode, aio
 
 
 class Streams:
-    """Counts the open streams of a kind, and refuses those over a limit."""
+    """Counts open streams and refuses those over the limit."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
         self._open = 0
 
     @asynccontextmanager
-    async def one(self, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-        """Be one of them, or abort the call."""
-        if self._open >= self._most:
+    async def stream(self, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+        """Count a stream while it is open, or abort its call."""
+        if self._open >= self._max_streams:
             await context.abort(
-                StatusCode.RESOURCE_EXHAUSTED, f"over {self._most} such streams are open"
+                StatusCode.RESOURCE_EXHAUSTED, f"over {self._max_streams} such streams are open"
             )
         self._open += 1
         try:

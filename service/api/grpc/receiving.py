@@ -1,7 +1,7 @@
-"""Messages of gRPC, received only when there is memory for them.
+"""gRPC messages, received only when there is memory for them.
 
-How large a message is shows when it is there, so the largest is reserved of the memory for uploads
-until then. Half of that memory at most is reserved so; the rest is left to HTTP.
+A message's size is known once it has arrived: until then the largest size is reserved of the memory
+for uploads, at most half of which is reserved so; the rest is left to HTTP.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ from service.api.uploads import Budget
 from service.errors import BodyTimeout, MalformedRequest
 from service.settings import Settings
 
-_COPIES = 2  # of a message besides those of a body: as it came, and as it was parsed
+_COPIES = 2  # of a message beside those of a body: encoded, and parsed
 
 
 class Receiving:
-    """Receives few messages at a time; calls wait for their turn."""
+    """Receives a few messages at a time; other calls wait."""
 
     def __init__(self, budget: Budget, settings: Settings) -> None:
         self._budget = budget
@@ -26,10 +26,9 @@ class Receiving:
 
     @asynccontextmanager
     async def message(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Give a call's one message, whose memory is its share of the budget until it is left.
+        """Give a call's one message, and hold its share of the budget until left.
 
-        Raises `Overloaded`, `TooLarge`, `BodyTimeout` when it takes too long, or
-        `MalformedRequest`.
+        Raises `Overloaded`, `TooLarge`, `BodyTimeout` or `MalformedRequest`.
         """
         with self._budget.share() as share:
             try:
@@ -38,7 +37,7 @@ class Receiving:
                     data = await anext(aiter(messages))
             except TimeoutError:
                 raise BodyTimeout(
-                    f"the message was not there after {self._seconds:g} s; send it again"
+                    f"the message did not arrive within {self._seconds:g} s; send it again"
                 ) from None
             except StopAsyncIteration:
                 raise MalformedRequest("the call has no message") from None

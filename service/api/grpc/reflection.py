@@ -1,4 +1,4 @@
-"""Reflection: what grpcurl and other tools ask to learn of the services; needs no key."""
+"""gRPC server reflection, for grpcurl and other tools; needs no API key."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -14,30 +14,30 @@ from service.api.grpc.open_streams import Streams
 
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
-_MOST = 16  # streams
-_SECONDS = 10.0  # of one
+_MAX_STREAMS = 16
+_SECONDS = 10.0  # of a stream
 
-_Asked = reflection_pb2.ServerReflectionRequest
-_Told = reflection_pb2.ServerReflectionResponse
-_Context = aio.ServicerContext[_Asked, _Told]
+_Request = reflection_pb2.ServerReflectionRequest
+_Response = reflection_pb2.ServerReflectionResponse
+_Context = aio.ServicerContext[_Request, _Response]
 
 
 class Reflection:
-    """Describes the services of these names, whose messages are in a pool."""
+    """Describes the services of these names with a pool of descriptors."""
 
     def __init__(self, pool: DescriptorPool, names: Collection[str]) -> None:
-        for known in (health_pb2, reflection_pb2):
-            pool.AddSerializedFile(known.DESCRIPTOR.serialized_pb)
-        described: Any = reflection.aio.ReflectionServicer  # without types
-        self._servicer = described([*names, NAMES[1]], pool)
-        self._streams = Streams(_MOST)
+        for module in (health_pb2, reflection_pb2):
+            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+        servicer: Any = reflection.aio.ReflectionServicer  # without types
+        self._servicer = servicer([*names, NAMES[1]], pool)
+        self._streams = Streams(_MAX_STREAMS)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """Give what a server is to call; both versions of the service have the same messages."""
+        """Give a server's handlers; both versions of the service have the same messages."""
         method = grpc.stream_stream_rpc_method_handler(
             self._answer,
-            request_deserializer=_Asked.FromString,
-            response_serializer=_Told.SerializeToString,
+            request_deserializer=_Request.FromString,
+            response_serializer=_Response.SerializeToString,
         )
         return [
             grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method})
@@ -45,13 +45,13 @@ class Reflection:
         ]
 
     async def _answer(
-        self, asked: AsyncIterator[_Asked], context: _Context
-    ) -> AsyncIterator[_Told]:
-        async with self._streams.one(context):
+        self, requests: AsyncIterator[_Request], context: _Context
+    ) -> AsyncIterator[_Response]:
+        async with self._streams.stream(context):
             try:
                 async with asyncio.timeout(_SECONDS):
-                    async for told in self._servicer.ServerReflectionInfo(asked, context):
-                        yield told
+                    async for response in self._servicer.ServerReflectionInfo(requests, context):
+                        yield response
             except TimeoutError:
                 await context.abort(
                     StatusCode.DEADLINE_EXCEEDED, f"a stream may last {_SECONDS:g} s"

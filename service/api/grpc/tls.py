@@ -1,4 +1,4 @@
-"""The certificate that uvicorn was given, for whatever listens beside it."""
+"""The TLS certificate of uvicorn's options, for the gRPC server."""
 
 import ssl
 from collections.abc import Mapping
@@ -11,29 +11,29 @@ from service.errors import WrongOption
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A chain of certificates and its key, as PEM files hold them."""
+    """A certificate chain and its key, in PEM."""
 
     chain: bytes
     key: bytes
-    callers: bytes | None = None
-    """Authorities, of which one has to have signed the caller's certificate; else it needs none."""
+    client_authorities: bytes | None = None
+    """Authorities, one of which signs each client's certificate; None asks for no certificate."""
 
     @classmethod
     def read(cls, passed: Mapping[str, Any]) -> Self | None:
-        """Read what uvicorn's options name, if they name one.
+        """Read the certificate that uvicorn's options name, if any.
 
-        Raises `WrongOption` for what uvicorn itself could not do either, and for a key with a
-        password, which nothing but uvicorn can read.
+        Raises `WrongOption` for files that uvicorn could not read either, and for a key with a
+        password, which gRPC cannot read.
         """
         if not (chain := passed.get("ssl_certfile")):
             return None
         if passed.get("ssl_keyfile_password"):
             raise WrongOption("gRPC needs a key without a password; or give --grpc-port 0")
         key = passed.get("ssl_keyfile") or chain
-        return cls(_pem(chain), _pem(key), _callers(passed))
+        return cls(_pem(chain), _pem(key), _client_authorities(passed))
 
 
-def _callers(passed: Mapping[str, Any]) -> bytes | None:
+def _client_authorities(passed: Mapping[str, Any]) -> bytes | None:
     if passed.get("ssl_cert_reqs") != ssl.CERT_REQUIRED:
         return None
     if not (authorities := passed.get("ssl_ca_certs")):

@@ -1,29 +1,26 @@
-"""Who may come in: only callers with a key, each as often as it may."""
+"""Authentication of HTTP requests by API key, with each key's rate limits."""
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import problem_details
+from service.api.auth import authentication
 from service.api.auth.api_keys import Keyring
 from service.api.auth.rate_limits import Quota
 from service.api.middleware.request_log import name_route, note, path
 from service.api.routes import docs, health, page
-from service.errors import RateLimited, ServiceError, Unauthorized
+from service.errors import ServiceError, Unauthorized
 from service.serving.metrics.metrics import Metrics
 
-# All else needs a key, also what is not there. The documentation tells of the software, not of
-# what it serves, and a browser sends no key for a page; ours asks for one.
+# All other paths need a key, unknown ones included. The documentation describes the software, not
+# what it serves, and a browser sends no key for a page; the playground asks for one.
 _PAGES = page.PATHS | docs.PATHS
 OPEN = health.PATHS | health.INFERENCE_PATHS | _PAGES
 
-NO_KEY = "send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
-USED_UP = "your API key has no requests left for now"
-_BEARER = b"bearer "
 _MANAGES = "googlenet.manages"
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
@@ -41,12 +38,12 @@ _HEADERS = {
 
 
 def is_manager(scope: Scope) -> bool:
-    """Tell whether a request's key may change which models are served; without keys none may."""
+    """Tell whether a request's key may manage models; without keys none may."""
     return bool(scope.get(_MANAGES))
 
 
 class Authentication:
-    """Lets in who has a key and has not used it up; reads nothing but the request's head."""
+    """Refuses a request without a key or over its rate limits; reads its headers only."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:
         self._app, self._keyring, self._metrics = app, keyring, metrics
@@ -56,32 +53,30 @@ class Authentication:
             now = time.monotonic()
             self._keyring.refresh(now)
             if path(scope) not in OPEN:
-                await self._guarded(scope, receive, send, now)
+                await self._authenticated(scope, receive, send, now)
                 return
         await self._app(scope, receive, send)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send, now: float) -> None:
-        given = key(dict(scope["headers"]))
-        found = self._keyring.find(given) if given else None
-        if found is None:
-            await self._refuse(Unauthorized(NO_KEY), scope, receive, send)
+    async def _authenticated(self, scope: Scope, receive: Receive, send: Send, now: float) -> None:
+        try:
+            api_key, quota = authentication.authenticate(self._keyring, dict(scope["headers"]))
+        except Unauthorized as error:
+            await self._refuse(error, scope, receive, send)
             return
-        caller, quota = found
-        scope[_MANAGES] = caller.manages
-        note(scope, {"key": caller.name})
-        wait = quota.take(now)
-        self._metrics.called(caller.name, "rate_limited" if wait else "admitted")
+        scope[_MANAGES] = api_key.manages
+        note(scope, {"key": api_key.name})
+        rate_limited = authentication.count(api_key, quota, self._metrics, now)
         if fields := _fields(quota, now):
-            send = _telling(send, fields)
-        if wait:
-            await self._refuse(RateLimited(USED_UP, retry_after=wait), scope, receive, send)
+            send = _with_fields(send, fields)
+        if rate_limited:
+            await self._refuse(rate_limited, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     async def _refuse(
         self, error: ServiceError, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        # No router has seen it; a path that is documented is a route's template.
+        # The router has not run; a documented path is a route's template.
         if (template := path(scope)) in scope["app"].openapi()["paths"]:
             name_route(scope, template)
         refusal = problem_details.refusal(error, Request(scope), self._metrics)
@@ -89,7 +84,7 @@ class Authentication:
 
 
 def install(app: FastAPI) -> None:
-    """Have the app's OpenAPI tell that a key is needed."""
+    """Add the API keys to the app's OpenAPI document."""
     without = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -101,7 +96,7 @@ def install(app: FastAPI) -> None:
 
 
 def _describe(schema: dict[str, Any]) -> None:
-    """Add to an OpenAPI document that a key is needed, and what happens without one."""
+    """Add security schemes, and the responses 401 and 429, to an OpenAPI document."""
     schema["components"]["securitySchemes"] = _SCHEMES
     for template, operations in schema["paths"].items():
         if template not in OPEN:
@@ -111,40 +106,32 @@ def _describe(schema: dict[str, Any]) -> None:
 
 
 def _refusals(template: str) -> dict[str, dict[str, Any]]:
-    """Describe what a path answers without a key, or with one that is used up."""
     return {
         str(status): described | {"headers": _HEADERS[str(status)]}
         for status, described in problem_details.documented(401, 429, template=template).items()
     }
 
 
-def key(headers: Mapping[bytes, bytes]) -> bytes:
-    """Give the key that a request brings, if any; `Authorization` may be for somebody in front."""
-    if plain := headers.get(b"x-api-key"):
-        return plain
-    given = headers.get(b"authorization", b"")
-    return given[len(_BEARER) :].strip() if given[: len(_BEARER)].lower() == _BEARER else b""
-
-
 def _fields(quota: Quota, now: float) -> list[tuple[bytes, bytes]]:
-    """Say what is left of a quota in the header fields of the IETF's RateLimit draft, if any."""
-    if not (left := quota.left(now)):
+    """Give a quota's header fields of the IETF's RateLimit draft, if it has limits."""
+    if not (remaining := quota.left(now)):
         return []
     policy = ", ".join(
-        f'"{one.limit.window}";q={one.limit.requests};w={one.limit.seconds}' for one in left
+        f'"{left.limit.window}";q={left.limit.requests};w={left.limit.seconds}'
+        for left in remaining
     )
     state = ", ".join(
-        f'"{one.limit.window}";r={one.requests};t={math.ceil(one.seconds)}' for one in left
+        f'"{left.limit.window}";r={left.requests};t={math.ceil(left.seconds)}' for left in remaining
     )
     return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
 
 
-def _telling(send: Send, fields: list[tuple[bytes, bytes]]) -> Send:
-    """Add header fields to whatever is answered."""
+def _with_fields(send: Send, fields: list[tuple[bytes, bytes]]) -> Send:
+    """Add header fields to the response."""
 
-    async def telling(message: Message) -> None:
+    async def send_fields(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message["headers"], *fields]}
         await send(message)
 
-    return telling
+    return send_fields

@@ -1,10 +1,10 @@
-"""HEAD: the answer to GET without its body, on every path that has GET."""
+"""HEAD: the response to GET without its body, on every path that has GET."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMethod:
-    """Has the app answer HEAD as it answers GET, and sends the head of that only."""
+    """Passes HEAD to the app as GET, and sends the head of the response only."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -13,7 +13,7 @@ class HeadMethod:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        asked = {**scope, "method": "GET"}
+        get_scope = {**scope, "method": "GET"}
 
         async def send_head(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -21,6 +21,6 @@ class HeadMethod:
             await send(message)
 
         try:
-            await self._app(asked, receive, send_head)
+            await self._app(get_scope, receive, send_head)
         finally:
-            scope.update(asked, method="HEAD")  # the route, for metrics and the log
+            scope.update(get_scope, method="HEAD")  # the route, for metrics and the log

@@ -1,10 +1,10 @@
-"""Header fields: those that protect whoever shows an answer, and one that says what can wait."""
+"""Header fields: security headers of responses, and the priority of requests."""
 
 import re
 
 from starlette.datastructures import MutableHeaders
 
-# What our own page needs: itself, and images that the browser already has. Nothing is inline,
+# The playground needs its own files, and images that the browser already has. Nothing is inline,
 # and no text becomes HTML.
 OWN_PAGE = {
     "Content-Security-Policy": (
@@ -14,8 +14,8 @@ OWN_PAGE = {
     )
 }
 
-# What the pages of /docs and /redoc need: files of ours, the OpenAPI document, and the styles that
-# their scripts put into the page. Nothing is loaded from another host.
+# The pages of /docs and /redoc need their own files, the OpenAPI document, and inline styles of
+# their scripts. Nothing is loaded from another host.
 DOCS_PAGE = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -26,12 +26,12 @@ DOCS_PAGE = {
 
 _EVERY = {
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",  # an answer is of its moment, and may be nobody else's business
+    "Cache-Control": "no-store",  # a response is of its moment, and may be private
 }
 _PAGE = _EVERY | {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",  # for what does not know of frame-ancestors
+    "X-Frame-Options": "DENY",  # for browsers without frame-ancestors
 }
 
 
@@ -41,15 +41,15 @@ _BACKGROUND = re.compile(r"(?:^|,)[ \t]*u=7[ \t]*(?:$|[,;])")
 
 
 def is_background(priority: str | None) -> bool:
-    """Tell whether a `Priority` (RFC 9218) says that nobody waits for the answer: urgency 7.
+    """Tell whether a `Priority` (RFC 9218) is background work, urgency 7.
 
-    What is no priority is ignored, as that standard has it.
+    An invalid priority is ignored, as that standard has it.
     """
     return bool(_BACKGROUND.search(priority or ""))
 
 
 def protect(headers: MutableHeaders) -> None:
-    """Add what an answer does not say itself."""
+    """Add the security headers that a response does not have."""
     is_page = headers.get("content-type", "").startswith("text/html")
     for name, value in (_PAGE if is_page else _EVERY).items():
         headers.setdefault(name, value)

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol: its messages, and its routes over HTTP."""
+"""The Open Inference Protocol: requests, responses, and routes over HTTP."""

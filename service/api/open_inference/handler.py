@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, whichever way it comes: a request in, an answer out."""
+"""The Open Inference Protocol's data plane, for HTTP and gRPC: a request in, a response out."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from service.api.open_inference import codec
-from service.api.open_inference.codec import Answered, Asked
+from service.api.open_inference import infer_request
+from service.api.open_inference.infer_request import InferRequest, ValidRequest
+from service.api.open_inference.infer_response import InferResponse, classification
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
@@ -20,22 +22,24 @@ from service.settings import AUTO, Settings
 
 T = TypeVar("T")
 
-LARGE = 256 * 1024  # bytes of a body that is parsed in a thread, while the event loop goes on
-_OF_A_IMAGE = (TooLarge, UnreadableImage, UnsupportedType)
+EXTENSIONS = ("binary_tensor_data", "classification")  # Triton's
+PLATFORM = "pytorch_safetensors"
+LARGE = 256 * 1024  # bytes of a body that is parsed in a thread, beside the event loop
+_IMAGE_ERRORS = (TooLarge, UnreadableImage, UnsupportedType)
 
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """An answer, and what came of each image on the way to it."""
+    """A response, with the answer of each image."""
 
-    answered: Answered
+    response: InferResponse
     plan: str
     answers: Sequence[Answer]
 
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """A model that is served, as Triton's index of a model repository has it."""
+    """A served model, as Triton's repository index lists it."""
 
     name: str
     version: str
@@ -45,37 +49,37 @@ class Indexed:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """Answers requests by the models of a catalogue, as /classify does."""
+    """Handles requests with the models of a registry, as /classify does."""
 
     model_registry: ModelRegistry
     settings: Settings
     metrics: Metrics
-    parser: ThreadPoolExecutor = field(  # of one thread: several would take turns with the loop
+    parser: ThreadPoolExecutor = field(  # one thread: several would compete with the event loop
         default_factory=lambda: ThreadPoolExecutor(1, "parse")
     )
 
     async def parse(self, nbytes: int, work: Callable[[], T]) -> T:
-        """Do what parses so many bytes: at once, or in a thread if they are many."""
+        """Run `work`, which parses so many bytes: at once, or in a thread if they are many."""
         if nbytes <= LARGE:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self.parser, work)
 
-    async def understand(self, nbytes: int, read: Callable[[], codec.Request]) -> Asked:
-        """Check the request that `read` parses from so many bytes; raises what both raise."""
-        most = self.settings.max_images_per_request
-        return await self.parse(nbytes, lambda: codec.understand(read(), most))
+    async def validate(self, nbytes: int, read: Callable[[], InferRequest]) -> ValidRequest:
+        """Validate the request that `read` parses from so many bytes; raises what both raise."""
+        max_images = self.settings.max_images_per_request
+        return await self.parse(nbytes, lambda: infer_request.validate(read(), max_images))
 
     def ensemble(self, name: str, version: str) -> Ensemble:
-        """Give what a model is, of any version if that is empty; raises what `find` does."""
+        """Give a model's description; an empty version is any. Raises what `find` does."""
         return self.model_registry.find(named(name, version)).ensemble
 
     def works(self, name: str, version: str) -> bool:
-        """Tell whether a model can be asked; raises what `find` does."""
+        """Tell whether a model is ready; raises what `find` does."""
         return self.model_registry.find(named(name, version)).failure_reason is None
 
     def index(self, *, only_ready: bool) -> list[Indexed]:
-        """List the models that are served, and say of each whether it is ready."""
-        found = [
+        """List the served models and their states."""
+        models = [
             Indexed(
                 name,
                 served.ensemble.version,
@@ -84,59 +88,55 @@ class Inference:
             )
             for name, served in self.model_registry.served.items()
         ]
-        return [one for one in found if one.state == "READY" or not only_ready]
+        return [model for model in models if model.state == "READY" or not only_ready]
 
-    async def infer(  # noqa: PLR0913 - all that is asked
+    async def infer(  # noqa: PLR0913 - the request, and the protocol's deadline and priority
         self,
         name: str,
         version: str,
-        asked: Asked,
+        request: ValidRequest,
         *,
         seconds: float | None,
         background: bool = False,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> Inferred:
-        """Classify all images of a request; raises what is wrong with the first that fails.
+        """Classify all images of a request; raises the error of the first that fails.
 
-        `seconds` is what the caller still has, if it has said so.
+        `seconds` are left until the client's deadline, if it has one.
         """
-        most = self.settings.timeout_seconds
+        timeout = self.settings.timeout_seconds
+        left = timeout if seconds is None else min(timeout, seconds)
         with self.model_registry.use(named(name, version)) as classifier:
-            left = most if seconds is None else min(most, seconds)
-            plan = asked.views or self.settings.views
+            plan = request.views or self.settings.views
             if plan == AUTO:
-                plan = classifier.choose_views(len(asked.images), left, background=background)
-            found = await classifier.classify(
-                asked.images,
+                plan = classifier.choose_views(len(request.images), left, background=background)
+            answers = await classifier.classify(
+                request.images,
                 plan=plan,
-                top_k=asked.labels or 1,
+                top_k=request.labels or 1,
                 seconds=left,
                 background=background,
                 **({"gone": gone} if gone else {}),
             )
-            served = classifier.ensemble
-        request_stats.count(self.metrics, plan, found, background=background)
-        good = _good(found)
-        answered = Answered(
-            asked.id,
-            name,
-            served.version,
-            {"views": plan, **({"notice": served.notice} if served.notice else {})},
-            _rankings(good) if asked.labels else _probabilities(good),
-        )
-        return Inferred(answered, plan, good)
+            ensemble = classifier.ensemble
+        request_stats.count(self.metrics, plan, answers, background=background)
+        good = _all_or_error(answers)
+        values = _rankings(good) if request.labels else _probabilities(good)
+        parameters = {"views": plan, **({"notice": ensemble.notice} if ensemble.notice else {})}
+        response = InferResponse(request.id, name, ensemble.version, parameters, values)
+        return Inferred(response, plan, good)
 
 
 def named(name: str, version: str) -> str:
-    """Give what the catalogue calls a model by."""
+    """Give the name of a model's version in the registry."""
     return f"{name}@{version}" if version and not name.endswith(f"@{version}") else name
 
 
-def _good(found: Sequence[Answer | ServiceError]) -> list[Answer]:
-    """Give the answers, or raise the first error: the protocol has one answer for all rows."""
+def _all_or_error(answers: Sequence[Answer | ServiceError]) -> list[Answer]:
+    """Give the answers, or raise the first error: the protocol has one response for all rows."""
     good: list[Answer] = []
-    for row, answer in enumerate(found):
-        if isinstance(answer, _OF_A_IMAGE) and len(found) > 1:
+    for row, answer in enumerate(answers):
+        if isinstance(answer, _IMAGE_ERRORS) and len(answers) > 1:
             raise type(answer)(f"row {row}: {answer}") from answer
         if isinstance(answer, ServiceError):
             raise answer
@@ -144,12 +144,12 @@ def _good(found: Sequence[Answer | ServiceError]) -> list[Answer]:
     return good
 
 
-def _probabilities(good: Sequence[Answer]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.stack([answer.probabilities for answer in good]).astype(np.float32)
+def _probabilities(answers: Sequence[Answer]) -> npt.NDArray[np.float32]:
+    return np.stack([answer.probabilities for answer in answers]).astype(np.float32)
 
 
-def _rankings(good: Sequence[Answer]) -> list[list[str]]:
+def _rankings(answers: Sequence[Answer]) -> list[list[str]]:
     return [
-        [codec.told(one.label, one.index, one.probability) for one in answer.predictions]
-        for answer in good
+        [classification(top.label, top.index, top.probability) for top in answer.predictions]
+        for answer in answers
     ]

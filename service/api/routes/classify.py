@@ -3,29 +3,38 @@
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
-from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from service.api import parameters, problem_details
 from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
+from service.api.routes.image_request import (
+    Milliseconds,
+    Model,
+    ModelField,
+    Priority,
+    body,
+    gone,
+    left,
+)
 from service.api.tracing import Stages
-from service.api.uploads import EMPTY, FIELD, RAW, Bounds, Budget, Upload, read
+from service.api.uploads import EMPTY, Bounds, Budget, Upload, read
 from service.errors import MalformedRequest, ServiceError
-from service.imaging import image_decoder
 from service.models.ensemble import Ensemble
-from service.serving import request_stats as summed
+from service.serving import request_stats
+from service.serving.classifier import Classifier
 from service.serving.metrics.metrics import Metrics
 from service.serving.registry import ModelRegistry
 from service.serving.shadow import ShadowCandidate
 from service.serving.types import Answer
-from service.settings import AUTO, MODEL, PlanName, Settings, Views
+from service.settings import AUTO, PlanName, Settings, Views
 
 
 class Prediction(BaseModel):
@@ -66,10 +75,14 @@ class Several(_Answered):
 
 PATH = "/classify"
 
-Model = Annotated[
-    str | None, Query(pattern=rf"^{MODEL}$", description="which of the models that are served")
+ViewsQuery = Annotated[
+    Views,
+    Query(
+        description="views of each image; more cost more; auto: as many of single, ten "
+        "and paper as its time and the present load allow, which the answer tells"
+    ),
 ]
-ModelField = Annotated[str | None, Field(pattern=rf"^{MODEL}$", description="as in the query")]
+TopKQuery = Annotated[int, Query(ge=1, le=1000, description="how many labels")]
 TopK = Annotated[int, Field(ge=1, le=1000, description="how many labels")]
 
 
@@ -81,20 +94,6 @@ class Fields(BaseModel):
     views: Views | None = None
 
 
-Milliseconds = Annotated[
-    int, Header(ge=1, description="its own deadline, from its head on; at most the server's")
-]
-
-Priority = Annotated[
-    str | SkipJsonSchema[None],  # a header that is there is no null
-    Header(
-        description="u=7 (RFC 9218): nobody waits for this, so let others pass",
-        examples=["u=7"],
-    ),
-]
-
-_DEADLINE = "x-timeout-ms"
-_BINARY = {"type": "string", "format": "binary"}
 _CACHE = {
     "schema": {"type": "string"},
     "description": "whether all images' answers were kept, as RFC 9211 has it; only with a cache",
@@ -106,35 +105,10 @@ _TIMING = {
     " images, the most",
     "example": 'decode;dur=2.10, queue;dur=0.30, inference;dur=20.00, batch;desc="16 rows"',
 }
-
-
-def body(max_files: int, fields: type[BaseModel]) -> dict[str, Any]:
-    """Describe the request's body as OpenAPI does; FastAPI cannot, since we read it ourselves."""
-    images = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
-    form = {
-        "type": "object",
-        "required": [FIELD],
-        "properties": {FIELD: images, **_properties(fields)},
-        "additionalProperties": False,
-    }
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {"schema": form},
-                **{kind: {"schema": _BINARY} for kind in (*image_decoder.MEDIA_TYPES, RAW)},
-            },
-        }
-    }
-
-
-def _properties(fields: type[BaseModel]) -> dict[str, Any]:
-    """Describe form fields, which are there or not, and never null."""
-    described = fields.model_json_schema()["properties"]
-    return {
-        name: next(one for one in schema["anyOf"] if one != {"type": "null"})
-        for name, schema in described.items()
-    }
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
+    **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
+}
 
 
 def router(  # noqa: PLR0913, PLR0917 - all that it works with
@@ -147,33 +121,21 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
-    stages = Stages(tracer_provider)
-    most_ms = int(settings.timeout_seconds * 1000)
-    bounds = Bounds(
-        settings.max_body_bytes, settings.max_images_per_request, settings.upload_timeout_seconds
-    )
+    handler = _Handler(model_registry, shadow, settings, budget, metrics, Stages(tracer_provider))
+    max_ms = int(settings.timeout_seconds * 1000)
 
     @routes.post(
         PATH,
         response_model=One | Several,
-        responses={
-            200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
-            **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
-        },
+        responses=_RESPONSES,
         openapi_extra=body(settings.max_images_per_request, Fields),
     )
-    async def classify(  # noqa: PLR0913, PLR0917 - all that may be asked
+    async def classify(  # noqa: PLR0913, PLR0917 - all parameters of the request
         request: Request,
-        views: Annotated[
-            Views,
-            Query(
-                description="views of each image; more cost more; auto: as many of single, ten "
-                "and paper as its time and the present load allow, which the answer tells"
-            ),
-        ] = settings.views,
+        views: ViewsQuery = settings.views,
         model: Model = None,
-        top_k: Annotated[int, Query(ge=1, le=1000, description="how many labels")] = 5,
-        x_timeout_ms: Milliseconds = most_ms,
+        top_k: TopKQuery = 5,
+        x_timeout_ms: Milliseconds = max_ms,
         priority: Priority = None,
     ) -> Response:
         """Name what is on an image, or on several; a bad one never spoils the others.
@@ -182,92 +144,134 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         One image answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
-        with ExitStack() as held:
-            classifier = held.enter_context(model_registry.use(model))
-            share = held.enter_context(budget.share())
-            started = time.monotonic()
-            form = await read(request, bounds, share, Fields.model_fields)
-            fields = parameters.parse(Fields, form.fields)
-            if fields.model:
-                model = fields.model
-                classifier = held.enter_context(model_registry.use(model))
-            uploaded = time.monotonic() - started
-            background = is_background(priority)
-            metrics.stage("upload", uploaded, background=background)
-            seconds = left(request, min(most_ms, x_timeout_ms), uploaded)
-            uploads, images = form.uploads, [one.data for one in form.uploads if one.data]
-            chosen = fields.views or views
-            plan = (
-                classifier.choose_views(len(images), seconds, background=background)
-                if chosen == AUTO
-                else chosen
-            )
-            found = (
-                await classifier.classify(
-                    images,
-                    plan=plan,
-                    top_k=fields.top_k or top_k,
-                    seconds=seconds,
-                    background=background,
-                    gone=lambda: gone(request),
-                )
-                if images
-                else []
-            )
-            about = _about(classifier.ensemble, plan)
-        if model in {None, model_registry.default}:
-            shadow.offer(images, plan, found)
-        answers = _of_each(uploads, found)
-        summed.count(metrics, plan, answers, background=background)
-        stages.trace(started, uploaded, answers)
-        total = summed.add_up(answers)
-        note(request.scope, total.notes(plan, uploaded))
-        if len(answers) == 1:
-            first = answers[0]
-            if isinstance(first, ServiceError):
-                raise first
-            body: BaseModel = One(**about, predictions=_predictions(first))
-        else:
-            for answer in answers:
-                if isinstance(answer, ServiceError):
-                    metrics.rejected(answer, background=background)
-            results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
-            body = Several(**about, results=results)
-        return Response(
-            body.model_dump_json(exclude_unset=True),
-            media_type="application/json",
-            headers=total.headers(caches=settings.cache_bytes > 0),
-        )
+        timeout_ms = min(max_ms, x_timeout_ms)
+        chosen = _Parameters(model, views, top_k, timeout_ms, is_background(priority))
+        return await handler.respond(request, chosen)
 
     return routes
 
 
-def _of_each(
-    uploads: Sequence[Upload], found: Iterable[Answer | ServiceError]
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """The parameters of a request, of its query, headers and form."""
+
+    model: str | None
+    views: Views
+    top_k: int
+    timeout_ms: int
+    background: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    """Classifies the images of a request."""
+
+    model_registry: ModelRegistry
+    shadow: ShadowCandidate
+    settings: Settings
+    budget: Budget
+    metrics: Metrics
+    stages: Stages
+
+    async def respond(self, request: Request, chosen: _Parameters) -> Response:
+        with ExitStack() as stack:
+            classifier = stack.enter_context(self.model_registry.use(chosen.model))
+            share = stack.enter_context(self.budget.share())
+            started = time.monotonic()
+            form = await read(request, Bounds.of(self.settings), share, Fields.model_fields)
+            fields = parameters.parse(Fields, form.fields)
+            chosen = replace(chosen, **fields.model_dump(exclude_none=True))
+            if fields.model:
+                classifier = stack.enter_context(self.model_registry.use(fields.model))
+            uploaded = time.monotonic() - started
+            self.metrics.stage("upload", uploaded, background=chosen.background)
+            seconds = left(request, chosen.timeout_ms, uploaded)
+            images = [upload.data for upload in form.uploads if upload.data]
+            plan, classified = await _classified(request, classifier, chosen, images, seconds)
+            about = _about(classifier.ensemble, plan)
+        if chosen.model in {None, self.model_registry.default}:
+            self.shadow.offer(images, plan, classified)
+        answers = _with_empty(form.uploads, classified)
+        self._count(plan, answers, background=chosen.background)
+        self.stages.trace(started, uploaded, answers)
+        total = request_stats.add_up(answers)
+        note(request.scope, total.notes(plan, uploaded))
+        body = _body(request, about, form.uploads, answers)
+        headers = total.headers(caches=self.settings.cache_bytes > 0)
+        content = body.model_dump_json(exclude_unset=True)
+        return Response(content, headers=headers, media_type="application/json")
+
+    def _count(
+        self, plan: PlanName, answers: Sequence[Answer | ServiceError], *, background: bool
+    ) -> None:
+        """Count each image, and the errors that are part of a response with several."""
+        request_stats.count(self.metrics, plan, answers, background=background)
+        for answer in answers if len(answers) > 1 else ():
+            if isinstance(answer, ServiceError):
+                self.metrics.rejected(answer, background=background)
+
+
+async def _classified(
+    request: Request,
+    classifier: Classifier,
+    chosen: _Parameters,
+    images: Sequence[bytes],
+    seconds: float,
+) -> tuple[PlanName, Sequence[Answer | ServiceError]]:
+    """Classify the images; give the view plan, too, which `auto` leaves to the classifier."""
+    background = chosen.background
+    plan = (
+        classifier.choose_views(len(images), seconds, background=background)
+        if chosen.views == AUTO
+        else chosen.views
+    )
+    if not images:
+        return plan, []
+    answers = await classifier.classify(
+        images,
+        plan=plan,
+        top_k=chosen.top_k,
+        seconds=seconds,
+        background=background,
+        gone=lambda: gone(request),
+    )
+    return plan, answers
+
+
+def _with_empty(
+    uploads: Sequence[Upload], classified: Iterable[Answer | ServiceError]
 ) -> list[Answer | ServiceError]:
-    """Put the answers beside the errors of the images that are empty, in the uploads' order."""
-    coming = iter(found)
-    return [next(coming) if one.data else MalformedRequest(EMPTY) for one in uploads]
+    """Put the errors of empty images between the answers, in the uploads' order."""
+    answers = iter(classified)
+    return [next(answers) if upload.data else MalformedRequest(EMPTY) for upload in uploads]
 
 
 def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
-    """Say whose answer it is; `exclude_unset` leaves out a notice that nobody gave."""
+    """Describe the model; `exclude_unset` leaves out a notice that it does not have."""
     notice = {"notice": ensemble.notice} if ensemble.notice else {}
     return {"model": ensemble.name, "version": ensemble.version, **notice, "views": plan}
 
 
-def left(request: Request, milliseconds: int, uploaded: float) -> float:
-    """Give the seconds that are left after an upload that took so long.
+def _body(
+    request: Request,
+    about: dict[str, Any],
+    uploads: Sequence[Upload],
+    answers: Sequence[Answer | ServiceError],
+) -> BaseModel:
+    """Make the body of a response; raises the error of a single image."""
+    if len(answers) > 1:
+        results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
+        return Several(**about, results=results)
+    (answer,) = answers
+    if isinstance(answer, ServiceError):
+        raise answer
+    return One(**about, predictions=_predictions(answer))
 
-    A deadline is the caller's, whose clock has run since; ours is for our own work.
-    """
-    return milliseconds / 1000 - (uploaded if _DEADLINE in request.headers else 0.0)
 
-
-async def gone(request: Request) -> None:
-    """Return when the caller has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> Result:
+    if isinstance(answer, ServiceError):
+        return Result(filename=upload.filename, error=problem_details.of(answer, request))
+    return Result(filename=upload.filename, predictions=_predictions(answer))
 
 
 def _predictions(answer: Answer) -> list[Prediction]:
@@ -275,9 +279,3 @@ def _predictions(answer: Answer) -> list[Prediction]:
         Prediction(label=p.label, wnid=p.wnid, index=p.index, probability=p.probability)
         for p in answer.predictions
     ]
-
-
-def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> Result:
-    if isinstance(answer, ServiceError):
-        return Result(filename=upload.filename, error=problem_details.of(answer, request))
-    return Result(filename=upload.filename, predictions=_predictions(answer))

@@ -1,4 +1,4 @@
-"""GET /docs, /redoc and /openapi.json: the API's documentation, of which every file is ours."""
+"""GET /docs, /redoc and /openapi.json: the API's documentation, without files of other hosts."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def router() -> APIRouter:
 
 
 async def _openapi(request: Request) -> Response:
-    """Give the OpenAPI document; below a proxy's prefix, with that as its server."""
+    """Give the OpenAPI document; a root path becomes its server."""
     schema = request.app.openapi()
     if root_path := request.scope.get("root_path", "").rstrip("/"):
         schema = {**schema, "servers": [{"url": root_path}]}

@@ -1,22 +1,24 @@
 """POST /explain."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Annotated
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service.api import parameters, problem_details
-from service.api.routes.classify import Milliseconds, Model, ModelField, body, gone, left
+from service.api.routes.image_request import Milliseconds, Model, ModelField, body, gone, left
 from service.api.uploads import EMPTY, Bounds, Budget, read
 from service.errors import MalformedRequest, ServiceError
 from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
+from service.serving.classifier import Classifier
 from service.serving.metrics.metrics import Metrics
 from service.serving.registry import ModelRegistry
 from service.serving.types import Explanation
@@ -26,7 +28,7 @@ PATH = "/explain"
 VIEWS: PlanName = "single"  # if a request names none
 
 _PNG = "image/png"
-_LONGEST = 200  # characters of a label
+_MAX_LABEL = 200  # characters of a label
 
 
 class Region(BaseModel):
@@ -65,14 +67,32 @@ class Explained(BaseModel):
     ]
 
 
+ViewsQuery = Annotated[PlanName, Query(alias="views", description="the views whose maps are made")]
+LabelQuery = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=_MAX_LABEL,
+        description="WordNet id, name or index of the label to be explained; without, "
+        "the most probable one",
+    ),
+]
+
+
 class Fields(BaseModel):
     """Form fields that may come in place of query parameters, and go before those."""
 
     label: Annotated[
-        str | None, Field(min_length=1, max_length=_LONGEST, description="as in the query")
+        str | None, Field(min_length=1, max_length=_MAX_LABEL, description="as in the query")
     ] = None
     model: ModelField = None
     views: PlanName | None = None
+
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}},
+    **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 501, 503, 504),
+}
 
 
 def router(
@@ -80,103 +100,120 @@ def router(
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
-    most_ms = int(settings.timeout_seconds * 1000)
-    bounds = Bounds(settings.max_body_bytes, 1, settings.upload_timeout_seconds)
+    max_ms = int(settings.timeout_seconds * 1000)
+    bounds = replace(Bounds.of(settings), files=1)
+    handler = _Handler(model_registry, bounds, budget, metrics)
 
     @routes.post(
-        PATH,
-        response_model=Explained,
-        responses={
-            200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}},
-            **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 501, 503, 504),
-        },
-        openapi_extra=body(1, Fields),
+        PATH, response_model=Explained, responses=_RESPONSES, openapi_extra=body(1, Fields)
     )
     async def explain(
         request: Request,
-        plan: Annotated[
-            PlanName, Query(alias="views", description="the views whose maps are made")
-        ] = VIEWS,
+        plan: ViewsQuery = VIEWS,
         model: Model = None,
-        label: Annotated[
-            str | None,
-            Query(
-                min_length=1,
-                max_length=_LONGEST,
-                description="WordNet id, name or index of the label to be explained; without, "
-                "the most probable one",
-            ),
-        ] = None,
-        x_timeout_ms: Milliseconds = most_ms,
+        label: LabelQuery = None,
+        x_timeout_ms: Milliseconds = max_ms,
     ) -> Response:
         """Show which places of an image speak for a label, exactly: its class activation map.
 
         Send one image as to `/classify`. With `Accept: image/png` the answer is the image
         with a heat map over it, else the maps themselves.
         """
-        with contextlib.ExitStack() as held:
-            classifier = held.enter_context(model_registry.use(model))
-            share = held.enter_context(budget.share())
-            started = time.monotonic()
-            form = await read(request, bounds, share, Fields.model_fields)
-            fields = parameters.parse(Fields, form.fields)
-            if fields.model:
-                classifier = held.enter_context(model_registry.use(fields.model))
-            plan, label = fields.views or plan, fields.label or label
-            (upload,) = form.uploads
-            if not upload.data:
-                raise MalformedRequest(EMPTY)
-            read_in = time.monotonic() - started
-            deadline = started + read_in + left(request, min(most_ms, x_timeout_ms), read_in)
-            index = classifier.ensemble.find(label) if label else None
-            with _counted(metrics, plan):
-                found = await classifier.explain(
-                    upload.data,
-                    plan=plan,
-                    index=index,
-                    seconds=deadline - time.monotonic(),
-                    gone=lambda: gone(request),
-                )
-            heat = activation_map.heat(found.activations)
-            if _PNG in request.headers.get("accept", ""):
-                drawn = await classifier.paint(
-                    upload.data,
-                    heat,
-                    seconds=deadline - time.monotonic(),
-                    gone=lambda: gone(request),
-                )
-                return Response(drawn, media_type=_PNG)
-            name = classifier.ensemble.name
-        told = _explained(name, plan, found, activation_map.hottest(heat))
-        return Response(told.model_dump_json(), media_type="application/json")
+        chosen = _Parameters(model, plan, label, min(max_ms, x_timeout_ms))
+        return await handler.respond(request, chosen)
 
     return routes
 
 
-@contextlib.contextmanager
-def _counted(metrics: Metrics, plan: PlanName) -> Iterator[None]:
-    """Count an image by what comes of it."""
-    try:
-        yield
-    except ServiceError as error:
-        metrics.image(plan, error)
-        raise
-    metrics.image(plan)
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """The parameters of a request, of its query, headers and form."""
+
+    model: str | None
+    views: PlanName
+    label: str | None
+    timeout_ms: int
 
 
-def _explained(model: str, plan: PlanName, found: Explanation, box: Box | None) -> Explained:
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    """Explains the image of a request."""
+
+    model_registry: ModelRegistry
+    bounds: Bounds
+    budget: Budget
+    metrics: Metrics
+
+    async def respond(self, request: Request, chosen: _Parameters) -> Response:
+        with ExitStack() as stack:
+            classifier = stack.enter_context(self.model_registry.use(chosen.model))
+            share = stack.enter_context(self.budget.share())
+            started = time.monotonic()
+            form = await read(request, self.bounds, share, Fields.model_fields)
+            fields = parameters.parse(Fields, form.fields)
+            chosen = replace(chosen, **fields.model_dump(exclude_none=True))
+            if fields.model:
+                classifier = stack.enter_context(self.model_registry.use(fields.model))
+            (upload,) = form.uploads
+            if not upload.data:
+                raise MalformedRequest(EMPTY)
+            uploaded = time.monotonic() - started
+            deadline = started + uploaded + left(request, chosen.timeout_ms, uploaded)
+            return await self._explained(request, classifier, chosen, upload.data, deadline)
+
+    async def _explained(
+        self,
+        request: Request,
+        classifier: Classifier,
+        chosen: _Parameters,
+        image: bytes,
+        deadline: float,
+    ) -> Response:
+        index = classifier.ensemble.find(chosen.label) if chosen.label else None
+        with self._counted(chosen.views):
+            explanation = await classifier.explain(
+                image,
+                plan=chosen.views,
+                index=index,
+                seconds=deadline - time.monotonic(),
+                gone=lambda: gone(request),
+            )
+        heat = activation_map.heat(explanation.activations)
+        if _PNG in request.headers.get("accept", ""):
+            seconds = deadline - time.monotonic()
+            heatmap = await classifier.paint(
+                image, heat, seconds=seconds, gone=lambda: gone(request)
+            )
+            return Response(heatmap, media_type=_PNG)
+        box = activation_map.hottest(heat)
+        body = _explained(classifier.ensemble.name, chosen.views, explanation, box)
+        return Response(body.model_dump_json(), media_type="application/json")
+
+    @contextmanager
+    def _counted(self, plan: PlanName) -> Iterator[None]:
+        """Count an image with its error, if any."""
+        try:
+            yield
+        except ServiceError as error:
+            self.metrics.image(plan, error)
+            raise
+        self.metrics.image(plan)
+
+
+def _explained(model: str, plan: PlanName, explanation: Explanation, box: Box | None) -> Explained:
     return Explained(
         model=model,
         views=plan,
-        label=found.prediction.label,
-        wnid=found.prediction.wnid,
-        index=found.prediction.index,
-        probability=found.prediction.probability,
-        bias=found.activations[0].bias,
-        maps=[_map(one) for one in found.activations],
+        label=explanation.prediction.label,
+        wnid=explanation.prediction.wnid,
+        index=explanation.prediction.index,
+        probability=explanation.prediction.probability,
+        bias=explanation.activations[0].bias,
+        maps=[_map(activation) for activation in explanation.activations],
         box=Region(**dataclasses.asdict(box)) if box else None,
     )
 
 
-def _map(one: Activation) -> Map:
-    return Map(**dataclasses.asdict(one.box), grid=one.grid.tolist(), logit=one.logit)
+def _map(activation: Activation) -> Map:
+    box = dataclasses.asdict(activation.box)
+    return Map(**box, grid=activation.grid.tolist(), logit=activation.logit)

@@ -1,5 +1,6 @@
-"""The models that are served: told to anybody, changed by those who may."""
+"""GET /models, and PUT and DELETE /models/{name} for API keys that may manage models."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
@@ -63,39 +64,51 @@ class Models(BaseModel):
     models: list[Served]
 
 
+Default = Annotated[bool, Query(description="ask it from now on when no model is named")]
+Share = Annotated[
+    float | None,
+    Query(
+        alias="shadow",
+        ge=0,
+        le=1,
+        description="the share of the default's requests that it is asked for, too, only "
+        "to compare their answers; 0 ends that",
+    ),
+]
+
+
 def router(model_registry: ModelRegistry, shadow: ShadowCandidate, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
+    handlers = _Handlers(model_registry, shadow, settings)
+    changes = problem_details.documented(403, 404, 409, 422)
+    loads = problem_details.documented(403, 404, 409, 422, 507)
+    routes.get("/models", responses=problem_details.documented(503))(handlers.models)
+    routes.put(PATH, responses=loads)(handlers.load)
+    routes.delete(PATH, responses=changes, status_code=204)(handlers.unload)
+    return routes
 
-    @routes.get("/models", responses=problem_details.documented(503))
-    async def models() -> Models:
+
+@dataclass(frozen=True, slots=True)
+class _Handlers:
+    """The handler of each route; their docstrings are OpenAPI's descriptions."""
+
+    model_registry: ModelRegistry
+    shadow: ShadowCandidate
+    settings: Settings
+
+    async def models(self) -> Models:
         """Tell what is served."""
-        model_registry.find()  # while there is nothing, that is refused
-        chosen = shadow.share
+        self.model_registry.find()  # raises NotReady until a model is loaded
+        candidate = self.shadow.share
         return Models(
-            default=model_registry.default,
-            shadow=Candidate(model=chosen[0], share=chosen[1]) if chosen else None,
-            models=[_served(*one, settings) for one in model_registry.served.items()],
+            default=self.model_registry.default,
+            shadow=Candidate(model=candidate[0], share=candidate[1]) if candidate else None,
+            models=[_served(*item, self.settings) for item in self.model_registry.served.items()],
         )
 
-    @routes.put(PATH, responses=problem_details.documented(403, 404, 409, 422, 507))
     async def load(
-        request: Request,
-        name: Name,
-        *,
-        default: Annotated[
-            bool, Query(description="ask it from now on when no model is named")
-        ] = False,
-        share: Annotated[
-            float | None,
-            Query(
-                alias="shadow",
-                ge=0,
-                le=1,
-                description="the share of the default's requests that it is asked for, too, only "
-                "to compare their answers; 0 ends that",
-            ),
-        ] = None,
+        self, request: Request, name: Name, *, default: Default = False, share: Share = None
     ) -> Served:
         """Serve a model as it is in the store now; answers when it does.
 
@@ -103,25 +116,22 @@ def router(model_registry: ModelRegistry, shadow: ShadowCandidate, settings: Set
         begun. Nothing happens if its files are the same.
         """
         _check(request)
-        await model_registry.load(name)
+        await self.model_registry.load(name)
         if default:
-            model_registry.set_default(name)
+            self.model_registry.set_default(name)
         if share is not None:
-            shadow.follow(name, share)
-        return _served(name, model_registry.find(name), settings)
+            self.shadow.follow(name, share)
+        return _served(name, self.model_registry.find(name), self.settings)
 
-    @routes.delete(PATH, responses=problem_details.documented(403, 404, 409, 422), status_code=204)
-    async def unload(request: Request, name: Name) -> Response:
+    async def unload(self, request: Request, name: Name) -> Response:
         """Serve a model no more; what it has accepted is done."""
         _check(request)
-        model_registry.unload(name)
+        self.model_registry.unload(name)
         return Response(status_code=204)
-
-    return routes
 
 
 def _check(request: Request) -> None:
-    """Raise `Forbidden` unless the request's key may change what is served."""
+    """Raise `Forbidden` unless the request's API key may manage models."""
     if not is_manager(request.scope):
         raise Forbidden(_FORBIDDEN)
 

@@ -1,4 +1,4 @@
-"""GET /: a page to try the service on; its files are read once, and it loads nothing else."""
+"""GET /: the playground page, whose files are read once, and which loads nothing else."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,26 +21,26 @@ PATHS = frozenset(_FILES)
 
 
 def router() -> APIRouter:
-    """Make the routes; OpenAPI is for programs, and does not tell of them."""
+    """Make the routes, which OpenAPI does not describe."""
     routes = APIRouter(include_in_schema=False)
     for path, (name, media_type) in _FILES.items():
-        sends = sending((_FOLDER / name).read_bytes(), media_type, security_headers.OWN_PAGE)
-        routes.add_api_route(path, sends, methods=["GET"], name=name)
+        send = sending((_FOLDER / name).read_bytes(), media_type, security_headers.OWN_PAGE)
+        routes.add_api_route(path, send, methods=["GET"], name=name)
     return routes
 
 
 def sending(
     content: bytes, media_type: str, policy: Mapping[str, str]
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Make the route of a file: a browser may keep it, and asks each time whether it changed."""
+    """Make the handler of a file, which a browser caches and revalidates by its ETag."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    about = {"ETag": tag, "Cache-Control": "no-cache", **policy}
+    headers = {"ETag": tag, "Cache-Control": "no-cache", **policy}
 
     async def send(request: Request) -> Response:
         known = request.headers.get("if-none-match", "")
-        # A proxy that compresses makes a tag a weak one.
-        if tag in {one.strip().removeprefix("W/") for one in known.split(",")}:
-            return Response(status_code=304, headers=about)
-        return Response(content, media_type=media_type, headers=about)
+        # A compressing proxy makes the ETag weak.
+        if tag in {value.strip().removeprefix("W/") for value in known.split(",")}:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
 
     return send

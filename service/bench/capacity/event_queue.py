@@ -1,7 +1,7 @@
-"""What is being done at a replica, and what time it is: each thing as slow as the others make it.
+"""The event queue of the simulator: tasks that slow each other down, and the simulated time.
 
-Nothing here has a fixed end. Whenever something begins or ends, all that goes on is as much
-slower or quicker from then on as the stages that are at work say.
+A task has no fixed end: whenever a task begins or ends, the speed of all others changes with the
+number of busy stages.
 """
 
 import math
@@ -13,44 +13,46 @@ from service.bench.capacity.replica_model import Stages
 
 @dataclass(eq=False, slots=True)
 class Task:
-    """Something that is being done: the seconds of all of it as things are, and what is next."""
+    """A running task: its duration by what is busy, and what to call at its end."""
 
     seconds: Callable[[Stages], float]
     done: Callable[[], None]
-    left: float = 1.0  # share of it
+    left: float = 1.0  # share of the work
 
 
 class EventQueue:
-    """All that is being done, and what time it is."""
+    """Running tasks and the simulated time."""
 
     def __init__(self, busy: Callable[[], Stages]) -> None:
         self.now = 0.0  # seconds
-        self.spent = Stages(0.0, 0.0, 0.0)  # seconds of all that were at work
+        self.spent = Stages(0.0, 0.0, 0.0)  # busy seconds, by stage
         self._busy = busy
         self._tasks: list[Task] = []
 
     def begin(self, task: Task) -> None:
-        """Do it from now on."""
+        """Begin a task now."""
         self._tasks.append(task)
 
-    def until(self, end: float) -> None:
-        """Do all that ends by then; infinity: and all that follows from it."""
+    def advance(self, end: float) -> None:
+        """Advance to the time `end`; infinity: until no task is left."""
         while self._tasks:
             busy = self._busy()
-            lasts = [task.seconds(busy) for task in self._tasks]
-            lefts = [task.left * last for task, last in zip(self._tasks, lasts, strict=True)]
-            first = min(range(len(lefts)), key=lefts.__getitem__)
-            if self.now + lefts[first] > end:
-                self._pass(end - self.now, busy, lasts)
+            durations = [task.seconds(busy) for task in self._tasks]
+            remaining = [
+                task.left * duration for task, duration in zip(self._tasks, durations, strict=True)
+            ]
+            first = min(range(len(remaining)), key=remaining.__getitem__)
+            if self.now + remaining[first] > end:
+                self._elapse(end - self.now, busy, durations)
                 break
-            self._pass(lefts[first], busy, lasts)
+            self._elapse(remaining[first], busy, durations)
             self._tasks.pop(first).done()
         if end < math.inf:
             self.now = end
 
-    def _pass(self, seconds: float, busy: Stages, lasts: Iterable[float]) -> None:
+    def _elapse(self, seconds: float, busy: Stages, durations: Iterable[float]) -> None:
         if seconds > 0:
-            for task, last in zip(self._tasks, lasts, strict=True):
-                task.left -= seconds / last
+            for task, duration in zip(self._tasks, durations, strict=True):
+                task.left -= seconds / duration
             self.spent = Stages(*(s + seconds * n for s, n in zip(self.spent, busy, strict=True)))
             self.now += seconds

@@ -1,6 +1,6 @@
-"""How many replicas answer a rate of requests in time, by simulating one of them.
+"""Capacity planning: how many replicas a rate of requests needs, by simulating one of them.
 
-Requests are spread at random, so each replica has its share of them as a Poisson process.
+Requests are distributed at random, so each replica's share is a Poisson process.
 """
 
 import math
@@ -11,42 +11,42 @@ from functools import cache
 from service.bench.capacity.replica_model import JobSpec, Replica
 from service.bench.capacity.simulator import poisson, simulate
 
-SHARE = 0.99  # of all requests, those that are refused included, that the objective is for
-HELPS = 0.05  # of the 99th percentile: what more replicas have to take off it to be any help
-_BUSY = 0.95  # of its time: a stage that is busier than this cannot keep up
+SHARE = 0.99  # of all requests, including refused ones, that has to meet the objective
+HELPS = 0.05  # of the 99th percentile: the least reduction that is worth more replicas
+_BUSY = 0.95  # utilisation above which a stage is overloaded
 _ARRIVALS = 5000  # at the simulated replica
-_MOST = 1000  # times as many replicas as are all at work: what is late there is late anywhere
+_MOST = 1000  # times the least replicas, at which to give up
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What comes and what is wanted: a rate, and the seconds that an answer may take."""
+    """A rate of requests and its latency objective."""
 
     rate: float  # requests a second, at random moments
     objective: float  # seconds, for `SHARE` of all requests
-    deadline: float  # seconds; what a request is admitted by
+    deadline: float  # seconds; the timeout of a request
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What so many replicas do; p50 and p99 in seconds, None where nothing is answered."""
+    """The figures of a number of replicas; p50 and p99 in seconds, None without responses."""
 
     replicas: int
     utilisation: Mapping[str, float]  # by stage, the share of its time that it is busy
     p50: float | None
     p99: float | None
-    refused: float  # share of all requests, those included that are answered too late
+    refused: float  # share of all requests, including late ones
     met: bool  # the objective
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many replicas are needed, and what fewer and more of them do."""
+    """The replicas that are needed, and predictions for fewer and more."""
 
     traffic: Traffic
-    alone: float  # seconds that a request takes when there is no other
-    needed: int | None  # None if no number of them meets the objective
-    enough: int  # replicas that more than these hardly help
+    alone: float  # seconds of a request without others
+    needed: int | None  # None if no number meets the objective
+    enough: int  # replicas beyond which more hardly help
     predictions: tuple[Prediction, ...]
 
 
@@ -54,7 +54,7 @@ Predict = Callable[[int], Prediction]
 
 
 def plan(replica: Replica, spec: JobSpec, traffic: Traffic) -> Plan:
-    """Find out how many such replicas are needed for requests that bring so much each."""
+    """Plan the replicas for traffic of requests of this size."""
     predict = cache(lambda count: _predict(replica, spec, traffic, count))
     alone = simulate(replica, spec, [0.0], deadline=math.inf).latencies[0]
     least = max(1, math.ceil(traffic.rate * replica.least(spec)))
@@ -81,7 +81,7 @@ def _predict(replica: Replica, spec: JobSpec, traffic: Traffic, count: int) -> P
 
 
 def search(meets: Callable[[int], bool], least: int, most: int) -> int | None:
-    """Find the fewest that meet what more than them meet, too; None if that is far over `most`."""
+    """Bisect for the least count that meets a monotonic condition; None if none up to `most`."""
     low, high = least - 1, least
     while not meets(high):
         if high >= most:
@@ -94,12 +94,12 @@ def search(meets: Callable[[int], bool], least: int, most: int) -> int | None:
 
 
 def step(replicas: int) -> int:
-    """Say how many more to look at next: one in ten."""
+    """Return the step to the next count: a tenth."""
     return max(1, replicas // 10)
 
 
 def worthwhile(predict: Predict, first: int) -> Iterator[int]:
-    """Count on from `first` as long as more replicas help, and to the first that do not."""
+    """Yield counts from `first` to the first that hardly helps."""
     count, helps = first, True
     yield count
     while helps:
@@ -109,9 +109,9 @@ def worthwhile(predict: Predict, first: int) -> Iterator[int]:
         yield count
 
 
-def _helps(few: Prediction, more: Prediction) -> bool:
-    if max(few.utilisation.values()) > _BUSY:
+def _helps(fewer: Prediction, more: Prediction) -> bool:
+    if max(fewer.utilisation.values()) > _BUSY:
         return True
-    if few.p99 is None or more.p99 is None:
+    if fewer.p99 is None or more.p99 is None:
         return False
-    return more.p99 <= (1 - HELPS) * few.p99
+    return more.p99 <= (1 - HELPS) * fewer.p99

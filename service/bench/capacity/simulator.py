@@ -1,4 +1,4 @@
-"""What becomes of random arrivals at one replica: event by event, without a clock.
+"""A discrete-event simulation of random arrivals at one replica.
 
 A discrete-event simulation of the stages that a request goes through: HTTP, which is one event
 loop; decoding threads; the queue and the lanes, as `service.scheduling.batcher` has them. Whom to
@@ -19,7 +19,7 @@ import numpy as np
 from service.bench.capacity.event_queue import EventQueue, Task
 from service.bench.capacity.replica_model import JobSpec, Replica, Stages
 from service.scheduling import policy
-from service.scheduling.admission import Decoders, QueueLoad, admit
+from service.scheduling.admission import Decoders, QueueLoad, evaluate
 from service.scheduling.cost_model import Key
 from service.scheduling.policy import BatchPlan, QueuedJob, RunningBatch
 
@@ -28,50 +28,50 @@ _WARM_UP = 0.1  # of the arrivals are not counted
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the arrivals that were counted, and how busy each stage was."""
+    """The outcomes of the counted arrivals, and the utilisation of each stage."""
 
-    latencies: tuple[float, ...]  # seconds, of those that were answered in time
+    latencies: tuple[float, ...]  # seconds, of responses within the deadline
     refused: int
-    late: int  # accepted, and not answered by the deadline
-    utilisation: Stages  # the share of its time that each is busy
+    late: int  # accepted, but without a response by the deadline
+    utilisation: Stages  # busy share of each stage's time
 
     @property
     def arrived(self) -> int:
-        """How many came."""
+        """The number of counted arrivals."""
         return len(self.latencies) + self.refused + self.late
 
     def quantile(self, share: float) -> float:
-        """Give the seconds that a share of the answers took at most; NaN if there are none."""
+        """Return a quantile of latencies, in seconds; NaN without any."""
         return float(np.quantile(self.latencies, share)) if self.latencies else math.nan
 
     def within(self, seconds: float) -> float:
-        """Give the share of all arrivals that were answered within so many seconds."""
+        """Return the share of all arrivals with at most this latency."""
         return sum(latency <= seconds for latency in self.latencies) / self.arrived
 
 
 def poisson(rate: float, count: int, seed: int = 0) -> Iterator[float]:
-    """Give the first moments, in seconds, of a Poisson process of so many a second.
+    """Yield the first moments, in seconds, of a Poisson process of `rate` a second.
 
     Split at random over replicas, such a process is one at each of them (Poisson thinning).
     """
-    chance, at = random.Random(seed), 0.0
+    rng, moment = random.Random(seed), 0.0
     for _ in range(count):
-        at += chance.expovariate(rate)
-        yield at
+        moment += rng.expovariate(rate)
+        yield moment
 
 
 def simulate(
     replica: Replica, spec: JobSpec, arrivals: Iterable[float], *, deadline: float
 ) -> Outcome:
-    """Let requests come at these moments, each to be answered in `deadline` seconds."""
-    return _Simulation(replica, spec, deadline).play([*arrivals])
+    """Simulate requests that arrive at these moments, each with a deadline in seconds."""
+    return _Simulation(replica, spec, deadline).run([*arrivals])
 
 
 @dataclass(eq=False, slots=True)
 class _Request:
     arrived: float
-    undone: int  # rows
-    counts: bool  # among the outcomes
+    rows_left: int
+    is_counted: bool
     deadline: float = math.inf
 
 
@@ -80,76 +80,76 @@ class _Job:
     """A request's rows of one key."""
 
     request: _Request
-    waiting: QueuedJob
-    order: tuple[float, int]  # deadline, then first come
+    queued: QueuedJob
+    order: tuple[float, int]  # deadline, then arrival
 
 
 class _Simulation:
-    """A replica at work."""
+    """The state of a simulated replica."""
 
     def __init__(self, replica: Replica, spec: JobSpec, deadline: float) -> None:
-        self._replica, self._demand, self._deadline = replica, spec, deadline
+        self._replica, self._spec, self._deadline = replica, spec, deadline
         self._devices = replica.devices
         self._costs = replica.costs
-        self._agenda = EventQueue(self._at_work)
-        self._at_http: deque[Callable[[], None]] = deque()  # what is next, for who is there
+        self._events = EventQueue(self._busy)
+        self._http: deque[Callable[[], None]] = deque()  # what follows each visit
         self._undecoded: deque[_Request] = deque()
         self._decoding = 0
         self._decoders = Decoders(replica.decoders)
         self._queue: list[_Job] = []  # by order
         self._serial = 0
-        self._rows: Counter[Key] = Counter()  # admitted and not yet taken
-        self._idle = deque(range(len(replica.executors)))  # lanes, longest first
-        self._running: dict[int, RunningBatch] = {}  # by lane, in the order in which they began
-        self._turns: dict[int, deque[Task]] = {}  # by device, which is at the first of them
-        self._freed: dict[int, float] = {}  # by device: when it last finished a batch
+        self._rows: Counter[Key] = Counter()  # admitted and not yet in a batch
+        self._idle = deque(range(len(replica.executors)))  # executors, longest idle first
+        self._running: dict[int, RunningBatch] = {}  # by executor, in the order of their start
+        self._device_queues: dict[int, deque[Task]] = {}  # by device, which runs the first
+        self._freed: dict[int, float] = {}  # by device: end of its last batch
         self._latencies: list[float] = []
         self._refused = self._late = 0
 
-    def play(self, arrivals: list[float]) -> Outcome:
-        """Let them come, and go on until all is done."""
+    def run(self, arrivals: list[float]) -> Outcome:
+        """Run all requests to their end."""
         uncounted = int(_WARM_UP * len(arrivals))
-        rows = sum(self._demand.values())
-        for number, at in enumerate(arrivals):
-            self._agenda.until(at)
-            request = _Request(at, rows, counts=number >= uncounted)
-            self._pass_http(partial(self._admit, request))
-        self._agenda.until(math.inf)
+        rows = sum(self._spec.values())
+        for number, moment in enumerate(arrivals):
+            self._events.advance(moment)
+            request = _Request(moment, rows, is_counted=number >= uncounted)
+            self._visit_http(partial(self._admit, request))
+        self._events.advance(math.inf)
         return Outcome(tuple(self._latencies), self._refused, self._late, self._utilisation())
 
-    def _at_work(self) -> Stages:
-        return Stages(len(self._turns), self._decoding, int(bool(self._at_http)))
+    def _busy(self) -> Stages:
+        return Stages(len(self._device_queues), self._decoding, int(bool(self._http)))
 
     def _utilisation(self) -> Stages:
-        time, most = self._agenda.now, self._replica.most
-        spent = zip(self._agenda.spent, most, strict=True)
+        time, most = self._events.now, self._replica.most
+        spent = zip(self._events.spent, most, strict=True)
         return Stages(*(seconds / time / number for seconds, number in spent))
 
-    # HTTP: an event loop, by which each request goes twice; and whom it refuses in between.
+    # HTTP: an event loop, which each request visits twice; and admission.
 
-    def _pass_http(self, then: Callable[[], None]) -> None:
-        self._at_http.append(then)
-        if len(self._at_http) == 1:
-            self._agenda.begin(Task(self._visit_seconds, self._passed_http))
+    def _visit_http(self, then: Callable[[], None]) -> None:
+        self._http.append(then)
+        if len(self._http) == 1:
+            self._events.begin(Task(self._visit_seconds, self._visited_http))
 
     def _visit_seconds(self, busy: Stages) -> float:
         return self._replica.http_seconds(busy) / 2
 
-    def _passed_http(self) -> None:
-        then = self._at_http.popleft()
-        if self._at_http:
-            self._agenda.begin(Task(self._visit_seconds, self._passed_http))
+    def _visited_http(self) -> None:
+        then = self._http.popleft()
+        if self._http:
+            self._events.begin(Task(self._visit_seconds, self._visited_http))
         then()
 
     def _admit(self, request: _Request) -> None:
-        running = policy.work_left(self._running.values(), self._freed, self._agenda.now)
+        running = policy.work_left(self._running.values(), self._freed, self._events.now)
         decode_wait = self._decoders.decode_wait(len(self._undecoded) + self._decoding + 1)
         load = QueueLoad(running, self._rows, len(self._devices), decode_wait=decode_wait)
-        if not admit(load, self._demand, self._costs, self._deadline).admitted:
-            self._refused += request.counts
+        if not evaluate(load, self._spec, self._costs, self._deadline).admitted:
+            self._refused += request.is_counted
             return
-        request.deadline = self._agenda.now + self._deadline
-        self._rows.update(self._demand)
+        request.deadline = self._events.now + self._deadline
+        self._rows.update(self._spec)
         self._undecoded.append(request)
         self._decode()
 
@@ -158,31 +158,31 @@ class _Simulation:
     def _decode(self) -> None:
         if self._undecoded and self._decoding < self._replica.decoders:
             self._decoding += 1
-            decoded = partial(self._decoded, self._undecoded.popleft(), self._agenda.now)
-            self._agenda.begin(Task(self._replica.decode_seconds, decoded))
+            decoded = partial(self._decoded, self._undecoded.popleft(), self._events.now)
+            self._events.begin(Task(self._replica.decode_seconds, decoded))
 
     def _decoded(self, request: _Request, begun: float) -> None:
         self._decoding -= 1
-        self._decoders = self._decoders.observed(self._agenda.now - begun)
+        self._decoders = self._decoders.observed(self._events.now - begun)
         self._decode()
-        for key, rows in self._demand.items():
+        for key, rows in self._spec.items():
             self._serial += 1
             large = rows > self._costs.largest(key)
-            waiting = QueuedJob(key, rows, request.deadline, large)
-            job = _Job(request, waiting, (request.deadline, self._serial))
+            queued = QueuedJob(key, rows, request.deadline, large)
+            job = _Job(request, queued, (request.deadline, self._serial))
             insort(self._queue, job, key=lambda job: job.order)
-        self._look()
+        self._wake()
 
-    # Batches, as the batcher's lanes take them.
+    # Batches, as the batcher's executors take them.
 
-    def _look(self) -> None:
-        """Let the lanes that wait serve for as long as it is the turn of one."""
+    def _wake(self) -> None:
+        """Let idle executors serve for as long as it is the turn of one."""
         while (number := next(filter(self._is_turn_of, self._idle), None)) is not None:
             self._idle.remove(number)
             self._serve(number)
 
     def _serve(self, number: int) -> None:
-        """Let a lane take what is formed for it, or wait."""
+        """Let an executor take a batch, or become idle."""
         while self._is_turn_of(number):
             if self._take(number):
                 return
@@ -194,73 +194,73 @@ class _Simulation:
         return bool(self._queue) and turn
 
     def _take(self, number: int) -> bool:
-        """Form a batch for a lane and begin with it, if there is anybody to be served in time."""
+        """Form a batch for an executor and start it, if a job can be served in time."""
         busy = {run.device for run in self._running.values()}
         others = self._devices - busy - {self._replica.executors[number]}
         decision = policy.form(
-            [job.waiting for job in self._queue],
+            [job.queued for job in self._queue],
             self._costs,
-            self._agenda.now,
+            self._events.now,
             free=1 + len(others),
             devices=len(self._devices),
-            running=policy.work_left(self._running.values(), self._freed, self._agenda.now),
+            running=policy.work_left(self._running.values(), self._freed, self._events.now),
         )
-        late = [self._queue[at] for at in decision.late]
+        late = [self._queue[index] for index in decision.late]
         if decision.run:
-            self._run(number, decision.run)
+            self._start(number, decision.run)
         for job in late:
             self._drop(job.request)
         return decision.run is not None
 
     def _drop(self, request: _Request) -> None:
-        """Give a request up, with all its rows that wait."""
-        self._late += request.counts
-        request.counts = False
+        """Drop a late request with its queued rows."""
+        self._late += request.is_counted
+        request.is_counted = False
         for job in [job for job in self._queue if job.request is request]:
-            self._rows[job.waiting.key] -= job.waiting.left
+            self._rows[job.queued.key] -= job.queued.left
             self._queue.remove(job)
 
-    def _run(self, number: int, formation: BatchPlan) -> None:
-        device, key, size = self._replica.executors[number], formation.key, formation.size
-        taken = [(self._queue[at], rows) for at, rows in formation.takes]
+    def _start(self, number: int, plan: BatchPlan) -> None:
+        device, key, size = self._replica.executors[number], plan.key, plan.size
+        taken = [(self._queue[index], rows) for index, rows in plan.takes]
         for job, rows in taken:
-            job.waiting = replace(job.waiting, left=job.waiting.left - rows)
+            job.queued = replace(job.queued, left=job.queued.left - rows)
             self._rows[key] -= rows
-            if not job.waiting.left:
+            if not job.queued.left:
                 self._queue.remove(job)
         expected = self._costs.seconds(key, size)
-        self._running[number] = RunningBatch(device, self._agenda.now, expected)
+        self._running[number] = RunningBatch(device, self._events.now, expected)
         parts = [(job.request, rows) for job, rows in taken]
         seconds = partial(self._replica.batch_seconds, key, size)
         task = Task(seconds, partial(self._ran, number, key, size, parts))
-        turns = self._turns.setdefault(device, deque())
-        turns.append(task)
-        if len(turns) == 1:
-            self._agenda.begin(task)
+        queue = self._device_queues.setdefault(device, deque())
+        queue.append(task)
+        if len(queue) == 1:
+            self._events.begin(task)
 
     def _ran(self, number: int, key: Key, size: int, parts: Iterable[tuple[_Request, int]]) -> None:
         for request, rows in parts:
-            self._give(request, rows)
+            self._finish(request, rows)
         run = self._running.pop(number)
-        seconds = self._agenda.now - run.since(self._freed)
+        seconds = self._events.now - run.since(self._freed)
         self._costs = self._costs.observed(key, size, seconds)
-        self._freed[run.device] = self._agenda.now
-        turns = self._turns[run.device]
-        turns.popleft()
-        if turns:
-            self._agenda.begin(turns[0])
+        self._freed[run.device] = self._events.now
+        queue = self._device_queues[run.device]
+        queue.popleft()
+        if queue:
+            self._events.begin(queue[0])
         else:
-            del self._turns[run.device]
+            del self._device_queues[run.device]
         self._serve(number)
-        self._look()
+        self._wake()
 
-    def _give(self, request: _Request, rows: int) -> None:
-        request.undone -= rows
-        if not request.undone:
-            self._pass_http(partial(self._answer, request))
+    def _finish(self, request: _Request, rows: int) -> None:
+        request.rows_left -= rows
+        if not request.rows_left:
+            self._visit_http(partial(self._answer, request))
 
     def _answer(self, request: _Request) -> None:
-        if self._agenda.now > request.deadline:
-            self._late += request.counts
-        elif request.counts:
-            self._latencies.append(self._agenda.now - request.arrived)
+        if self._events.now > request.deadline:
+            self._late += request.is_counted
+        elif request.is_counted:
+            self._latencies.append(self._events.now - request.arrived)

@@ -1,7 +1,7 @@
-"""How long each stage of a replica takes here: alone, and beside the others at work.
+"""Measure how long each stage of a replica takes here: alone, and while the others are busy.
 
-The backend is asked as the service asks it, in turns, so that whatever else the machine does
-meets all of them; a figure is the median of its turns.
+The backend is called as the service calls it, in turns, so that other load on the machine affects
+all stages; a figure is the median of its turns.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from service.serving.backend import Backend, Payload
 T = TypeVar("T")
 
 _TURNS = 3
-_PAUSE = 0.02  # seconds; about what lies between the requests of a replica that is half idle
-_IMAGES = 4  # that are decoded one after the other, in a turn
-_REQUESTS = 300  # by which HTTP is measured: a process's time is counted in hundredths of a second
+_PAUSE = 0.02  # seconds; about the gap between requests of a half idle replica
+_IMAGES = 4  # decoded one after the other, in a turn
+_REQUESTS = 300  # for HTTP: CPU time is counted in hundredths of a second
 _WARM_UP = 30  # requests
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured: an idle backend, the images it gets, and what is made of them."""
+    """An idle backend, and the images and views to measure it with."""
 
     backend: Backend
     images: Sequence[bytes]
@@ -42,18 +42,18 @@ class Subject:
 
     @property
     def spec(self) -> JobSpec:
-        """The rows that an image brings, by key."""
+        """The rows of an image, by key."""
         ensemble = self.backend.ensemble
-        return {one.key: one.rows for one in ensemble.specs(ensemble.plans(self.views))}
+        return {spec.key: spec.rows for spec in ensemble.specs(ensemble.plans(self.views))}
 
     async def prepare(self, image: bytes) -> Sequence[Payload]:
-        """Have an image decoded."""
+        """Decode an image."""
         return await self.backend.prepare(image, self.views, self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What everything took once; batches by key and size."""
+    """The durations of one turn; batches by key and size."""
 
     decode: Seconds
     batches: Mapping[tuple[Key, int], Seconds]
@@ -61,25 +61,27 @@ class _Turn:
 
 
 async def measure(subject: Subject, http: float, turns: int = _TURNS) -> Replica:
-    """Measure a replica, all but the seconds that a request takes of `http`."""
+    """Measure a replica; `http` is the event loop's seconds for a request."""
     stages = _Stages(subject, await subject.prepare(subject.images[0]))
-    found = [await stages.turn() for _ in range(turns)]
-    first = found[0]
-    batches = {bucket: _median(turn.batches[bucket] for turn in found) for bucket in first.batches}
-    decode = _median(turn.decode for turn in found)
+    measured = [await stages.turn() for _ in range(turns)]
+    first = measured[0]
+    batches = {
+        bucket: _median(turn.batches[bucket] for turn in measured) for bucket in first.batches
+    }
+    decode = _median(turn.decode for turn in measured)
     return Replica(
         executors=tuple(executor.device for executor in subject.backend.executors),
         costs=subject.backend.ensemble.costs,
         batches=_by_key(batches),
-        slowed=median(turn.slowed for turn in found),
+        slowed=median(turn.slowed for turn in measured),
         decode=decode,
         decoders=subject.decoders,
-        http=Seconds(http, http * decode.beside / decode.alone),  # as much longer as decoding
+        http=Seconds(http, http * decode.beside / decode.alone),  # slowed as much as decoding
     )
 
 
 class _Stages:
-    """The stages of a backend, and how to time them."""
+    """Times the stages of a backend."""
 
     def __init__(self, subject: Subject, payloads: Sequence[Payload]) -> None:
         executors = subject.backend.executors
@@ -87,7 +89,7 @@ class _Stages:
         curves = subject.backend.ensemble.costs.curves
         self._subject = subject
         self._images = itertools.cycle(subject.images)
-        self._beside = [*by_device.values()]  # one of each device
+        self._beside = [*by_device.values()]  # an executor of each device
         self._batches = [
             Batch(key, size, (Slice(payloads[key.member], 0, 1),) * size, "full")
             for key in subject.spec
@@ -113,28 +115,28 @@ class _Stages:
         await asyncio.gather(*(executor.run(batch) for executor in self._beside))
 
     async def _contended(self) -> tuple[float, float]:
-        """Run every batch while all threads decode; gives the seconds of all and of an image."""
-        ended = asyncio.Event()
+        """Run every batch while all threads decode: seconds of all batches and of an image."""
+        stop = asyncio.Event()
         decoding = [
-            asyncio.create_task(self._decode_until(ended)) for _ in range(self._subject.decoders)
+            asyncio.create_task(self._decode_until(stop)) for _ in range(self._subject.decoders)
         ]
         seconds = [await _timed(self._everywhere(batch)) for batch in self._batches]
-        ended.set()
+        stop.set()
         spent = await asyncio.gather(*decoding)
         return sum(seconds), mean(itertools.chain(*spent))
 
     async def _decode(self) -> None:
         await self._subject.prepare(next(self._images))
 
-    async def _decode_until(self, ended: asyncio.Event) -> list[float]:
+    async def _decode_until(self, stop: asyncio.Event) -> list[float]:
         spent = []
-        while not ended.is_set():
+        while not stop.is_set():
             spent.append(await _timed(self._decode()))
         return spent
 
 
 async def _rested(work: Awaitable[object]) -> float:
-    """Time something as it is after a pause: caches are cold, and processors have slept."""
+    """Time work after a pause: with cold caches and sleeping processors."""
     await asyncio.sleep(_PAUSE)
     return await _timed(work)
 
@@ -146,26 +148,26 @@ async def _timed(work: Awaitable[object]) -> float:
 
 
 def _median(values: Iterable[Seconds]) -> Seconds:
-    alone, beside = zip(*((one.alone, one.beside) for one in values), strict=True)
+    alone, beside = zip(*((seconds.alone, seconds.beside) for seconds in values), strict=True)
     return Seconds(median(alone), median(beside))
 
 
-def _by_key(found: Mapping[tuple[Key, int], T]) -> dict[Key, dict[int, T]]:
-    keys = dict.fromkeys(key for key, _ in found)
-    return {key: {size: found[k, size] for k, size in found if k == key} for key in keys}
+def _by_key(values: Mapping[tuple[Key, int], T]) -> dict[Key, dict[int, T]]:
+    keys = dict.fromkeys(key for key, _ in values)
+    return {key: {size: values[k, size] for k, size in values if k == key} for key in keys}
 
 
 async def http(image: bytes) -> float:
-    """Measure the seconds that a request takes of HTTP's process, whatever the model.
+    """Measure the HTTP process's CPU seconds for a request, with a tiny model.
 
-    Those of its processor: requests come one by one, and a model as small as can be answers.
+    Requests are sent one after the other.
     """
     small = ("--max-batch=1", "--cpu-threads=1", "--precision=float32", "--views=single")
     quiet = "--log-level=error"
     async with serving([f"--model={store.BUNDLED}", *small, quiet]) as started:
         client = started.client
-        asks = [client.target.post_form("/classify", image, {})]
-        await load.so_many(client, asks, _WARM_UP, connections=1)
+        requests = [client.target.post_form("/classify", image, {})]
+        await load.fixed_count(client, requests, _WARM_UP, connections=1)
         before = scrape.processor(await scrape.scrape(client))
-        await load.so_many(client, asks, _REQUESTS, connections=1)
+        await load.fixed_count(client, requests, _REQUESTS, connections=1)
         return (scrape.processor(await scrape.scrape(client)) - before) / _REQUESTS

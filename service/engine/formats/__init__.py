@@ -1,1 +1,1 @@
-"""Weights files: Caffe's, torchvision's and safetensors, read without running their code."""
+"""Weights files of Caffe, PyTorch and safetensors, read without running code in them."""

@@ -1,7 +1,7 @@
-"""Caffe's `.caffemodel`: a protobuf file to named float32 blobs.
+"""Caffe's `.caffemodel` files: protobuf, read to named float32 blobs.
 
-Only the fields that carry weights are described here; everything else in a file is skipped by
-the protobuf library. Field numbers are those of BVLC/caffe's public caffe.proto.
+The schema has only the fields with weights; the protobuf library skips the others. Field numbers
+are those of BVLC/caffe's caffe.proto.
 """
 
 from pathlib import Path
@@ -36,11 +36,10 @@ _SCHEMA: dict[str, list[tuple[str, int, str, bool]]] = {
 
 
 def read(path: Path) -> dict[str, list[Tensor]]:
-    """Give each layer's blobs (weight, then bias) by the layer's name.
+    """Read each layer's blobs (weight, then bias) by layer name.
 
-    Reads both containers: `layer`, and the older V1 `layers`, whose blobs have four legacy
-    dimensions. Raises `BadWeights` for a file that is no Caffe model or whose blobs disagree
-    with their own shape.
+    Supports `layer` and the older V1 `layers`, whose blobs have four legacy dimensions. Raises
+    `BadWeights` for other files, and for blobs that do not match their shape.
     """
     net = _net_parameter()
     try:
@@ -59,7 +58,7 @@ def _tensor(blob: Any, layer: str) -> Tensor:
         shape = list(blob.shape.dim)
     else:
         shape = [blob.num, blob.channels, blob.height, blob.width]
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+    with np.errstate(over="ignore"):  # too large values become infinite, which is refused later
         values = np.asarray(blob.data or blob.double_data, dtype=np.float32)
     if min(shape, default=1) < 1 or int(np.prod(shape, dtype=object)) != values.size:
         raise BadWeights(f"layer {layer!r} says it is {shape} but holds {values.size} numbers")
@@ -70,9 +69,9 @@ def _net_parameter() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
     for name, fields in _SCHEMA.items():
-        described = file.message_type.add(name=name)
+        schema = file.message_type.add(name=name)
         for field, number, kind, repeated in fields:
-            added = described.field.add(
+            added = schema.field.add(
                 name=field,
                 number=number,
                 label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,

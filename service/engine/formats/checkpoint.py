@@ -1,7 +1,7 @@
-"""Checkpoints of training: the weights in them, by the names that the network itself gives.
+"""Training checkpoints: extraction of the weights under the network's own names.
 
-Training saves more than weights, and may have wrapped the network: for several GPUs, to compile
-it, or to average its weights. Both are undone here.
+Checkpoints contain more than weights, and wrappers of the network add prefixes to names: for
+several GPUs, compilation or weight averaging.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -12,55 +12,54 @@ from torch import Tensor
 from service.errors import BadWeights
 
 Say = Callable[[str], object]
-"""Takes a sentence about what was done with a file."""
+"""Called with a sentence about a change made to a file's content."""
 
-# Under which checkpoints keep weights, in the order in which they are looked for: those that were
-# trained come before their averages, which not every training keeps up to date.
+# Keys of weights in checkpoints, in order of preference: trained weights before their averages,
+# which not every training keeps up to date.
 WRAPPERS = (
     *("state_dict", "model", "model_state_dict", "module", "net", "network", "params", "weights"),
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),
 )
 
-# Of DataParallel and DistributedDataParallel, of torch.compile, and of Lightning.
+# Prefixes by DataParallel and DistributedDataParallel, torch.compile and Lightning.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-# Of wrappers around parts of a network: torch.compile, checkpointing and FSDP.
+# Infixes by wrappers of submodules: torch.compile, checkpointing and FSDP.
 _PARTS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
 _AVERAGED = "n_averaged"  # the counter of torch.optim.swa_utils.AveragedModel
-_DEEPEST = 4  # wrappers in wrappers
+_MAX_DEPTH = 4  # of nested wrappers
 
 
 def ignore(_: str) -> None:
-    """Say nothing."""
+    """Discard the message."""
 
 
 def weights(content: object, file: str, say: Say = ignore) -> dict[str, Tensor]:
-    """Find the state dict in what a file holds; raises `BadWeights` if there is none."""
+    """Find the state dict in a file's content; raises `BadWeights` if there is none."""
     taken: list[str] = []
     others: list[str] = []
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         if _is_state(content):
             if taken:
                 left = f", not those under {', '.join(others)}" if others else ""
                 say(f"took the weights under {' in '.join(reversed(taken))} of {file}{left}")
             return content
-        found = _wrapped(content)
-        if not found:
+        wrapped = _wrapped(content)
+        if not wrapped:
             break
-        (first, content), *more = found.items()
+        (first, content), *more = wrapped.items()
         taken.append(repr(first))
         others += [repr(name) for name, _ in more]
     raise BadWeights(
-        f"{file} holds something else than a state dict of tensors, by itself or under "
-        + ", ".join(WRAPPERS)
+        f"{file} holds no state dict of tensors, at the top level or under " + ", ".join(WRAPPERS)
     )
 
 
 def unprefixed(tensors: Mapping[str, Tensor], file: str, say: Say = ignore) -> dict[str, Tensor]:
-    """Remove from tensors' names what wrappers of the network have put there."""
+    """Remove the prefixes and infixes of wrappers from tensor names."""
     kept = {name: value for name, value in tensors.items() if name != _AVERAGED}
     renamed = {name: name for name in kept}
-    removed: dict[str, None] = {}  # a set in order
+    removed: dict[str, None] = {}  # an ordered set
     for part in _PARTS:
         if any(f".{part}" in f".{name}" for name in renamed.values()):
             renamed = {old: f".{new}".replace(f".{part}", ".")[1:] for old, new in renamed.items()}
@@ -88,7 +87,7 @@ def _wrapped(content: object) -> dict[str, object]:
 
 
 def _prefix(names: Collection[str]) -> str:
-    """Return a prefix that all names have, or nothing."""
+    """Return a prefix of all names, or an empty string."""
     for prefix in _PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
             return prefix

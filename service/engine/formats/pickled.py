@@ -1,4 +1,4 @@
-"""PyTorch's pickled `.pth`: a state dict, loaded with nothing but tensors and plain values."""
+"""PyTorch's pickled files: loaded with tensors and plain values only."""
 
 import argparse
 import warnings
@@ -12,23 +12,23 @@ from service.engine.formats import checkpoint
 from service.engine.formats.checkpoint import Say
 from service.errors import BadWeights
 
-# Of file names; `.tar` is for `.pth.tar`, which is no archive.
+# File suffixes; `.tar` is for `.pth.tar`, which is no archive.
 ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 def read(path: Path, say: Say = checkpoint.ignore) -> dict[str, Tensor]:
-    """Give the tensors of a state dict by name; raises `BadWeights` for anything else.
+    """Read the tensors of a state dict by name; raises `BadWeights` for anything else.
 
-    The state dict may be part of a training's checkpoint; `say` is called with which part.
+    The state dict may be part of a training checkpoint; `say` is called with which part.
     """
     try:
         with (
-            warnings.catch_warnings(action="ignore"),  # what is wrong is told by the error
-            # Checkpoints have the training's options in one: attributes, and no code.
+            warnings.catch_warnings(action="ignore"),  # the error says it
+            # Checkpoints have the training options in one; it has no code.
             safe_globals([argparse.Namespace]),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile pickle makes its reader raise anything
+    except Exception as error:  # a malicious pickle can raise anything
         raise BadWeights(
             f"{path.name} is not a PyTorch state dict, is cut short, or holds more than tensors;"
             " save the network's state_dict() alone"

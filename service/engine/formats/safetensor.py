@@ -1,4 +1,4 @@
-"""safetensors: names, shapes and bytes, and no code at all."""
+"""safetensors files, which contain no code."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from service.errors import BadWeights
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Give the tensors of a file by name; raises `BadWeights` for anything else."""
+    """Read a file's tensors by name; raises `BadWeights` for anything else."""
     return parse(path.read_bytes(), path.name)
 
 
 def parse(data: bytes, name: str) -> dict[str, Tensor]:
-    """Do the same with bytes; `name` is for the error."""
+    """Parse a file's bytes; `name` is for the error."""
     try:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, TypeError, ValueError, RuntimeError, KeyError) as error:
@@ -23,7 +23,7 @@ def parse(data: bytes, name: str) -> dict[str, Tensor]:
 
 
 def write(tensors: dict[str, Tensor], path: Path, *, source: str) -> None:
-    """Write tensors, with where they came from in the file's own metadata."""
-    apart = {name: value.clone().contiguous() for name, value in sorted(tensors.items())}
-    # One key only: the order of several would differ from run to run, and so the file's digest.
-    path.write_bytes(safetensors.torch.save(apart, metadata={"source": source}))
+    """Write tensors, with their source in the file's metadata."""
+    contiguous = {name: value.clone().contiguous() for name, value in sorted(tensors.items())}
+    # One key only: the order of several, and so the file's digest, would vary.
+    path.write_bytes(safetensors.torch.save(contiguous, metadata={"source": source}))

@@ -1,4 +1,4 @@
-"""The networks by name: those of papers, written here, and torchvision's."""
+"""The architectures by name: this package's own networks, and torchvision's."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -15,32 +15,31 @@ from service.errors import ModelError
 
 
 class Build(Protocol):
-    """Makes a network, freshly initialised."""
+    """Builds a network with initial weights."""
 
     def __call__(self, classes: int, width: float = 1.0, *, auxiliary: bool = False) -> nn.Module:
-        """Make it with so many classes, every layer `width` times as wide as published.
+        """Build it for `classes`, every layer `width` times as wide as published.
 
-        With `auxiliary` classifiers, if it has any, its forward gives, in training mode, the
-        logits and those of each of them; without, or in evaluation, the logits. Raises
-        `ModelError` for a width that it does not come in.
+        Forward returns the logits. With `auxiliary` classifiers, if it has any, it returns in
+        training mode also the logits of each. Raises `ModelError` for an unsupported width.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network that can be built, and how foreign weights files name its parameters."""
+    """A network that can be built, with the parameter names of foreign weights files."""
 
     build: Build
     caffe_layers: Callable[[], Mapping[str, str]] = dict
-    """Caffe's layer name -> the module that takes its blobs; empty if Caffe never had it."""
+    """Caffe's layer name -> module name; empty if there is no Caffe model."""
     auxiliary: tuple[str, ...] = ()
-    """Prefixes of the parameters that serve in training only and are not kept."""
+    """Prefixes of parameters used in training only, which are not stored."""
     renamed: Callable[[str], str] = str
-    """A parameter's name in foreign files -> its name here."""
+    """Parameter name in foreign files -> name in this package."""
 
     def outline(self, classes: int, width: float = 1.0) -> nn.Module:
-        """Make the network without its numbers: shapes alone, in no time and no memory."""
+        """Build the network on the meta device: shapes without values."""
         try:
             with torch.device("meta"):
                 network = self.build(classes, width)
@@ -50,24 +49,24 @@ class Architecture:
 
     @cached_property
     def _smallest(self) -> nn.Module:
-        """What is the same for any number of classes is read off this one."""
+        """For properties that do not depend on the number of classes."""
         return self.outline(1)
 
     @cached_property
     def last(self) -> str:
-        """The module that knows the classes; with other classes it has to be learnt anew."""
+        """The module that computes the logits; replaced when fine-tuning to other classes."""
         return ending.last(self._smallest)
 
     @cached_property
     def explains(self) -> bool:
-        """Has it class activation maps: does it end in an average and one linear layer."""
+        """Whether it has class activation maps: ends in average pooling and one linear layer."""
         return ending.find(traced(self._smallest)) is not None
 
     def takes(self, side: int) -> bool:
-        """Tell whether it works on squares of so many pixels."""
+        """Whether it supports square inputs of `side` pixels."""
         try:
             self._smallest(torch.empty((1, 3, side, side), device="meta"))
-        except (AssertionError, RuntimeError):  # how networks say that it must be another size
+        except (AssertionError, RuntimeError):  # raised for an unsupported size
             return False
         return True
 
@@ -77,7 +76,7 @@ def _googlenet(classes: int, width: float = 1.0, *, auxiliary: bool = False) -> 
 
 
 def _torchvision_googlenet(classes: int, *, auxiliary: bool) -> nn.Module:
-    from service.engine.networks import torchvision_googlenet  # noqa: PLC0415 - takes seconds
+    from service.engine.networks import torchvision_googlenet  # noqa: PLC0415 - slow
 
     return torchvision_googlenet.build(classes, auxiliary=auxiliary)
 
@@ -89,9 +88,9 @@ def _se_resnet50(classes: int) -> nn.Module:
 
 
 def _as_published(name: str, make: Callable[[int], nn.Module]) -> Build:
-    """Have a network come in the width it was published in, and without auxiliary classifiers."""
+    """Build a network of one width, without auxiliary classifiers."""
 
-    def plain(classes: int, *, auxiliary: bool) -> nn.Module:  # noqa: ARG001 - it has none
+    def plain(classes: int, *, auxiliary: bool) -> nn.Module:  # noqa: ARG001 - none
         return make(classes)
 
     return _in_one_width(name, plain)
@@ -117,36 +116,36 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xception": Architecture(_as_published("xception", xception.Xception)),
     "se_resnet50": Architecture(_as_published("se_resnet50", _se_resnet50)),
 }
-"""Those that are not just torchvision's."""
+"""The networks that are not plain torchvision."""
 
 
 @cache
 def architecture(name: str) -> Architecture:
-    """Find an architecture: one of `ARCHITECTURES`, or torchvision's classifier of that name.
+    """Return an architecture of `ARCHITECTURES` or torchvision by name.
 
-    Raises `ModelError` if there is none, with the name that is nearest to it.
+    Raises `ModelError` with the closest name if there is none.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    from service.engine.networks import torchvision_networks as theirs  # noqa: PLC0415 - takes seconds
+    from service.engine.networks import torchvision_networks  # noqa: PLC0415 - slow
 
-    names = theirs.names()
+    names = torchvision_networks.names()
     if name not in names:
-        near = difflib.get_close_matches(name, [*ARCHITECTURES, *names], 1)
-        meant = f"; do you mean {near[0]!r}?" if near else ""
+        close = difflib.get_close_matches(name, [*ARCHITECTURES, *names], 1)
+        hint = f"; do you mean {close[0]!r}?" if close else ""
         raise ModelError(
             f"there is no architecture {name!r}; there are {', '.join(ARCHITECTURES)} "
-            f"and torchvision's networks for classification{meant}"
+            f"and torchvision's networks for classification{hint}"
         )
     return Architecture(
-        _as_published(name, partial(theirs.build, name)),
-        auxiliary=theirs.AUXILIARY,
-        renamed=theirs.renamed,
+        _as_published(name, partial(torchvision_networks.build, name)),
+        auxiliary=torchvision_networks.AUXILIARY,
+        renamed=torchvision_networks.renamed,
     )
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network these of its parameters; those that are not among them stay."""
-    known = network.state_dict()  # knows the versions of its own modules, which some insist on
-    known.update(state)
-    network.load_state_dict(known, strict=False)
+    """Load parameters into a network; others keep their values."""
+    complete = network.state_dict()  # has module versions, which some modules require
+    complete.update(state)
+    network.load_state_dict(complete, strict=False)

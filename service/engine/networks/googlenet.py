@@ -1,7 +1,7 @@
-"""GoogLeNet as table 1 of "Going Deeper with Convolutions" has it (arXiv 1409.4842).
+"""GoogLeNet as in table 1 of "Going Deeper with Convolutions" (arXiv 1409.4842).
 
-Local response normalisation, real 5x5 convolutions, biases and no batch norm. Pools round up,
-as Caffe's do, which gives table 1's sizes and is what the public BVLC weights were trained with.
+With local response normalisation, 5x5 convolutions and biases, without batch norm. Pools round up
+as Caffe's do, which gives table 1's sizes; the BVLC weights were trained so.
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ class Filters:
         """Channels of the module's output."""
         return self.conv_1x1 + self.conv_3x3 + self.conv_5x5 + self.pool_proj
 
-    def times(self, factor: float) -> "Filters":
-        """Give a module so many times as wide."""
-        return Filters(*(_times(number, factor) for number in astuple(self)))
+    def scaled(self, factor: float) -> "Filters":
+        """Scale all numbers by a factor."""
+        return Filters(*(_scaled(number, factor) for number in astuple(self)))
 
 
 TABLE_1: Mapping[str, Filters] = {
@@ -49,15 +49,14 @@ TABLE_1: Mapping[str, Filters] = {
 class Neighbours(nn.Conv2d):
     """One plus the sum of five neighbouring channels, as a fixed 1x1 convolution.
 
-    As a convolution it runs on the fastest units a device has; a sum of five shifted slices is
-    the same and several times slower. It is no part of the weights.
+    Several times faster than a sum of five shifted slices. Not part of the weights.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 1)
         del self.weight, self.bias
-        place = torch.arange(channels)
-        near = (place[:, None] - place).abs() <= LocalResponseNorm.size // 2
+        index = torch.arange(channels)
+        near = (index[:, None] - index).abs() <= LocalResponseNorm.size // 2
         self.register_buffer("weight", near[:, :, None, None].float(), persistent=False)
         self.register_buffer("bias", torch.ones(channels), persistent=False)
 
@@ -76,13 +75,15 @@ class LocalResponseNorm(nn.Module):
         self.neighbours = Neighbours(channels)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> the same
-        scaled = x * (self.alpha / self.size) ** 0.5  # before it is squared: float16 ends at 65504
+        scaled = (
+            x * (self.alpha / self.size) ** 0.5
+        )  # before squaring: the maximum of float16 is 65504
         root: Tensor = self.neighbours(torch.square(scaled)).sqrt()
         return x / (root * root.sqrt())  # ** 0.75 = ** 0.5 * ** 0.25
 
 
 class Inception(nn.Module):
-    """Four branches over one input, concatenated by channel."""
+    """An inception module: four branches, concatenated by channel."""
 
     def __init__(self, channels: int, filters: Filters) -> None:
         super().__init__()
@@ -105,11 +106,11 @@ class Inception(nn.Module):
 
 
 class Auxiliary(nn.Module):
-    """A small classifier on an inner module; its loss (times 0.3) helps training only."""
+    """An auxiliary classifier, for training only; its loss has weight 0.3."""
 
     def __init__(self, channels: int, classes: int, width: float) -> None:
         super().__init__()
-        filters, hidden = _times(128, width), _times(1024, width)
+        filters, hidden = _scaled(128, width), _scaled(1024, width)
         self.conv = nn.Conv2d(channels, filters, 1)
         self.hidden = nn.Linear(filters * 4 * 4, hidden)
         self.dropout = nn.Dropout(0.7)
@@ -122,27 +123,26 @@ class Auxiliary(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Table 1; `auxiliary` adds the two classifiers that only training uses.
+    """The network of table 1; `auxiliary` adds the two classifiers for training.
 
-    Takes float (N, 3, H, W), mean subtracted, H and W at least 223, and gives logits
-    (N, classes). An image larger than 224 is evaluated densely, as VGG does it: average
-    pooling and the last layer are linear, so the mean over the map of pooled windows put
-    through that layer is the mean of its class map. In training mode, with auxiliary
-    classifiers, gives (logits, logits on 4a, logits on 4d) and needs 224x224.
+    Takes float (N, 3, H, W), mean subtracted, H and W at least 223; returns logits (N, classes).
+    Images larger than 224 are evaluated densely as in VGG: pooling and the last layer are linear,
+    so the last layer on the mean of all pooled windows is the mean of the class map. In training
+    mode with auxiliary classifiers returns (logits, logits on 4a, logits on 4d), for 224x224 only.
 
-    Every layer has `width` times the filters that table 1 gives it.
+    Every layer has `width` times the filters of table 1.
     """
 
     def __init__(self, classes: int = 1000, width: float = 1.0, *, auxiliary: bool = True) -> None:
         super().__init__()
-        first, second = _times(64, width), _times(192, width)
+        first, second = _scaled(64, width), _scaled(192, width)
         self.halve = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.conv1 = nn.Conv2d(3, first, 7, stride=2, padding=3)
         self.reduce2 = nn.Conv2d(first, first, 1)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)
         self.norm1 = LocalResponseNorm(first)
         self.norm2 = LocalResponseNorm(second)
-        table = {name: filters.times(width) for name, filters in TABLE_1.items()}
+        table = {name: filters.scaled(width) for name, filters in TABLE_1.items()}
         channels = second
         self.inception = nn.ModuleDict()
         for name, filters in table.items():
@@ -172,12 +172,12 @@ class GoogLeNet(nn.Module):
         return logits
 
 
-def _times(number: int, factor: float) -> int:
+def _scaled(number: int, factor: float) -> int:
     return max(1, round(number * factor))
 
 
 def caffe_layers() -> dict[str, str]:
-    """Name each layer of the public BVLC prototxt by the module here that is the same."""
+    """Map the layers of the BVLC prototxt to the modules here."""
     names = {
         "conv1/7x7_s2": "conv1",
         "conv2/3x3_reduce": "reduce2",
@@ -193,6 +193,6 @@ def caffe_layers() -> dict[str, str]:
         "pool_proj": "pool_proj",
     }
     for name in TABLE_1:
-        for theirs, ours in parts.items():
-            names[f"inception_{name}/{theirs}"] = f"inception.{name}.{ours}"
+        for layer, module in parts.items():
+            names[f"inception_{name}/{layer}"] = f"inception.{name}.{module}"
     return names

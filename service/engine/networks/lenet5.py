@@ -1,14 +1,14 @@
-"""LeNet-5 as "Gradient-Based Learning Applied to Document Recognition" has it (LeCun et al. 1998).
+"""LeNet-5 of "Gradient-Based Learning Applied to Document Recognition" (LeCun et al. 1998).
 
-60,000 parameters, as published, and the last layer's: the paper compares 84 values with drawings
-of the ten digits, which no other labels have, so here a linear layer gives the logits.
+60,000 parameters as published, plus the last layer's: the paper compares 84 values with bitmaps of
+the ten digits; here a linear layer computes the logits, for any labels.
 """
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name PyTorch's own documentation uses
 from torch import Tensor, nn
 
-SHRUNK = 7  # times: 224 pixels to the 32 that the paper's network takes
+SHRUNK = 7  # factor from 224 pixels to the paper's 32
 
 # Table I: which maps of S2 each map of C3 sees.
 TABLE_1 = (
@@ -19,7 +19,7 @@ TABLE_1 = (
 
 
 class Subsampling(nn.Module):
-    """Four neighbours' sum, times a coefficient, plus a bias: both learnt, by map."""
+    """Sum of 2x2 neighbours times a coefficient plus a bias, both trainable, by map."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -31,30 +31,30 @@ class Subsampling(nn.Module):
 
 
 class Partial(nn.Module):
-    """A 5x5 convolution in which each map sees those of the table, and no others."""
+    """A 5x5 convolution in which each output map is connected to the inputs in a table."""
 
     where: Tensor
 
     def __init__(self, table: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
         self.maps, self.seen = len(table), 1 + max(max(row) for row in table)
-        pairs = [number * self.seen + one for number, row in enumerate(table) for one in row]
+        pairs = [number * self.seen + seen for number, row in enumerate(table) for seen in row]
         self.weight = nn.Parameter(torch.empty(len(pairs), 5, 5))
         self.bias = nn.Parameter(torch.zeros(self.maps))
         self.register_buffer("where", torch.tensor(pairs), persistent=False)
         nn.init.normal_(self.weight, std=(self.maps / self.weight.numel()) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, seen, H, W) -> (N, maps, H - 4, W - 4)
-        nothing = self.weight.new_zeros(self.maps * self.seen, 5, 5)
-        weight = nothing.index_copy(0, self.where, self.weight)
+        zeros = self.weight.new_zeros(self.maps * self.seen, 5, 5)
+        weight = zeros.index_copy(0, self.where, self.weight)
         return F.conv2d(x, weight.view(self.maps, self.seen, 5, 5), self.bias)
 
 
 class LeNet5(nn.Module):
-    """Takes float (N, 3, H, W), H and W 224 or more, and gives logits (N, classes).
+    """Takes float (N, 3, H, W), H and W at least 224; returns logits (N, classes).
 
-    It sees them grey, and 7 times smaller. As in the paper, a larger image gives a map of
-    what the network makes of each 32x32 of it; the logits are its mean.
+    Input is converted to grey and shrunk 7 times. As in the paper, a larger image gives a map of
+    the outputs for each 32x32 window; the logits are its mean.
     """
 
     def __init__(self, classes: int = 10) -> None:
@@ -78,5 +78,5 @@ class LeNet5(nn.Module):
 
 
 def _squashed(x: Tensor) -> Tensor:
-    """Squash as appendix A of the paper does: 1 stays 1, and nothing is beyond 1.7159."""
+    """Apply the scaled tanh of the paper's appendix A: 1 to 1, limited to 1.7159."""
     return 1.7159 * torch.tanh(2 / 3 * x)

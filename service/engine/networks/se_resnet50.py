@@ -1,4 +1,4 @@
-"""SE-ResNet-50: each block of ResNet-50 weighs its channels before it is added.
+"""SE-ResNet-50: ResNet-50 with squeeze-and-excitation in each block.
 
 "Squeeze-and-Excitation Networks" (Hu et al. 2017, arXiv 1709.01507), figure 3 and table 1, with
 a reduction of 16; the ResNet is torchvision's.
@@ -14,16 +14,16 @@ REDUCTION = 16
 
 
 def build(classes: int) -> nn.Module:
-    """Make the network, freshly initialised."""
+    """Build the network with initial weights."""
     network: nn.Module = ResNet(Block, [3, 4, 6, 3], num_classes=classes)
     return network
 
 
 class Block(Bottleneck):  # type: ignore[misc]  # torchvision has no types
-    """A bottleneck of ResNet whose channels are weighed by what all of them say on average."""
+    """ResNet's bottleneck with squeeze-and-excitation of its output channels."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         norm: nn.BatchNorm2d = self.get_submodule("bn3")
         squeezed = norm.num_features // REDUCTION
         self.bn3 = nn.Sequential(norm, SqueezeExcitation(norm.num_features, squeezed))

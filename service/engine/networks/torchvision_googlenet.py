@@ -5,10 +5,10 @@ from torchvision import models
 
 
 def build(classes: int, *, auxiliary: bool = False) -> nn.Module:
-    """Make the network, freshly initialised.
+    """Build the network with initial weights.
 
-    Its input is (pixel - 127.5) / 127.5: torchvision normalises twice when it serves its own
-    weights, by ImageNet's statistics and back, and the two together are just this.
+    Its input is (pixel - 127.5) / 127.5: torchvision normalises by ImageNet's statistics and then
+    back, which together is this.
     """
     network: nn.Module = models.googlenet(
         weights=None,
@@ -22,10 +22,10 @@ def build(classes: int, *, auxiliary: bool = False) -> nn.Module:
 
 
 class WindowedAverage(nn.Module):
-    """Average every 7x7 window, then the windows; over 7x7 it is the plain mean.
+    """Average pooling of all 7x7 windows, then of their averages.
 
-    torchvision pools globally, which for a larger image weighs the border as much as the
-    centre; VGG's dense evaluation averages the class map of all windows instead.
+    Equal to global pooling for a 7x7 map. For larger images this is VGG's dense evaluation, the
+    mean of the class map of all windows; global pooling would weight the border as the centre.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, 1, 1)

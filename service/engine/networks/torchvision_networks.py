@@ -1,4 +1,4 @@
-"""torchvision's networks for classification, as it makes them."""
+"""torchvision's classification networks."""
 
 import re
 
@@ -7,25 +7,25 @@ from torchvision import models
 
 from service.engine.networks.windowed import Windowed
 
-AUXILIARY = ("AuxLogits.",)  # of Inception v3, in the weights that are published
+AUXILIARY = ("AuxLogits.",)  # of Inception v3, in the published weights
 
 _NO_AUXILIARY = {"aux_logits": False, "init_weights": False}
 
-# torchvision's own rule: DenseNet's published weights are older than today's names.
+# torchvision's own rule: DenseNet's published weights have older names.
 _OLD_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
 
 
 def names() -> list[str]:
-    """Name them all; the two GoogLeNets have an entry of their own."""
+    """List the networks; the two GoogLeNets are in `ARCHITECTURES`."""
     return [name for name in models.list_models(module=models) if name != "googlenet"]
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """Make a network, freshly initialised.
+    """Build a network with initial weights.
 
-    AlexNet and VGG, whose classifiers are fully connected, see a larger image window by
-    window. The others average their last map, whatever its size: the last layer is linear, so
-    that is the mean of the class map, too.
+    AlexNet and VGG, whose classifiers are fully connected, run on every window of a larger image.
+    The others average their last map of any size; as the last layer is linear, that equals the
+    mean of the class map.
     """
     options = _NO_AUXILIARY if name == "inception_v3" else {}
     network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
@@ -35,5 +35,5 @@ def build(name: str, classes: int) -> nn.Module:
 
 
 def renamed(name: str) -> str:
-    """Give today's name of a parameter in weights that torchvision publishes."""
+    """Return the current name of a parameter in torchvision's published weights."""
     return _OLD_NAME.sub(r"\1\2", name)

@@ -1,4 +1,4 @@
-"""A network in evaluation mode as a graph of its operations."""
+"""Tracing of networks in evaluation mode to operation graphs."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -14,17 +14,17 @@ RELUS = (F.relu, torch.relu)
 
 
 def traced(network: nn.Module) -> fx.GraphModule:
-    """Trace a network, but for convolutions and response normalisations, which stay modules."""
+    """Trace a network; convolutions and response normalisations stay modules."""
     return fx.GraphModule(network, _Tracer().trace(network))
 
 
 def folded(network: nn.Module) -> fx.GraphModule:
-    """Trace a network, and fold each batch norm into the convolution before it."""
+    """Trace a network and fold each batch norm into the convolution before it."""
     return cast("fx.GraphModule", optimization.fuse(traced(network), no_trace=True))
 
 
 def relu_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
-    """Find the ReLU that is the only one to use a convolution's result."""
+    """Return the ReLU that is the only user of a convolution's output, if any."""
     is_module = node.op == "call_module"
     if not (is_module and isinstance(modules[str(node.target)], nn.Conv2d)) or len(node.users) != 1:
         return None
@@ -33,7 +33,7 @@ def relu_after(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | Non
 
 
 def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Tell a ReLU, which may be a function or a module."""
+    """Whether a node is a ReLU, as a function or a module."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.ReLU)
     return node.op == "call_function" and node.target in RELUS

@@ -1,4 +1,4 @@
-"""Networks are built for weights that are there already, and draw none by chance."""
+"""Construction of networks without random initialization."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_CHANCE = (Tensor.normal_, Tensor.uniform_)
+_RANDOM = (Tensor.normal_, Tensor.uniform_)
 
 
 class Unfilled(TorchFunctionMode):
-    """While entered, parameters are 0 or what was in memory: to be filled from a file.
+    """Context in which new parameters are 0 or uninitialized, to be loaded from a file.
 
-    Drawing the 138 million of VGG16 takes seconds, each time that it is built.
+    Random initialization of the 138 million parameters of VGG16 takes seconds.
     """
 
     def __torch_function__(
@@ -22,9 +22,9 @@ class Unfilled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        named = kwargs or {}
+        keywords = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
-            return named["tensor"]
-        if func in _CHANCE:  # by itself, or to draw again what is too far from 0, until it is not
+            return keywords["tensor"]
+        if func in _RANDOM:  # also called in a loop until values are small
             return args[0].zero_()
-        return func(*args, **named)
+        return func(*args, **keywords)

@@ -1,15 +1,15 @@
-"""A network that ends in fully connected layers, on images larger than it was made for."""
+"""Dense evaluation of networks that end in fully connected layers, on larger images."""
 
 from torch import Tensor, nn
 
 
 class Windowed(nn.Module):
-    """Puts the classifier on every window of the last map, and averages the logits.
+    """Runs the classifier on every window of the last map and averages the logits.
 
-    That is VGG's dense evaluation (Simonyan and Zisserman 2014, section 3.2): the first fully
-    connected layer as a convolution as large as the map of the usual image, the others as 1x1
-    convolutions, and the mean of the class map. The usual image has one window. `side` is
-    the places along a window; `classifier` takes (..., C * side * side).
+    This is VGG's dense evaluation (Simonyan and Zisserman 2014, section 3.2): the first fully
+    connected layer as a convolution over the map of a 224-pixel image, the others as 1x1
+    convolutions, and the mean of the class map. An image of 224 pixels has one window. `side` is
+    the window's side; `classifier` takes (..., C * side * side).
     """
 
     def __init__(self, features: nn.Module, classifier: nn.Module, side: int) -> None:

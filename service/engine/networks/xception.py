@@ -1,6 +1,6 @@
-"""Xception as figure 5 of "Xception: Deep Learning with Depthwise Separable Convolutions" has it.
+"""Xception as in figure 5 of "Xception: Deep Learning with Depthwise Separable Convolutions".
 
-(Chollet 2016, arXiv 1610.02357; counted for 299x299 there, and working on any size.)
+Chollet 2016, arXiv 1610.02357; published for 299x299, works on any size.
 """
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ WIDE = 728  # channels of the middle flow
 
 
 class Xception(nn.Module):
-    """Takes float (N, 3, H, W) and gives logits (N, classes)."""
+    """Takes float (N, 3, H, W); returns logits (N, classes)."""
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Xception(nn.Module):
 
 
 class Shrinking(nn.Module):
-    """Two separable convolutions and a pool, beside a 1x1 convolution in steps of 2."""
+    """Two separable convolutions and a pool, plus a 1x1 convolution with stride 2."""
 
     def __init__(self, channels: int, inner: int, out: int, *, activated: bool = True) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Shrinking(nn.Module):
 
 
 class Residual(nn.Module):
-    """Three separable convolutions, added to what they were given."""
+    """Three separable convolutions, added to their input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Residual(nn.Module):
 
 
 def _separable(channels: int, out: int) -> tuple[nn.Module, ...]:
-    """Make a 3x3 convolution of each channel by itself, then one of 1x1 across them."""
+    """Make a depthwise 3x3 convolution and a pointwise 1x1 convolution, with batch norm."""
     return (
         nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
         nn.Conv2d(channels, out, 1, bias=False),

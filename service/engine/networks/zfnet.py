@@ -1,8 +1,7 @@
-"""ZFNet as figure 3 of "Visualizing and Understanding Convolutional Networks" has it (2013).
+"""ZFNet as in figure 3 of "Visualizing and Understanding Convolutional Networks" (2013).
 
-AlexNet with a first layer of 7x7 in steps of 2, found by looking at what AlexNet's filters see.
-Its contrast normalisation is AlexNet's, here as Caffe computes it; pools round up, as the sizes
-in the figure do.
+AlexNet with a first layer of 7x7 with stride 2. Its contrast normalisation is AlexNet's, as in
+Caffe; pools round up, as the sizes in the figure do.
 """
 
 from torch import nn
@@ -10,11 +9,11 @@ from torch import nn
 from service.engine.networks.googlenet import LocalResponseNorm
 from service.engine.networks.windowed import Windowed
 
-_SIDE = 6  # of the last map, for an image of 224 pixels
+_SIDE = 6  # of the last map for an input of 224 pixels
 
 
 def build(classes: int) -> nn.Module:
-    """Make the network, freshly initialised."""
+    """Build the network with initial weights."""
     features = nn.Sequential(
         *_layer(nn.Conv2d(3, 96, 7, stride=2, padding=1)),  # 110x110
         *(_halve(), LocalResponseNorm(96)),  # 55x55

@@ -1,1 +1,1 @@
-"""Bulk classification: images from files, folders and archives to a file of results."""
+"""Bulk classification: images from files, folders and archives to a results file."""

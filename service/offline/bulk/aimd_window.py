@@ -1,4 +1,4 @@
-"""How many requests at a time a service takes: one more with every round, half when it refuses."""
+"""The number of concurrent requests to a service: additive increase, multiplicative decrease."""
 
 from dataclasses import dataclass, replace
 
@@ -8,10 +8,10 @@ MOST = 64.0
 
 @dataclass(frozen=True, slots=True)
 class AimdWindow:
-    """What is known by now; `quiet_until` is when the next refusal will be news."""
+    """A window of requests; refusals before `quiet_until` do not shrink it again."""
 
     window: float = FIRST
-    quiet_until: float = 0.0  # seconds, by the caller's clock
+    quiet_until: float = 0.0  # seconds, by the clock of `refused`
 
     @property
     def most(self) -> int:
@@ -19,13 +19,13 @@ class AimdWindow:
         return int(self.window)
 
     def answered(self) -> "AimdWindow":
-        """Learn that a request was answered."""
+        """Grow by one request per round trip."""
         return replace(self, window=min(MOST, self.window + 1 / self.window))
 
     def refused(self, now: float, seconds: float) -> "AimdWindow":
-        """Learn that one was refused and comes again in so many seconds.
+        """Halve for a refused request that is retried after `seconds`.
 
-        Those that were in flight with it are refused for the same reason, which counts once.
+        Requests in flight with it are refused for the same reason, which counts once.
         """
         if now < self.quiet_until:
             return self

@@ -1,4 +1,4 @@
-"""Images, one after the other: from files, from folders, and from archives as they are read."""
+"""Image sources: files, folders, and archives as they are read."""
 
 import io
 import lzma
@@ -19,32 +19,32 @@ from service.imaging.image_folder import HEAD, LeaveOut
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
-_PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may want any amount of memory
-_MOST_ABOUT = 1 << 20  # bytes that a tar may have to say about one member
-_ABOUT = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+_PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others may need any amount of memory
+_MOST_METADATA = 1 << 20  # bytes of a tar member's extended header
+_METADATA = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 
-# What the libraries raise for what is broken.
+# What the libraries raise for a broken archive.
 _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError),
     *(RuntimeError, NotImplementedError, ValueError, UnicodeError),
 )
 
 IsNew = Callable[[str], bool]
-"""Is asked, once, for each name whether it is wanted."""
+"""Called once per name: whether its image is to be classified."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An image by its name; `read` gives its bytes, or raises what is wrong with it: blocking."""
+    """An image by its name; `read` blocks, and returns its bytes or raises its `ServiceError`."""
 
     name: str
     read: Callable[[], bytes]
-    held: int = 0  # bytes that are in memory already
+    held: int = 0  # bytes already in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How images are looked for."""
+    """Which images to find."""
 
     max_bytes: int
     is_new: IsNew
@@ -52,7 +52,7 @@ class Look:
 
 
 def check(paths: Iterable[Path]) -> None:
-    """Raise a sentence if something is not there."""
+    """Raise `BulkError` if a path does not exist."""
     for path in paths:
         if not path.exists():
             raise BulkError(f"there is no file {path}")
@@ -65,11 +65,11 @@ def images(
     is_new: IsNew,
     leave_out: LeaveOut = image_folder.ignore,
 ) -> Iterator[Source]:
-    """Find images in their order, reading no more than is asked for: blocking.
+    """Find images in their order, lazily: blocking.
 
-    A file that is named is an image or an archive; in a folder, and below it, and in an archive
-    `folders.is_image` decides, and the rest is left out. What has over `max_bytes` is refused when
-    it is read. An archive that breaks off is the last of its images, and says so when it is read.
+    A path is a folder, an image or an archive; in folders and archives, `image_folder.is_image`
+    decides, and other files are left out. Reading an image of over `max_bytes` raises `TooLarge`.
+    A broken archive ends with a source whose `read` raises `UnreadableImage`.
     """
     look = Look(max_bytes, is_new, leave_out)
     for file in files(paths, leave_out):
@@ -77,16 +77,16 @@ def images(
 
 
 def files(paths: Iterable[Path], leave_out: LeaveOut = image_folder.ignore) -> Iterator[str]:
-    """Find the files that are images or archives of them, in their order."""
+    """Find images and archives, in their order."""
     for path in paths:
         if path.is_dir():
-            yield from image_folder.below(path, leave_out)
+            yield from image_folder.walk(path, leave_out)
         else:
             yield str(path)
 
 
 def inside(file: str, name: str, look: Look) -> Iterator[Source]:
-    """Find the images of one file, as `images` does; their names begin with, or are, `name`."""
+    """Find the images of a file, as `images` does; their names begin with, or are, `name`."""
     if is_archive(file):
         yield from _in_archive(Path(file), name, look)
     elif look.is_new(name):
@@ -94,17 +94,17 @@ def inside(file: str, name: str, look: Look) -> Iterator[Source]:
 
 
 def is_archive(file: str) -> bool:
-    """Tell by its name whether a file has images in it, and is none."""
+    """Return whether a file is an archive, by its name."""
     return file.lower().endswith(ARCHIVES)
 
 
 def named(file: str) -> str:
-    """Give the name that a file has in results: any text can have it."""
+    """Return a file's name in results: valid UTF-8, whatever its bytes."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def once(done: set[str]) -> IsNew:
-    """Say of each name once that it is to be done; what comes again by its name is not."""
+    """Accept each name once, unless it is in `done`."""
 
     def is_new(name: str) -> bool:
         if name in done:
@@ -116,11 +116,11 @@ def once(done: set[str]) -> IsNew:
 
 
 def count(paths: Sequence[Path]) -> int | None:
-    """Count them, or say nothing where that would be to read an archive through."""
+    """Count the images; None with an archive, which would have to be read through."""
     total = 0
     for path in paths:
         if path.is_dir():
-            total += sum(1 for _ in image_folder.below(path))
+            total += sum(1 for _ in image_folder.walk(path))
         elif is_archive(path.name):
             return None
         else:
@@ -135,40 +135,40 @@ def _is_hidden(name: str) -> bool:
 
 def _read_file(path: str, max_bytes: int) -> bytes:
     try:
-        # A pipe could keep whoever opens it waiting.
-        with open(path, "rb", opener=_at_once) as file:
+        # Without O_NONBLOCK, opening a pipe would block.
+        with open(path, "rb", opener=_non_blocking) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UnreadableImage("it is no regular file")
+                raise UnreadableImage("it is not a regular file")
             return _bounded(file, max_bytes)
     except OSError as error:
         raise UnreadableImage(f"the file cannot be read: {error.strerror}") from error
 
 
-def _at_once(path: str, flags: int) -> int:
+def _non_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _bounded(file: IO[bytes], max_bytes: int) -> bytes:
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise _over(max_bytes)
+        raise _too_large(max_bytes)
     return data
 
 
-def _over(max_bytes: int) -> TooLarge:
+def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"the image has over {max_bytes} bytes")
 
 
 def _in_archive(path: Path, name: str, look: Look) -> Iterator[Source]:
     members = _in_zip if path.name.lower().endswith(".zip") else _in_tar
-    found = 0
+    count = 0
     try:
         for source in members(path, name, look):
             yield source
-            found += 1
+            count += 1
     except _BROKEN as error:
         if look.is_new(name):
-            sentence = f"the archive is broken or cut short, {found} images after its beginning"
+            sentence = f"the archive is broken or cut short after {count} images"
             yield _bad(name, UnreadableImage(sentence), error)
 
 
@@ -196,11 +196,11 @@ def _zipped_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_bytes: int) -> Source:
     if member.file_size > max_bytes:
-        return _bad(name, _over(max_bytes))
+        return _bad(name, _too_large(max_bytes))
     if member.compress_type not in _PACKED:
-        return _bad(name, UnreadableImage("it is packed in a way that is not read here"))
+        return _bad(name, UnreadableImage("its compression is not supported"))
     try:
-        with archive.open(member) as file:  # which unpacks no more than the size that it states
+        with archive.open(member) as file:  # unpacks no more than its stated size
             data = _bounded(file, max_bytes)
     except _BROKEN as error:
         return _bad(name, UnreadableImage("it is encrypted or broken in its archive"), error)
@@ -210,26 +210,26 @@ def _zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, max_by
 def _in_tar(path: Path, file: str, look: Look) -> Iterator[Source]:
     with path.open("rb") as whole, _streamed(whole) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # else a million of them would stay
+            archive.members.clear()  # which would grow by every member
             name = f"{file}/{named(member.name)}"
             if member.isdir() or _is_hidden(member.name):
                 continue
             if member.isfile():
-                yield from _packed(archive, member, name, look)
+                yield from _in_member(archive, member, name, look)
             else:
                 look.leave_out(name, "link or special file")
 
 
 def _streamed(file: io.BufferedReader) -> Any:
-    """Open a tar as a stream: nothing is sought, so that one of any size, or a pipe, is read once.
+    """Open a tar as a stream: without seeking, so that one of any size, or a pipe, is read once.
 
-    Whether it is compressed is not left to its name: some programs change one without the other.
+    Its first bytes say whether it is compressed: some programs change that without the name.
     """
     kind = "r|gz" if file.peek(2)[:2] == b"\x1f\x8b" else "r|"
     return tarfile.open(fileobj=file, mode=kind, tarinfo=_Member)  # type: ignore[call-overload]  # it is one of the modes
 
 
-def _packed(
+def _in_member(
     archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, look: Look
 ) -> Iterator[Source]:
     file = archive.extractfile(member)
@@ -245,17 +245,17 @@ def _packed(
         look.leave_out(name, image_folder.kind(name))
     elif look.is_new(name):
         large = member.size > look.max_bytes
-        yield _bad(name, _over(look.max_bytes)) if large else _held(name, head + file.read())
+        yield _bad(name, _too_large(look.max_bytes)) if large else _held(name, head + file.read())
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose description is of a size that can be held in memory."""
+    """A member with bounded metadata."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]  # None is its default
-        if member.type in _ABOUT and member.size > _MOST_ABOUT:
-            raise tarfile.ReadError(f"a description of {member.size} bytes")
+        if member.type in _METADATA and member.size > _MOST_METADATA:
+            raise tarfile.ReadError(f"metadata of {member.size} bytes")
         return member
 
 

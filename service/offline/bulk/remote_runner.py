@@ -1,4 +1,4 @@
-"""Bulk classification by a running service, as many requests at a time as it takes."""
+"""Bulk classification by a running service, with as many concurrent requests as it accepts."""
 
 import asyncio
 import importlib
@@ -14,32 +14,32 @@ from service.offline.bulk.image_source import Source
 from service.offline.bulk.local_runner import Put
 from service.offline.bulk.results_file import Origin, Row
 
-PATIENCE = 600.0  # seconds that a service may refuse an image, or be away after it has answered
-SILENCE = 1.0  # seconds without a first answer before a message says so
+RETRY_SECONDS = 600.0  # that a request is retried for, after the service has answered once
+SILENCE = 1.0  # seconds without a first response before a message says so
 
-_BAD_CODES = {"malformed", *(error.code for error in local_runner.BAD)}  # the first: it is empty
+_BAD_CODES = {"malformed", *(error.code for error in local_runner.BAD)}  # the first: an empty file
 
-# Codes of the client's errors, which are shown to the user; `overloaded` only slows requests down.
+# Error codes that are printed; `overloaded` only slows requests down.
 _OUTAGES = {"unreachable", "invalid_answer", NotReady.code, RateLimited.code}
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where a service is, and what is asked of it."""
+    """A service and the parameters of its requests."""
 
     url: str
     key: str | None
-    wait: float  # seconds for its first answer
+    wait: float  # seconds for its first response
     say: Callable[[str], None]  # prints a sentence
-    asked: Mapping[str, Any]  # with each image
+    parameters: Mapping[str, Any]  # of each request
 
 
-def rank(service: Service, found: Iterator[Source], put: Put) -> float:
-    """Have a service classify all that is found, and put a row for each; gives the seconds.
+def rank(service: Service, sources: Iterator[Source], put: Put) -> float:
+    """Classify the images by a service, and put a row for each; returns the seconds.
 
-    Raises `BulkError` where it cannot be reached, or with an error that is not an image's own.
+    Raises `BulkError` where it cannot be reached, or for an error that is not an image's own.
     """
-    return asyncio.run(_Remote(service, _client()).rank(found, put))
+    return asyncio.run(_Remote(service, _client()).rank(sources, put))
 
 
 def _client() -> Any:
@@ -51,11 +51,11 @@ def _client() -> Any:
 
 @dataclass(slots=True)
 class _Outage:
-    """Prints one message for each time in which a service does not answer."""
+    """Prints one message for each outage of the service."""
 
     seconds: float  # that requests are retried for
     print: Callable[[str], None]
-    said: bool = False
+    printed: bool = False
 
     def retried(self, error: Any) -> None:
         """Print that a request is retried, unless the service is only busy."""
@@ -63,74 +63,76 @@ class _Outage:
             self.say(f"{error}; retrying for up to {self.seconds:g} s")
 
     def say(self, sentence: str) -> None:
-        """Print a message, unless there was one of this outage."""
-        if not self.said:
+        """Print a message, unless one was printed for this outage."""
+        if not self.printed:
             self.print(sentence)
-        self.said = True
+        self.printed = True
 
     def over(self) -> None:
-        """Begin anew after an answer."""
-        self.seconds, self.said = PATIENCE, False
+        """End the outage."""
+        self.seconds, self.printed = RETRY_SECONDS, False
 
 
 @dataclass(slots=True)
 class _Remote:
-    """Asks one service."""
+    """Sends the requests to one service."""
 
     service: Service
     client: Any  # the module
     window: AimdWindow = field(default_factory=AimdWindow)
     outage: _Outage = field(init=False)
-    is_background: bool = True  # others may pass, unless too little time is left for one image then
+    is_background: bool = True  # priority, until the deadline leaves it too little time
 
     def __post_init__(self) -> None:
         self.outage = _Outage(self.service.wait, self.service.say)
 
-    async def rank(self, found: Iterator[Source], put: Put) -> float:
-        async with self._connected() as asked:
-            await self._reach(asked)
+    async def rank(self, sources: Iterator[Source], put: Put) -> float:
+        async with self._connected() as client:
+            await self._reach(client)
 
             async def row(source: Source) -> Row:
-                return await self._row(asked, source)
+                return await self._row(client, source)
 
             started = time.monotonic()
-            await ordered_tasks.run(found, row, put, lambda: self.window.most)
+            await ordered_tasks.run(sources, row, put, lambda: self.window.most)
             return time.monotonic() - started
 
     def _connected(self) -> Any:
         url, key = self.service.url, self.service.key
         try:
-            return self.client.AsyncClient(url, key=key, timeout=PATIENCE, waiting=self._waiting)
+            return self.client.AsyncClient(
+                url, key=key, timeout=RETRY_SECONDS, on_retry=self._on_retry
+            )
         except ValueError as error:
             raise BulkError(f"{error}") from error
 
-    def _waiting(self, error: Exception, seconds: float) -> None:
+    def _on_retry(self, error: Exception, seconds: float) -> None:
         self.window = self.window.refused(time.monotonic(), seconds)
         self.outage.retried(error)
 
-    async def _reach(self, asked: Any) -> None:
-        """Wait for the first answer. Raises `BulkError` if none comes in time."""
+    async def _reach(self, client: Any) -> None:
+        """Wait for the first response. Raises `BulkError` if none comes in time."""
         seconds = self.service.wait
-        answer = asyncio.create_task(asked.reach(timeout=seconds))
-        await asyncio.wait([answer], timeout=SILENCE)
-        if not answer.done():
+        first = asyncio.create_task(client.wait_reachable(timeout=seconds))
+        await asyncio.wait([first], timeout=SILENCE)
+        if not first.done():
             self.outage.say(
                 f"{self.service.url} has not answered yet; waiting for up to {seconds:g} s"
             )
         try:
-            await answer
+            await first
         except self.client.ClientError as error:
-            if getattr(error, "is_final", False):
+            if getattr(error, "is_permanent", False):
                 raise BulkError(f"{error}") from error
             raise BulkError(
                 f"{error}; gave up after {seconds:g} s (--wait SECONDS waits longer)"
             ) from error
         self.outage.over()
 
-    async def _row(self, asked: Any, source: Source) -> Row:
+    async def _row(self, client: Any, source: Source) -> Row:
         try:
             data = await asyncio.to_thread(source.read)
-            answer = await self._answer(asked, data)
+            answer = await self._classify(client, data)
         except ServiceError as error:
             return Row(source.name, error=str(error))
         except self.client.ClientError as error:
@@ -139,18 +141,16 @@ class _Remote:
             raise BulkError(f"{source.name}: {error.detail}") from error
         self.window = self.window.answered()
         self.outage.over()
-        made = Origin(answer.model, answer.version, answer.views)
-        return Row(source.name, local_runner.plain(answer.predictions), origin=made)
+        origin = Origin(answer.model, answer.version, answer.views)
+        return Row(source.name, local_runner.plain(answer.predictions), origin=origin)
 
-    async def _answer(self, asked: Any, data: bytes) -> Any:
-        """Ask in the background, or, once that leaves too little time for one image, as others."""
-        background = (
-            self.is_background
-        )  # as it was asked for, whatever other requests find meanwhile
+    async def _classify(self, client: Any, data: bytes) -> Any:
+        """Send a background request, or an interactive one once a background one is too slow."""
+        background = self.is_background  # of this request; others may change it meanwhile
         try:
-            return await asked.classify(data, background=background, **self.service.asked)
+            return await client.classify(data, background=background, **self.service.parameters)
         except self.client.ClientError as error:
             if not background or error.code != DeadlineExceeded.code:
                 raise
         self.is_background = False
-        return await self._answer(asked, data)
+        return await self._classify(client, data)

@@ -1,7 +1,7 @@
-"""A file of results that grows by a line an image, and is gone on with after any end.
+"""A results file that grows by a line per image, and that an interrupted run resumes.
 
-A line is written at once, so that a process that is killed leaves at most its last one torn.
-That is cut off when the file is opened again, and all that is before it counts as done.
+Each line is written at once, so that a killed process leaves at most its last line torn. That
+line is cut off when the file is opened again, and all before it counts as done.
 """
 
 import csv
@@ -25,57 +25,57 @@ _TEXTS = ("error", *ORIGIN)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """By what an image was named; `model` and `version` are as a service tells them."""
+    """The model and view plan of a result; `model` and `version` are as a service names them."""
 
     model: str
     version: str
     views: str
 
     def __str__(self) -> str:
-        return told(self.columns)
+        return describe(self.columns)
 
     @property
     def columns(self) -> dict[str, str]:
-        """The same by `ORIGIN`."""
+        """The columns `ORIGIN`."""
         return {name: getattr(self, name) for name in ORIGIN}
 
-    def fits(self, wanted: Mapping[str, str]) -> bool:
-        """Tell whether it is what is wanted, of which not all has to be named.
+    def fits(self, expected: Mapping[str, str]) -> bool:
+        """Return whether the expected columns, which may be some of all, are those of this origin.
 
-        A model may be wanted as `name@version`, as a service is asked for it.
+        The model may be `name@version`, as in a request to a service.
         """
-        named = {**self.columns, "model": f"{self.model}@{self.version}"}
-        return all(value in {self.columns[name], named[name]} for name, value in wanted.items())
+        qualified = {**self.columns, "model": f"{self.model}@{self.version}"}
+        return all(v in {self.columns[name], qualified[name]} for name, v in expected.items())
 
 
-def told(wanted: Mapping[str, str]) -> str:
-    """Say what an origin, or what is wanted of one, is."""
-    return ", ".join(f"{name} {value}" for name, value in wanted.items())
+def describe(columns: Mapping[str, str]) -> str:
+    """Describe an origin, or some of its columns."""
+    return ", ".join(f"{name} {value}" for name, value in columns.items())
 
 
 def origin(columns: Mapping[str, Any]) -> Origin | None:
-    """Take a row's origin out of its columns; what has an error instead has none."""
+    """Read a row's origin from its columns; a row with an error has none."""
     model, version, views = (columns[name] for name in ORIGIN)
     return Origin(model, version, views) if model and version and views else None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of an image: its predictions, most probable first, or a sentence."""
+    """The result of an image: predictions, most probable first, or an error."""
 
     file: str
     predictions: Sequence[Mapping[str, Any]] = ()
     error: str | None = None
-    origin: Origin | None = None  # of predictions
+    origin: Origin | None = None  # of the predictions
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> Self:
-        """Make the row that has these columns."""
+        """Make a row of its columns."""
         return cls(columns["file"], columns["predictions"], columns["error"], origin(columns))
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The row by `COLUMNS`."""
+        """The columns `COLUMNS`."""
         first = self.predictions[0] if self.predictions else {}
         return {
             "file": self.file,
@@ -88,13 +88,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How rows are bytes: each a record that ends with a line's end."""
+    """Encodes rows as records, each of which ends with a line feed."""
 
     header: bytes
-    start: bytes  # of every file, this or the beginning of it
+    start: bytes  # of every file, or of this if it is shorter
     encode: Callable[[Row], bytes]
-    decode: Callable[[bytes], Mapping[str, Any]]  # gives `file` and `error`; ValueError, KeyError
-    is_whole: Callable[[bytes], bool]  # of lines: are they a record
+    decode: Callable[[bytes], Mapping[str, Any]]  # raises ValueError, KeyError, TypeError
+    is_whole: Callable[[bytes], bool]  # whether lines are a complete record
 
 
 def _to_json(row: Row) -> bytes:
@@ -107,7 +107,7 @@ def _of_json(record: bytes) -> Mapping[str, Any]:
         isinstance(columns["file"], str)
         and all(isinstance(columns[name], str | None) for name in _TEXTS)
     ):
-        raise TypeError("what is to be a text is no text")
+        raise TypeError("a text column has no text")
     return {name: columns[name] for name in COLUMNS}
 
 
@@ -128,7 +128,7 @@ def _of_csv(record: bytes) -> Mapping[str, Any]:
     return dict(zip(COLUMNS, cells, strict=True))
 
 
-# A quoted cell may have line ends, and its quotes are doubled: outside of one they are even.
+# A quoted cell may have line feeds, and its quotes are doubled: a record's quotes are even.
 _HEADER = _line(COLUMNS)
 CSV = Format(_HEADER, _HEADER, _to_csv, _of_csv, lambda lines: lines.count(b'"') % 2 == 0)
 JSONL = Format(b"", b'{"file": ', _to_json, _of_json, lambda _: True)
@@ -136,14 +136,14 @@ JSONL = Format(b"", b'{"file": ', _to_json, _of_json, lambda _: True)
 
 @dataclass(slots=True)
 class ResultsFile:
-    """An open file of results: what it has, and where more is written."""
+    """An open results file, and a summary of the rows that it has."""
 
     file: BinaryIO
     form: Format
     path: Path
     done: set[str] = field(default_factory=set)  # names
     failures: int = 0
-    origins: set[Origin] = field(default_factory=set)  # of all that has one
+    origins: set[Origin] = field(default_factory=set)  # of all rows
 
     def write(self, row: Row) -> None:
         """Add a row. Raises `BulkError` if it cannot be written."""
@@ -154,7 +154,7 @@ class ResultsFile:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say `BulkError` of a file that cannot be written, as on a full disk."""
+    """Raise `BulkError` for a file that cannot be written, as on a full disk."""
     try:
         yield
     except OSError as error:
@@ -163,40 +163,40 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path, form: Format) -> Iterator[ResultsFile]:
-    """Open a file of results to go on with it, or begin one, which is deleted if it has no rows.
+    """Open a results file to add to it, or create one, which is deleted if it gets no rows.
 
-    Raises `BulkError` if it is something else, cannot be written, or is being written.
+    Raises `BulkError` if it is another kind of file, cannot be written, or is being written.
     """
     with writing(path):
         is_created = not path.exists()
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     try:
         _lock(file, path)
-        journal = ResultsFile(file, form, path)
+        results = ResultsFile(file, form, path)
         end = 0
         for row, end in rows(file, form, path):  # noqa: B007 - the last one counts
-            journal.done.add(row["file"])
-            journal.failures += bool(row["error"])
-            if made := origin(row):
-                journal.origins.add(made)
+            results.done.add(row["file"])
+            results.failures += bool(row["error"])
+            if row_origin := origin(row):
+                results.origins.add(row_origin)
         _cut(file, end or _begin(file, form, path))
-        yield journal
+        yield results
     finally:
         with writing(path), file:
-            file.flush()  # which writes what could not be written before
+            file.flush()  # writes what could not be written before
             if is_created and os.fstat(file.fileno()).st_size <= len(form.header):
                 path.unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    taken = BulkError(f"{path} is being written by another process")
+    locked = BulkError(f"{path} is being written by another process")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_there = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        is_same = os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError as error:
-        raise taken from error
-    if not is_there:  # the other process has deleted it, for it had no rows
-        raise taken
+        raise locked from error
+    if not is_same:  # the other process has deleted it, as it had no rows
+        raise locked
 
 
 def _cut(file: BinaryIO, end: int) -> None:
@@ -205,7 +205,7 @@ def _cut(file: BinaryIO, end: int) -> None:
 
 
 def _begin(file: BinaryIO, form: Format, path: Path) -> int:
-    """Begin a file without rows; gives where they will. What is not ours is left as it is."""
+    """Write the header of a file without rows; returns its length. Keeps another kind of file."""
     file.seek(0)
     if not form.start.startswith(file.read(len(form.start))):
         raise _foreign(path)
@@ -215,7 +215,7 @@ def _begin(file: BinaryIO, form: Format, path: Path) -> int:
 
 
 def rows(file: BinaryIO, form: Format, path: Path) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Read what is whole: each row, and where it ends. Raises `BulkError` for what is no row."""
+    """Yield complete rows and where each ends. Raises `BulkError` for anything that is no row."""
     file.seek(0)
     end = len(form.header)
     if file.read(end) != form.header:
@@ -235,5 +235,4 @@ def rows(file: BinaryIO, form: Format, path: Path) -> Iterator[tuple[Mapping[str
 
 
 def _foreign(path: Path) -> BulkError:
-    sentence = "has something else in it than results of this form; name another file"
-    return BulkError(f"{path} {sentence}")
+    return BulkError(f"{path} is not a results file of this format; name another file")

@@ -1,7 +1,7 @@
-"""Results as a Parquet file, which is whole or not there.
+"""Results as a Parquet file, which is complete or does not exist.
 
-Parquet's index is at the end of the file and written last, so that one that is being written
-can neither be read nor gone on with. Results are kept in a journal beside it until all are there.
+Parquet's index is at the end of the file and written last, so that an incomplete file can neither
+be read nor resumed. Results are kept in a JSON Lines journal beside it until all are there.
 """
 
 import importlib
@@ -15,24 +15,22 @@ from service.errors import BulkError
 from service.offline.bulk import results_file
 from service.offline.bulk.results_file import JSONL, ORIGIN, Origin, ResultsFile
 
-ENDING = ".journal"  # of the journal's name, after the file's
+ENDING = ".journal"  # appended to the file's name
 
 _ROWS = 8192  # in memory at a time, and in a row group
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[ResultsFile]:
-    """Open the journal of a Parquet file that may be there; it becomes part of it at the end.
+    """Open the journal of a Parquet file; its rows are added to the file at the end.
 
-    Without rows there will be no file.
-
-    Raises `BulkError` as `journal.opened` does, or without pyarrow.
+    Without rows, no file is made. Raises `BulkError` as `results_file.opened`, or without pyarrow.
     """
     arrow = _arrow()
-    beside = path.with_name(path.name + ENDING)
-    with results_file.opened(beside, JSONL) as results:
+    journal = path.with_name(path.name + ENDING)
+    with results_file.opened(journal, JSONL) as results:
         before, origins = _names(arrow, path) if path.exists() else ({}, set())
-        # Killed between its last two steps, it left rows in both.
+        # A process killed between the last two steps leaves rows in both.
         results.done |= before.keys()
         results.failures += sum(before.values())
         results.origins |= origins
@@ -40,7 +38,7 @@ def opened(path: Path) -> Iterator[ResultsFile]:
         if before or any(True for _ in results_file.rows(results.file, JSONL, path)):
             with results_file.writing(path):
                 _complete(arrow, path, results, before)
-        beside.unlink()
+        journal.unlink()
 
 
 def _arrow() -> Any:
@@ -55,22 +53,22 @@ def _arrow() -> Any:
 
 
 def _schema(arrow: Any) -> Any:
-    one = [
+    prediction = [
         *(("label", arrow.string()), ("wnid", arrow.string())),
         *(("index", arrow.int32()), ("probability", arrow.float64())),
     ]
     return arrow.schema([
         ("file", arrow.string()),
-        *one,
-        ("predictions", arrow.list_(arrow.struct(one))),
+        *prediction,
+        ("predictions", arrow.list_(arrow.struct(prediction))),
         ("error", arrow.string()),
         *((name, arrow.string()) for name in ORIGIN),
     ])  # fmt: skip
 
 
 def _names(arrow: Any, path: Path) -> tuple[dict[str, bool], set[Origin]]:
-    """Read which images a file has, whether each has an error, and by what they were named."""
-    foreign = BulkError(f"{path} is no Parquet file of results of this form; name another file")
+    """Read the names of a file's images, whether each has an error, and all origins."""
+    foreign = BulkError(f"{path} is not a Parquet results file of this format; name another file")
     names, origins = {}, set()
     try:
         with arrow.parquet.ParquetFile(path) as file:
@@ -79,15 +77,15 @@ def _names(arrow: Any, path: Path) -> tuple[dict[str, bool], set[Origin]]:
             for batch in file.iter_batches(_ROWS, columns=["file", "error", *ORIGIN]):
                 for row in batch.to_pylist():
                     names[row["file"]] = row["error"] is not None
-                    if made := results_file.origin(row):
-                        origins.add(made)
+                    if origin := results_file.origin(row):
+                        origins.add(origin)
     except (arrow.ArrowException, OSError) as error:
         raise foreign from error
     return names, origins
 
 
 def _complete(arrow: Any, path: Path, results: ResultsFile, before: dict[str, bool]) -> None:
-    """Write what the file has and what the journal has to a new file, and put it in its place."""
+    """Replace the file by one with its own rows and the journal's."""
     schema = _schema(arrow)
     part = path.with_name(path.name + ".part")
     with arrow.parquet.ParquetWriter(part, schema) as writer:
@@ -95,8 +93,8 @@ def _complete(arrow: Any, path: Path, results: ResultsFile, before: dict[str, bo
             with arrow.parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS):
                     writer.write_batch(batch.cast(schema))
-        ours = (row for row, _ in results_file.rows(results.file, JSONL, path))
-        new = (row for row in ours if row["file"] not in before)
+        journal = (row for row, _ in results_file.rows(results.file, JSONL, path))
+        new = (row for row in journal if row["file"] not in before)
         while rows := [*islice(new, _ROWS)]:
             writer.write_batch(arrow.RecordBatch.from_pylist(rows, schema))
     part.replace(path)

@@ -1,1 +1,1 @@
-"""What the layers of a network respond to, as images."""
+"""Visualisation: what the layers of a network respond to."""

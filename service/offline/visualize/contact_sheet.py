@@ -1,4 +1,4 @@
-"""A sheet of what a network's feature maps have seen of a view, as an image of its own."""
+"""A contact sheet: the strongest feature maps of a network for a view, as an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ _CELL = 3 * _TILE + 2 * _GAP
 _ROW = _TILE + 40
 
 _PAPER, _INK, _FADED, _MARK = "#f3f3f0", "#1a1c20", "#62676f", "#ff9500"
-_NONE, _SOME, _MOST = "#12142b", "#b3365e", "#ffe9a8"  # of a feature map's activations
+_LOW, _MIDDLE, _HIGH = "#12142b", "#b3365e", "#ffe9a8"  # of a feature map's activations
 
-_SEEN = 0.1  # of a projection's largest value; what has less is not what it is of
-_ROOM = 3  # pixels around that
-_CLIPPED = 1.0  # per cent of a projection's places, so that a few do not make the others grey
+_THRESHOLD = 0.1  # of a projection's largest value; smaller ones are outside its square
+_PADDING = 3  # pixels around the square
+_CLIPPED = 1.0  # per cent of a projection's pixels, so that a few do not make the others grey
 
 _LEGEND = """\
 Each row is a stage of the network and its feature maps with the largest activations.
@@ -42,27 +42,27 @@ class Square:
 
     @property
     def edges(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom, as Pillow takes them."""
+        """Left, top, right and bottom, as in Pillow."""
         return self.left, self.top, self.left + self.side, self.top + self.side
 
 
-def seen(pixels: Map) -> Square:
-    """Find the square around the places of a projection, (side, side, 3), that matter."""
+def bounds(pixels: Map) -> Square:
+    """Return the square around the large values of a projection, (side, side, 3)."""
     strength = np.abs(pixels).max(2)
-    rows, columns = np.nonzero(strength >= _SEEN * strength.max())
-    whole = len(pixels)
-    side = min(int(max(np.ptp(rows), np.ptp(columns))) + 1 + 2 * _ROOM, whole)
-    return Square(_start(columns, side, whole), _start(rows, side, whole), side)
+    rows, columns = np.nonzero(strength >= _THRESHOLD * strength.max())
+    full = len(pixels)
+    side = min(int(max(np.ptp(rows), np.ptp(columns))) + 1 + 2 * _PADDING, full)
+    return Square(_start(columns, side, full), _start(rows, side, full), side)
 
 
-def _start(places: npt.NDArray[np.intp], side: int, whole: int) -> int:
-    """Begin so that the places are in the middle, as far as the view goes."""
-    centred = (int(places.min()) + int(places.max()) + 1 - side) // 2
-    return max(0, min(centred, whole - side))
+def _start(indices: npt.NDArray[np.intp], side: int, full: int) -> int:
+    """Centre the indices in a range of length `side` within the view."""
+    centred = (int(indices.min()) + int(indices.max()) + 1 - side) // 2
+    return max(0, min(centred, full - side))
 
 
 def draw(view: Pixels, stages: Sequence[Stage], title: str, *, is_bgr: bool) -> Image.Image:
-    """Draw a view's stages; `is_bgr` tells in what order the network takes colours."""
+    """Draw the stages of a view; `is_bgr` is whether the network's channels are BGR."""
     width = 2 * _MARGIN + _LABELS + MAPS * (_CELL + _SPACE) - _SPACE
     head = len(view) + _SPACE
     sheet = Image.new("RGB", (width, 2 * _MARGIN + head + _ROW * len(stages)), _PAPER)
@@ -82,26 +82,27 @@ def _draw_row(sheet: Image.Image, top: int, image: Image.Image, stage: Stage, or
     rows, columns = stage.size
     size = f"{stage.channels} maps\nof {columns} x {rows}"
     _write(sheet, (_MARGIN, top + 30), size, _FADED, 17)
-    for number, one in enumerate(stage.projections):
+    for number, projection in enumerate(stage.projections):
         left = _MARGIN + _LABELS + number * (_CELL + _SPACE)
-        for place, tile in enumerate(_tiles(image, one, one.pixels[..., ::order])):
-            sheet.paste(tile, (left + place * (_TILE + _GAP), top))
-        caption = f"channel {one.channel}: {one.activation:.4g}"
+        tiles = _tiles(image, projection, projection.pixels[..., ::order])
+        for column, tile in enumerate(tiles):
+            sheet.paste(tile, (left + column * (_TILE + _GAP), top))
+        caption = f"channel {projection.channel}: {projection.activation:.4g}"
         _write(sheet, (left, top + _TILE + 4), caption, _FADED, 16)
 
 
-def _tiles(image: Image.Image, one: Projection, pixels: Map) -> Sequence[Image.Image]:
-    """Draw the feature map, the projection and the image, the last two where it is seen."""
-    square = seen(pixels)
+def _tiles(image: Image.Image, projection: Projection, pixels: Map) -> Sequence[Image.Image]:
+    """Draw the feature map, and the square of the projection and of the image."""
+    square = bounds(pixels)
     parts = [part.crop(square.edges) for part in (_signed(pixels, square), image)]
     enlarged = [part.resize((_TILE, _TILE), Image.Resampling.BICUBIC) for part in parts]
-    return _marked(one.map, square, len(pixels)), *enlarged
+    return _marked(projection.map, square, len(pixels)), *enlarged
 
 
 def _marked(values: Map, square: Square, side: int) -> Image.Image:
-    """Draw a feature map, and where on it a square of a view is."""
+    """Draw a feature map, with the square marked."""
     grey = Image.fromarray(np.uint8(np.round(255 * values.clip(0) / values.max())))
-    tile = ImageOps.colorize(grey, _NONE, _MOST, _SOME).resize(
+    tile = ImageOps.colorize(grey, _LOW, _HIGH, _MIDDLE).resize(
         (_TILE, _TILE), Image.Resampling.NEAREST
     )
     edges = [round(edge * (_TILE - 1) / side) for edge in square.edges]
@@ -110,15 +111,16 @@ def _marked(values: Map, square: Square, side: int) -> Image.Image:
 
 
 def _signed(pixels: Map, square: Square) -> Image.Image:
-    """Draw what is above and below 0, as it is in the square, around grey."""
+    """Draw signed values around grey, scaled by those in the square."""
     left, top, right, bottom = square.edges
     strength = np.abs(pixels[top:bottom, left:right]).max(2)
-    most = (
-        np.percentile(strength, 100 - _CLIPPED) or strength.max() or 1
-    )  # of a few places, or none
+    # The percentile is 0 where fewer pixels than are clipped have a value.
+    most = np.percentile(strength, 100 - _CLIPPED) or strength.max() or 1
     shades = 127.5 + 127.5 * pixels / most
     return Image.fromarray(np.uint8(np.round(shades.clip(0, 255))))
 
 
-def _write(sheet: Image.Image, place: tuple[int, int], text: str, colour: str, size: int) -> None:
-    ImageDraw.Draw(sheet).text(place, text, colour, ImageFont.load_default(size), spacing=8)
+def _write(
+    sheet: Image.Image, position: tuple[int, int], text: str, colour: str, size: int
+) -> None:
+    ImageDraw.Draw(sheet).text(position, text, colour, ImageFont.load_default(size), spacing=8)

@@ -1,1 +1,1 @@
-"""The service's metrics."""
+"""The service's Prometheus metrics."""

@@ -1,6 +1,6 @@
-"""NVIDIA's GPUs as a Prometheus collector: memory and utilisation, by NVIDIA's own library.
+"""Prometheus collector of NVIDIA GPUs' memory and utilisation, by NVML.
 
-What the library sees is what is in this container or machine, whichever GPUs the model is on.
+These are all GPUs of this container or machine, whichever the model is on.
 """
 
 from collections.abc import Iterable
@@ -13,22 +13,22 @@ from prometheus_client.registry import Collector
 
 
 class GPUCollector(Collector):
-    """Gives a sample for each GPU, labelled by its number; none where there is no driver."""
+    """Collects a sample for each GPU, labelled by its number; none where there is no driver."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
         with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
-            self._handles = _found()  # pragma: no cover - needs a GPU
+            self._handles = _gpu_handles()  # pragma: no cover - needs a GPU
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Ask every GPU; one that does not tell something (as a share of one) is left out."""
+        """Query every GPU; one that does not report a value (such as a MIG slice) is left out."""
         used, total, busy = (
             GaugeMetricFamily(f"googlenet_gpu_{name}", text, labels=["gpu"])
             for name, text in (
-                ("memory_used_bytes", "Memory of a GPU in use, by whatever process."),
+                ("memory_used_bytes", "Memory of a GPU in use by any process."),
                 ("memory_total_bytes", "Memory of a GPU."),
-                ("utilization_ratio", "Share of the last moments in which a GPU was at work."),
+                ("utilization_ratio", "Share of the last sampling period in which a GPU was busy."),
             )
         )
         for number, handle in enumerate(self._handles):  # pragma: no cover - needs a GPU
@@ -41,6 +41,6 @@ class GPUCollector(Collector):
         return [used, total, busy]
 
 
-def _found() -> list[Any]:  # pragma: no cover - needs a GPU
+def _gpu_handles() -> list[Any]:  # pragma: no cover - needs a GPU
     count = pynvml.nvmlDeviceGetCount()
     return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]

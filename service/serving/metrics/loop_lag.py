@@ -1,14 +1,14 @@
-"""How late the event loop is: what everything that waits on it has to wait besides."""
+"""Event-loop lag: the delay that blocking work adds to everything on the loop."""
 
 import asyncio
 import time
 from collections.abc import Callable
 
-EVERY = 0.5  # seconds; often enough to meet what blocks, seldom enough to cost nothing
+EVERY = 0.5  # seconds: often enough to observe what blocks, and cheap
 
 
 async def watch(report: Callable[[float], None]) -> None:
-    """Report, for as long as it is not cancelled, by how many seconds a timer came late."""
+    """Report by how many seconds each timer was late, until cancelled."""
     while True:
         due = time.monotonic() + EVERY
         await asyncio.sleep(EVERY)

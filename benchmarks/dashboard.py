@@ -1,7 +1,7 @@
-"""A dashboard as an image: its panels' own queries, drawn where no Grafana is at hand.
+"""Draws a Grafana dashboard as an image, with matplotlib and without Grafana.
 
-Reads the JSON that Grafana reads and asks the Prometheus that it would ask; the layout, titles and
-queries are the dashboard's, the pen is matplotlib's. Tables are left out: they have no image.
+Reads the dashboard's JSON for layout, titles and queries, and sends the queries to Prometheus.
+Tables are left out.
 """
 
 import json
@@ -39,14 +39,14 @@ _STYLE = {
 _DRAWN = {"timeseries", "heatmap", "stat"}
 
 Panel = dict[str, Any]
-Series = tuple[str, list[tuple[float, float]]]  # its name, and (time, value) pairs
+Series = tuple[str, list[tuple[float, float]]]  # name, and (time, value) pairs
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is looked at: a job, from when to when (Unix seconds).
+    """A job and a period (Unix seconds).
 
-    `window` is that of rates, `hour` how many seconds the axis takes for one.
+    `window` is the range of rates, `hour` the seconds that the axis shows as an hour.
     """
 
     prometheus: Prometheus
@@ -58,32 +58,32 @@ class View:
 
     @property
     def hours(self) -> float:
-        """How long it is on the axis."""
+        """The length of the axis."""
         return (self.end - self.start) / self.hour
 
     def series(self, panel: Panel) -> list[Series]:
-        """Ask for all that a panel shows."""
-        return [one for target in panel["targets"] for one in self._ask(target)]
+        """Query the series of a panel."""
+        return [series for target in panel["targets"] for series in self._query(target)]
 
-    def _ask(self, target: Mapping[str, str]) -> list[Series]:
-        query = self._filled(target["expr"])
+    def _query(self, target: Mapping[str, str]) -> list[Series]:
+        query = self._substitute(target["expr"])
         step = (self.end - self.start) / _POINTS
-        answer = self.prometheus.get(
+        response = self.prometheus.get(
             "query_range", query=query, start=self.start, end=self.end, step=step
         )
         return [
-            (_name(target["legendFormat"], one["metric"]), _points(one["values"]))
-            for one in answer["result"]
+            (_name(target["legendFormat"], series["metric"]), _points(series["values"]))
+            for series in response["result"]
         ]
 
-    def _filled(self, query: str) -> str:
-        given = {
+    def _substitute(self, query: str) -> str:
+        variables = {
             "job": self.job,
             "instance": ".+",
             "__rate_interval": self.window,
             "__range": f"{self.end - self.start:.0f}s",
         }
-        return re.sub(r"\$(\w+)", lambda found: given[found[1]], query)
+        return re.sub(r"\$(\w+)", lambda match: variables[match[1]], query)
 
 
 def draw(dashboard: Path, view: View, file: Path, *, height: int) -> None:
@@ -103,24 +103,24 @@ def draw(dashboard: Path, view: View, file: Path, *, height: int) -> None:
 
 
 def _bottom(panel: Panel) -> int:
-    place = panel["gridPos"]
-    return int(place["y"] + place["h"])
+    position = panel["gridPos"]
+    return int(position["y"] + position["h"])
 
 
-def _place(figure: Figure, grid: GridSpec, panel: Panel) -> Axes:
-    place = panel["gridPos"]
-    rows = slice(place["y"], place["y"] + place["h"])
-    return figure.add_subplot(grid[rows, place["x"] : place["x"] + place["w"]])
+def _axes(figure: Figure, grid: GridSpec, panel: Panel) -> Axes:
+    position = panel["gridPos"]
+    rows = slice(position["y"], position["y"] + position["h"])
+    return figure.add_subplot(grid[rows, position["x"] : position["x"] + position["w"]])
 
 
 def _head(figure: Figure, grid: GridSpec, panel: Panel) -> None:
-    axes = _place(figure, grid, panel)
+    axes = _axes(figure, grid, panel)
     axes.axis("off")
     axes.text(0, 0, panel["title"], fontsize=13, weight="bold", transform=axes.transAxes)
 
 
 def _panel(figure: Figure, grid: GridSpec, panel: Panel, view: View) -> None:
-    axes = _place(figure, grid, panel)
+    axes = _axes(figure, grid, panel)
     axes.set_title(panel["title"], fontsize=10, loc="left")
     series = view.series(panel)
     scale, unit = _UNITS.get(panel["fieldConfig"]["defaults"]["unit"], (1, ""))
@@ -148,17 +148,17 @@ def _lines(axes: Axes, series: Sequence[Series], scale: float, view: View) -> No
 
 
 def _heat(axes: Axes, series: Sequence[Series], view: View) -> None:
-    """Draw how many are in each bucket, of counts up to it."""
+    """Draw the counts of buckets, from cumulative ones."""
     bounded = sorted((float(name), points) for name, points in series if name != "+Inf")
     times = sorted({time for _, points in bounded for time, _ in points})
-    place = {time: number for number, time in enumerate(times)}
-    upto = np.zeros((len(bounded), len(times)))
+    column = {time: number for number, time in enumerate(times)}
+    cumulative = np.zeros((len(bounded), len(times)))
     for row, (_, points) in enumerate(bounded):
         for time, value in points:
-            upto[row, place[time]] = value
-    counts = np.diff(upto, axis=0, prepend=0)
+            cumulative[row, column[time]] = value
+    counts = np.diff(cumulative, axis=0, prepend=0)
     axes.imshow(
-        np.sqrt(np.maximum(counts, 0)),  # else the few slow ones could not be seen
+        np.sqrt(np.maximum(counts, 0)),  # makes small counts visible
         aspect="auto",
         origin="lower",
         extent=(0, view.hours, 0, len(bounded)),
@@ -174,4 +174,4 @@ def _points(values: Sequence[tuple[float, str]]) -> list[tuple[float, float]]:
 
 
 def _name(legend: str, labels: Mapping[str, str]) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), legend)

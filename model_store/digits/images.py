@@ -1,10 +1,10 @@
-"""Handwritten digits as images: the data that the bundled model is made of.
+"""Handwritten digits as images: the data of the bundled model.
 
 1797 digits of 43 people, 8x8 grey levels each: the test part of "Optical Recognition of
 Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, CC BY 4.0),
-which scikit-learn carries. Every fifth is for testing only and no training sees it.
+which scikit-learn contains. Every fifth is for testing only.
 
-    python model_store/digits/pictures.py FOLDER
+    python model_store/digits/images.py FOLDER
 
 writes FOLDER/train/DIGIT/NUMBER.png and FOLDER/test/DIGIT/NUMBER.png.
 """
@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-MARGIN = 2  # of blank paper around the 8x8, so that a corner crop still shows the digit
-SIDE = 72  # pixels of an image: large enough to look at
+MARGIN = 2  # white pixels around the 8x8, so that a corner crop still shows the digit
+SIDE = 72  # pixels of an image
 LEVELS = 16  # the darkest of the original's grey levels
-TESTING = 5  # every so manieth is for testing
+TESTING = 5  # every fifth is for testing
 
 
 def main(folder: Path) -> None:
-    """Write all images: dark ink on white paper, as people write."""
+    """Write all images, dark on white."""
     digits = load_digits()
     for number, (grey, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         part = "test" if number % TESTING == 0 else "train"

@@ -1,4 +1,4 @@
-"""An image as a caller has it, to its bytes."""
+"""The ways to pass an image to the client, and how its bytes are read."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ ImageInput = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 
 
 def read(image: ImageInput) -> bytes | Unreadable:
-    """Give the bytes, or why there are none: blocking."""
+    """Read an image's bytes, blocking; returns the error where that fails."""
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     try:
@@ -19,7 +19,7 @@ def read(image: ImageInput) -> bytes | Unreadable:
             return Path(image).read_bytes()
         data = image.read()
     except OSError as error:
-        return Unreadable(f"the image cannot be read: {error}", code="unreadable_file")
+        return Unreadable(f"cannot read the image: {error}", code="unreadable_file")
     if not isinstance(data, bytes):
         return Unreadable("open the image's file in binary mode", code="unreadable_file")
     return data

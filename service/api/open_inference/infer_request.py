@@ -1,0 +1,119 @@
+"""A request to infer, from HTTP or gRPC: validated to images, views, timeout and output format."""
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard, get_args
+
+from service.api.open_inference import tensors
+from service.api.open_inference.tensors import INPUT_NAMES, OUTPUT, TENSOR, InputTensor
+from service.errors import InvalidParameter
+from service.imaging.image_decoder import ImageInput
+from service.settings import AUTO, PlanName
+
+_MICROSECONDS = 1e-6
+_PARAMETERS = ("views", "timeout", "binary_data_output")  # of a request
+_MAX_NAMES = 32  # of parameters that are looked at
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that the request names."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request as received."""
+
+    id: str
+    parameters: Mapping[str, Any]
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[RequestedOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidRequest:
+    """A validated request.
+
+    `seconds` and `views` are None where the request leaves them to the server; `labels` is 0
+    for probabilities, else the number of most probable labels.
+    """
+
+    id: str
+    images: tuple[ImageInput, ...]
+    views: str | None
+    seconds: float | None
+    labels: int
+    is_binary: bool
+
+
+def validate(request: InferRequest, max_images: int) -> ValidRequest:
+    """Validate a request; raises `InvalidParameter`, `MalformedRequest` or `TooLarge`."""
+    if len(request.inputs) != 1:
+        count = len(request.inputs)
+        raise InvalidParameter(f"the request has {count} inputs; send one of {INPUT_NAMES}")
+    _check_names(request.parameters)
+    (tensor,) = request.inputs
+    return ValidRequest(
+        request.id,
+        tensors.images(tensor, max_images),
+        _views(request.parameters.get("views"), tensor),
+        _seconds(request.parameters.get("timeout")),
+        *_output(request),
+    )
+
+
+def is_whole(value: object, least: int) -> TypeGuard[int]:
+    """Tell whether a value is an integer, no boolean, of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check_names(parameters: Mapping[str, Any]) -> None:
+    """Refuse a likely misspelling; other unknown names are for other servers, and ignored."""
+    for name in itertools.islice(parameters, _MAX_NAMES):
+        near = difflib.get_close_matches(name.lower()[:64], _PARAMETERS, n=1, cutoff=0.8)
+        if near and name not in _PARAMETERS:
+            raise InvalidParameter(f"there is no parameter {name!r}; did you mean {near[0]}?")
+
+
+def _views(views: object, tensor: InputTensor) -> str | None:
+    if views is not None and views not in (known := (*get_args(PlanName), AUTO)):
+        raise InvalidParameter(f"the parameter views must be one of {', '.join(known)}")
+    if tensor.name != TENSOR.name:
+        return None if views is None else str(views)
+    if views not in {None, "single"}:
+        raise InvalidParameter("a tensor is one view of an image; ask for the views `single`")
+    return "single"
+
+
+def _seconds(timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    if not is_whole(timeout, 0):
+        raise InvalidParameter("the parameter timeout must be a whole number of microseconds")
+    return timeout * _MICROSECONDS or None  # Triton's clients send 0 for none
+
+
+def _output(request: InferRequest) -> tuple[int, bool]:
+    """Give the number of labels (0 for probabilities), and whether the output is binary."""
+    is_binary = _flag(request.parameters, "binary_data_output", default=False)
+    if not request.outputs:
+        return 0, is_binary
+    if [requested.name for requested in request.outputs] != [OUTPUT]:
+        raise InvalidParameter(f"there is one output, {OUTPUT}; ask for it once, or for none")
+    parameters = request.outputs[0].parameters
+    labels = parameters.get("classification", 0)
+    if labels != 0 and not is_whole(labels, 1):
+        raise InvalidParameter("the parameter classification must be the number of labels")
+    return labels, _flag(parameters, "binary_data", default=is_binary)
+
+
+def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidParameter(f"the parameter {name} must be true or false")
+    return value

@@ -1,0 +1,26 @@
+"""Keyword options of the client's methods; an option left out has the service's default."""
+
+from typing import TypedDict
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of every method."""
+
+    timeout: float  # seconds, retries included
+
+
+class ClassifyOptions(CallOptions, total=False):
+    """Options of classification."""
+
+    model: str | None
+    views: str | None
+    top_k: int | None
+    background: bool  # low priority: other requests go first
+
+
+class ExplainOptions(CallOptions, total=False):
+    """Options of an explanation: the label to explain, by its WordNet id, name or index."""
+
+    label: str | int | None
+    model: str | None
+    views: str | None

@@ -1,0 +1,62 @@
+"""Listening sockets: of probes, and of an address for both IPv4 and IPv6."""
+
+import ipaddress
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from service.errors import CannotListen
+from service.settings import Settings
+
+
+@contextmanager
+def probes(settings: Settings) -> Iterator[socket.socket | None]:
+    """Listen on the probe port, if there is one; raises `CannotListen`.
+
+    Also raises it if the gRPC port is taken; gRPC binds that port itself.
+    """
+    if settings.grpc_port:
+        _listen(settings.host, settings.grpc_port, "gRPC").close()
+    if not settings.probe_port:
+        yield None
+        return
+    with _listen(settings.host, settings.probe_port, "probes") as listener:
+        yield listener
+
+
+@contextmanager
+def dual_stack(
+    settings: Settings, uvicorn_options: Mapping[str, Any]
+) -> Iterator[list[socket.socket] | None]:
+    """Listen for HTTP on IPv4 and IPv6 if the host is `::`; raises `CannotListen`.
+
+    Yields None for other hosts, on which uvicorn listens. Its own socket for `::` would be for IPv6
+    alone, while gRPC's is for both.
+    """
+    has_socket = uvicorn_options.get("fd") is not None or uvicorn_options.get("uds")
+    if has_socket or not _is_dual_stack(settings.host):
+        yield None
+        return
+    with _listen(settings.host, settings.port, "HTTP") as listener:
+        yield [listener]
+
+
+def _is_dual_stack(host: str) -> bool:
+    """Return whether an address is `::` on a machine whose sockets can be for IPv4 and IPv6."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return address.is_unspecified and socket.has_dualstack_ipv6()
+
+
+def _listen(host: str, port: int, purpose: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (host, port), family=family, dualstack_ipv6=_is_dual_stack(host)
+        )
+    except OSError as error:
+        message = f"cannot bind port {port} of {host} for {purpose}: {error.strerror}"
+        raise CannotListen(message) from error

@@ -1,0 +1,161 @@
+"""Metrics of connections, requests and their images."""
+
+from collections.abc import Callable, Iterable
+from itertools import product
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.errors import ServiceError
+from service.imaging import crops
+from service.serving.metrics.labels import BACKGROUND, INTERACTIVE, LATENCY, STAGES, priority
+
+_KEY_OUTCOMES = ("admitted", "rate_limited")  # of a request that has a key
+
+
+class ConnectionMetrics:
+    """Open and closed connections."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._connections = Gauge("googlenet_connections", "Connections open.", registry=registry)
+        self._closed = Counter(
+            "googlenet_connections_closed",
+            "Connections closed without a response: idle, evicted, silent, stalled, or full.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("idle", "evicted", "silent", "stalled", "full"):
+            self._closed.labels(reason)
+
+    def connected(self, count: Callable[[], int]) -> None:
+        """Call `count` at every scrape for the number of open connections."""
+        self._connections.set_function(count)
+
+    def closed(self, reason: str) -> None:
+        """Count a connection that was closed without a response."""
+        self._closed.labels(reason).inc()
+
+
+class RequestMetrics:
+    """Requests by route, and requests by API key."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "googlenet_requests",
+            "HTTP requests answered, by route template, method, status and priority.",
+            ["route", "method", "code", "priority"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "googlenet_request_duration_seconds",
+            "From a request's first byte received to its response's last byte sent.",
+            ["route", "code", "priority"],
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "googlenet_requests_in_flight", "HTTP requests being answered.", registry=registry
+        )
+        self._key_requests = Counter(
+            "googlenet_key_requests",
+            "Requests with an API key, by its name: admitted, or over its limits (rate_limited).",
+            ["key", "outcome"],
+            registry=registry,
+        )
+        self._key_names: frozenset[str] = frozenset()
+
+    def request(  # noqa: PLR0913 - each is a label, or what is counted
+        self,
+        route: str,
+        method: str,
+        code: int,
+        seconds: float,
+        traced: dict[str, str],
+        *,
+        background: bool,
+    ) -> None:
+        """Count an answered request; `traced` is its exemplar, empty if it is not traced."""
+        label = priority(background=background)
+        self._requests.labels(route, method, code, label).inc()
+        self._request_seconds.labels(route, code, label).observe(seconds, traced or None)
+
+    def expect(self, route: str, method: str, codes: Iterable[int]) -> None:
+        """Start a route's statuses at zero: `rate()` does not see a series' first event."""
+        for code in codes:
+            self._requests.labels(route, method, code, INTERACTIVE)
+
+    def in_flight(self, change: int) -> None:
+        """Count a request that starts (1) or ends (-1)."""
+        self._in_flight.inc(change)
+
+    def callers(self, names: Iterable[str]) -> None:
+        """Count requests by these keys' names from now on, and remove all other names."""
+        before, self._key_names = self._key_names, frozenset(names)
+        for outcome in _KEY_OUTCOMES:
+            for removed in before - self._key_names:
+                self._key_requests.remove(removed, outcome)
+            for name in self._key_names:
+                self._key_requests.labels(name, outcome)
+
+    def called(self, name: str, outcome: str) -> None:
+        """Count a request by its key's name: `admitted` or `rate_limited`."""
+        self._key_requests.labels(name, outcome).inc()
+
+
+class ImageMetrics:
+    """Images by outcome, the seconds of their stages, refusals, and the result cache."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._stages = Histogram(
+            "googlenet_stage_duration_seconds",
+            "Seconds of each stage of a request or of one of its images.",
+            ["stage", "priority"],
+            buckets=LATENCY,
+            registry=registry,
+        )
+        self._images = Counter(
+            "googlenet_images",
+            "Images by views requested and outcome: ok, or the code of the error.",
+            ["views", "outcome"],
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "googlenet_rejected",
+            "Requests and images refused or failed, by the code of the error.",
+            ["reason", "priority"],
+            registry=registry,
+        )
+        self._cache_hits = Counter(
+            "googlenet_cache_hits",
+            "Images answered from the cache; they are among those that are ok.",
+            registry=registry,
+        )
+        self._cache_bytes = Gauge(
+            "googlenet_cache_bytes", "Bytes of cached results.", registry=registry
+        )
+        for labels in product(STAGES, (INTERACTIVE, BACKGROUND)):
+            self._stages.labels(*labels)
+        for error in _leaves(ServiceError):
+            self._rejected.labels(error.code, INTERACTIVE)
+        for plan in crops.NAMES:
+            self._images.labels(plan, "ok")
+
+    def stage(self, stage: str, seconds: float, *, background: bool) -> None:
+        """Record how long a stage of a request took."""
+        self._stages.labels(stage, priority(background=background)).observe(seconds)
+
+    def image(self, plan: str, error: ServiceError | None = None) -> None:
+        """Count an image that was answered, or refused."""
+        self._images.labels(plan, error.code if error else "ok").inc()
+
+    def cache_hit(self) -> None:
+        """Count an image that was answered from the cache."""
+        self._cache_hits.inc()
+
+    def rejected(self, error: ServiceError, *, background: bool = False) -> None:
+        """Count a request or an image that was refused."""
+        self._rejected.labels(error.code, priority(background=background)).inc()
+
+
+def _leaves(error: type[ServiceError]) -> list[type[ServiceError]]:
+    below = error.__subclasses__()
+    return [leaf for child in below for leaf in _leaves(child)] if below else [error]
