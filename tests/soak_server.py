@@ -36,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings(
         model=given.model,
-        model_store=given.store,
+        model_store=given.model_store,
         port=0,
         header_timeout_seconds=2,
         upload_timeout_seconds=3,

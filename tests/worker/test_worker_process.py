@@ -401,6 +401,14 @@ def test_worker_ignores_signals(number: signal.Signals, small: Settings, beagle:
         assert ours.alive
 
 
+def test_failed_start_leaves_no_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = opened()
+    with pytest.raises(FileNotFoundError):
+        ChildProcess(Settings(model="digits"))
+    assert opened() <= before
+
+
 @pytest.mark.slow
 def test_close_leaves_no_open_files(small: Settings) -> None:
     threads, before = [*threading.enumerate()], opened()

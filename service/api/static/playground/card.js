@@ -1,4 +1,4 @@
-// One picture and its answer. `page` is what a card has to know of the page that it lies on.
+// One image and its answer. `page` is what a card has to know of the page that it lies on.
 
 import { classify, curl, heat, Refusal } from "./service.js";
 
@@ -122,7 +122,7 @@ export class Card {
     this.ask();
   }
 
-  // What is chosen by now may be asked of the same picture; and models turn out not to explain.
+  // What is chosen by now may be asked of the same image; and models turn out not to explain.
   refresh() {
     if (this.root.dataset.state !== "answered") return;
     this.find(".heat").hidden = !this.model?.explains;
@@ -170,7 +170,7 @@ export class Card {
     this.preview(this.original);
   }
 
-  // Pictures that the service reads and the browser does not (TIFF, say) get their answer all the same.
+  // Images that the service reads and the browser does not (TIFF, say) get their answer all the same.
   preview(url) {
     if (url) this.find("img").src = url;
     this.find("img").hidden = !url;

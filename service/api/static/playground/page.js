@@ -1,10 +1,10 @@
-// The page: what is chosen, what is said, and every way in for a picture. What others wrote is shown
+// The page: what is chosen, what is said, and every way in for an image. What others wrote is shown
 // as text, never as HTML.
 
 import { Card, sentenced } from "./card.js";
 import { key, models, Turnstile } from "./service.js";
 
-const KEPT = 24; // cards; the oldest go, and their pictures with them
+const KEPT = 24; // cards; the oldest go, and their images with them
 const AT_ONCE = 4; // requests
 const SPOKEN = 30; // lines of the log
 
@@ -111,12 +111,12 @@ function useKey(event) {
   for (const card of cards) if (card.refusal?.status === 401) card.ask();
 }
 
-// Pictures come and go.
+// Images come and go.
 
 function take(files) {
   const some = [...files].slice(0, KEPT);
   if (!some.length) return;
-  say(some.length < files.length ? `The first ${KEPT} of ${files.length} pictures were taken.` : "");
+  say(some.length < files.length ? `The first ${KEPT} of ${files.length} images were taken.` : "");
   const taken = some.map((file) => new Card(file, page));
   $("cards").prepend(...taken.map((card) => card.root));
   for (const card of taken) cards.add(card);
@@ -156,7 +156,7 @@ function dropped(event) {
   event.preventDefault();
   $("drop").classList.remove("over");
   take(event.dataTransfer.files);
-  if (!event.dataTransfer.files.length) say("That was no file. Save the picture first, then drop it.");
+  if (!event.dataTransfer.files.length) say("That was no file. Save the image first, then drop it.");
 }
 
 // The camera. Browsers lend it to https and localhost alone; elsewhere a phone's own app can be asked.
@@ -189,7 +189,7 @@ function closeCamera() {
 }
 
 function shoot() {
-  if (!video.videoWidth) return; // there is no picture yet
+  if (!video.videoWidth) return; // there is no image yet
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d").drawImage(video, 0, 0);
