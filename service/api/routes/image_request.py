@@ -23,7 +23,7 @@ Milliseconds = Annotated[
 Priority = Annotated[
     str | SkipJsonSchema[None],  # a header that is there is no null
     Header(
-        description="u=7 (RFC 9218): nobody waits for this, so let others pass",
+        description="u=7 (RFC 9218) marks a background request: others go first",
         examples=["u=7"],
     ),
 ]
