@@ -58,7 +58,7 @@ def test_the_mean_of_a_map_and_the_bias_are_the_logit_that_the_network_gives(
 
 
 def logits(store: Store, image: bytes, views: str) -> list[float]:
-    """Compute the logits of class 162 by the plain network, without batches or lanes."""
+    """Compute the logits of class 162 by the plain network, without batches or executors."""
     model = weights.load(store, "bvlc_googlenet")
     preprocessing = model.manifest.preprocessing
     (cuts,) = prepare(image, [plan(views, preprocessing.resized)], Bounds(10**8))

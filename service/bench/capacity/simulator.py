@@ -1,9 +1,9 @@
 """A discrete-event simulation of random arrivals at one replica.
 
-A discrete-event simulation of the stages that a request goes through: HTTP, which is one event
-loop; decoding threads; the queue and the lanes, as `service.scheduling.batcher` has them. Whom to
-refuse, who is too late and what runs next is asked of `service.scheduling.admission` and
-`service.scheduling.policy`, as the batcher does.
+It simulates the stages that a request goes through: HTTP, which is one event loop; decoding
+threads; the queue and the executors, as `service.scheduling.batcher` has them. Which requests are
+refused, which jobs are too late and what runs next is decided by `service.scheduling.admission` and
+`service.scheduling.policy`, as in the batcher.
 """
 
 import math
