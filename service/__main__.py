@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from service.cli import parser
 from service.errors import ServiceError, WrongOption
+from service.models import pytorch
 from service.settings import Settings
 
 Command = Callable[[Settings, dict[str, Any]], int]
 """Takes the settings and the command's own arguments; returns the exit status."""
 
 _TORCH = {"torch", "torchvision"}
-_NEEDS_TORCH = "this command needs PyTorch: pip install 'googlenet-service[torch]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _TORCH:
             raise
-        print(f"googlenet-service: {_NEEDS_TORCH}", file=sys.stderr)
+        print(f"googlenet-service: this command needs PyTorch: {pytorch.INSTALL}", file=sys.stderr)
         return WrongOption.exit_status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -1,9 +1,7 @@
 """POST /classify."""
 
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -11,7 +9,7 @@ from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from service.api import parameters, problem_details
+from service.api import problem_details
 from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
@@ -19,17 +17,18 @@ from service.api.routes.image_request import (
     Milliseconds,
     Model,
     ModelField,
+    Parameters,
     Priority,
+    Received,
+    Receiver,
     body,
     gone,
-    left,
 )
 from service.api.tracing import Stages
-from service.api.uploads import EMPTY, Bounds, Budget, Upload, read
+from service.api.uploads import EMPTY, Bounds, Budget, Upload
 from service.errors import MalformedRequest, ServiceError
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
-from service.serving.classifier import Classifier
 from service.serving.metrics.metrics import Metrics
 from service.serving.registry import ModelRegistry
 from service.serving.shadow import ShadowCandidate
@@ -121,7 +120,9 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
-    handler = _Handler(model_registry, shadow, settings, budget, metrics, Stages(tracer_provider))
+    receiver = Receiver(model_registry, budget, Bounds.of(settings), Fields)
+    caches = settings.cache_bytes > 0
+    handler = _Handler(receiver, shadow, metrics, Stages(tracer_provider), caches=caches)
     max_ms = int(settings.timeout_seconds * 1000)
 
     @routes.post(
@@ -145,20 +146,16 @@ def router(  # noqa: PLR0913, PLR0917 - all that it works with
         order, each with its own `predictions` or `error`.
         """
         timeout_ms = min(max_ms, x_timeout_ms)
-        chosen = _Parameters(model, views, top_k, timeout_ms, is_background(priority))
+        chosen = _Parameters(model, timeout_ms, views, top_k, is_background(priority))
         return await handler.respond(request, chosen)
 
     return routes
 
 
 @dataclass(frozen=True, slots=True)
-class _Parameters:
-    """The parameters of a request, of its query, headers and form."""
-
-    model: str | None
+class _Parameters(Parameters):
     views: Views
     top_k: int
-    timeout_ms: int
     background: bool
 
 
@@ -166,38 +163,28 @@ class _Parameters:
 class _Handler:
     """Classifies the images of a request."""
 
-    model_registry: ModelRegistry
+    receiver: Receiver
     shadow: ShadowCandidate
-    settings: Settings
-    budget: Budget
     metrics: Metrics
     stages: Stages
+    caches: bool  # whether answers are kept
 
     async def respond(self, request: Request, chosen: _Parameters) -> Response:
-        with ExitStack() as stack:
-            classifier = stack.enter_context(self.model_registry.use(chosen.model))
-            share = stack.enter_context(self.budget.share())
-            started = time.monotonic()
-            form = await read(request, Bounds.of(self.settings), share, Fields.model_fields)
-            fields = parameters.parse(Fields, form.fields)
-            chosen = replace(chosen, **fields.model_dump(exclude_none=True))
-            if fields.model:
-                classifier = stack.enter_context(self.model_registry.use(fields.model))
-            uploaded = time.monotonic() - started
-            self.metrics.stage("upload", uploaded, background=chosen.background)
-            seconds = left(request, chosen.timeout_ms, uploaded)
-            images = [upload.data for upload in form.uploads if upload.data]
-            plan, classified = await _classified(request, classifier, chosen, images, seconds)
-            about = _about(classifier.ensemble, plan)
-        if chosen.model in {None, self.model_registry.default}:
+        async with self.receiver.receive(request, chosen) as received:
+            chosen, uploads = received.parameters, received.uploads
+            self.metrics.stage("upload", received.uploaded, background=chosen.background)
+            images = [upload.data for upload in uploads if upload.data]
+            plan, classified = await _classified(request, received, images)
+            about = _about(received.classifier.ensemble, plan)
+        if chosen.model in {None, self.receiver.model_registry.default}:
             self.shadow.offer(images, plan, classified)
-        answers = _with_empty(form.uploads, classified)
+        answers = _with_empty(uploads, classified)
         self._count(plan, answers, background=chosen.background)
-        self.stages.trace(started, uploaded, answers)
+        self.stages.trace(received.started, received.uploaded, answers)
         total = request_stats.add_up(answers)
-        note(request.scope, total.notes(plan, uploaded))
-        body = _body(request, about, form.uploads, answers)
-        headers = total.headers(caches=self.settings.cache_bytes > 0)
+        note(request.scope, total.notes(plan, received.uploaded))
+        body = _body(request, about, uploads, answers)
+        headers = total.headers(caches=self.caches)
         content = body.model_dump_json(exclude_unset=True)
         return Response(content, headers=headers, media_type="application/json")
 
@@ -212,16 +199,12 @@ class _Handler:
 
 
 async def _classified(
-    request: Request,
-    classifier: Classifier,
-    chosen: _Parameters,
-    images: Sequence[bytes],
-    seconds: float,
+    request: Request, received: Received[_Parameters], images: Sequence[bytes]
 ) -> tuple[PlanName, Sequence[Answer | ServiceError]]:
     """Classify the images; give the view plan, too, which `auto` leaves to the classifier."""
-    background = chosen.background
+    classifier, chosen, seconds = received.classifier, received.parameters, received.seconds
     plan = (
-        classifier.choose_views(len(images), seconds, background=background)
+        classifier.choose_views(len(images), seconds, background=chosen.background)
         if chosen.views == AUTO
         else chosen.views
     )
@@ -232,7 +215,7 @@ async def _classified(
         plan=plan,
         top_k=chosen.top_k,
         seconds=seconds,
-        background=background,
+        background=chosen.background,
         gone=lambda: gone(request),
     )
     return plan, answers

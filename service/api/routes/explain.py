@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -11,14 +11,22 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from service.api import parameters, problem_details
-from service.api.routes.image_request import Milliseconds, Model, ModelField, body, gone, left
-from service.api.uploads import EMPTY, Bounds, Budget, read
+from service.api import problem_details
+from service.api.routes.image_request import (
+    Milliseconds,
+    Model,
+    ModelField,
+    Parameters,
+    Received,
+    Receiver,
+    body,
+    gone,
+)
+from service.api.uploads import EMPTY, Bounds, Budget
 from service.errors import MalformedRequest, ServiceError
 from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
-from service.serving.classifier import Classifier
 from service.serving.metrics.metrics import Metrics
 from service.serving.registry import ModelRegistry
 from service.serving.types import Explanation
@@ -102,7 +110,7 @@ def router(
     routes = APIRouter()
     max_ms = int(settings.timeout_seconds * 1000)
     bounds = replace(Bounds.of(settings), files=1)
-    handler = _Handler(model_registry, bounds, budget, metrics)
+    handler = _Handler(Receiver(model_registry, budget, bounds, Fields), metrics)
 
     @routes.post(
         PATH, response_model=Explained, responses=_RESPONSES, openapi_extra=body(1, Fields)
@@ -119,56 +127,37 @@ def router(
         Send one image as to `/classify`. With `Accept: image/png` the answer is the image
         with a heat map over it, else the maps themselves.
         """
-        chosen = _Parameters(model, plan, label, min(max_ms, x_timeout_ms))
+        chosen = _Parameters(model, min(max_ms, x_timeout_ms), plan, label)
         return await handler.respond(request, chosen)
 
     return routes
 
 
 @dataclass(frozen=True, slots=True)
-class _Parameters:
-    """The parameters of a request, of its query, headers and form."""
-
-    model: str | None
+class _Parameters(Parameters):
     views: PlanName
     label: str | None
-    timeout_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Handler:
     """Explains the image of a request."""
 
-    model_registry: ModelRegistry
-    bounds: Bounds
-    budget: Budget
+    receiver: Receiver
     metrics: Metrics
 
     async def respond(self, request: Request, chosen: _Parameters) -> Response:
-        with ExitStack() as stack:
-            classifier = stack.enter_context(self.model_registry.use(chosen.model))
-            share = stack.enter_context(self.budget.share())
-            started = time.monotonic()
-            form = await read(request, self.bounds, share, Fields.model_fields)
-            fields = parameters.parse(Fields, form.fields)
-            chosen = replace(chosen, **fields.model_dump(exclude_none=True))
-            if fields.model:
-                classifier = stack.enter_context(self.model_registry.use(fields.model))
-            (upload,) = form.uploads
+        async with self.receiver.receive(request, chosen) as received:
+            (upload,) = received.uploads
             if not upload.data:
                 raise MalformedRequest(EMPTY)
-            uploaded = time.monotonic() - started
-            deadline = started + uploaded + left(request, chosen.timeout_ms, uploaded)
-            return await self._explained(request, classifier, chosen, upload.data, deadline)
+            return await self._explained(request, received, upload.data)
 
     async def _explained(
-        self,
-        request: Request,
-        classifier: Classifier,
-        chosen: _Parameters,
-        image: bytes,
-        deadline: float,
+        self, request: Request, received: Received[_Parameters], image: bytes
     ) -> Response:
+        classifier, chosen = received.classifier, received.parameters
+        deadline = received.started + received.uploaded + received.seconds
         index = classifier.ensemble.find(chosen.label) if chosen.label else None
         with self._counted(chosen.views):
             explanation = await classifier.explain(
