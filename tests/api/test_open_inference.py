@@ -19,6 +19,8 @@ from conftest import fake_backend, wait_ready
 from starlette.testclient import TestClient
 from test_auth import GUARDED, KEY, named
 from test_classify import SETTINGS, Gate, plain, service
+from test_classify import client as client  # noqa: PLC0414 - a fixture
+from test_classify import gate as gate  # noqa: PLC0414 - the same
 from test_metrics import value
 
 from service.api.open_inference import handler
@@ -58,19 +60,6 @@ def rows(response: httpx2.Response) -> list[list[float]]:
     (output,) = response.json()["outputs"]
     found: list[list[float]] = np.reshape(output["data"], output["shape"]).tolist()
     return found
-
-
-@pytest.fixture(scope="module")
-def gate() -> Gate:
-    """The executor of `client`."""
-    return Gate()
-
-
-@pytest.fixture(scope="module")
-def client(gate: Gate) -> Iterator[TestClient]:
-    """A client of a ready service on a fake model."""
-    with service(lambda *_: fake_backend(gate)) as client:
-        yield client
 
 
 # What is large.
