@@ -89,7 +89,7 @@ def test_it_is_measured_here_and_told_as_json(capsys: Captured) -> None:
     assert printed.err == "measuring each stage\nsimulating\n"
     found = json.loads(printed.out, parse_constant=pytest.fail)
     assert found["traffic"] == {"rate": 1, "objective": 10, "deadline": 10}
-    assert 0 < found["alone"] < found["predictions"][-1]["p99"]
+    assert 0 < found["alone"] <= found["predictions"][-1]["p99"] * (1 + 1e-9)
     assert found["needed"] >= 1
     assert [*found["predictions"][0]["utilisation"]] == ["computing", "decoding", "http"]
 
