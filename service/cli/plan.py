@@ -14,7 +14,7 @@ from service import cpu_info
 from service.bench import photos
 from service.bench.capacity import planner, stage_times
 from service.bench.capacity.planner import HELPS, SHARE, Plan, Prediction, Traffic
-from service.bench.capacity.replica_model import JobSpec, Replica
+from service.bench.capacity.replica_model import Replica, Rows
 from service.bench.capacity.stage_times import Subject
 from service.cli import console
 from service.imaging.image_decoder import Bounds
@@ -31,9 +31,9 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
     )
     traffic = Traffic(given["rate"], given["slo"], settings.timeout_seconds)
     console.say("measuring each stage", stderr=True)
-    replica, spec = asyncio.run(_measured(settings, images))
+    replica, rows = asyncio.run(_measured(settings, images))
     console.say("simulating", stderr=True)
-    capacity = planner.plan(replica, spec, traffic)
+    capacity = planner.plan(replica, rows, traffic)
     if given["json"]:
         console.say(json.dumps(dataclasses.asdict(capacity), indent=2))
     else:
@@ -42,14 +42,14 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
     return int(capacity.needed is None)
 
 
-async def _measured(settings: Settings, images: Sequence[bytes]) -> tuple[Replica, JobSpec]:
+async def _measured(settings: Settings, images: Sequence[bytes]) -> tuple[Replica, Rows]:
     http = await stage_times.http(images[0])
     backend = await asyncio.to_thread(client.load, settings, Future())
     try:
         decoders = cpu_info.decoding(settings.decode_threads)
         bounds = Bounds(settings.max_pixels, heic=settings.heic)
         subject = Subject(backend, images, settings.views, bounds, decoders)
-        return await stage_times.measure(subject, http), subject.spec
+        return await stage_times.measure(subject, http), subject.rows
     finally:
         backend.close()
 

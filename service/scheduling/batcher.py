@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Generic, Self
 
@@ -51,7 +51,7 @@ _order = attrgetter("order")
 class Batcher(Generic[P, R]):
     """Forms batches for the executors for as long as it is entered."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that it works with
         self,
         executors: Sequence[Executor[P, R]],
         costs: CostModel,
@@ -59,10 +59,12 @@ class Batcher(Generic[P, R]):
         max_bytes: int,
         report: Report,
         background_share: float = BACKGROUND_SHARE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executors = executors
         self._report = report
-        self._devices = Devices((executor.device for executor in executors), costs)
+        self._clock = clock
+        self._devices = Devices((executor.device for executor in executors), costs, clock)
         self._intake: Intake[P, R] = Intake(self._devices, max_bytes, background_share)
         self._queue: list[Reservation[P, R]] = []  # with a payload and rows to take, by order
         self._shares = FairShare(background_share)
@@ -92,14 +94,14 @@ class Batcher(Generic[P, R]):
         decode_wait: float = 0.0,
         background: bool = False,
     ) -> Iterator[list[Reservation[P, R]]]:
-        """Reserve queue capacity for jobs to be done by `deadline` (`time.monotonic` seconds).
+        """Reserve queue capacity for jobs to be done by `deadline`, in seconds of the clock.
 
         Their payloads are expected to wait for `decode_wait` seconds before they are made. Those of
         `background` jobs have low priority. Raises what `admit` does. Leaving the context releases
         the reservations.
         """
         admission = self.admit(
-            specs, deadline - time.monotonic(), decode_wait=decode_wait, background=background
+            specs, deadline - self._clock(), decode_wait=decode_wait, background=background
         )
         reservations = self._intake.reserve(specs, deadline, admission, background=background)
         try:
@@ -146,7 +148,7 @@ class Batcher(Generic[P, R]):
         if not self.alive:
             raise InferenceFailed(STOPPING)
         reservation.payload = payload
-        reservation.submitted = time.monotonic()
+        reservation.submitted = self._clock()
         self._intake.note_submitted(reservation)
         reservation.future = asyncio.get_running_loop().create_future()
         insort(self._queue, reservation, key=_order)
@@ -155,12 +157,12 @@ class Batcher(Generic[P, R]):
             await reservation.future
         except asyncio.CancelledError:
             if reservation.future.cancelled():  # else it had an outcome, which was reported
-                late = time.monotonic() >= reservation.job.deadline
+                late = self._clock() >= reservation.job.deadline
                 self._report(DropReport("late" if late else "cancelled", reservation.where))
             raise
         finally:
             self.release(reservation)
-        return reservation.outcome()
+        return reservation.outcome(self._clock())
 
     def release(self, reservation: Reservation[P, R]) -> None:
         """Release a reservation and remove its rows from the queue; may be called twice."""
@@ -214,7 +216,7 @@ class Batcher(Generic[P, R]):
         self, queue: Sequence[Reservation[P, R]], executor: Executor[P, R]
     ) -> tuple[Batch[P] | None, list[Reservation[P, R]]]:
         """Take the rows of the next batch from the queue, and drop jobs that are too late."""
-        now, devices = time.monotonic(), self._devices
+        now, devices = self._clock(), self._devices
         jobs = [reservation.job for reservation in queue]
         decision = policy.form(
             jobs,

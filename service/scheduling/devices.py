@@ -1,7 +1,6 @@
 """The devices' state: the batches that run on them, and what batches cost."""
 
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from service.scheduling import policy
 from service.scheduling.cost_model import CostModel, Key
@@ -11,9 +10,12 @@ from service.scheduling.policy import RunningBatch
 class Devices:
     """Tracks running batches and learns from each what it took."""
 
-    def __init__(self, numbers: Iterable[int], costs: CostModel) -> None:
+    def __init__(
+        self, numbers: Iterable[int], costs: CostModel, clock: Callable[[], float]
+    ) -> None:
         self.numbers = frozenset(numbers)
         self.costs = costs
+        self.clock = clock
         self.failures = 0  # batches in a row that failed
         self._running: dict[int, RunningBatch] = {}  # by executor, in the order of their start
         self._freed: dict[int, float] = {}  # by device: when it last finished a batch
@@ -42,11 +44,11 @@ class Devices:
     def start(self, executor: int, device: int, key: Key, size: int) -> None:
         """Record that an executor starts a batch."""
         expected = self.costs.seconds(key, size)
-        self._running[executor] = RunningBatch(device, time.monotonic(), expected)
+        self._running[executor] = RunningBatch(device, self.clock(), expected)
 
     def finish(self, executor: int, key: Key, size: int, *, failed: bool) -> float:
         """Record that an executor's batch ended; return the seconds that the device had it."""
-        now = time.monotonic()
+        now = self.clock()
         run = self._running.pop(executor)
         seconds = now - run.since(self._freed)
         self._freed[run.device] = now

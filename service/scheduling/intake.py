@@ -1,7 +1,6 @@
 """The batcher's intake: what is reserved, and whether more jobs may be admitted."""
 
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ class Intake(Generic[P, R]):
 
     def __init__(self, devices: Devices, max_bytes: int, background_share: float) -> None:
         self._devices = devices
+        self._clock = devices.clock
         self._max_bytes = max_bytes
         self._background_share = background_share
         self._reservations: set[Reservation[P, R]] = set()  # that are not released
@@ -64,7 +64,7 @@ class Intake(Generic[P, R]):
         self, specs: Sequence[JobSpec], seconds: float, decode_wait: float, *, background: bool
     ) -> Evaluation:
         """Evaluate jobs that must be done in so many seconds; changes nothing."""
-        now = time.monotonic()
+        now = self._clock()
         rows: Counter[Key] = Counter()
         for spec in specs:
             rows[spec.key] += spec.rows
@@ -117,7 +117,7 @@ class Intake(Generic[P, R]):
 
     def _record_retry(self, refused: Evaluation, *, background: bool) -> float:
         """Give a refused request the next retry slot; return the seconds until then."""
-        now = time.monotonic()
+        now = self._clock()
         slot = self._retry_slots[background].following(
             refused.admission, now, refused.load.safety_factor
         )
@@ -141,7 +141,7 @@ class Intake(Generic[P, R]):
         self, specs: Sequence[JobSpec], deadline: float, admitted: Admission, *, background: bool
     ) -> list[Reservation[P, R]]:
         """Make a reservation for each job of an admitted request."""
-        now = time.monotonic()
+        now = self._clock()
         if not background:
             self._headroom = self._headroom.requested(admitted.alone, now)
         long = not background and self._headroom.is_long(admitted.alone, now)
@@ -196,7 +196,7 @@ class Intake(Generic[P, R]):
     def learn(self, reservations: Sequence[Reservation[P, R]], promised: float) -> None:
         """Compare the promised seconds with those since the first payload was submitted."""
         submitted = [reservation.submitted for reservation in reservations if reservation.submitted]
-        took = time.monotonic() - min(submitted, default=math.inf)
+        took = self._clock() - min(submitted, default=math.inf)
         is_done = not any(reservation.unfinished_rows for reservation in reservations)
         if took > promised or is_done:
             self._safety_factor = self._safety_factor.observed(promised, took)
@@ -208,7 +208,7 @@ class Intake(Generic[P, R]):
 
     def backlog(self) -> Backlog:
         """Sum up the work that was accepted and is not done."""
-        now = time.monotonic()
+        now = self._clock()
         load = QueueLoad(self._devices.work_left(now), self._rows, len(self._devices.numbers))
         seconds = load.computing(self._rows, self._devices.costs)
         rows, background = self._rows.total(), self._background.total()

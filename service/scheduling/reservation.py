@@ -1,7 +1,6 @@
 """A reservation: one admitted job, from admission to its outcome."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal
@@ -56,12 +55,12 @@ class Reservation(Generic[P, R]):
         if self.future is not None and not self.future.done():
             self.future.set_exception(error)
 
-    def outcome(self) -> Outcome[R]:
+    def outcome(self, now: float) -> Outcome[R]:
         """Return the results of a job that was completed just now."""
         return Outcome(
             tuple(part for _, part in sorted(self.parts, key=lambda part: part[0])),
             self.started - self.submitted,
-            time.monotonic() - self.started,
+            now - self.started,
             self.batch_rows,
         )
 

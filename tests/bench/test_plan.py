@@ -24,7 +24,7 @@ from service.__main__ import main
 from service.bench import load, photos
 from service.bench.capacity import planner, stage_times
 from service.bench.capacity.planner import Plan
-from service.bench.capacity.replica_model import JobSpec, Replica
+from service.bench.capacity.replica_model import Replica, Rows
 from service.bench.capacity.simulator import simulate
 from service.bench.capacity.stage_times import Subject
 from service.bench.client import Client, Target
@@ -96,7 +96,7 @@ def test_it_is_measured_here_and_told_as_json(capsys: Captured) -> None:
 
 @pytest.fixture
 def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def measured(_: Settings, images: Sequence[bytes]) -> tuple[Replica, JobSpec]:
+    async def measured(_: Settings, images: Sequence[bytes]) -> tuple[Replica, Rows]:
         assert images == [plain("red")]
         return REPLICA, {A: 1}
 
@@ -169,7 +169,7 @@ def test_each_stage_is_measured_alone_and_beside_the_others() -> None:
     subject = Subject(backend, [plain("red")], "ten", ANY_SIZE, decoders=2)
     replica = asyncio.run(stage_times.measure(subject, http=0.001))
     key = Key(0, 224)
-    assert subject.spec == {key: 10}
+    assert subject.rows == {key: 10}
     assert replica.executors == (0, 1)
     assert replica.costs == backend.ensemble.costs
     assert [*replica.batches] == [key]
@@ -259,7 +259,7 @@ async def compare(
                 for replica in (before, after):
                     moments = load.arrivals(rate, SECONDS, seed)
                     outcome = simulate(
-                        replica, subject.spec, moments, deadline=settings.timeout_seconds
+                        replica, subject.rows, moments, deadline=settings.timeout_seconds
                     )
                     compared.predicted.extend(outcome.latencies)
             if rounds == ROUNDS:

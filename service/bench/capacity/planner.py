@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from service.bench.capacity.replica_model import JobSpec, Replica
+from service.bench.capacity.replica_model import Replica, Rows
 from service.bench.capacity.simulator import poisson, simulate
 
 SHARE = 0.99  # of all requests, including refused ones, that has to meet the objective
@@ -53,11 +53,11 @@ class Plan:
 Predict = Callable[[int], Prediction]
 
 
-def plan(replica: Replica, spec: JobSpec, traffic: Traffic) -> Plan:
+def plan(replica: Replica, rows: Rows, traffic: Traffic) -> Plan:
     """Plan the replicas for traffic of requests of this size."""
-    predict = cache(lambda count: _predict(replica, spec, traffic, count))
-    alone = simulate(replica, spec, [0.0], deadline=math.inf).latencies[0]
-    least = max(1, math.ceil(traffic.rate * replica.least(spec)))
+    predict = cache(lambda count: _predict(replica, rows, traffic, count))
+    alone = simulate(replica, rows, [0.0], deadline=math.inf).latencies[0]
+    least = max(1, math.ceil(traffic.rate * replica.least(rows)))
     met = alone <= traffic.objective
     needed = search(lambda count: predict(count).met, least, _MOST * least) if met else None
     counts = [*worthwhile(predict, needed or least)]
@@ -66,9 +66,9 @@ def plan(replica: Replica, spec: JobSpec, traffic: Traffic) -> Plan:
     return Plan(traffic, alone, needed, counts[-2], predictions)
 
 
-def _predict(replica: Replica, spec: JobSpec, traffic: Traffic, count: int) -> Prediction:
+def _predict(replica: Replica, rows: Rows, traffic: Traffic, count: int) -> Prediction:
     arrivals = poisson(traffic.rate / count, _ARRIVALS)
-    outcome = simulate(replica, spec, arrivals, deadline=traffic.deadline)
+    outcome = simulate(replica, rows, arrivals, deadline=traffic.deadline)
     answered = len(outcome.latencies)
     return Prediction(
         count,

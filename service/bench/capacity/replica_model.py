@@ -12,7 +12,7 @@ import numpy as np
 
 from service.scheduling.cost_model import CostModel, Key
 
-JobSpec = Mapping[Key, int]  # the rows of a request, by key
+Rows = Mapping[Key, int]  # of a request, by key
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Replica:
         """The capacity of each stage."""
         return Stages(len(self.devices), self.decoders, 1)
 
-    def least(self, spec: JobSpec) -> float:
+    def least(self, request: Rows) -> float:
         """Return the seconds between requests below which any schedule is overloaded."""
-        cheapest = {key: min(s.alone / n for n, s in self.batches[key].items()) for key in spec}
-        rows = sum(cheapest[key] * rows for key, rows in spec.items())
-        return max(rows / len(self.devices), self.decode.alone / self.decoders, self.http.alone)
+        cheapest = {key: min(s.alone / n for n, s in self.batches[key].items()) for key in request}
+        seconds = sum(cheapest[key] * rows for key, rows in request.items())
+        return max(seconds / len(self.devices), self.decode.alone / self.decoders, self.http.alone)

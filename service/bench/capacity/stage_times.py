@@ -13,7 +13,7 @@ from statistics import mean, median
 from typing import TypeVar
 
 from service.bench import load, scrape
-from service.bench.capacity.replica_model import JobSpec, Replica, Seconds
+from service.bench.capacity.replica_model import Replica, Rows, Seconds
 from service.bench.process import serving
 from service.imaging.image_decoder import Bounds
 from service.models import store
@@ -41,7 +41,7 @@ class Subject:
     decoders: int  # threads
 
     @property
-    def spec(self) -> JobSpec:
+    def rows(self) -> Rows:
         """The rows of an image, by key."""
         ensemble = self.backend.ensemble
         return {spec.key: spec.rows for spec in ensemble.specs(ensemble.plans(self.views))}
@@ -92,7 +92,7 @@ class _Stages:
         self._beside = [*by_device.values()]  # an executor of each device
         self._batches = [
             Batch(key, size, (Slice(payloads[key.member], 0, 1),) * size, "full")
-            for key in subject.spec
+            for key in subject.rows
             for size in curves[key].sizes
         ]
 
