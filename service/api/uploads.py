@@ -29,7 +29,6 @@ FIELD = "file"  # the name of a form's image parts
 RAW = "application/octet-stream"  # accepted as image/* is, for an image that is the body
 COPIES = 2  # of a body in memory, as measured
 BUSY_RETRY = 1.0  # seconds; how long uploads take is not predictable
-EMPTY = "an image is empty; send its bytes"
 _MAX_OTHER_PARTS = 16  # form fields, and file inputs left empty
 _MAX_FIELD = 2048  # bytes of a form field
 _CHARSET = "_charset_"  # names a form's encoding (RFC 7578); ignored

@@ -37,6 +37,7 @@ from service.serving.factory import LoadBackend, create_served_model
 from service.serving.metrics import loop_lag, worker_collector
 from service.serving.metrics.metrics import Metrics
 from service.serving.model_slot import RegistryHooks, RegistryLimits
+from service.serving.predictor import Predictor
 from service.serving.registry import ModelRegistry
 from service.serving.served_model import ServedModel
 from service.serving.shadow import ShadowCandidate
@@ -171,7 +172,7 @@ def _create_state(
     if settings.api_keys_file or settings.api_key_hashes:
         keyring = Keyring(settings.api_keys_file, settings.api_key_hashes, metrics.callers)
     budget = Budget(settings.max_inflight_body_bytes, COPIES)
-    inference = Inference(models, settings, metrics)
+    inference = Inference(Predictor(models, shadow, metrics), settings)
     return _State(settings, metrics, models, shadow, budget, inference, keyring, is_leaving)
 
 
@@ -216,7 +217,7 @@ def _create_grpc_server(state: _State, certificate: Certificate | None) -> "List
 def _add_routes(app: FastAPI, state: _State, tracer_provider: TracerProvider | None) -> None:
     models, shadow, settings = state.models, state.shadow, state.settings
     budget, metrics, inference = state.budget, state.metrics, state.inference
-    app.include_router(classify.router(models, shadow, settings, budget, metrics, tracer_provider))
+    app.include_router(classify.router(inference.predictor, settings, budget, tracer_provider))
     app.include_router(explain.router(models, settings, budget, metrics))
     app.include_router(model_routes.router(models, shadow, settings))
     app.include_router(open_inference_metadata.router(inference, state.is_leaving))

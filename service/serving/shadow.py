@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from service.errors import ServiceError
+from service.imaging.image_decoder import ImageInput
 from service.models.ensemble import Prediction
 from service.serving.registry import ModelRegistry
 from service.serving.types import Answer
@@ -80,7 +81,7 @@ class ShadowCandidate:
             self._registry.exclude_from_probes(candidate if share else None)
 
     def offer(
-        self, images: Sequence[bytes], plan: str, answers: Sequence[Answer | ServiceError]
+        self, images: Sequence[ImageInput], plan: str, answers: Sequence[Answer | ServiceError]
     ) -> None:
         """Send the candidate a request that the default has answered, if one is due."""
         if (chosen := self.share) is None:
@@ -104,7 +105,7 @@ class ShadowCandidate:
         self._running = asyncio.create_task(self._send(candidate, pairs, plan))
 
     async def _send(
-        self, candidate: str, pairs: Sequence[tuple[bytes, tuple[Prediction, ...]]], plan: str
+        self, candidate: str, pairs: Sequence[tuple[ImageInput, tuple[Prediction, ...]]], plan: str
     ) -> None:
         answers: Sequence[Answer | Exception]
         try:

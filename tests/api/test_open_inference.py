@@ -87,7 +87,7 @@ def test_the_event_loop_goes_on_while_a_large_body_is_parsed() -> None:
     async def parsed(nbytes: int) -> bool:
         went_on = threading.Event()
         asyncio.get_running_loop().call_soon(went_on.set)
-        inferring = Inference(None, SETTINGS, None)  # type: ignore[arg-type]  # it only parses
+        inferring = Inference(None, SETTINGS)  # type: ignore[arg-type]  # it only parses
         return await inferring.parse(nbytes, lambda: went_on.wait(2))
 
     assert asyncio.run(parsed(LARGE + 1)) is True

@@ -14,11 +14,12 @@ from service.api.open_inference.infer_request import InferRequest, ValidRequest
 from service.api.open_inference.infer_response import InferResponse, classification
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.models.ensemble import Ensemble
-from service.serving import request_stats
+from service.serving.disconnects import never
 from service.serving.metrics.metrics import Metrics
+from service.serving.predictor import Predictor, PredictRequest
 from service.serving.registry import ModelRegistry
 from service.serving.types import Answer
-from service.settings import AUTO, Settings
+from service.settings import Settings
 
 T = TypeVar("T")
 
@@ -51,12 +52,21 @@ class Indexed:
 class Inference:
     """Handles requests with the models of a registry, as /classify does."""
 
-    model_registry: ModelRegistry
+    predictor: Predictor
     settings: Settings
-    metrics: Metrics
     parser: ThreadPoolExecutor = field(  # one thread: several would compete with the event loop
         default_factory=lambda: ThreadPoolExecutor(1, "parse")
     )
+
+    @property
+    def model_registry(self) -> ModelRegistry:
+        """The models."""
+        return self.predictor.model_registry
+
+    @property
+    def metrics(self) -> Metrics:
+        """The service's metrics."""
+        return self.predictor.metrics
 
     async def parse(self, nbytes: int, work: Callable[[], T]) -> T:
         """Run `work`, which parses so many bytes: at once, or in a thread if they are many."""
@@ -98,29 +108,23 @@ class Inference:
         *,
         seconds: float | None,
         background: bool = False,
-        gone: Callable[[], Awaitable[None]] | None = None,
+        gone: Callable[[], Awaitable[None]] = never,
     ) -> Inferred:
         """Classify all images of a request; raises the error of the first that fails.
 
         `seconds` are left until the client's deadline, if it has one.
         """
         timeout = self.settings.timeout_seconds
-        left = timeout if seconds is None else min(timeout, seconds)
-        with self.model_registry.use(named(name, version)) as classifier:
-            plan = request.views or self.settings.views
-            if plan == AUTO:
-                plan = classifier.choose_views(len(request.images), left, background=background)
-            answers = await classifier.classify(
-                request.images,
-                plan=plan,
-                top_k=request.labels or 1,
-                seconds=left,
-                background=background,
-                **({"gone": gone} if gone else {}),
-            )
-            ensemble = classifier.ensemble
-        request_stats.count(self.metrics, plan, answers, background=background)
-        good = _all_or_error(answers)
+        asked = PredictRequest(
+            request.images,
+            request.views or self.settings.views,
+            request.labels or 1,
+            timeout if seconds is None else min(timeout, seconds),
+            background=background,
+            gone=gone,
+        )
+        predicted = await self.predictor.predict(named(name, version), asked)
+        ensemble, plan, good = predicted.ensemble, predicted.plan, _all_or_error(predicted.answers)
         values = _rankings(good) if request.labels else _probabilities(good)
         parameters = {"views": plan, **({"notice": ensemble.notice} if ensemble.notice else {})}
         response = InferResponse(request.id, name, ensemble.version, parameters, values)

@@ -10,7 +10,7 @@ from service.api.open_inference import tensors
 from service.api.open_inference.tensors import INPUT_NAMES, OUTPUT, TENSOR, InputTensor
 from service.errors import InvalidParameter
 from service.imaging.image_decoder import ImageInput
-from service.settings import AUTO, PlanName
+from service.settings import AUTO, PlanName, Views
 
 _MICROSECONDS = 1e-6
 _PARAMETERS = ("views", "timeout", "binary_data_output")  # of a request
@@ -45,7 +45,7 @@ class ValidRequest:
 
     id: str
     images: tuple[ImageInput, ...]
-    views: str | None
+    views: Views | None
     seconds: float | None
     labels: int
     is_binary: bool
@@ -80,12 +80,14 @@ def _check_names(parameters: Mapping[str, Any]) -> None:
             raise InvalidParameter(f"there is no parameter {name!r}; did you mean {near[0]}?")
 
 
-def _views(views: object, tensor: InputTensor) -> str | None:
-    if views is not None and views not in (known := (*get_args(PlanName), AUTO)):
+def _views(views: object, tensor: InputTensor) -> Views | None:
+    known: tuple[Views, ...] = (*get_args(PlanName), AUTO)
+    plan = next((name for name in known if name == views), None)
+    if plan != views:
         raise InvalidParameter(f"the parameter views must be one of {', '.join(known)}")
     if tensor.name != TENSOR.name:
-        return None if views is None else str(views)
-    if views not in {None, "single"}:
+        return plan
+    if plan not in {None, "single"}:
         raise InvalidParameter("a tensor is one view of an image; ask for the views `single`")
     return "single"
 

@@ -1,6 +1,6 @@
 """POST /classify."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,15 +25,13 @@ from service.api.routes.image_request import (
     gone,
 )
 from service.api.tracing import Stages
-from service.api.uploads import EMPTY, Bounds, Budget, Upload
-from service.errors import MalformedRequest, ServiceError
+from service.api.uploads import Bounds, Budget, Upload
+from service.errors import ServiceError
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
-from service.serving.metrics.metrics import Metrics
-from service.serving.registry import ModelRegistry
-from service.serving.shadow import ShadowCandidate
+from service.serving.predictor import Predictor, PredictRequest, PredictResponse
 from service.serving.types import Answer
-from service.settings import AUTO, PlanName, Settings, Views
+from service.settings import PlanName, Settings, Views
 
 
 class Prediction(BaseModel):
@@ -110,19 +108,17 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(  # noqa: PLR0913, PLR0917 - all that it works with
-    model_registry: ModelRegistry,
-    shadow: ShadowCandidate,
+def router(
+    predictor: Predictor,
     settings: Settings,
     budget: Budget,
-    metrics: Metrics,
     tracer_provider: TracerProvider | None,
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
-    receiver = Receiver(model_registry, budget, Bounds.of(settings), Fields)
+    receiver = Receiver(predictor.model_registry, budget, Bounds.of(settings), Fields)
     caches = settings.cache_bytes > 0
-    handler = _Handler(receiver, shadow, metrics, Stages(tracer_provider), caches=caches)
+    handler = _Handler(receiver, predictor, Stages(tracer_provider), caches=caches)
     max_ms = int(settings.timeout_seconds * 1000)
 
     @routes.post(
@@ -164,69 +160,38 @@ class _Handler:
     """Classifies the images of a request."""
 
     receiver: Receiver
-    shadow: ShadowCandidate
-    metrics: Metrics
+    predictor: Predictor
     stages: Stages
     caches: bool  # whether answers are kept
 
     async def respond(self, request: Request, chosen: _Parameters) -> Response:
+        metrics = self.predictor.metrics
         async with self.receiver.receive(request, chosen) as received:
             chosen, uploads = received.parameters, received.uploads
-            self.metrics.stage("upload", received.uploaded, background=chosen.background)
-            images = [upload.data for upload in uploads if upload.data]
-            plan, classified = await _classified(request, received, images)
-            about = _about(received.classifier.ensemble, plan)
-        if chosen.model in {None, self.receiver.model_registry.default}:
-            self.shadow.offer(images, plan, classified)
-        answers = _with_empty(uploads, classified)
-        self._count(plan, answers, background=chosen.background)
-        self.stages.trace(received.started, received.uploaded, answers)
-        total = request_stats.add_up(answers)
-        note(request.scope, total.notes(plan, received.uploaded))
-        body = _body(request, about, uploads, answers)
+            metrics.stage("upload", received.uploaded, background=chosen.background)
+            predicted = await self.predictor.predict(chosen.model, _request(request, received))
+        if len(uploads) > 1:  # their errors are parts of the response
+            for error in predicted.errors:
+                metrics.rejected(error, background=chosen.background)
+        self.stages.trace(received.started, received.uploaded, predicted.answers)
+        total = request_stats.add_up(predicted.answers)
+        note(request.scope, total.notes(predicted.plan, received.uploaded))
+        body = _body(request, uploads, predicted)
         headers = total.headers(caches=self.caches)
         content = body.model_dump_json(exclude_unset=True)
         return Response(content, headers=headers, media_type="application/json")
 
-    def _count(
-        self, plan: PlanName, answers: Sequence[Answer | ServiceError], *, background: bool
-    ) -> None:
-        """Count each image, and the errors that are part of a response with several."""
-        request_stats.count(self.metrics, plan, answers, background=background)
-        for answer in answers if len(answers) > 1 else ():
-            if isinstance(answer, ServiceError):
-                self.metrics.rejected(answer, background=background)
 
-
-async def _classified(
-    request: Request, received: Received[_Parameters], images: Sequence[bytes]
-) -> tuple[PlanName, Sequence[Answer | ServiceError]]:
-    """Classify the images; give the view plan, too, which `auto` leaves to the classifier."""
-    classifier, chosen, seconds = received.classifier, received.parameters, received.seconds
-    plan = (
-        classifier.choose_views(len(images), seconds, background=chosen.background)
-        if chosen.views == AUTO
-        else chosen.views
-    )
-    if not images:
-        return plan, []
-    answers = await classifier.classify(
-        images,
-        plan=plan,
-        top_k=chosen.top_k,
-        seconds=seconds,
+def _request(request: Request, received: Received[_Parameters]) -> PredictRequest:
+    chosen = received.parameters
+    return PredictRequest(
+        [upload.data for upload in received.uploads],
+        chosen.views,
+        chosen.top_k,
+        received.seconds,
         background=chosen.background,
         gone=lambda: gone(request),
     )
-    return plan, answers
-
-
-def _with_empty(
-    uploads: Sequence[Upload], classified: Iterable[Answer | ServiceError]
-) -> list[Answer | ServiceError]:
-    """Put the errors of empty images between the answers, in the uploads' order."""
-    answers = iter(classified)
-    return [next(answers) if upload.data else MalformedRequest(EMPTY) for upload in uploads]
 
 
 def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
@@ -235,13 +200,9 @@ def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
     return {"model": ensemble.name, "version": ensemble.version, **notice, "views": plan}
 
 
-def _body(
-    request: Request,
-    about: dict[str, Any],
-    uploads: Sequence[Upload],
-    answers: Sequence[Answer | ServiceError],
-) -> BaseModel:
+def _body(request: Request, uploads: Sequence[Upload], predicted: PredictResponse) -> BaseModel:
     """Make the body of a response; raises the error of a single image."""
+    about, answers = _about(predicted.ensemble, predicted.plan), predicted.answers
     if len(answers) > 1:
         results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
         return Several(**about, results=results)

@@ -22,12 +22,13 @@ from service.api.routes.image_request import (
     body,
     gone,
 )
-from service.api.uploads import EMPTY, Bounds, Budget
+from service.api.uploads import Bounds, Budget
 from service.errors import MalformedRequest, ServiceError
 from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
 from service.serving.metrics.metrics import Metrics
+from service.serving.predictor import EMPTY
 from service.serving.registry import ModelRegistry
 from service.serving.types import Explanation
 from service.settings import PlanName, Settings

@@ -1,0 +1,99 @@
+"""The predictor: a request's images to their answers, under every protocol.
+
+It chooses the views where a request leaves them open, classifies, offers the default model's
+requests to the shadow candidate, and counts each image.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+from service.errors import MalformedRequest, ServiceError
+from service.imaging.image_decoder import ImageInput
+from service.models.ensemble import Ensemble
+from service.serving import request_stats
+from service.serving.classifier import Classifier
+from service.serving.disconnects import never
+from service.serving.metrics.metrics import Metrics
+from service.serving.registry import ModelRegistry
+from service.serving.shadow import ShadowCandidate
+from service.serving.types import Answer
+from service.settings import AUTO, PlanName, Views
+
+EMPTY = "an image is empty; send its bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """Images, and how to classify them."""
+
+    images: Sequence[ImageInput]
+    views: Views
+    top_k: int
+    seconds: float  # left until its deadline
+    background: bool = False
+    gone: Callable[[], Awaitable[None]] = never  # returns when the client has disconnected
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResponse:
+    """The answer or the error of each image, in their order."""
+
+    ensemble: Ensemble
+    plan: PlanName
+    answers: Sequence[Answer | ServiceError]
+
+    @property
+    def errors(self) -> list[ServiceError]:
+        """The errors of images."""
+        return [answer for answer in self.answers if isinstance(answer, ServiceError)]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Classifies with the models of a registry."""
+
+    model_registry: ModelRegistry
+    shadow: ShadowCandidate
+    metrics: Metrics
+
+    async def predict(self, model: str | None, request: PredictRequest) -> PredictResponse:
+        """Classify all images of a request; without a model's name, with the default.
+
+        Raises `UnknownModel`, `NotReady`, `Overloaded`, `DeadlineExceeded` or `ClientDisconnected`
+        for all of them.
+        """
+        with self.model_registry.use(model) as classifier:
+            plan = _plan(classifier, request)
+            sent = [len(image) > 0 for image in request.images]
+            images = [*compress(request.images, sent)]
+            classified = await _classify(classifier, plan, request, images)
+            ensemble = classifier.ensemble
+        if model in {None, self.model_registry.default}:
+            self.shadow.offer(images, plan, classified)
+        rest = iter(classified)
+        answers = [next(rest) if is_sent else MalformedRequest(EMPTY) for is_sent in sent]
+        request_stats.count(self.metrics, plan, answers, background=request.background)
+        return PredictResponse(ensemble, plan, answers)
+
+
+def _plan(classifier: Classifier, request: PredictRequest) -> PlanName:
+    if request.views != AUTO:
+        return request.views
+    count, background = len(request.images), request.background
+    return classifier.choose_views(count, request.seconds, background=background)
+
+
+async def _classify(
+    classifier: Classifier, plan: PlanName, request: PredictRequest, images: Sequence[ImageInput]
+) -> Sequence[Answer | ServiceError]:
+    if not images:
+        return []
+    return await classifier.classify(
+        images,
+        plan=plan,
+        top_k=request.top_k,
+        seconds=request.seconds,
+        background=request.background,
+        gone=request.gone,
+    )
