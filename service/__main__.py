@@ -25,10 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, the error's, or 2 for invalid arguments."""
     # Linux ignores signals that the first process of a container has no handler for.
     signal.signal(signal.SIGTERM, _end)
-    own, uvicorn_arguments = _split(sys.argv[1:] if arguments is None else arguments)
-    given = vars(parser.build().parse_args(own))
-    if uvicorn_arguments:
-        given["uvicorn"] = uvicorn_arguments
+    given = vars(parser.build().parse_args(arguments))
     try:
         given["command"] = shlex.join(["googlenet-service", *(arguments or sys.argv[1:])])
         run: Command = pkgutil.resolve_name(given.pop("run"))  # imports no other command: quicker
@@ -48,14 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WrongOption.exit_status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-
-
-def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Split the arguments of `serve` at `--`, after which they are uvicorn's."""
-    if "--" not in arguments or arguments[0] != "serve":
-        return arguments, ()
-    separator = arguments.index("--")
-    return arguments[:separator], arguments[separator + 1 :]
 
 
 def _end(number: int, _: FrameType | None) -> None:

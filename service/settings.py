@@ -40,6 +40,32 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, le=65535, description="port for gRPC (Open Inference Protocol); 0: no gRPC"),
     ] = 0
+    tls_cert_file: Annotated[
+        Path | None,
+        Field(description="TLS certificate chain of HTTP and gRPC, in PEM; default: no TLS"),
+    ] = None
+    tls_key_file: Annotated[
+        Path | None,
+        Field(description="its private key, in PEM; default: in the certificate's file"),
+    ] = None
+    tls_client_ca_file: Annotated[
+        Path | None,
+        Field(description="CAs, in PEM, of required client certificates; default: none required"),
+    ] = None
+    trusted_proxies: Annotated[
+        str,
+        Field(
+            description="IP addresses and networks, separated by commas, of proxies whose"
+            " X-Forwarded-Proto is used, or * for all"
+        ),
+    ] = "127.0.0.1,::1"
+    root_path: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(/[^/?#\s]+)+$",
+            description="path prefix that a proxy removes; default: none",
+        ),
+    ] = None
     model: Annotated[
         str,
         Field(
@@ -189,6 +215,10 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, description="most open connections; 0: as the limit of open files allows"),
     ] = 10_000
+    backlog: Annotated[
+        int,
+        Field(ge=1, le=65535, description="most connections that wait to be accepted"),
+    ] = 2048
     max_queue_bytes: Annotated[
         int,
         Field(ge=1024, description="memory for queued decoded images, by model; over it: 503"),

@@ -54,7 +54,7 @@ def main() -> None:
     ours = app.create_app(
         settings, load=load, is_leaving=lambda: server.is_leaving, metrics=metrics
     )
-    server = Server(serve.configure(settings, {}, ours, metrics), 0.0, None)
+    server = Server(serve.configure(settings, ours, metrics), 0.0, None)
     config = server.config
     listener = config.bind_socket()
     print(listener.getsockname()[1], flush=True)

@@ -45,14 +45,9 @@ def build() -> argparse.ArgumentParser:
 
 
 def _add_serve(commands: _Commands) -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="serve over HTTP; downloads missing weights",
-        epilog="Options after -- are for uvicorn: -- --ssl-keyfile KEY --ssl-certfile CERTIFICATE; "
-        "-- --help lists them.",
-    )
+    serve = commands.add_parser("serve", help="serve over HTTP; downloads missing weights")
     add_settings(serve, Settings.model_fields)
-    serve.set_defaults(run="service.server.serve:serve", uvicorn=())
+    serve.set_defaults(run="service.server.serve:serve")
 
 
 def _add_models(commands: _Commands) -> None:

@@ -15,7 +15,6 @@ from starlette.middleware.errors import ServerErrorMiddleware
 
 from service.api import parameters, problem_details, statuses
 from service.api.auth.api_keys import Keyring
-from service.api.grpc.tls import Certificate
 from service.api.middleware import auth, request_log
 from service.api.middleware.auth import Authentication
 from service.api.middleware.early_admission import EarlyAdmission
@@ -29,6 +28,7 @@ from service.api.open_inference.handler import Inference
 from service.api.open_inference.json_request import HEADER_LENGTH
 from service.api.routes import classify, docs, explain, health, page
 from service.api.routes import models as model_routes
+from service.api.tls import Certificate
 from service.api.uploads import COPIES, Budget
 from service.errors import WrongOption
 from service.models import store

@@ -2,9 +2,8 @@
 
 import ipaddress
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from service.errors import CannotListen
 from service.settings import Settings
@@ -26,16 +25,13 @@ def probes(settings: Settings) -> Iterator[socket.socket | None]:
 
 
 @contextmanager
-def dual_stack(
-    settings: Settings, uvicorn_options: Mapping[str, Any]
-) -> Iterator[list[socket.socket] | None]:
+def dual_stack(settings: Settings) -> Iterator[list[socket.socket] | None]:
     """Listen for HTTP on IPv4 and IPv6 if the host is `::`; raises `CannotListen`.
 
     Yields None for other hosts, on which uvicorn listens. Its own socket for `::` would be for IPv6
     alone, while gRPC's is for both.
     """
-    has_socket = uvicorn_options.get("fd") is not None or uvicorn_options.get("uds")
-    if has_socket or not _is_dual_stack(settings.host):
+    if not _is_dual_stack(settings.host):
         yield None
         return
     with _listen(settings.host, settings.port, "HTTP") as listener:

@@ -1,9 +1,11 @@
 """The serve command: HTTP, and gRPC beside it, until the process is signalled."""
 
 import gc
+import ipaddress
 import logging
 import math
 import os
+import ssl
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -11,18 +13,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.grpc.tls import Certificate
+from service.api.tls import Certificate
 from service.errors import Unreachable, WrongOption
 from service.models import store
 from service.models.store import Store
-from service.server import (
-    app,
-    environment,
-    listeners,
-    log_config,
-    uvicorn_options,
-    weights_download,
-)
+from service.server import app, environment, listeners, log_config, weights_download
 from service.server.connection_limits import (
     Bounds,
     Connections,
@@ -39,7 +34,6 @@ from service.worker import client
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 2048  # uvicorn's
 _PROBE_CONNECTIONS = 64  # reserved for probes and scrapes
 
 
@@ -77,11 +71,12 @@ class _Startup:
         self.server.should_exit = True
 
 
-def serve(settings: Settings, given: dict[str, Any]) -> int:
+def serve(settings: Settings, _: dict[str, Any]) -> int:
     """Serve until the process is signalled; downloads missing weights first."""
-    passed = uvicorn_options.parse(given["uvicorn"])
     log_config.configure(settings)
     environment.check(os.environ, is_strict=settings.require_model)
+    _check_proxies(settings.trusted_proxies)
+    certificate = Certificate.read(settings)
     model_store = store.locate(settings.model_store)
     if settings.download_weights and (
         status := weights_download.download_first(model_store, settings.models)
@@ -96,13 +91,13 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
         load=startup.load,
         is_leaving=lambda: startup.server.is_leaving,
         metrics=metrics,
-        certificate=Certificate.read(passed) if settings.grpc_port else None,
+        certificate=certificate,
         gave_up=startup.gave_up,
     )
-    config = configure(settings, passed, application, metrics)
+    config = configure(settings, application, metrics)
     with (
         listeners.probes(settings) as probe_listener,
-        listeners.dual_stack(settings, passed) as sockets,
+        listeners.dual_stack(settings) as sockets,
     ):
         state = application.state
         hooks = Application(state.refresh, state.leave, state.serves)
@@ -113,12 +108,18 @@ def serve(settings: Settings, given: dict[str, Any]) -> int:
     return int(startup.has_failed)
 
 
-def configure(
-    settings: Settings, passed: dict[str, Any], application: FastAPI, metrics: Metrics
-) -> uvicorn.Config:
-    """Configure uvicorn; raises `WrongOption` for a certificate that cannot be used."""
-    backlog = passed.get("backlog", _BACKLOG)
-    most = most_connections(settings.max_connections, files=file_limit(), backlog=backlog)
+def _check_proxies(trusted: str) -> None:
+    """Raise `WrongOption` for an invalid address or network, which uvicorn would ignore."""
+    for network in trusted.split(",") if trusted not in {"", "*"} else ():
+        try:
+            ipaddress.ip_network(network.strip())
+        except ValueError as error:
+            raise WrongOption(f"--trusted-proxies: {error}") from error
+
+
+def configure(settings: Settings, application: FastAPI, metrics: Metrics) -> uvicorn.Config:
+    """Configure uvicorn; `Certificate.read` has checked the files of TLS."""
+    most = most_connections(settings.max_connections, files=file_limit(), backlog=settings.backlog)
     if settings.max_connections > most:
         logger.warning("connections limited to %d by the limit of open files", most)
     ports = Ports(Connections(most), {settings.probe_port: Connections(_PROBE_CONNECTIONS)})
@@ -126,8 +127,7 @@ def configure(
     bounds = Bounds(
         settings.header_timeout_seconds, settings.max_header_bytes, settings.send_timeout_seconds
     )
-    defaults: dict[str, Any] = {"server_header": False, "backlog": _BACKLOG}
-    config = uvicorn.Config(
+    return uvicorn.Config(
         application,
         host=settings.host,
         port=settings.port,
@@ -137,12 +137,12 @@ def configure(
         access_log=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=math.ceil(settings.grace_seconds),  # uvicorn takes whole seconds
-        **(defaults | passed),
+        server_header=False,
+        backlog=settings.backlog,
+        forwarded_allow_ips=settings.trusted_proxies,
+        root_path=settings.root_path or "",
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+        ssl_ca_certs=settings.tls_client_ca_file,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca_file else ssl.CERT_NONE,
     )
-    if config.is_ssl and not config.ssl_certfile:
-        raise WrongOption("uvicorn: --ssl-keyfile is for a certificate; give --ssl-certfile too")
-    try:
-        config.load()
-    except OSError as error:
-        raise WrongOption(f"uvicorn: the certificate or its key cannot be read: {error}") from error
-    return config

@@ -21,8 +21,7 @@ SENT = {path: FOLDER / name for path, (name, _) in docs.FILES.items()}
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[Hosted]:
     """A ready service on a fake model that asks for a key, below a proxy's path."""
-    flags = ["--root-path", "/vision"]
-    with hosting(api_key_hashes=digests(web=KEY), flags=flags) as ours:
+    with hosting(api_key_hashes=digests(web=KEY), root_path="/vision") as ours:
         yield ours
 
 

@@ -717,7 +717,7 @@ def proxy(port: int, below: str) -> Iterator[str]:
 def test_below_a_path_of_a_proxy_it_works_as_ever(visit: Open, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(RED[1])
     with (
-        hosting(flags=["--root-path", "/vision"]) as hosted,
+        hosting(root_path="/vision") as hosted,
         proxy(hosted.port, "/vision") as base,
     ):
         ours = visit(int(base.rpartition(":")[2]), path="/vision/")

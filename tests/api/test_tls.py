@@ -1,4 +1,4 @@
-"""TLS: uvicorn's certificate encrypts gRPC, too."""
+"""TLS: one certificate encrypts HTTP and gRPC."""
 
 import ssl
 from contextlib import AbstractContextManager
@@ -13,10 +13,10 @@ from attacks import HOST
 from test_connections import Hosted, hosting
 
 from service.api.grpc.messages import Messages
-from service.api.grpc.tls import Certificate
+from service.api.tls import Certificate
 from service.bench.process import free_port
 from service.errors import WrongOption
-from service.server.uvicorn_options import parse
+from service.settings import Settings
 
 MESSAGES = Messages()
 
@@ -30,14 +30,14 @@ class Papers:
     authority: Path
 
     @property
-    def flags(self) -> list[str]:
-        """The options of uvicorn for it."""
-        return ["--ssl-keyfile", str(self.key), "--ssl-certfile", str(self.chain)]
+    def settings(self) -> dict[str, Path]:
+        """The settings for it."""
+        return {"tls_key_file": self.key, "tls_cert_file": self.chain}
 
     @property
-    def mutual(self) -> list[str]:
+    def mutual(self) -> dict[str, Path]:
         """The same, with client certificates required."""
-        return [*self.flags, "--ssl-ca-certs", str(self.authority), "--ssl-cert-reqs", "2"]
+        return {**self.settings, "tls_client_ca_file": self.authority}
 
     def trust(self) -> ssl.SSLContext:
         """The certificates of an HTTP client."""
@@ -50,12 +50,13 @@ class Papers:
         pair = (self.key.read_bytes(), self.chain.read_bytes()) if shown else (None, None)
         return grpc.ssl_channel_credentials(self.authority.read_bytes(), *pair)
 
-    def serve(self, flags: list[str], port: int) -> AbstractContextManager[Hosted]:
-        """Serve HTTP and gRPC with these options."""
-        return hosting(flags=flags, trust=self.trust(), grpc_port=port)
+    def serve(self, settings: dict[str, Path], port: int) -> AbstractContextManager[Hosted]:
+        """Serve HTTP and gRPC with these settings."""
+        return hosting(trust=self.trust(), grpc_port=port, **settings)
 
 
 def papers_in(folder: Path) -> Papers:
+    folder.mkdir(exist_ok=True)
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", HOST)
     made = Papers(folder / "key.pem", folder / "chain.pem", folder / "authority.pem")
@@ -87,9 +88,8 @@ def test_grpc_is_encrypted_with_the_certificate_of_http(
     papers: Papers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
-    (tmp_path / "others").mkdir()
     others = papers_in(tmp_path / "others")
-    with caplog.at_level("INFO"), papers.serve(papers.flags, port) as ours:
+    with caplog.at_level("INFO"), papers.serve(papers.settings, port) as ours:
         with httpx2.Client(base_url=f"https://{HOST}:{ours.port}", verify=papers.trust()) as client:
             assert client.get("/livez").status_code == 200
         with grpc.secure_channel(f"{HOST}:{port}", papers.credentials(shown=False)) as channel:
@@ -114,27 +114,40 @@ def test_one_file_may_hold_both(papers: Papers, tmp_path: Path) -> None:
     both, port = tmp_path / "both.pem", free_port()
     both.write_bytes(papers.key.read_bytes() + papers.chain.read_bytes())
     with (
-        papers.serve(["--ssl-certfile", str(both)], port),
+        papers.serve({"tls_cert_file": both}, port),
         grpc.secure_channel(f"{HOST}:{port}", papers.credentials(shown=False)) as channel,
     ):
         assert live(channel) == grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize("flags", [[], ["--ssl-keyfile", "key.pem"]])
-def test_without_a_certificate_there_is_none(flags: list[str]) -> None:
-    assert Certificate.read(parse(flags)) is None
+def test_without_a_certificate_there_is_none() -> None:
+    assert Certificate.read(Settings()) is None
+
+
+@pytest.mark.parametrize("name", ["tls_key_file", "tls_client_ca_file"])
+def test_the_other_files_need_a_certificate(name: str, papers: Papers) -> None:
+    with pytest.raises(WrongOption, match="need --tls-cert-file"):
+        Certificate.read(Settings.model_validate({name: papers.key}))
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("setting", "file", "sentence"),
     [
-        (["--ssl-keyfile-password", "secret"], "a key without a password; or give --grpc-port 0"),
-        (["--ssl-cert-reqs", "2"], "of no use without --ssl-ca-certs"),
-        (["--ssl-certfile", "absent.pem"], "the certificate or its key cannot be read"),
-        (["--ssl-keyfile", "absent.pem"], "the certificate or its key cannot be read"),
-        (["--ssl-ca-certs", "absent.pem", "--ssl-cert-reqs", "2"], "cannot be read"),
+        ("tls_cert_file", "absent.pem", "cannot read the TLS file .*absent.pem: No such file"),
+        ("tls_key_file", "absent.pem", "cannot read the TLS file .*absent.pem: No such file"),
+        ("tls_client_ca_file", "absent.pem", "cannot read the TLS file .*absent.pem: No such file"),
+        ("tls_cert_file", "key.pem", "no PEM certificate with its key in .*key.pem and .*key.pem"),
+        ("tls_key_file", "others/key.pem", "no PEM certificate with its key in .*mismatch"),
+        ("tls_key_file", "secret.pem", "the private key in .*secret.pem is encrypted"),
+        ("tls_client_ca_file", "key.pem", "no PEM certificates in .*key.pem"),
     ],
 )
-def test_options_grpc_cannot_use_are_errors(more: list[str], sentence: str, papers: Papers) -> None:
+def test_unusable_files_are_an_error(
+    setting: str, file: str, sentence: str, papers: Papers, tmp_path: Path
+) -> None:
+    others = papers_in(tmp_path / "others")
+    encrypted = b"-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC," + b"0" * 32 + b"\n\n"
+    (tmp_path / "secret.pem").write_bytes(others.key.read_bytes().replace(b"-----\n", encrypted, 1))
+    chosen = Settings.model_validate({**papers.mutual, setting: tmp_path / file})
     with pytest.raises(WrongOption, match=sentence):
-        Certificate.read(parse([*papers.flags, *more]))
+        Certificate.read(chosen)

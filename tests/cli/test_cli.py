@@ -128,7 +128,9 @@ VALUES = {
     "cors_headers": "X-A,x-b",
     "drain_seconds": "3.5", "grace_seconds": "4.5", "probe_port": "8001", "grpc_port": "8002",
     "header_timeout_seconds": "1.5", "max_header_bytes": "1024", "send_timeout_seconds": "2.5",
-    "keep_alive_seconds": "5", "max_connections": "10",
+    "keep_alive_seconds": "5", "max_connections": "10", "backlog": "9",
+    "tls_cert_file": "cert.pem", "tls_key_file": "key.pem", "tls_client_ca_file": "ca.pem",
+    "trusted_proxies": "10.0.0.0/8,::1", "root_path": "/vision/v1",
     "cache_bytes": "4096", "background_share": "0.1",
     "additional_models": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000",
     "model_poll_seconds": "7.5",
@@ -188,9 +190,9 @@ THERE_ARE = "there are alexnet, bvlc_googlenet, densenet121, digits, googlenet, 
             "--cpu-threads: Input should be greater than or equal to 0",
         ),
         ("bench", "the following arguments are required: DIR"),
-        ("serve -- --speed 9", "uvicorn: No such option '--speed'"),
-        ("serve -- --backlog many", "uvicorn: Invalid value for '--backlog': 'many' is not"),
-        ("serve -- --port 1", "uvicorn's --port is not supported: give --port before the --"),
+        ("serve --backlog many", "--backlog: Input should be a valid integer"),
+        ("serve --root-path vision/", "--root-path: String should match pattern"),
+        ("serve -- --port 1", "unrecognized arguments: "),
         ("serve --speed 9", "unrecognized arguments: --speed 9"),
         ("classify", "the following arguments are required: FILE"),
         ("models", "the following arguments are required: ACTION"),
@@ -705,16 +707,22 @@ def test_serve_downloads_missing_weights_and_stops(
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
-@pytest.mark.parametrize("port", ["0", "1"])
-def test_grpc_needs_a_key_without_a_password(port: str, capsys: Captured) -> None:
-    passed = ["--ssl-certfile", "absent.pem", "--ssl-keyfile-password", "secret"]
-    status, told = refused(
-        ["serve", "--model", "digits", "--grpc-port", port, "--", *passed], capsys
-    )
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--tls-cert-file /absent.pem", "cannot read the TLS file /absent.pem: No such file"),
+        ("--tls-key-file key.pem", "--tls-key-file and --tls-client-ca-file need --tls-cert-file"),
+        ("--trusted-proxies nginx", "--trusted-proxies: 'nginx' does not appear to be an IPv4"),
+        ("--trusted-proxies ::1,10.0.0.1/8", "--trusted-proxies: 10.0.0.1/8 has host bits set"),
+    ],
+)
+def test_unusable_settings_are_an_error_before_the_start(
+    arguments: str, sentence: str, capsys: Captured
+) -> None:
+    status, told = refused(["serve", "--model", "digits", *arguments.split()], capsys)
     assert status == 2
-    told_by_grpc = "gRPC needs a key without a password" in told
-    assert told_by_grpc is (port != "0")
-    assert told_by_grpc or "the certificate or its key cannot be read" in told
+    assert told.startswith(f"googlenet-service: {sentence}")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
@@ -724,7 +732,7 @@ def test_serve_checks_the_names_of_variables(
 ) -> None:
     monkeypatch.setenv("GOOGLENET_MODLE", "digits")
     arguments = ["serve", "--model", "digits", "--require-model", strict]
-    status, printed = refused([*arguments, "--", "--ssl-keyfile", "key.pem"], capsys)
+    status, printed = refused([*arguments, "--tls-key-file", "key.pem"], capsys)
     assert status == 2
     message = "unknown environment variable GOOGLENET_MODLE; did you mean GOOGLENET_MODEL?"
     assert (message in caplog.messages) == (strict == "no")

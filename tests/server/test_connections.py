@@ -12,7 +12,7 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,12 @@ from attacks import HOST, LAST_LIVEZ, LIVEZ, PATIENCE, STAGES, Reply, connected,
 from conftest import FakeBackend, Served, answered, fake_backend, in_thread, serving, wait_ready
 from test_classify import Gate, assert_describes, plain
 
-from service.api.grpc.tls import Certificate
+from service.api.tls import Certificate
 from service.server import listeners
 from service.server.app import create_app
 from service.server.connection_limits import most_connections
 from service.server.request_head import MAX_HEADERS
 from service.server.serve import configure
-from service.server.uvicorn_options import parse
 from service.server.uvicorn_server import Server
 from service.serving.metrics.metrics import Metrics
 from service.settings import Settings
@@ -75,21 +74,19 @@ class Hosted:
 def hosting(
     backend: FakeBackend | None = None,
     *,
-    flags: Sequence[str] = (),
     trust: ssl.SSLContext | None = None,
     **chosen: Any,
 ) -> Iterator[Hosted]:
     """Serve a fake model as `serve` does, in a thread; over TLS if a client is to trust it."""
     settings = Settings(model="fake", **chosen)
     metrics = Metrics()
-    passed = parse(flags)
     app = create_app(
         settings,
         load=lambda *_: backend or fake_backend(),
         metrics=metrics,
-        certificate=Certificate.read(passed) if settings.grpc_port else None,
+        certificate=Certificate.read(settings),
     )
-    config = configure(settings, passed, app, metrics)
+    config = configure(settings, app, metrics)
     with (
         listeners.probes(settings) as probe_listener,
         closing(socket.create_server((HOST, 0), backlog=2048)) as listener,

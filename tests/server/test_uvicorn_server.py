@@ -1,4 +1,4 @@
-"""The server: how it leaves, what uvicorn is told besides, and the probes' own port."""
+"""The server: how it leaves, TLS, proxies, and the probes' own port."""
 
 import asyncio
 import signal
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import httpx2
@@ -24,7 +23,7 @@ from test_classify import Gate, assert_problem, plain
 from test_connections import hosting
 
 from service.bench.process import free_port
-from service.errors import CannotListen, WrongOption
+from service.errors import CannotListen
 from service.server.app import create_app
 from service.server.listeners import dual_stack, probes
 from service.server.serve import configure
@@ -72,14 +71,14 @@ def test_requests_are_accepted_during_the_drain_time(
     assert caplog.messages.count(f"stopping, accepting requests for {drain:g} s more") == 1
 
 
-# What is passed on to uvicorn.
+# TLS and proxies.
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """uvicorn's options for a certificate, and whom a client must trust for it."""
+    """The settings for a certificate, and whom a client must trust for it."""
 
-    flags: list[str]
+    settings: dict[str, Path]
     trust: ssl.SSLContext
 
 
@@ -94,11 +93,11 @@ def certificate(tmp_path: Path) -> Certificate:
         pem.write_to_path(str(chain), append=True)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    return Certificate(["--ssl-keyfile", str(key), "--ssl-certfile", str(chain)], trust)
+    return Certificate({"tls_key_file": key, "tls_cert_file": chain}, trust)
 
 
 def test_responses_and_refusals_over_tls(certificate: Certificate) -> None:
-    with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
+    with hosting(trust=certificate.trust, **certificate.settings) as ours:
         base = f"https://{HOST}:{ours.port}"
         with httpx2.Client(base_url=base, verify=certificate.trust) as client:
             answer = client.post("/classify", files={"file": plain("red")})
@@ -112,7 +111,7 @@ def test_responses_and_refusals_over_tls(certificate: Certificate) -> None:
 
 
 def test_a_half_closed_tls_connection_is_dropped(certificate: Certificate) -> None:
-    with hosting(flags=certificate.flags, trust=certificate.trust) as ours:
+    with hosting(trust=certificate.trust, **certificate.settings) as ours:
         plain_socket = socket.create_connection((HOST, ours.port), 20)
         with certificate.trust.wrap_socket(plain_socket, server_hostname="localhost") as caller:
             caller.sendall(b"GET /livez HTTP/1.1\r\n")
@@ -122,26 +121,20 @@ def test_a_half_closed_tls_connection_is_dropped(certificate: Certificate) -> No
 
 
 @pytest.mark.parametrize(
-    ("names", "sentence"),
-    [
-        (["--ssl-keyfile", "{key}"], "give --ssl-certfile too"),
-        (["--ssl-certfile", "{absent}"], "the certificate or its key cannot be read"),
-        (["--ssl-certfile", "{key}"], "the certificate or its key cannot be read"),
-    ],
+    ("trusted", "scheme"),
+    [("127.0.0.0/8", "https"), ("*", "https"), ("10.0.0.1", "http"), ("", "http")],
 )
-def test_an_unusable_certificate_is_an_error(
-    names: list[str], sentence: str, certificate: Certificate, tmp_path: Path
-) -> None:
-    files = {"key": certificate.flags[1], "absent": str(tmp_path / "absent")}
-    flags = [name.format(**files) for name in names]
-    with pytest.raises(WrongOption, match=sentence), hosting(flags=flags):
-        pass
+def test_headers_of_trusted_proxies_are_used(trusted: str, scheme: str) -> None:
+    with hosting(trusted_proxies=trusted) as ours:
+        forwarded = {"X-Forwarded-Proto": "https"}
+        answer = httpx2.get(f"http://{HOST}:{ours.port}/models/", headers=forwarded)
+    assert answer.headers["location"] == f"{scheme}://{HOST}:{ours.port}/models"
 
 
 def test_requests_are_served_below_a_root_path() -> None:
-    """The proxy takes the path away; uvicorn adds it to what the application is told."""
+    """The proxy removes the path; uvicorn adds it to what the application gets."""
     with (
-        hosting(fake_backend(seconds_per_row=1), flags=["--root-path", "/vision"]) as ours,
+        hosting(fake_backend(seconds_per_row=1), root_path="/vision") as ours,
         httpx2.Client(base_url=f"http://{HOST}:{ours.port}") as client,
     ):
         assert client.get("/openapi.json").json()["servers"] == [{"url": "/vision"}]
@@ -178,7 +171,7 @@ def test_probes_have_a_separate_port_if_set(
 
 
 def test_the_probe_port_has_no_tls(certificate: Certificate) -> None:
-    with hosting(flags=certificate.flags, probe_port=free_port()) as ours:
+    with hosting(probe_port=free_port(), **certificate.settings) as ours:
         assert httpx2.get(f"http://{HOST}:{ours.probe_port}/livez").status_code == 200
         models = httpx2.get(f"https://{HOST}:{ours.port}/models", verify=certificate.trust)
         assert models.status_code == 200
@@ -217,7 +210,7 @@ def test_a_port_in_use_is_an_error(setting: str, purpose: str) -> None:
 
 
 def test_a_404_names_the_prefix_that_a_proxy_has_to_remove() -> None:
-    with hosting(flags=["--root-path", "/vision"]) as ours:
+    with hosting(root_path="/vision") as ours:
         base = f"http://{HOST}:{ours.port}"
         assert httpx2.get(f"{base}/models").status_code == 200
         left_in = assert_problem(httpx2.get(f"{base}/vision/models"), 404, "not_found")
@@ -238,11 +231,11 @@ def everywhere(caplog: pytest.LogCaptureFixture) -> Iterator[Settings]:
     )
     metrics = Metrics()
     app = create_app(chosen, load=lambda *_: fake_backend(), metrics=metrics)
-    config = configure(chosen, {}, app, metrics)
+    config = configure(chosen, app, metrics)
     with (
         caplog.at_level("INFO"),
         probes(chosen) as probe_listener,
-        dual_stack(chosen, {}) as sockets,
+        dual_stack(chosen) as sockets,
     ):
         assert sockets is not None
         server = Server(config, 0.0, probe_listener)
@@ -274,14 +267,11 @@ def test_dual_stack_listens_on_ipv4_and_ipv6_for_each_port(
 def test_a_port_in_use_on_ipv4_is_an_error_for_dual_stack() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = Settings(host="::", port=taken.getsockname()[1])
-        with pytest.raises(CannotListen, match="for HTTP: Address"), dual_stack(chosen, {}):
+        with pytest.raises(CannotListen, match="for HTTP: Address"), dual_stack(chosen):
             pass
 
 
-@pytest.mark.parametrize(
-    ("host", "passed"),
-    [("127.0.0.1", {}), ("::1", {}), ("localhost", {}), ("::", {"fd": 0}), ("::", {"uds": "/a"})],
-)
-def test_uvicorn_listens_on_other_addresses(host: str, passed: dict[str, Any]) -> None:
-    with dual_stack(Settings(host=host), passed) as sockets:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_uvicorn_listens_on_other_addresses(host: str) -> None:
+    with dual_stack(Settings(host=host)) as sockets:
         assert sockets is None

@@ -8,7 +8,7 @@ import grpc
 from grpc import aio
 
 from service.api.grpc.service import Service
-from service.api.grpc.tls import Certificate
+from service.api.tls import Certificate
 from service.errors import CannotListen
 from service.settings import Settings
 

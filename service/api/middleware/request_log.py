@@ -49,7 +49,7 @@ def named(client_id: str) -> str:
 
 
 def path(scope: Scope) -> str:
-    """Give the path without uvicorn's `--root-path`, which the scope's begins with."""
+    """Give the path without the root path of the settings, which the scope's begins with."""
     whole: str = scope["path"]
     return whole.removeprefix(scope.get("root_path", ""))
 

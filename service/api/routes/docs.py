@@ -36,6 +36,6 @@ def router() -> APIRouter:
 async def _openapi(request: Request) -> Response:
     """Give the OpenAPI document; a root path becomes its server."""
     schema = request.app.openapi()
-    if root_path := request.scope.get("root_path", "").rstrip("/"):
+    if root_path := request.scope.get("root_path"):
         schema = {**schema, "servers": [{"url": root_path}]}
     return JSONResponse(schema)
