@@ -17,10 +17,11 @@ M = TypeVar("M", bound=BaseModel)
 _SHOWN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)  # names of a client that an error repeats
 
 
-def check_query(request: Request) -> None:
+async def check_query(request: Request) -> None:
     """Raise `InvalidParameter` for a query parameter that the route has not, or that is repeated.
 
-    Pages are left out: other programs add parameters to the links to them.
+    Pages are left out: other programs add parameters to the links to them. It is a coroutine
+    function, as FastAPI runs others in a thread.
     """
     if not request.query_params:
         return
