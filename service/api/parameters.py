@@ -9,6 +9,7 @@ from typing import TypeVar
 from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers, QueryParams
 
 from service.errors import InvalidParameter, MalformedRequest
 
@@ -28,8 +29,11 @@ async def check_query(request: Request) -> None:
     route = request.scope["route"]
     if not isinstance(route, APIRoute) or not route.include_in_schema:
         return
-    known = {parameter.alias for parameter in route.dependant.query_params}
-    counts = Counter(name for name, _ in request.query_params.multi_items())
+    _check_names(request.query_params, {field.alias for field in route.dependant.query_params})
+
+
+def _check_names(query: QueryParams, known: Collection[str]) -> None:
+    counts = Counter(name for name, _ in query.multi_items())
     for name, count in counts.items():
         if name not in known:
             raise unknown("query parameter", name, known)
@@ -50,16 +54,29 @@ def unknown(kind: str, name: str, known: Collection[str]) -> InvalidParameter:
     return InvalidParameter(f"there is no {kind}{shown}; {hint}")
 
 
-def parse(model: type[M], fields: Mapping[str, str]) -> M:
-    """Parse form fields, which take precedence over query parameters.
+def parse_query(model: type[M], query: QueryParams) -> M:
+    """Parse a query; raises `InvalidParameter`, also for a name that is unknown or repeated."""
+    _check_names(query, model.model_fields)
+    return parse(model, query)
+
+
+def parse_headers(model: type[M], headers: Headers) -> M:
+    """Parse the headers that a model's fields are called or have as alias.
 
     Raises `InvalidParameter`.
     """
+    names = (field.alias or name for name, field in model.model_fields.items())
+    return parse(model, {name: headers[name] for name in names if name in headers})
+
+
+def parse(model: type[M], fields: Mapping[str, str]) -> M:
+    """Parse fields of a form, a query or headers; raises `InvalidParameter`."""
     try:
         return model.model_validate(dict(fields))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        raise InvalidParameter(sentence(first["loc"], first["msg"])) from error
+        # The name, without the types of a union that pydantic tried.
+        raise InvalidParameter(sentence(first["loc"][:1], first["msg"])) from error
 
 
 def parse_json(model: type[M], body: bytes) -> M:

@@ -21,7 +21,7 @@ from service.api.open_inference.infer_response import InferResponse
 from service.api.open_inference.json_request import HEADER_LENGTH
 from service.api.open_inference.paths import INDEX, INFER, INFER_VERSION, MODELS, Name, Version
 from service.api.open_inference.tensors import OUTPUT
-from service.api.routes.image_request import Priority, gone
+from service.api.routes.image_request import PRIORITY, gone
 from service.api.tracing import Stages
 from service.api.uploads import RAW, Bounds, Budget, whole
 from service.serving import request_stats
@@ -37,6 +37,7 @@ HeaderLength = Annotated[
         description="bytes of the JSON, where binary tensors follow it",
     ),
 ]
+Priority = Annotated[str | SkipJsonSchema[None], Header(description=PRIORITY, examples=["u=7"])]
 
 
 class IndexRequest(json_request.Strict):

@@ -4,22 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from service.api import problem_details
 from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
+from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
-    Milliseconds,
-    Model,
-    ModelField,
-    Parameters,
-    Priority,
-    Received,
+    PRIORITY,
+    ImageHeaders,
+    ImageQuery,
     Receiver,
     body,
     gone,
@@ -72,23 +71,27 @@ class Several(_Answered):
 
 PATH = "/classify"
 
-ViewsQuery = Annotated[
-    Views,
-    Query(
-        description="views of each image; more cost more; auto: as many of single, ten "
-        "and paper as its time and the present load allow, which the answer tells"
-    ),
-]
-TopKQuery = Annotated[int, Query(ge=1, le=1000, description="how many labels")]
-TopK = Annotated[int, Field(ge=1, le=1000, description="how many labels")]
+
+class ClassifyQuery(ImageQuery):
+    """Parameters of a request, in its query or its form."""
+
+    views: Annotated[
+        Views | SkipJsonSchema[None],
+        Field(
+            description="views of each image; more cost more; auto: as many of single, ten and "
+            "paper as its time and the present load allow, which the answer tells; default: the "
+            "service's"
+        ),
+    ] = None
+    top_k: Annotated[int, Field(ge=1, le=1000, description="how many labels")] = 5
 
 
-class Fields(BaseModel):
-    """Form fields that may come in place of query parameters, and go before those."""
+class ClassifyHeaders(ImageHeaders):
+    """Headers of a request."""
 
-    model: ModelField = None
-    top_k: TopK | None = None
-    views: Views | None = None
+    priority: Annotated[
+        str | SkipJsonSchema[None], Field(description=PRIORITY, examples=["u=7"])
+    ] = None
 
 
 _CACHE = {
@@ -115,44 +118,18 @@ def router(
     tracer_provider: TracerProvider | None,
 ) -> APIRouter:
     """Make the routes."""
-    routes = APIRouter()
-    receiver = Receiver(predictor.model_registry, budget, Bounds.of(settings), Fields)
-    caches = settings.cache_bytes > 0
-    handler = _Handler(receiver, predictor, Stages(tracer_provider), caches=caches)
-    max_ms = int(settings.timeout_seconds * 1000)
-
-    @routes.post(
+    routes = APIRouter(route_class=DirectRoute)
+    receiver = Receiver(
+        predictor.model_registry, budget, Bounds.of(settings), settings.timeout_seconds
+    )
+    handler = _Handler(receiver, predictor, Stages(tracer_provider), settings)
+    routes.post(
         PATH,
         response_model=One | Several,
         responses=_RESPONSES,
-        openapi_extra=body(settings.max_images_per_request, Fields),
-    )
-    async def classify(  # noqa: PLR0913, PLR0917 - all parameters of the request
-        request: Request,
-        views: ViewsQuery = settings.views,
-        model: Model = None,
-        top_k: TopKQuery = 5,
-        x_timeout_ms: Milliseconds = max_ms,
-        priority: Priority = None,
-    ) -> Response:
-        """Name what is on an image, or on several; a bad one never spoils the others.
-
-        Send multipart/form-data with one or more `file` parts, or one image as the body.
-        One image answers with `predictions` or a problem; several with `results` in their
-        order, each with its own `predictions` or `error`.
-        """
-        timeout_ms = min(max_ms, x_timeout_ms)
-        chosen = _Parameters(model, timeout_ms, views, top_k, is_background(priority))
-        return await handler.respond(request, chosen)
-
+        openapi_extra=body(settings.max_images_per_request, ClassifyQuery),
+    )(handler.classify)
     return routes
-
-
-@dataclass(frozen=True, slots=True)
-class _Parameters(Parameters):
-    views: Views
-    top_k: int
-    background: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,36 +139,44 @@ class _Handler:
     receiver: Receiver
     predictor: Predictor
     stages: Stages
-    caches: bool  # whether answers are kept
+    settings: Settings
 
-    async def respond(self, request: Request, chosen: _Parameters) -> Response:
-        metrics = self.predictor.metrics
-        async with self.receiver.receive(request, chosen) as received:
-            chosen, uploads = received.parameters, received.uploads
-            metrics.stage("upload", received.uploaded, background=chosen.background)
-            predicted = await self.predictor.predict(chosen.model, _request(request, received))
+    async def classify(
+        self,
+        request: Request,
+        query: Annotated[ClassifyQuery, Query()],
+        headers: Annotated[ClassifyHeaders, Header()],
+    ) -> Response:
+        """Name what is on an image, or on several; a bad one never spoils the others.
+
+        Send multipart/form-data with one or more `file` parts, or one image as the body.
+        One image answers with `predictions` or a problem; several with `results` in their
+        order, each with its own `predictions` or `error`.
+        """
+        metrics, background = self.predictor.metrics, is_background(headers.priority)
+        async with self.receiver.receive(request, query, headers) as received:
+            uploads = received.uploads
+            metrics.stage("upload", received.uploaded, background=background)
+            predicted = await self.predictor.predict(
+                received.query.model,
+                PredictRequest(
+                    [upload.data for upload in uploads],
+                    received.query.views or self.settings.views,
+                    received.query.top_k,
+                    received.seconds,
+                    background=background,
+                    gone=lambda: gone(request),
+                ),
+            )
         if len(uploads) > 1:  # their errors are parts of the response
             for error in predicted.errors:
-                metrics.rejected(error, background=chosen.background)
+                metrics.rejected(error, background=background)
         self.stages.trace(received.started, received.uploaded, predicted.answers)
         total = request_stats.add_up(predicted.answers)
         note(request.scope, total.notes(predicted.plan, received.uploaded))
-        body = _body(request, uploads, predicted)
-        headers = total.headers(caches=self.caches)
-        content = body.model_dump_json(exclude_unset=True)
-        return Response(content, headers=headers, media_type="application/json")
-
-
-def _request(request: Request, received: Received[_Parameters]) -> PredictRequest:
-    chosen = received.parameters
-    return PredictRequest(
-        [upload.data for upload in received.uploads],
-        chosen.views,
-        chosen.top_k,
-        received.seconds,
-        background=chosen.background,
-        gone=lambda: gone(request),
-    )
+        content = _body(request, uploads, predicted).model_dump_json(exclude_unset=True)
+        fields = total.headers(caches=self.settings.cache_bytes > 0)
+        return Response(content, headers=fields, media_type="application/json")
 
 
 def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:

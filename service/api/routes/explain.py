@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from service.api import problem_details
+from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
-    Milliseconds,
-    Model,
-    ModelField,
-    Parameters,
+    ImageHeaders,
+    ImageQuery,
     Received,
     Receiver,
     body,
@@ -76,26 +76,17 @@ class Explained(BaseModel):
     ]
 
 
-ViewsQuery = Annotated[PlanName, Query(alias="views", description="the views whose maps are made")]
-LabelQuery = Annotated[
-    str | None,
-    Query(
-        min_length=1,
-        max_length=_MAX_LABEL,
-        description="WordNet id, name or index of the label to be explained; without, "
-        "the most probable one",
-    ),
-]
+class ExplainQuery(ImageQuery):
+    """Parameters of a request, in its query or its form."""
 
-
-class Fields(BaseModel):
-    """Form fields that may come in place of query parameters, and go before those."""
-
+    views: Annotated[PlanName, Field(description="the views whose maps are made")] = VIEWS
     label: Annotated[
-        str | None, Field(min_length=1, max_length=_MAX_LABEL, description="as in the query")
+        Annotated[str, Field(min_length=1, max_length=_MAX_LABEL)] | SkipJsonSchema[None],
+        Field(
+            description="WordNet id, name or index of the label to be explained; without, "
+            "the most probable one"
+        ),
     ] = None
-    model: ModelField = None
-    views: PlanName | None = None
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -108,36 +99,16 @@ def router(
     model_registry: ModelRegistry, settings: Settings, budget: Budget, metrics: Metrics
 ) -> APIRouter:
     """Make the routes."""
-    routes = APIRouter()
-    max_ms = int(settings.timeout_seconds * 1000)
+    routes = APIRouter(route_class=DirectRoute)
     bounds = replace(Bounds.of(settings), files=1)
-    handler = _Handler(Receiver(model_registry, budget, bounds, Fields), metrics)
-
-    @routes.post(
-        PATH, response_model=Explained, responses=_RESPONSES, openapi_extra=body(1, Fields)
-    )
-    async def explain(
-        request: Request,
-        plan: ViewsQuery = VIEWS,
-        model: Model = None,
-        label: LabelQuery = None,
-        x_timeout_ms: Milliseconds = max_ms,
-    ) -> Response:
-        """Show which places of an image speak for a label, exactly: its class activation map.
-
-        Send one image as to `/classify`. With `Accept: image/png` the answer is the image
-        with a heat map over it, else the maps themselves.
-        """
-        chosen = _Parameters(model, min(max_ms, x_timeout_ms), plan, label)
-        return await handler.respond(request, chosen)
-
+    handler = _Handler(Receiver(model_registry, budget, bounds, settings.timeout_seconds), metrics)
+    routes.post(
+        PATH,
+        response_model=Explained,
+        responses=_RESPONSES,
+        openapi_extra=body(1, ExplainQuery),
+    )(handler.explain)
     return routes
-
-
-@dataclass(frozen=True, slots=True)
-class _Parameters(Parameters):
-    views: PlanName
-    label: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +118,33 @@ class _Handler:
     receiver: Receiver
     metrics: Metrics
 
-    async def respond(self, request: Request, chosen: _Parameters) -> Response:
-        async with self.receiver.receive(request, chosen) as received:
+    async def explain(
+        self,
+        request: Request,
+        query: Annotated[ExplainQuery, Query()],
+        headers: Annotated[ImageHeaders, Header()],
+    ) -> Response:
+        """Show which places of an image speak for a label, exactly: its class activation map.
+
+        Send one image as to `/classify`. With `Accept: image/png` the answer is the image
+        with a heat map over it, else the maps themselves.
+        """
+        async with self.receiver.receive(request, query, headers) as received:
             (upload,) = received.uploads
             if not upload.data:
                 raise MalformedRequest(EMPTY)
             return await self._explained(request, received, upload.data)
 
     async def _explained(
-        self, request: Request, received: Received[_Parameters], image: bytes
+        self, request: Request, received: Received[ExplainQuery], image: bytes
     ) -> Response:
-        classifier, chosen = received.classifier, received.parameters
+        classifier, query = received.classifier, received.query
         deadline = received.started + received.uploaded + received.seconds
-        index = classifier.ensemble.find(chosen.label) if chosen.label else None
-        with self._counted(chosen.views):
+        index = classifier.ensemble.find(query.label) if query.label else None
+        with self._counted(query.views):
             explanation = await classifier.explain(
                 image,
-                plan=chosen.views,
+                plan=query.views,
                 index=index,
                 seconds=deadline - time.monotonic(),
                 gone=lambda: gone(request),
@@ -176,7 +157,7 @@ class _Handler:
             )
             return Response(heatmap, media_type=_PNG)
         box = activation_map.hottest(heat)
-        body = _explained(classifier.ensemble.name, chosen.views, explanation, box)
+        body = _explained(classifier.ensemble.name, query.views, explanation, box)
         return Response(body.model_dump_json(), media_type="application/json")
 
     @contextmanager

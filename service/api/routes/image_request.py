@@ -3,10 +3,10 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Header, Query, Request
+from fastapi import Request
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
@@ -17,32 +17,39 @@ from service.serving.classifier import Classifier
 from service.serving.registry import ModelRegistry
 from service.settings import MODEL
 
-_TIMEOUT = "x-timeout-ms"
 _BINARY = {"type": "string", "format": "binary"}
 
-Model = Annotated[
-    str | None, Query(pattern=rf"^{MODEL}$", description="which of the models that are served")
-]
-ModelField = Annotated[str | None, Field(pattern=rf"^{MODEL}$", description="as in the query")]
-Milliseconds = Annotated[
-    int, Header(ge=1, description="its own deadline, from its head on; at most the server's")
-]
-Priority = Annotated[
-    str | SkipJsonSchema[None],  # a header that is there is no null
-    Header(
-        description="u=7 (RFC 9218) marks a background request: others go first",
-        examples=["u=7"],
-    ),
-]
+PRIORITY = "u=7 (RFC 9218) marks a background request: others go first"
 
 
-def body(max_files: int, fields: type[BaseModel]) -> dict[str, Any]:
+class ImageQuery(BaseModel):
+    """The query of every request with images; form fields may come in its place."""
+
+    model: Annotated[
+        Annotated[str, Field(pattern=rf"^{MODEL}$")] | SkipJsonSchema[None],
+        Field(description="which of the models that are served; default: the default model"),
+    ] = None
+
+
+class ImageHeaders(BaseModel):
+    """The headers of every request with images."""
+
+    timeout_ms: Annotated[
+        Annotated[int, Field(ge=1)] | SkipJsonSchema[None],
+        Field(
+            alias="x-timeout-ms",
+            description="its own deadline, from its head on; at most the server's",
+        ),
+    ] = None
+
+
+def body(max_files: int, fields: type[ImageQuery]) -> dict[str, Any]:
     """Describe the request's body for OpenAPI; the handler reads it, not FastAPI."""
     images = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
     form = {
         "type": "object",
         "required": [FIELD],
-        "properties": {FIELD: images, **_properties(fields)},
+        "properties": {FIELD: images, **fields.model_json_schema()["properties"]},
         "additionalProperties": False,
     }
     media_types = (*image_decoder.MEDIA_TYPES, RAW)
@@ -53,33 +60,16 @@ def body(max_files: int, fields: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _properties(fields: type[BaseModel]) -> dict[str, Any]:
-    """Describe optional form fields, which are never null."""
-    described = fields.model_json_schema()["properties"]
-    return {
-        name: next(schema for schema in field["anyOf"] if schema != {"type": "null"})
-        for name, field in described.items()
-    }
+Q = TypeVar("Q", bound=ImageQuery)
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
-    """The parameters of every request with images, of its query, headers and form."""
-
-    model: str | None
-    timeout_ms: int
-
-
-P = TypeVar("P", bound=Parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class Received(Generic[P]):
+class Received(Generic[Q]):
     """A request whose body has been read."""
 
     classifier: Classifier
     uploads: list[Upload]
-    parameters: P
+    query: Q  # with the form's fields
     started: float  # by time.monotonic()
     uploaded: float  # seconds that reading took
     seconds: float  # left after that
@@ -87,40 +77,43 @@ class Received(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Reads the bodies of a route's requests, whose form fields are those of `fields`."""
+    """Reads the bodies of requests, which have at most `max_seconds` after that."""
 
     model_registry: ModelRegistry
     budget: Budget
     bounds: Bounds
-    fields: type[BaseModel]
+    max_seconds: float
 
     @asynccontextmanager
-    async def receive(self, request: Request, chosen: P) -> AsyncIterator[Received[P]]:
-        """Read a request; form fields take precedence over the parameters `chosen` before.
+    async def receive(
+        self, request: Request, query: Q, headers: ImageHeaders
+    ) -> AsyncIterator[Received[Q]]:
+        """Read a request; fields of a form take precedence over its query.
 
         The model and the memory of the images are in use until the context is left. Raises what
         `service.api.uploads.read` does, `InvalidParameter`, `UnknownModel` or `NotReady`.
         """
         with ExitStack() as stack:
-            classifier = stack.enter_context(self.model_registry.use(chosen.model))
+            classifier = stack.enter_context(self.model_registry.use(query.model))
             share = stack.enter_context(self.budget.share())
             started = time.monotonic()
-            form = await read(request, self.bounds, share, self.fields.model_fields)
-            fields = parameters.parse(self.fields, form.fields).model_dump(exclude_none=True)
-            if "model" in fields:
-                classifier = stack.enter_context(self.model_registry.use(fields["model"]))
-            chosen = replace(chosen, **fields)
+            form = await read(request, self.bounds, share, type(query).model_fields)
+            if form.fields:
+                fields = parameters.parse(type(query), form.fields)
+                query = query.model_copy(update=fields.model_dump(exclude_unset=True))
+                classifier = stack.enter_context(self.model_registry.use(query.model))
             uploaded = time.monotonic() - started
-            seconds = _left(request, chosen.timeout_ms, uploaded)
-            yield Received(classifier, form.uploads, chosen, started, uploaded, seconds)
+            seconds = self._left(headers.timeout_ms, uploaded)
+            yield Received(classifier, form.uploads, query, started, uploaded, seconds)
 
+    def _left(self, timeout_ms: int | None, uploaded: float) -> float:
+        """Return the seconds left after an upload of `uploaded` seconds.
 
-def _left(request: Request, milliseconds: int, uploaded: float) -> float:
-    """Return the seconds left after an upload of `uploaded` seconds.
-
-    The client's timeout includes the upload; the server's starts after it.
-    """
-    return milliseconds / 1000 - (uploaded if _TIMEOUT in request.headers else 0.0)
+        The client's timeout includes the upload; the server's starts after it.
+        """
+        if timeout_ms is None:
+            return self.max_seconds
+        return min(1000 * self.max_seconds, timeout_ms) / 1000 - uploaded
 
 
 async def gone(request: Request) -> None:
