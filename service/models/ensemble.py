@@ -102,6 +102,11 @@ class Ensemble:
             for number, plan in enumerate(plans)
         ]
 
+    def jobs(self, name: str) -> "ViewJobs":
+        """Return one image's jobs for the view plan of this name; raises what `plans` does."""
+        plans = self.plans(name)
+        return ViewJobs(plans, (*self.specs(plans),), (*self.specs(plans, maps=True),))
+
     @property
     def explains(self) -> bool:
         """Whether it has class activation maps: only a single model can."""
@@ -131,6 +136,15 @@ class Ensemble:
             Prediction(self.labels[i].name, self.labels[i].wnid, i, float(probabilities[i]))
             for i in _largest(probabilities, top_k)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ViewJobs:
+    """One image's plans and jobs, one for each member."""
+
+    plans: tuple[Plan, ...]
+    specs: tuple[JobSpec, ...]
+    maps: tuple[JobSpec, ...]  # for class activation maps
 
 
 def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> Probabilities:

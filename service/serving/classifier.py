@@ -5,6 +5,7 @@ the results, all before the request's deadline.
 """
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,9 +15,8 @@ from typing import TypeVar, cast
 
 from service.errors import DeadlineExceeded, NotExplainable, ServiceError
 from service.imaging.activation_map import Activation, Grid
-from service.imaging.crops import Plan
 from service.imaging.image_decoder import Bounds, ImageInput, is_view
-from service.models.ensemble import Ensemble, Probabilities, Result, mean
+from service.models.ensemble import Ensemble, Probabilities, Result, ViewJobs, mean
 from service.scheduling.batcher import Batcher
 from service.scheduling.reservation import Reservation
 from service.scheduling.types import JobSpec, Outcome
@@ -41,7 +41,7 @@ class _Request:
     """What is to be done with each image of a request."""
 
     views: str
-    plans: Sequence[Plan]
+    jobs: ViewJobs
     top_k: int
     background: bool
     deadline: float  # by time.monotonic()
@@ -56,6 +56,7 @@ class Classifier:
     def __init__(self, backend: Backend, batcher: Batcher[Payload, Result], limits: Limits) -> None:
         self._backend, self._batcher, self._limits = backend, batcher, limits
         self._decoding = DecodeTurns(backend.decode_wait, limits.decoders)
+        self._jobs = functools.cache(backend.ensemble.jobs)
         self._cache = ResultCache(limits.cache_bytes) if limits.cache_bytes else None
 
     @property
@@ -70,9 +71,8 @@ class Classifier:
 
     def concurrency(self, plan: str, decoding: int) -> int:
         """Return how many images at a time keep every executor and `decoding` threads busy."""
-        ensemble = self.ensemble
-        specs = ensemble.specs(ensemble.plans(plan))
-        largest = max(ensemble.costs.largest(spec.key) for spec in specs)
+        specs = self._jobs(plan).specs
+        largest = max(self.ensemble.costs.largest(spec.key) for spec in specs)
         rows = sum(spec.rows for spec in specs)
         most = math.ceil(_BATCHES_AHEAD * len(self._backend.executors) * largest / rows) + decoding
         nbytes = sum(spec.nbytes for spec in specs)
@@ -86,7 +86,7 @@ class Classifier:
         """
         decode_wait = self._decoding.decode_wait(images, background=background)
         for name in _MOST_VIEWS_FIRST:
-            specs = self.ensemble.specs(self.ensemble.plans(name)) * images
+            specs = self._jobs(name).specs * images
             done_in, filled = self._batcher.predict(
                 specs, decode_wait=decode_wait, background=background
             )
@@ -101,12 +101,9 @@ class Classifier:
 
         With `maps`, it is admitted for both its classification and its explanation.
         """
-        ensemble = self.ensemble
-        specs = ensemble.specs(plans := ensemble.plans(plan))
-        if maps and ensemble.explains:
-            specs += ensemble.specs(plans, maps=True)
+        jobs = self._jobs(plan)
         self._batcher.admit(
-            specs,
+            jobs.specs + jobs.maps if maps and self.ensemble.explains else jobs.specs,
             seconds,
             decode_wait=self._decoding.decode_wait(1, background=background),
             background=background,
@@ -130,7 +127,7 @@ class Classifier:
         not run.
         """
         deadline = time.monotonic() + seconds
-        request = _Request(plan, self.ensemble.plans(plan), top_k, background, deadline)
+        request = _Request(plan, self._jobs(plan), top_k, background, deadline)
         if self._cache is None:
             return await self._compute(images, request, gone)
         keys = [await key_in_background(image, plan) for image in images]
@@ -156,14 +153,14 @@ class Classifier:
         request: _Request,
         gone: Callable[[], Awaitable[None]],
     ) -> list[Answer | ServiceError]:
-        specs = [spec for image in images for spec in self._specs(image, request.plans)]
+        specs = [spec for image in images for spec in self._specs(image, request.jobs)]
         with self._batcher.reserve(
             specs,
             request.deadline,
             decode_wait=self._decoding.decode_wait(len(images), background=request.background),
             background=request.background,
         ) as reservations:
-            count = len(request.plans)
+            count = len(request.jobs.plans)
             works = []
             for index, image in enumerate(images):
                 own = reservations[index * count : (index + 1) * count]
@@ -196,9 +193,8 @@ class Classifier:
             raise answer
         by_index = {prediction.index: prediction for prediction in answer.predictions}
         prediction = answer.predictions[0] if index is None else by_index[index]
-        specs = ensemble.specs(ensemble.plans(plan), maps=True)
         with self._batcher.reserve(
-            specs, deadline, decode_wait=self._backend.decode_wait(1)
+            self._jobs(plan).maps, deadline, decode_wait=self._backend.decode_wait(1)
         ) as reservations:
             work = partial(self._activations, image, plan, prediction.index, reservations, deadline)
             (maps,) = await run_until_gone(gone, [self._settle(work, reservations, deadline)])
@@ -251,7 +247,7 @@ class Classifier:
         queued = min(outcome.queue_seconds for outcome in outcomes)
         done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
         parts = [cast("tuple[Probabilities, ...]", outcome.parts) for outcome in outcomes]
-        average = mean(parts, request.plans)
+        average = mean(parts, request.jobs.plans)
         return Answer(
             self.ensemble.best(average, request.top_k),
             Timing(started, decoded, queued, done - queued),
@@ -271,14 +267,17 @@ class Classifier:
         (outcome,) = await self._submit(reservations, payloads)
         return tuple(cast("Activation", part) for part in outcome.parts)
 
-    def _specs(self, image: ImageInput, plans: Sequence[Plan]) -> list[JobSpec]:
-        itemsize = image.itemsize if is_view(image) else 1  # else it becomes uint8 pixels
-        return self.ensemble.specs(plans, itemsize=itemsize)
+    def _specs(self, image: ImageInput, jobs: ViewJobs) -> Sequence[JobSpec]:
+        if is_view(image):  # others become uint8 pixels
+            return self.ensemble.specs(jobs.plans, itemsize=image.itemsize)
+        return jobs.specs
 
     async def _submit(
         self, reservations: Reservations, payloads: Sequence[Payload]
     ) -> list[Outcome[Result]]:
         """Submit an image's jobs, one a member; the first error cancels the others."""
+        if len(payloads) == 1:
+            return [await self._batcher.submit(reservations[0], payloads[0])]
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [

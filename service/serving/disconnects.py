@@ -19,16 +19,24 @@ async def run_until_gone(
 ) -> list[T]:
     """Await all; when `gone()` returns first, cancel them and raise `ClientDisconnected`."""
     try:
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_raise_when_gone(gone))
-            running = [tasks.create_task(work) for work in works]
-            await asyncio.wait(running)
-            watching.cancel()
-    except* ClientDisconnected:
+        async with asyncio.timeout(None) as waiting:
+            watching = asyncio.create_task(_expire_when_gone(gone, waiting))
+            try:
+                return await _all(works)
+            finally:
+                watching.cancel()
+    except TimeoutError:
         raise ClientDisconnected("the client disconnected before its response was sent") from None
-    return [task.result() for task in running]
 
 
-async def _raise_when_gone(gone: Callable[[], Awaitable[None]]) -> None:
+async def _expire_when_gone(gone: Callable[[], Awaitable[None]], waiting: asyncio.Timeout) -> None:
     await gone()
-    raise ClientDisconnected
+    waiting.reschedule(0.0)
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    if len(works) == 1:  # in this task, which is cheaper
+        return [await works[0]]
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(work) for work in works]
+    return [task.result() for task in running]

@@ -27,6 +27,7 @@ EMPTY = "an image is empty; send its bytes"
 class PredictRequest:
     """Images, and how to classify them."""
 
+    model: str | None  # by name; None for the default
     images: Sequence[ImageInput]
     views: Views
     top_k: int
@@ -57,24 +58,21 @@ class Predictor:
     shadow: ShadowCandidate
     metrics: Metrics
 
-    async def predict(self, model: str | None, request: PredictRequest) -> PredictResponse:
-        """Classify all images of a request; without a model's name, with the default.
+    async def predict(self, classifier: Classifier, request: PredictRequest) -> PredictResponse:
+        """Classify all images of a request with a model that is in use (`ModelRegistry.use`).
 
-        Raises `UnknownModel`, `NotReady`, `Overloaded`, `DeadlineExceeded` or `ClientDisconnected`
-        for all of them.
+        Raises `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of them.
         """
-        with self.model_registry.use(model) as classifier:
-            plan = _plan(classifier, request)
-            sent = [len(image) > 0 for image in request.images]
-            images = [*compress(request.images, sent)]
-            classified = await _classify(classifier, plan, request, images)
-            ensemble = classifier.ensemble
-        if model in {None, self.model_registry.default}:
+        plan = _plan(classifier, request)
+        sent = [len(image) > 0 for image in request.images]
+        images = [*compress(request.images, sent)]
+        classified = await _classify(classifier, plan, request, images)
+        if request.model in {None, self.model_registry.default}:
             self.shadow.offer(images, plan, classified)
         rest = iter(classified)
         answers = [next(rest) if is_sent else MalformedRequest(EMPTY) for is_sent in sent]
         request_stats.count(self.metrics, plan, answers, background=request.background)
-        return PredictResponse(ensemble, plan, answers)
+        return PredictResponse(classifier.ensemble, plan, answers)
 
 
 def _plan(classifier: Classifier, request: PredictRequest) -> PlanName:

@@ -585,6 +585,7 @@ def test_the_disconnect_watch_ends_with_the_response() -> None:
                 [RED], plan="single", top_k=1, seconds=PATIENCE, gone=gone
             )
             assert best(answers) == ["red"]
+            await asyncio.sleep(0)  # it was cancelled
             assert left == ["watching"]
 
     asyncio.run(main())

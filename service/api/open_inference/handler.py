@@ -115,7 +115,9 @@ class Inference:
         `seconds` are left until the client's deadline, if it has one.
         """
         timeout = self.settings.timeout_seconds
-        asked = PredictRequest(
+        model = named(name, version)
+        predict_request = PredictRequest(
+            model,
             request.images,
             request.views or self.settings.views,
             request.labels or 1,
@@ -123,7 +125,8 @@ class Inference:
             background=background,
             gone=gone,
         )
-        predicted = await self.predictor.predict(named(name, version), asked)
+        with self.model_registry.use(model) as classifier:
+            predicted = await self.predictor.predict(classifier, predict_request)
         ensemble, plan, good = predicted.ensemble, predicted.plan, _all_or_error(predicted.answers)
         values = _rankings(good) if request.labels else _probabilities(good)
         parameters = {"views": plan, **({"notice": ensemble.notice} if ensemble.notice else {})}

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
@@ -26,7 +27,6 @@ from service.api.routes.image_request import (
 from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
-from service.models.ensemble import Ensemble
 from service.serving import request_stats
 from service.serving.predictor import Predictor, PredictRequest, PredictResponse
 from service.serving.types import Answer
@@ -158,8 +158,9 @@ class _Handler:
             uploads = received.uploads
             metrics.stage("upload", received.uploaded, background=background)
             predicted = await self.predictor.predict(
-                received.query.model,
+                received.classifier,
                 PredictRequest(
+                    received.query.model,
                     [upload.data for upload in uploads],
                     received.query.views or self.settings.views,
                     received.query.top_k,
@@ -174,37 +175,34 @@ class _Handler:
         self.stages.trace(received.started, received.uploaded, predicted.answers)
         total = request_stats.add_up(predicted.answers)
         note(request.scope, total.notes(predicted.plan, received.uploaded))
-        content = _body(request, uploads, predicted).model_dump_json(exclude_unset=True)
+        content = to_json(_body(request, uploads, predicted))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
         return Response(content, headers=fields, media_type="application/json")
 
 
-def _about(ensemble: Ensemble, plan: PlanName) -> dict[str, Any]:
-    """Describe the model; `exclude_unset` leaves out a notice that it does not have."""
-    notice = {"notice": ensemble.notice} if ensemble.notice else {}
-    return {"model": ensemble.name, "version": ensemble.version, **notice, "views": plan}
-
-
-def _body(request: Request, uploads: Sequence[Upload], predicted: PredictResponse) -> BaseModel:
-    """Make the body of a response; raises the error of a single image."""
-    about, answers = _about(predicted.ensemble, predicted.plan), predicted.answers
+def _body(
+    request: Request, uploads: Sequence[Upload], predicted: PredictResponse
+) -> dict[str, Any]:
+    """Make the body of a response, as `One` or `Several`; raises the error of a single image."""
+    answers, about = predicted.answers, _about(predicted)
     if len(answers) > 1:
         results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
-        return Several(**about, results=results)
+        return {**about, "results": results}
     (answer,) = answers
     if isinstance(answer, ServiceError):
         raise answer
-    return One(**about, predictions=_predictions(answer))
+    return {**about, "predictions": answer.predictions}
 
 
-def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> Result:
+def _about(predicted: PredictResponse) -> dict[str, Any]:
+    ensemble = predicted.ensemble
+    notice = {"notice": ensemble.notice} if ensemble.notice else {}
+    named = {"model": ensemble.name, "version": ensemble.version}
+    return {**named, **notice, "views": predicted.plan}
+
+
+def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> dict[str, Any]:
     if isinstance(answer, ServiceError):
-        return Result(filename=upload.filename, error=problem_details.of(answer, request))
-    return Result(filename=upload.filename, predictions=_predictions(answer))
-
-
-def _predictions(answer: Answer) -> list[Prediction]:
-    return [
-        Prediction(label=p.label, wnid=p.wnid, index=p.index, probability=p.probability)
-        for p in answer.predictions
-    ]
+        error = problem_details.of(answer, request).model_dump(exclude_none=True)
+        return {"filename": upload.filename, "error": error}
+    return {"filename": upload.filename, "predictions": answer.predictions}

@@ -43,8 +43,7 @@ class Subject:
     @property
     def rows(self) -> Rows:
         """The rows of an image, by key."""
-        ensemble = self.backend.ensemble
-        return {spec.key: spec.rows for spec in ensemble.specs(ensemble.plans(self.views))}
+        return {spec.key: spec.rows for spec in self.backend.ensemble.jobs(self.views).specs}
 
     async def prepare(self, image: bytes) -> Sequence[Payload]:
         """Decode an image."""
