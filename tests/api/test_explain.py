@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FakeBackend, colour_or_map, fake_backend
+from conftest import colour_or_map, fake_backend
 from PIL import Image
 from starlette.testclient import TestClient
 from test_classify import assert_problem, encoded, parts, plain, service
@@ -40,7 +40,7 @@ def explained(client: TestClient, image: bytes, **query: str) -> dict[str, Any]:
     return body
 
 
-# What is answered, by the real weights.
+# With the real weights.
 
 
 @pytest.mark.parametrize(("views", "shape"), [
@@ -49,11 +49,11 @@ def explained(client: TestClient, image: bytes, **query: str) -> dict[str, Any]:
 def test_the_mean_of_a_map_and_the_bias_are_the_logit_that_the_network_gives(
     views: str, shape: tuple[int, ...], real_client: TestClient, real_store: Store, beagle: bytes
 ) -> None:
-    told = explained(real_client, beagle, views=views)
-    assert (told["label"], told["wnid"], told["index"]) == ("beagle", "n02088364", 162)
-    assert np.shape([one["grid"] for one in told["maps"]]) == shape
-    means = [np.mean(one["grid"]) + told["bias"] for one in told["maps"]]
-    assert means == pytest.approx([one["logit"] for one in told["maps"]], abs=1e-4)
+    body = explained(real_client, beagle, views=views)
+    assert (body["label"], body["wnid"], body["index"]) == ("beagle", "n02088364", 162)
+    assert np.shape([map_["grid"] for map_ in body["maps"]]) == shape
+    means = [np.mean(map_["grid"]) + body["bias"] for map_ in body["maps"]]
+    assert means == pytest.approx([map_["logit"] for map_ in body["maps"]], abs=1e-4)
     assert means == pytest.approx(logits(real_store, beagle, views), abs=1e-3)
 
 
@@ -68,25 +68,25 @@ def logits(store: Store, image: bytes, views: str) -> list[float]:
         square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
         pixels.append(torch.tensor(square[:, ::-1].copy() if view.mirror else square))
     with torch.inference_mode():
-        found = model.network()(Normalise(preprocessing, torch.float32)(torch.stack(pixels)))
-    values: list[float] = found[:, 162].tolist()
+        outputs = model.network()(Normalise(preprocessing, torch.float32)(torch.stack(pixels)))
+    values: list[float] = outputs[:, 162].tolist()
     return values
 
 
 def test_the_probability_is_that_of_classify(real_client: TestClient, beagle: bytes) -> None:
-    told = explained(real_client, beagle, views="ten")
+    body = explained(real_client, beagle, views="ten")
     classified = real_client.post("/classify", content=beagle, headers=KIND).json()
-    assert told["probability"] == pytest.approx(classified["predictions"][0]["probability"])
+    assert body["probability"] == pytest.approx(classified["predictions"][0]["probability"])
 
 
 @pytest.mark.parametrize("label", ["n02123045", "282", "tiger cat"])
 def test_any_label_can_be_explained(label: str, real_client: TestClient, beagle: bytes) -> None:
-    told = explained(real_client, beagle, label=label)
+    body = explained(real_client, beagle, label=label)
     by_wnid = label.startswith("n")
-    assert told["index"] == (281 if by_wnid else 282)
-    assert told["probability"] < 0.01
-    (one,) = told["maps"]
-    assert np.mean(one["grid"]) + told["bias"] == pytest.approx(one["logit"], abs=1e-4)
+    assert body["index"] == (281 if by_wnid else 282)
+    assert body["probability"] < 0.01
+    (map_,) = body["maps"]
+    assert np.mean(map_["grid"]) + body["bias"] == pytest.approx(map_["logit"], abs=1e-4)
 
 
 @pytest.mark.parametrize("label", ["1000", "-1", "n99999999", "beagles"])
@@ -100,7 +100,7 @@ def test_a_label_that_is_none_or_several_is_refused(
 
 @pytest.mark.parametrize("views", ["single", "ten", "dense"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_what_speaks_for_a_label_is_found_where_it_is(
+def test_the_part_that_supports_a_label_is_where_the_object_is(
     side: str, views: str, real_client: TestClient, beagle: bytes
 ) -> None:
     """A beagle at one end of a grey image, which is twice as wide as high."""
@@ -108,8 +108,7 @@ def test_what_speaks_for_a_label_is_found_where_it_is(
         dog = photo.convert("RGB").resize((300, 300))
     wide = Image.new("RGB", (600, 300), "grey")
     wide.paste(dog, (0 if side == "left" else 300, 0))
-    told = explained(real_client, encoded(wide), views=views, label="beagle")
-    box = told["box"]
+    box = explained(real_client, encoded(wide), views=views, label="beagle")["box"]
     middle = box["left"] + box["width"] / 2
     assert middle < 0.5 if side == "left" else middle > 0.5
 
@@ -123,97 +122,70 @@ def test_a_mirrored_view_s_map_is_as_the_image_is(real_client: TestClient, beagl
         assert {**plain_one, "grid": 0, "logit": 0} == {**mirrored, "grid": 0, "logit": 0}
 
 
-def test_as_a_image_it_is_drawn_over_the_photo(real_client: TestClient, beagle: bytes) -> None:
-    accept = {**KIND, "Accept": "image/png"}
-    answer = real_client.post("/explain", content=beagle, headers=accept)
+def test_as_an_image_it_is_drawn_over_the_photo(real_client: TestClient, beagle: bytes) -> None:
+    answer = real_client.post("/explain", content=beagle, headers=DRAWN)
     assert answer.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(beagle)) as photo, Image.open(io.BytesIO(answer.content)) as drawn:
         assert drawn.size == photo.size
         before = np.asarray(photo.convert("RGB"), np.float32)
         changed = np.abs(np.asarray(drawn, np.float32) - before).mean(2)
     box = explained(real_client, beagle)["box"]
-    down, across = (
-        slice(int(box[at] * n), int((box[at] + box[length]) * n))
-        for at, length, n in (
-            ("top", "height", changed.shape[0]),
-            ("left", "width", changed.shape[1]),
-        )
-    )
+    height, width = changed.shape
+    down = slice(int(box["top"] * height), int((box["top"] + box["height"]) * height))
+    across = slice(int(box["left"] * width), int((box["left"] + box["width"]) * width))
     assert changed[down, across].mean() > 2 * changed.mean() > 0
 
 
-# What is refused.
+# Errors.
 
 
-def test_a_model_without_maps_says_so() -> None:
-    with service(lambda *_: fake_backend()) as client:
+@pytest.mark.parametrize("model", [{}, {"members": 2, "explains": True}])
+def test_a_model_without_maps_and_an_ensemble_are_refused(model: dict[str, Any]) -> None:
+    with service(lambda *_: fake_backend(**model)) as client:
         assert client.get("/models").json()["models"][0]["explains"] is False
         refused = client.post("/explain", files=parts(plain("red")))
         assert_problem(refused, 501, "not_explainable")
 
 
-def test_an_average_of_several_models_has_no_map() -> None:
-    with service(lambda *_: fake_backend(members=2, explains=True)) as client:
-        refused = client.post("/explain", files=parts(plain("red")))
-        assert_problem(refused, 501, "not_explainable")
-
-
-def test_one_image_is_explained_at_a_time(real_client: TestClient, beagle: bytes) -> None:
-    assert_problem(real_client.post("/explain", files=parts(beagle, beagle)), 413, "too_large")
-
-
-def test_a_broken_image_is_a_problem_as_ever(real_client: TestClient, beagle: bytes) -> None:
-    refused = real_client.post("/explain", content=beagle[:5000], headers=KIND)
-    assert_problem(refused, 422, "unreadable_image")
-
-
-def test_an_unknown_model_is_a_problem_as_ever(real_client: TestClient, beagle: bytes) -> None:
-    refused = real_client.post("/explain?model=other", content=beagle, headers=KIND)
-    assert_problem(refused, 404, "unknown_model")
-
-
-class Executor:
-    """Classifies by colour, and makes maps as it is told."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def __call__(self, batch: Batch[PreparedImage]) -> Sequence[Result]:
-        """Run a batch."""
-        if self.error and batch.key.maps:
-            raise self.error
-        return colour_or_map(batch)
+@pytest.mark.parametrize(
+    ("query", "images", "status", "code"),
+    [
+        ("", [plain("red")] * 2, 413, "too_large"),
+        ("", [plain("red")[:40]], 422, "unreadable_image"),
+        ("?model=other", [plain("red")], 404, "unknown_model"),
+        ("?label=nothing", [plain("red")], 404, "unknown_label"),
+    ],
+)
+def test_invalid_requests_are_problems_as_for_classify(
+    query: str, images: Sequence[bytes], status: int, code: str, client: TestClient
+) -> None:
+    assert_problem(client.post(f"/explain{query}", files=parts(*images)), status, code)
 
 
 @pytest.fixture
-def executor() -> Executor:
-    return Executor()
-
-
-@pytest.fixture
-def client(executor: Executor) -> Iterator[TestClient]:
+def client() -> Iterator[TestClient]:
     """A client of a service on a fake model that explains."""
-    with service(lambda *_: fake_backend(executor, explains=True)) as client:
+    with service(lambda *_: fake_backend(colour_or_map, explains=True)) as client:
         yield client
 
 
-def test_a_device_that_fails_is_a_problem_as_ever(executor: Executor, client: TestClient) -> None:
-    assert explained(client, plain("red"))["maps"][0]["grid"] == [[1, 1], [1, 1]]
-    executor.error = InferenceFailed("the device failed")
-    refused = client.post("/explain", content=plain("red"), headers=KIND)
-    assert_problem(refused, 500, "inference_failed")
+def test_explained_images_are_counted_by_their_outcome() -> None:
+    failures: list[Exception] = []
 
+    def run(batch: Batch[PreparedImage]) -> Sequence[Result]:
+        if failures and batch.key.maps:
+            raise failures[0]
+        return colour_or_map(batch)
 
-def test_explained_images_are_counted_by_what_came_of_them(
-    executor: Executor, client: TestClient
-) -> None:
-    before = counts(client, "googlenet_images_total")
-    explained(client, plain("red"), views="ten")
-    client.post("/explain", content=b"no image", headers=KIND)
-    client.post("/explain?label=nothing", content=plain("red"), headers=KIND)
-    executor.error = InferenceFailed("the device failed")
-    client.post("/explain", content=plain("red"), headers=KIND)
-    after = counts(client, "googlenet_images_total")
+    with service(lambda *_: fake_backend(run, explains=True)) as client:
+        before = counts(client, "googlenet_images_total")
+        assert explained(client, plain("red"), views="ten")["maps"][0]["grid"] == [[1, 1], [1, 1]]
+        client.post("/explain", content=b"no image", headers=KIND)
+        client.post("/explain?label=nothing", content=plain("red"), headers=KIND)
+        failures.append(InferenceFailed("the device failed"))
+        failed = client.post("/explain", content=plain("red"), headers=KIND)
+        assert_problem(failed, 500, "inference_failed")
+        after = counts(client, "googlenet_images_total")
     assert {key: n - before.get(key, 0) for key, n in after.items() if n != before.get(key, 0)} == {
         ("ok", "ten"): 1,
         ("unsupported_type", "single"): 1,
@@ -229,17 +201,13 @@ def test_explain_is_never_background_work(client: TestClient) -> None:
     assert counts(client, name)["200", "POST", "interactive", "/explain"] == before + 1
 
 
-def test_what_there_is_no_time_for_is_refused_before_anything_is_done(executor: Executor) -> None:
+def test_a_request_without_time_for_its_maps_is_refused_before_any_work() -> None:
     """Classifying 144 views is quick enough, and mapping them one by one is not."""
-
-    def load(*_: object) -> FakeBackend:
-        backend = fake_backend(executor, explains=True, seconds_per_row=1e-4)
-        costs = backend.ensemble.costs
-        slow = {key: Buckets({1: 0.1}) for key in costs.curves if key.maps}
-        backend.ensemble = replace(backend.ensemble, costs=CostModel({**costs.curves, **slow}))
-        return backend
-
-    with service(load) as client:
+    backend = fake_backend(colour_or_map, explains=True, seconds_per_row=1e-4)
+    costs = backend.ensemble.costs
+    slow = {key: Buckets({1: 0.1}) for key in costs.curves if key.maps}
+    backend.ensemble = replace(backend.ensemble, costs=CostModel({**costs.curves, **slow}))
+    with service(lambda *_: backend) as client:
         paper = client.post("/explain?views=paper", content=plain("red"), headers=KIND)
         assert_problem(paper, 504, "deadline_exceeded")
         assert not any(counts(client, "googlenet_batches_total").values())
@@ -247,40 +215,28 @@ def test_what_there_is_no_time_for_is_refused_before_anything_is_done(executor: 
         assert ten.status_code == 200
 
 
-def test_a_drawing_that_takes_too_long_is_given_up(executor: Executor) -> None:
-    backend = fake_backend(executor, explains=True)
-    decoders = Door(backend)
+def test_a_drawing_that_takes_too_long_is_abandoned() -> None:
+    backend = fake_backend(colour_or_map, explains=True)
+    drawn = threading.Event()
+
+    async def blocked(*_: Any) -> bytes:
+        await asyncio.to_thread(drawn.wait, 20)
+        return b""
+
     with service(lambda *_: backend) as client:
         assert client.post("/explain", content=plain("red"), headers=DRAWN).status_code == 200
-        decoders.shut = True
+        backend.paint = blocked  # type: ignore[method-assign]
         late = client.post(
             "/explain", content=plain("red"), headers={**DRAWN, "X-Timeout-Ms": "500"}
         )
         assert_problem(late, 504, "deadline_exceeded")
-        decoders.open.set()
+        drawn.set()
 
 
-class Door:
-    """Keeps a backend from drawing while it is shut."""
-
-    def __init__(self, backend: FakeBackend) -> None:
-        self.shut, self.open = False, threading.Event()
-        self._paint = backend.paint
-        backend.paint = self._wait  # type: ignore[method-assign]
-
-    async def _wait(self, *what: Any) -> bytes:
-        if self.shut:
-            await asyncio.to_thread(self.open.wait, 20)
-        return await self._paint(*what)
-
-
-def test_what_takes_from_a_label_everywhere_has_no_box(client: TestClient) -> None:
-    told = explained(client, plain("red"), label="green")
-    assert told["box"] is None
-    assert told["index"] == 1
-    drawn = client.post(
-        "/explain?label=green", content=plain("red"), headers={**KIND, "Accept": "image/png"}
-    )
+def test_an_image_that_nowhere_supports_a_label_has_no_box(client: TestClient) -> None:
+    green = explained(client, plain("red"), label="green")
+    assert (green["box"], green["index"]) == (None, 1)
+    drawn = client.post("/explain?label=green", content=plain("red"), headers=DRAWN)
     with Image.open(io.BytesIO(drawn.content)) as image:
         assert {*image.get_flattened_data()} == {(255, 0, 0)}
 
@@ -303,7 +259,7 @@ def test_views_are_found_where_they_are_cut() -> None:
     assert ten.part(ten.views[0], (1000, 10)) == Box(0, 0, share, share)
     assert ten.part(ten.views[1], (10, 1000)) == Box(32 / 256, 32 / 256, share, share)
     assert ten.part(ten.views[2], (77, 33)) == Box(
-        *(pytest.approx(one) for one in (1 / 16, 1 / 16, share, share))
+        *(pytest.approx(value) for value in (1 / 16, 1 / 16, share, share))
     )
     short = plan("single", Resize("short", 256))
     wide = short.part(short.views[0], (512, 256))
@@ -325,23 +281,23 @@ def test_a_shrunk_view_shows_its_whole_canvas() -> None:
 WHOLE = Box(0, 0, 1, 1)
 
 
-def one(grid: Sequence[Sequence[float]], box: Box = WHOLE) -> Activation:
+def activation(grid: Sequence[Sequence[float]], box: Box = WHOLE) -> Activation:
     return Activation(np.float32(grid), 0.0, 0.0, box)
 
 
 def test_a_heat_map_is_the_mean_where_views_are_and_0_where_none_is() -> None:
     left = Box(0, 0, 0.5, 1)
-    made = heat([one([[4]], left), one([[2]])])
+    made = heat([activation([[4]], left), activation([[2]])])
     half = CELLS // 2
     assert np.allclose(made[:, :half], 3)
     assert np.allclose(made[:, half:], 2)
-    alone = heat([one([[4]], left)])
+    alone = heat([activation([[4]], left)])
     assert np.allclose(alone[:, half:], 0)
     assert hottest(alone) == left
 
 
 def test_between_the_places_of_a_map_it_is_bilinear() -> None:
-    made = heat([one([[0, 1], [0, 1]])])
+    made = heat([activation([[0, 1], [0, 1]])])
     assert np.allclose(made, made[0])
     quarter = CELLS // 4
     assert np.allclose(made[0, :quarter], 0)

@@ -33,8 +33,8 @@ def hosted() -> Iterator[Hosted]:
 
 def check(hosted: Hosted, service: str = "") -> int:
     stub = health_pb2_grpc.HealthStub(hosted.channel)
-    found: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
-    return found
+    status: int = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+    return status
 
 
 def watch(hosted: Hosted, service: str = "") -> Any:
@@ -91,19 +91,19 @@ def test_watch_sends_each_change_and_the_end() -> None:
             assert next(coming).status == SERVING
             unknown = watch(outer, "other.Service")
             assert next(unknown).status == UNKNOWN
-            rest = threads.submit(lambda: [one.status for one in coming])
+            rest = threads.submit(lambda: [message.status for message in coming])
         assert rest.result() == [NOT_SERVING]
-        assert [one.status for one in unknown] == []
+        assert [message.status for message in unknown] == []
 
 
-def test_a_stop_does_not_wait_for_those_that_watch() -> None:
+def test_a_stop_does_not_wait_for_watch_streams() -> None:
     patient = SETTINGS.model_copy(update={"grace_seconds": 600.0})
     with hosting(fake_backend(), patient) as made:
         assert next(watch(made)).status == SERVING
         assert next(watch(made)).status == SERVING
 
 
-def test_so_many_watch_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_watch_streams_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_MAX_STREAMS", 2)
     with hosting(fake_backend()) as made:
         first, second = watch(made), watch(made)
@@ -129,19 +129,23 @@ def eventually(ask: Callable[[], int]) -> int:
 # Reflection.
 
 
-def reflected(hosted: Hosted, *asked: dict[str, str], name: str = reflection.NAMES[0]) -> list[Any]:
-    call = hosted.channel.stream_stream(
+def reflection_call(hosted: Hosted, name: str = reflection.NAMES[0]) -> Any:
+    return hosted.channel.stream_stream(
         f"/{name}/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    requests = [reflection_pb2.ServerReflectionRequest(**one) for one in asked]
-    return [*call(iter(requests), timeout=10)]
+
+
+def reflected(hosted: Hosted, name: str = reflection.NAMES[0], **query: str) -> Any:
+    request = reflection_pb2.ServerReflectionRequest(**query)
+    (answer,) = reflection_call(hosted, name)(iter([request]), timeout=10)
+    return answer
 
 
 def listed(hosted: Hosted) -> Sequence[str]:
-    (answer,) = reflected(hosted, {"list_services": ""})
-    return [one.name for one in answer.list_services_response.service]
+    services = reflected(hosted, list_services="").list_services_response.service
+    return [service.name for service in services]
 
 
 @pytest.mark.parametrize("name", reflection.NAMES)
@@ -149,13 +153,13 @@ def test_reflection_describes_every_service_it_lists(name: str, hosted: Hosted) 
     assert listed(hosted) == [
         *("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", SERVICE)
     ]
-    found = set()
-    for service in listed(hosted):
-        (answer,) = reflected(hosted, {"file_containing_symbol": service}, name=name)
+    described = set()
+    for symbol in listed(hosted):
+        answer = reflected(hosted, name, file_containing_symbol=symbol)
         for data in answer.file_descriptor_response.file_descriptor_proto:
             file = descriptor_pb2.FileDescriptorProto.FromString(data)
-            found |= {f"{file.package}.{one.name}" for one in file.service}
-    assert found == {*listed(hosted)}
+            described |= {f"{file.package}.{service.name}" for service in file.service}
+    assert described == {*listed(hosted)}
 
 
 def test_a_stream_of_reflection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,12 +171,8 @@ def test_a_stream_of_reflection_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
         yield from ()
 
     with hosting(fake_backend()) as made:
-        call = made.channel.stream_stream(
-            f"/{reflection.NAMES[0]}/ServerReflectionInfo",
-            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-        )
         with pytest.raises(grpc.RpcError) as caught:
-            next(call(never(), timeout=10))
+            next(reflection_call(made)(never(), timeout=10))
         waiting.set()
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert caught.value.details() == "a stream may last 0.05 s"

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from conftest import fake_backend, mean_colour, wait_ready
@@ -67,7 +68,7 @@ def test_every_check_is_listed_on_demand(query: str, client: TestClient) -> None
     assert probe(client, f"/startupz?{query}") == (200, "[+]model ok\nok\n")
 
 
-def test_when_the_model_cannot_be_loaded_every_probe_fails_without_a_secret() -> None:
+def test_when_the_model_cannot_be_loaded_probes_and_requests_get_the_reason() -> None:
     def load(*_: object) -> Backend:
         raise RuntimeError("a secret")
 
@@ -80,72 +81,61 @@ def test_when_the_model_cannot_be_loaded_every_probe_fails_without_a_secret() ->
             assert status == 503
             assert {*text.splitlines()} == {reason}
         assert probe(client, "/livez?verbose") == (503, f"[-]worker {reason}\nfailed\n")
+        refused = client.post("/classify", files=parts(plain("red")))
+        assert assert_problem(refused, 503, "not_ready")["detail"] == reason
 
 
-def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
+@contextmanager
+def batch_in_flight(settings: Settings = SETTINGS) -> Iterator[TestClient]:
+    """A service whose batch does not end before the block does; it then serves the next one."""
     gate = Gate()
-    impatient = Settings(model="fake", stall_seconds=0.05)
-    with service(lambda *_: fake_backend(gate), impatient) as client:
+    with service(lambda *_: fake_backend(gate), settings) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
-            answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
+            response = threads.submit(client.post, "/classify", files=parts(plain("red")))
             assert gate.entered.wait(10)
-            time.sleep(0.1)  # longer than a stall takes
-            stalled = {path: probe(client, path) for path in PROBES}
-        assert top(answer.result()) == "red"
-        reason = "the device has not answered for 0 s\n"
-        assert stalled["/livez"] == stalled["/readyz"] == (503, reason)
-        assert stalled["/startupz"] == (200, "ok\n")
-        assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
-
-
-def test_a_batch_that_is_only_slow_fails_no_probe() -> None:
-    gate = Gate()
-    with service(lambda *_: fake_backend(gate)) as client:
-        with ThreadPoolExecutor() as threads, gate.shut():
-            answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
-            assert gate.entered.wait(10)
-            assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
-        assert top(answer.result()) == "red"
-
-
-@pytest.mark.parametrize("seconds", [-86_400, 86_400])
-def test_a_clock_that_jumps_while_a_request_is_in_flight_changes_nothing(
-    seconds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, clock = Gate(), time.time
-    with service(lambda *_: fake_backend(gate)) as client:
-        with ThreadPoolExecutor() as threads, gate.shut():
-            answer = threads.submit(client.post, "/classify", files=parts(plain("red")))
-            assert gate.entered.wait(10)
-            monkeypatch.setattr(time, "time", lambda: clock() + seconds)
-            assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
-        assert top(answer.result()) == "red"
+            yield client
+        assert top(response.result()) == "red"
         assert top(client.post("/classify", files=parts(plain("red")))) == "red"
         assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
 
 
-def test_a_device_that_fails_again_and_again_is_answered_counted_and_fails_the_probe() -> None:
-    class Device:
-        """One that is lost until it is mended."""
+def test_a_batch_that_does_not_end_fails_the_probes_until_it_does() -> None:
+    with batch_in_flight(Settings(model="fake", stall_seconds=0.05)) as client:
+        reason = "the device has not answered for 0 s\n"
+        while probe(client, "/livez") != (503, reason):
+            pass  # as a probe does
+        assert probe(client, "/readyz") == (503, reason)
+        assert probe(client, "/startupz") == (200, "ok\n")
 
-        lost = True
 
-        def __call__(self, batch: Batch[PreparedImage]) -> list[Probabilities]:
-            """Compute, or not."""
-            if self.lost:
-                raise RuntimeError("an illegal memory access was encountered")
-            return mean_colour(batch)
+@pytest.mark.parametrize("seconds", [-86_400, 0, 86_400])
+def test_a_slow_batch_fails_no_probe_even_if_the_clock_jumps(
+    seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    with batch_in_flight() as client:
+        monkeypatch.setattr(time, "time", lambda: clock() + seconds)
+        assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
 
-    device = Device()
-    with service(lambda *_: fake_backend(device)) as client:
+
+def test_repeated_failures_of_the_device_fail_the_probes_until_a_batch_succeeds() -> None:
+    lost = True
+
+    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
+        if lost:
+            raise RuntimeError("an illegal memory access was encountered")
+        return mean_colour(batch)
+
+    with service(lambda *_: fake_backend(run)) as client:
         for number in range(3):
             assert probe(client, "/livez") == (200, "ok\n"), number
             failed = client.post("/classify", files=parts(plain("red")))
             assert_problem(failed, 500, "inference_failed")
+            assert "illegal" not in failed.text
         reason = "the device failed on the last 3 batches\n"
         assert probe(client, "/livez") == probe(client, "/readyz") == (503, reason)
         assert "googlenet_batch_failures_total 3.0\n" in client.get("/metrics").text
-        device.lost = False
+        lost = False
         assert top(client.post("/classify", files=parts(plain("red")))) == "red"
         assert [probe(client, path) for path in PROBES] == [(200, "ok\n")] * 3
 

@@ -2,20 +2,17 @@
 
 import http.client
 import socket
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
-import httpx2
 import pytest
-import uvicorn
-from conftest import fake_backend, in_thread, wait_ready
-from starlette.testclient import TestClient
+from conftest import fake_backend
 from starlette.types import Message
-from test_classify import JPEG, Gate, assert_problem, parts, plain, service
+from test_classify import JPEG, Gate, parts, plain, service
+from test_connections import hosting
 from test_uploads import asgi, never
 
-from service.server.app import create_app
 from service.settings import Settings
 
 SETTINGS = Settings(model="fake")
@@ -24,27 +21,11 @@ MEBIBYTE = 1024 * 1024
 PATIENCE = 20.0  # seconds, for what happens at once
 
 
-@contextmanager
-def listening() -> Iterator[int]:
-    """Serve a fake model on a port of this machine, as `serve` does."""
-    app = create_app(SETTINGS, load=lambda *_: fake_backend())
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
-    )
-    with (
-        closing(socket.create_server(("127.0.0.1", 0))) as listener,
-        in_thread(server, listener) as port,
-    ):
-        yield port
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """The port of a service that is ready."""
-    with listening() as number:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{number}") as client:
-            wait_ready(client)
-        yield number
+    """The port of a service on a fake model, ready, as `serve` listens."""
+    with hosting() as hosted:
+        yield hosted.port
 
 
 @pytest.fixture
@@ -74,7 +55,7 @@ def post(
     return response.status, response.headers["connection"]
 
 
-def is_answered(connection: http.client.HTTPConnection) -> bool:
+def is_kept(connection: http.client.HTTPConnection) -> bool:
     """Tell whether an image that is sent over the connection is classified."""
     return post(connection, "/classify", plain("red"), {"content-type": "image/png"})[0] == 200
 
@@ -82,38 +63,31 @@ def is_answered(connection: http.client.HTTPConnection) -> bool:
 # Refused before the body was read.
 
 
-@pytest.mark.parametrize("size", [1, 100_000, MEBIBYTE])
+@pytest.mark.parametrize(
+    ("path", "size", "status"),
+    [
+        (REFUSED, 1, 422),
+        (REFUSED, 100_000, 422),
+        (REFUSED, MEBIBYTE, 422),
+        ("/nowhere", 100_000, 404),
+        ("/models", 100_000, 405),
+    ],
+)
 def test_a_small_unread_body_keeps_the_connection(
-    size: int, connection: http.client.HTTPConnection
+    path: str, size: int, status: int, connection: http.client.HTTPConnection
 ) -> None:
     for _ in range(3):
-        assert post(connection, REFUSED, bytes(size)) == (422, None)
-    assert is_answered(connection)
+        assert post(connection, path, bytes(size)) == (status, None)
+    assert is_kept(connection)
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/models"])
-def test_where_no_body_is_wanted_a_small_one_does_no_harm(
-    path: str, connection: http.client.HTTPConnection
+@pytest.mark.parametrize(("size", "chunked"), [(MEBIBYTE + 1, False), (1, True)])
+def test_an_unread_body_of_large_or_unknown_size_closes_the_connection(
+    size: int, connection: http.client.HTTPConnection, *, chunked: bool
 ) -> None:
-    status, kept = post(connection, path, bytes(100_000))
-    assert (status, kept) in {(404, None), (405, None)}
-    assert is_answered(connection)
-
-
-def test_a_large_unread_body_closes_the_connection(
-    connection: http.client.HTTPConnection,
-) -> None:
-    assert post(connection, REFUSED, bytes(MEBIBYTE + 1)) == (422, "close")
+    assert post(connection, REFUSED, bytes(size), chunked=chunked) == (422, "close")
     with pytest.raises((http.client.HTTPException, OSError)):
-        is_answered(connection)
-
-
-def test_an_unread_body_of_unknown_size_closes_the_connection(
-    connection: http.client.HTTPConnection,
-) -> None:
-    assert post(connection, REFUSED, b"x", chunked=True) == (422, "close")
-    with pytest.raises((http.client.HTTPException, OSError)):
-        is_answered(connection)
+        is_kept(connection)
 
 
 def test_expect_100_continue_is_refused_without_the_body(port: int) -> None:
@@ -122,20 +96,20 @@ def test_expect_100_continue_is_refused_without_the_body(port: int) -> None:
         f"POST {REFUSED} HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\n"
         "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as caller:
-        caller.sendall(head.encode())
-        answer = b"".join(iter(lambda: caller.recv(65536), b""))  # to the end of the connection
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(head.encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))  # to the end of the connection
     assert answer.startswith(b"HTTP/1.1 422 ")
     assert b"connection: close" in answer
     assert answer.count(b"HTTP/1.1") == 1
 
 
-def test_a_body_that_is_read_keeps_its_connection_whatever_its_size(
+def test_a_body_that_is_read_keeps_the_connection_whatever_its_size(
     connection: http.client.HTTPConnection,
 ) -> None:
     assert post(connection, "/classify", bytes(2 * MEBIBYTE)) == (415, None)
     assert post(connection, "/classify", b"no image", chunked=True) == (415, None)
-    assert is_answered(connection)
+    assert is_kept(connection)
 
 
 @pytest.mark.parametrize("declared", ["1048577", "", "soon", "-1", "१"])
@@ -157,61 +131,30 @@ def test_a_body_that_may_be_long_ends_the_connection(declared: str) -> None:
 # Refused for want of time, before any of the body was read.
 
 
-def busy(client: TestClient, gate: Gate) -> Message:
-    """Fill the service's time and ask once more, with a body that never comes."""
-    form = {"content-type": "multipart/form-data; boundary=b", "content-length": "100000"}
-    with gate.shut():
-        thread = threading.Thread(
-            target=client.post, args=("/classify",), kwargs={"files": parts(plain("lime"))}
-        )
-        thread.start()
-        assert gate.entered.wait(PATIENCE)
-        start, *_ = asgi(client, never, form)
-    thread.join()
-    return start
-
-
-def test_when_there_is_no_time_for_it_a_body_is_not_waited_for() -> None:
+@pytest.mark.parametrize(
+    "limits", [{"timeout_seconds": 8}, {"timeout_seconds": 60, "max_queue_bytes": 300_000}]
+)
+def test_without_time_or_memory_for_it_a_body_is_not_waited_for(limits: dict[str, float]) -> None:
     gate = Gate()
-    patient = Settings(model="fake", timeout_seconds=8)
     slow = fake_backend(gate, seconds_per_row=0.5, sizes=[1])
-    with service(lambda *_: slow, patient) as client:
-        start = busy(client, gate)
+    headers = {"content-type": "multipart/form-data; boundary=b", "content-length": "100000"}
+    with (
+        service(lambda *_: slow, Settings.model_validate({"model": "fake", **limits})) as client,
+        ThreadPoolExecutor() as threads,
+        gate.shut(),
+    ):
+        threads.submit(client.post, "/classify", files=parts(plain("lime")))
+        assert gate.entered.wait(PATIENCE)
+        start, *_ = asgi(client, never, headers)
     assert start["status"] == 503
     assert int(dict(start["headers"])[b"retry-after"]) >= 1
 
 
-def test_when_there_is_no_memory_for_it_a_body_is_not_waited_for() -> None:
-    gate = Gate()
-    small = Settings(model="fake", max_queue_bytes=300_000)
-    with service(lambda *_: fake_backend(gate), small) as client:
-        assert busy(client, gate)["status"] == 503
-
-
-def test_a_timeout_that_no_image_can_meet_is_refused_before_the_body() -> None:
-    with service(lambda *_: fake_backend(seconds_per_row=2)) as client:
-        start, *_ = asgi(client, never, {"content-type": "image/png"})
-    assert start["status"] == 504
-
-
-def test_each_request_is_checked_for_the_time_it_has_and_the_views_it_wants() -> None:
-    with service(lambda *_: fake_backend(seconds_per_row=0.1)) as client:
-        answers = [
-            client.post("/classify", params={"views": views}, files=parts(plain("red")),
-                        headers={"x-timeout-ms": "500"})
-            for views in ("single", "ten")
-        ]  # fmt: skip
-    assert answers[0].status_code == 200
-    assert_problem(answers[1], 504, "deadline_exceeded")
-
-
-def test_a_clients_request_id_is_returned(
+def test_each_request_of_a_connection_has_its_own_request_id(
     connection: http.client.HTTPConnection,
 ) -> None:
-    names = []
     for name in ("first", "second"):
         connection.request("GET", "/livez", headers={"x-request-id": name})
         response = connection.getresponse()
         response.read()
-        names.append(response.headers["x-request-id"])
-    assert names == ["first", "second"]
+        assert response.headers["x-request-id"] == name

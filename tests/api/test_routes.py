@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import fake_backend
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 from test_auth import GUARDED, KEY, named
 from test_classify import assert_problem, service
+from test_metrics import value
 
 from service.api import not_found_hints
 from service.api.routes import docs, page
@@ -26,15 +27,19 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
+def application() -> FastAPI:
+    return create_app(Settings(model="fake"), load=lambda *_: fake_backend())
+
+
 def templates() -> dict[str, set[str]]:
     """Give the methods of each path that the application has a route for."""
-    app = create_app(Settings(model="fake"), load=lambda *_: fake_backend())
-    found: dict[str, set[str]] = {}
+    app = application()
+    methods: dict[str, set[str]] = {}
     for included in app.router.routes:
         for route in getattr(included, "original_router", app.router).routes:
             if isinstance(route, APIRoute):
-                found.setdefault(route.path, set()).update(route.methods)
-    return found
+                methods.setdefault(route.path, set()).update(route.methods)
+    return methods
 
 
 TEMPLATES = templates()
@@ -42,16 +47,14 @@ FILLED = {"{name}": "fake", "{version}": "1"}
 
 
 def filled(template: str) -> str:
-    for name, value in FILLED.items():
-        template = template.replace(name, value)
+    for name, text in FILLED.items():
+        template = template.replace(name, text)
     return template
 
 
-def test_the_walk_below_is_of_every_path() -> None:
-    described = create_app(Settings(model="fake"), load=lambda *_: fake_backend()).openapi()[
-        "paths"
-    ]
-    assert described.keys() | page.PATHS | docs.PATHS == TEMPLATES.keys()
+def test_every_path_is_in_the_openapi_document_or_a_page() -> None:
+    documented = application().openapi()["paths"]
+    assert documented.keys() | page.PATHS | docs.PATHS == TEMPLATES.keys()
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
@@ -88,15 +91,11 @@ def test_head_is_answered_as_get_is_without_its_body(template: str, client: Test
 
 
 def test_head_is_counted_as_head_by_its_route(client: TestClient) -> None:
-    def counted() -> float:
-        labels = 'code="200",method="HEAD",priority="interactive",route="/livez"'
-        line = f"googlenet_requests_total{{{labels}}}"
-        found = re.search(re.escape(line) + r" (\S+)", client.get("/metrics").text)
-        return float(found[1]) if found else 0.0
-
-    before = counted()
+    series = ("googlenet_requests_total", "200", "HEAD", "interactive", "/livez")
     client.head("/livez")
-    assert counted() == before + 1
+    before = value(client, *series)
+    client.head("/livez")
+    assert value(client, *series) == before + 1
 
 
 def test_head_needs_the_key_that_get_needs() -> None:
@@ -107,7 +106,7 @@ def test_head_needs_the_key_that_get_needs() -> None:
 
 
 def test_an_error_of_the_framework_keeps_its_sentence() -> None:
-    app = create_app(Settings(model="fake"), load=lambda *_: fake_backend())
+    app = application()
 
     @app.get("/teapot")
     def teapot() -> None:
@@ -138,7 +137,9 @@ def test_an_error_of_the_framework_keeps_its_sentence() -> None:
         ("/v2/nothing", "/docs shows every path"),
     ],
 )
-def test_what_is_not_there_names_what_is(path: str, sentence: str, client: TestClient) -> None:
+def test_an_unknown_path_gets_a_hint_to_the_right_one(
+    path: str, sentence: str, client: TestClient
+) -> None:
     answer = client.post(path)
     assert answer.status_code == 404
     detail = answer.json().get("detail") or answer.json()["error"]

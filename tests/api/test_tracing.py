@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from conftest import fake_backend, wait_ready
@@ -17,7 +19,7 @@ from service.server.app import create_app
 from service.settings import Settings
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-CALLER = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+CLIENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 STAGES = ["upload", "decode", "queue", "inference"]
 
 
@@ -27,15 +29,23 @@ def spans() -> InMemorySpanExporter:
     return InMemorySpanExporter()
 
 
-@pytest.fixture
-def client(spans: InMemorySpanExporter) -> Iterator[TestClient]:
-    """A client of a ready service on a fake model, traced."""
-    provider = TracerProvider()
+@contextmanager
+def traced(spans: InMemorySpanExporter, **options: Any) -> Iterator[TestClient]:
+    """A client of a ready service on a fake model, whose spans go there."""
+    provider = TracerProvider(**options)
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    settings = Settings(model="fake")
-    app = create_app(settings, load=lambda *_: fake_backend(), tracer_provider=provider)
+    app = create_app(
+        Settings(model="fake"), load=lambda *_: fake_backend(), tracer_provider=provider
+    )
     with TestClient(app) as client:
         wait_ready(client)
+        yield client
+
+
+@pytest.fixture
+def client(spans: InMemorySpanExporter) -> Iterator[TestClient]:
+    """A client of a traced service."""
+    with traced(spans) as client:
         yield client
 
 
@@ -50,55 +60,50 @@ def context(span: ReadableSpan) -> tuple[str, str]:
 
 
 def test_a_clients_trace_continues_in_the_request_and_each_stage(
-    client: TestClient, spans: InMemorySpanExporter
+    client: TestClient, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
+    with caplog.at_level("INFO"):
+        answer = client.post("/classify", files=parts(plain("red")), headers=CLIENT)
     made = named(spans)
     request = made.pop("POST /classify")
     trace, number = context(request)
     assert (trace, f"{request.parent.span_id:016x}" if request.parent else "") == (TRACE, PARENT)
     assert answer.headers["traceresponse"] == f"00-{TRACE}-{number}-01"
     assert [*made] == STAGES
+    times = [request.start_time or 0]
     for span in made.values():
         assert span.parent is not None
         assert (context(span)[0], f"{span.parent.span_id:016x}") == (trace, number)
-
-
-def test_stages_follow_each_other_within_the_request(
-    client: TestClient, spans: InMemorySpanExporter
-) -> None:
-    client.post("/classify", files=parts(plain("red")), headers=CALLER)
-    made = named(spans)
-    times = [made["POST /classify"].start_time or 0]
-    for stage in STAGES:
-        times += [made[stage].start_time or 0, made[stage].end_time or 0]
-    times.append(made["POST /classify"].end_time or 0)
+        times += [span.start_time or 0, span.end_time or 0]
+    times.append(request.end_time or 0)
     # Each begins where the one before ended, to the clocks' millisecond.
     assert all(before <= after + 1_000_000 for before, after in pairwise(times))
     assert times[0] > 0
+    (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
+    assert line["trace_id"] == TRACE
 
 
 def test_every_image_has_its_stages_and_a_bad_one_none(
     client: TestClient, spans: InMemorySpanExporter
 ) -> None:
     files = [*parts(plain("red")), ("file", ("bad.jpg", b"bad")), *parts(plain("blue"))]
-    client.post("/classify", files=files, headers=CALLER)
+    client.post("/classify", files=files, headers=CLIENT)
     decoded = [span for span in spans.get_finished_spans() if span.name == "decode"]
     assert [(span.attributes or {})["image"] for span in decoded] == [0, 2]
     assert all((span.attributes or {})["batch_rows"] for span in decoded)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz", "/metrics"])
-def test_what_machines_ask_all_the_time_is_not_traced(
+def test_probes_and_scrapes_are_not_traced(
     path: str, client: TestClient, spans: InMemorySpanExporter
 ) -> None:
-    answer = client.get(path, headers=CALLER)
+    answer = client.get(path, headers=CLIENT)
     assert "traceresponse" not in answer.headers
     assert spans.get_finished_spans() == ()
 
 
 def test_metrics_point_to_a_trace_in_openmetrics(client: TestClient) -> None:
-    client.post("/classify", files=parts(plain("red")), headers=CALLER)
+    client.post("/classify", files=parts(plain("red")), headers=CLIENT)
     plain_text = client.get("/metrics").text
     openmetrics = client.get("/metrics", headers={"Accept": "application/openmetrics-text"}).text
     buckets = re.findall(
@@ -108,26 +113,13 @@ def test_metrics_point_to_a_trace_in_openmetrics(client: TestClient) -> None:
     assert TRACE not in plain_text
 
 
-def test_the_log_names_the_trace(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        client.post("/classify", files=parts(plain("red")), headers=CALLER)
-    (line,) = [record.request for record in caplog.records if hasattr(record, "request")]
-    assert line["trace_id"] == TRACE
-
-
-def test_what_is_not_sampled_has_no_spans_of_stages(spans: InMemorySpanExporter) -> None:
-    provider = TracerProvider(sampler=ALWAYS_OFF)
-    provider.add_span_processor(SimpleSpanProcessor(spans))
-    app = create_app(
-        Settings(model="fake"), load=lambda *_: fake_backend(), tracer_provider=provider
-    )
-    with TestClient(app) as client:
-        wait_ready(client)
+def test_a_trace_that_is_not_sampled_has_no_spans(spans: InMemorySpanExporter) -> None:
+    with traced(spans, sampler=ALWAYS_OFF) as client:
         assert client.post("/classify", files=parts(plain("red"))).status_code == 200
     assert spans.get_finished_spans() == ()
 
 
 def test_without_an_exporter_there_are_no_traces() -> None:
     with service(lambda *_: fake_backend()) as client:
-        answer = client.post("/classify", files=parts(plain("red")), headers=CALLER)
+        answer = client.post("/classify", files=parts(plain("red")), headers=CLIENT)
         assert "traceresponse" not in answer.headers
