@@ -27,6 +27,17 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
+def photo(width: int = 60, height: int = 40) -> Image.Image:
+    """Make an image of smooth colours, of which lossy formats keep nearly everything."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def difference(first: Image.Image, second: Image.Image) -> float:
+    """Compute the mean difference of two images, in grey levels."""
+    return float(np.abs(np.asarray(first, np.int16) - np.asarray(second, np.int16)).mean())
+
+
 def chunk(name: bytes, content: bytes) -> bytes:
     """Write a PNG chunk."""
     check = struct.pack(">I", zlib.crc32(name + content))
@@ -208,6 +219,18 @@ def bmp_rle(width: int, height: int, content: bytes | None = None) -> bytes:
     start = 14 + len(info) + len(palette)
     head = b"BM" + struct.pack("<IHHI", start + len(content), 0, 0, start)
     return head + info + palette + content
+
+
+def box(name: bytes, content: bytes) -> bytes:
+    """Write a box of HEIC and AVIF."""
+    return struct.pack(">I4s", 8 + len(content), name) + content
+
+
+def sized(data: bytes, width: int, height: int) -> bytes:
+    """Change the size that the boxes of a HEIC or AVIF state."""
+    changed = bytearray(data)
+    struct.pack_into(">II", changed, data.index(b"ispe") + 8, width, height)
+    return bytes(changed)
 
 
 def segments(data: bytes, content: bytes) -> bytes:

@@ -5,11 +5,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import encoded
+from mutations import box, difference, encoded, photo, sized
 from PIL import Image
 
 from service.errors import TooLarge, UnreadableImage, UnsupportedType
@@ -18,20 +17,6 @@ from service.imaging.image_decoder import decode
 from service.imaging.media_boxes import Box, boxes, items
 
 LIMIT = 1_000_000
-
-
-def photo(width: int = 60, height: int = 40) -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def difference(one: Image.Image, other: Image.Image) -> float:
-    return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
-
-
-def test_an_avif_is_decoded() -> None:
-    data = encoded(photo(), "AVIF", quality=95)
-    assert difference(decode(data, max_pixels=LIMIT), photo()) < 4
 
 
 @pytest.mark.parametrize("subsampling", ["4:0:0", "4:2:0", "4:2:2", "4:4:4"])
@@ -46,20 +31,20 @@ def test_alpha_goes_over_white() -> None:
     assert decode(encoded(image, "AVIF"), max_pixels=LIMIT).getpixel((5, 5)) == (255, 255, 255)
 
 
+TURNS = {
+    3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_item_properties_rotate(orientation: int) -> None:
     """Pillow writes an orientation as item properties; the EXIF's own is ignored."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(photo(), "AVIF", exif=exif, quality=95)
-    upright = decode(data, max_pixels=LIMIT)
+    upright = decode(encoded(photo(), "AVIF", exif=exif, quality=95), max_pixels=LIMIT)
     stored = Image.open(io.BytesIO(encoded(photo(), "AVIF", quality=95)))
-    turns = {3: 2, 6: 4, 8: 3}  # of them what `transpose` calls them, by 180, 270 and 90 degrees
-    if orientation in turns:
-        turn = {2: Image.Transpose.ROTATE_180, 4: Image.Transpose.ROTATE_270}.get(
-            turns[orientation], Image.Transpose.ROTATE_90
-        )
-        assert difference(upright, stored.transpose(turn)) < 1
+    if orientation in TURNS:
+        assert difference(upright, stored.transpose(TURNS[orientation])) < 1
     assert upright.size == ((60, 40) if orientation < 5 else (40, 60))
 
 
@@ -78,8 +63,8 @@ def test_of_an_animation_the_still_image_is_shown() -> None:
     data = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:], quality=95)
     assert b"avis" in data
     assert difference(decode(data, max_pixels=LIMIT), photo()) < 3
-    said = avif.sanitize(data)
-    assert (said.buffer, said.pixels) == ((60, 40), 2400)
+    sanitized = avif.sanitize(data)
+    assert (sanitized.buffer, sanitized.pixels) == ((60, 40), 2400)
 
 
 def test_a_film_alone_is_named() -> None:
@@ -89,55 +74,45 @@ def test_a_film_alone_is_named() -> None:
         decode(data[:at] + b"free" + data[at + 4 :], max_pixels=LIMIT)
 
 
-def test_the_size_of_the_frames_counts_before_any_is_decoded() -> None:
+@pytest.mark.parametrize(
+    ("data", "max_pixels", "size"),
+    [
+        (encoded(photo(), "AVIF"), 2399, "60x40"),
+        (sized(encoded(photo(600, 400), "AVIF"), 10, 10), 1000, "600x400"),
+        (sized(encoded(photo(), "AVIF"), 16_000, 16_000), LIMIT, "16000x16000"),
+    ],
+)
+def test_the_larger_of_the_sizes_of_boxes_and_stream_counts(
+    data: bytes, max_pixels: int, size: str
+) -> None:
+    with pytest.raises(TooLarge, match=f"{size} is over {max_pixels} pixels"):
+        decode(data, max_pixels=max_pixels)
+
+
+def test_an_avif_of_the_maximum_of_pixels_is_decoded() -> None:
     data = encoded(photo(), "AVIF")
     assert avif.sanitize(data).buffer == (60, 40)
     assert decode(data, max_pixels=2400).size == (60, 40)
-    with pytest.raises(TooLarge, match="60x40 is over 2399 pixels"):
-        decode(data, max_pixels=2399)
-
-
-def test_a_stream_of_larger_frames_than_its_boxes_say_is_too_large() -> None:
-    data = bytearray(encoded(photo(600, 400), "AVIF"))
-    at = data.index(b"ispe") + 8
-    data[at : at + 8] = struct.pack(">II", 10, 10)
-    with pytest.raises(TooLarge, match="600x400 is over 1000 pixels"):
-        decode(bytes(data), max_pixels=1000)
-
-
-def test_boxes_that_say_more_than_the_stream_has_are_too_large() -> None:
-    data = bytearray(encoded(photo(), "AVIF"))
-    at = data.index(b"ispe") + 8
-    data[at : at + 8] = struct.pack(">II", 16_000, 16_000)
-    with pytest.raises(TooLarge, match="16000x16000 is over 1000000 pixels"):
-        decode(bytes(data), max_pixels=LIMIT)
-
-
-def test_frames_that_are_never_shown_count() -> None:
-    """As an item of the file: its sequence, and very many frames."""
-    data = encoded(photo(), "AVIF")
-    stream = av1_of(data)
-    frame = stream[stream.index(b"\x32") :]  # a unit of a frame that says how long it is
-    assert list(av1.frames(stream + 20 * frame)) == [(60, 40)] * 21
 
 
 def av1_of(data: bytes) -> bytes:
     """Give the bytes of the first item."""
-    (meta,) = (box for box in boxes(data, 0, len(data)) if box.name == b"meta")
-    at, content = next(iter(items(data, meta)))
-    assert data[at : at + 4] == b"av01"
+    (meta,) = (part for part in boxes(data, 0, len(data)) if part.name == b"meta")
+    start, content = next(iter(items(data, meta)))
+    assert data[start : start + 4] == b"av01"
     return content
 
 
 def test_a_file_of_too_many_frames_is_too_large() -> None:
     data = encoded(photo(), "AVIF")
     stream = av1_of(data)
-    frame = stream[stream.index(b"\x32") :]
+    frame = stream[stream.index(b"\x32") :]  # a unit of a frame that states its length
     many = stream + 20 * frame
-    at = data.index(stream)
-    longer = bytearray(data[:at] + many)
-    place = data.index(struct.pack(">II", at, len(stream)))
-    struct.pack_into(">II", longer, place, at, len(many))
+    assert list(av1.frames(many)) == [(60, 40)] * 21
+    start = data.index(stream)
+    longer = bytearray(data[:start] + many)
+    place = data.index(struct.pack(">II", start, len(stream)))
+    struct.pack_into(">II", longer, place, start, len(many))
     mdat = data.index(b"mdat") - 4
     struct.pack_into(">I", longer, mdat, len(longer) - mdat)
     with pytest.raises(TooLarge, match="60x40 in 21 passes is over 16 times 2400 pixels"):
@@ -244,36 +219,29 @@ def test_a_frame_is_as_large_as_its_sequence_unless_it_says_a_size(
     assert list(av1.frames(stream)) == [expected]
 
 
-def test_a_frame_that_switches_says_its_size() -> None:
-    header = Header()
-    stream = unit(1, header.bits()) + unit(3, header.frame(3, is_shown=True, says=True))
-    assert list(av1.frames(stream)) == [(65_536, 32_768)]
+SEQUENCE = unit(1, Header().bits())
+FRAME = unit(6, Header().frame(0, is_shown=True, says=False))
+STREAMS = {
+    "a frame that switches states its size": (
+        SEQUENCE + unit(3, Header().frame(3, is_shown=True, says=True)), [(65_536, 32_768)],
+    ),
+    "a still image has the size of its sequence": (
+        unit(1, Header(is_still=True).bits()) + unit(6, "1" * 8), [(60, 40)],
+    ),
+    "a frame that is shown again is not decoded again": (
+        SEQUENCE + unit(3, "1" + "0" * 7), [(60, 40)],  # at most
+    ),
+    "a frame before its sequence cannot be decoded": (unit(6, "0" * 8), []),
+    "a unit without a length ends with the stream": (bytes([1 << 3]) + SEQUENCE[2:], []),
+    "an extended unit": (bytes([SEQUENCE[0] | 4, 0]) + SEQUENCE[1:] + FRAME, [(60, 40)]),
+    "a length without an end": (b"\x32" + b"\xff" * 8, []),
+    "a unit cut short": (b"\x32", []),
+}  # fmt: skip
 
 
-def test_a_still_image_is_as_large_as_its_sequence() -> None:
-    stream = unit(1, Header(is_still=True).bits()) + unit(6, "1" * 8)
-    assert list(av1.frames(stream)) == [(60, 40)]
-
-
-def test_a_frame_that_is_shown_again_is_not_decoded_again() -> None:
-    stream = unit(1, Header().bits()) + unit(3, "1" + "0" * 7)
-    assert list(av1.frames(stream)) == [(60, 40)]  # at most
-
-
-def test_a_frame_before_its_sequence_cannot_be_decoded() -> None:
-    assert list(av1.frames(unit(6, "0" * 8))) == []
-
-
-def test_a_unit_may_end_with_the_stream() -> None:
-    whole = unit(1, Header().bits())
-    endless = bytes([1 << 3]) + whole[2:]
-    assert list(av1.frames(endless)) == []
-    extended = bytes([whole[0] | 4, 0]) + whole[1:]
-    assert list(av1.frames(extended + unit(6, Header().frame(0, is_shown=True, says=False)))) == [
-        (60, 40)
-    ]
-    assert list(av1.frames(b"\x32" + b"\xff" * 8)) == []
-    assert list(av1.frames(b"\x32")) == []
+@pytest.mark.parametrize(("stream", "frames"), STREAMS.values(), ids=STREAMS)
+def test_the_frames_of_a_stream(stream: bytes, frames: list[tuple[int, int]]) -> None:
+    assert list(av1.frames(stream)) == frames
 
 
 def test_too_many_units_are_refused() -> None:
@@ -282,10 +250,6 @@ def test_too_many_units_are_refused() -> None:
 
 
 # Boxes.
-
-
-def box(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I4s", 8 + len(content), name) + content
 
 
 def located(version: int, extents: Sequence[tuple[int, int]], method: int = 0) -> bytes:
@@ -305,25 +269,22 @@ def informed(version: int, kind: bytes = b"av01") -> bytes:
     return box(b"iinf", head + box(b"infe", entry))
 
 
-def found(meta: bytes, behind: bytes = b"") -> list[bytes]:
+def contents(meta: bytes, behind: bytes = b"") -> list[bytes]:
     data = box(b"meta", bytes(4) + meta) + behind
-    (outer,) = (each for each in boxes(data, 0, len(data)) if each.name == b"meta")
+    (outer,) = (part for part in boxes(data, 0, len(data)) if part.name == b"meta")
     return [content for _, content in items(data, outer)]
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_an_item_is_where_its_parts_are(version: int) -> None:
     meta = located(version, [(0, 4), (4, 4)]) + informed(3 if version == 2 else 2)
-    assert found(meta)[0][4:] == b"meta"
+    assert contents(meta)[0][4:] == b"meta"
 
 
-def test_an_item_may_be_in_a_box_of_its_own() -> None:
+def test_an_item_may_be_in_a_box_of_its_own_and_without_a_type_is_none() -> None:
     meta = located(1, [(1, 3), (4, 0)], method=1) + informed(2) + box(b"idat", b"abcdef")
-    assert found(meta) == [b"bcdef"]
-
-
-def test_what_has_no_type_is_no_item() -> None:
-    assert found(located(0, [(0, 4)]) + informed(4)) == []
+    assert contents(meta) == [b"bcdef"]
+    assert contents(located(0, [(0, 4)]) + informed(4)) == []
 
 
 @pytest.mark.parametrize(
@@ -343,7 +304,7 @@ def test_what_has_no_type_is_no_item() -> None:
 )
 def test_boxes_that_contradict_themselves_are_refused(meta: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        found(meta)
+        contents(meta)
 
 
 def test_a_box_may_have_a_long_length_or_reach_to_the_end() -> None:

@@ -52,7 +52,7 @@ def test_a_kind_is_a_suffix(name: str, kind: str) -> None:
     assert image_folder.kind(name) == kind
 
 
-def test_what_is_left_out_is_counted_by_kind_the_most_frequent_first() -> None:
+def test_skipped_files_are_counted_by_kind_the_most_frequent_first() -> None:
     left_out = LeftOut()
     assert not left_out.sentence
     for number, kind in enumerate([".a", ".b", ".b", ".c", ".d", ".e", ".f", ".g", ".h"]):
@@ -78,10 +78,10 @@ def test_a_folder_is_walked_and_other_files_counted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "again").symlink_to(tmp_path / "b")
     (tmp_path / "z.png").symlink_to(tmp_path / "b/a")
-    told: list[tuple[str, str]] = []
-    found = [*image_folder.walk(tmp_path, lambda *what: told.append(what))]
-    assert found == [f"{tmp_path}/{name}" for name in ("a.png", "z.png", "b/a", "b/c")]
-    assert [(name.removeprefix(f"{tmp_path}/"), kind) for name, kind in told] == [
+    skipped: list[tuple[str, str]] = []
+    images = [*image_folder.walk(tmp_path, lambda *what: skipped.append(what))]
+    assert images == [f"{tmp_path}/{name}" for name in ("a.png", "z.png", "b/a", "b/c")]
+    assert [(name.removeprefix(f"{tmp_path}/"), kind) for name, kind in skipped] == [
         ("again", "link to a folder"),
         ("gone.png", "broken link or special file"),
         ("pipe", "broken link or special file"),
@@ -111,9 +111,9 @@ def test_unreadable_folders_and_files_are_counted(
 
     monkeypatch.setattr(os, "scandir", refusing)
     monkeypatch.setattr(image_folder, "open", unopened, raising=False)
-    told: list[tuple[str, str]] = []
-    assert [*image_folder.walk(tmp_path, lambda *what: told.append(what))] == []
-    assert told == [
+    skipped: list[tuple[str, str]] = []
+    assert [*image_folder.walk(tmp_path, lambda *what: skipped.append(what))] == []
+    assert skipped == [
         (f"{tmp_path}/secret", "without a suffix"),
         (f"{tmp_path}/locked", "unreadable folder"),
     ]

@@ -286,24 +286,19 @@ def test_a_whole_tiff_of_a_kind_that_is_not_read_is_not_called_broken(
 
 
 @pytest.mark.parametrize(
-    "extra",
+    ("extra", "magic"),
     [
-        {262: [32803]},  # the samples of a sensor
-        {50706: [1, 4]},  # a version of DNG
-        {254: [1], 330: [8]},  # a preview, and where the image is
+        ({262: [32803]}, b""),  # the samples of a sensor
+        ({50706: [1, 4]}, b""),  # a version of DNG
+        ({254: [1], 330: [8]}, b""),  # a preview, and where the image is
+        ({}, b"CR\2\0"),  # Canon's
     ],
 )
-def test_a_raw_file_of_a_camera_is_named(extra: Mapping[int, Sequence[int]]) -> None:
+def test_a_raw_file_of_a_camera_is_named(extra: Mapping[int, Sequence[int]], magic: bytes) -> None:
     values, _ = samples(PLAIN, np.random.default_rng(5))
+    data = made(PLAIN, values, np.zeros((3, 256), np.int64), extra)
     with pytest.raises(UnsupportedType, match="this is a camera's raw file; export it as JPEG"):
-        decode(made(PLAIN, values, np.zeros((3, 256), np.int64), extra), max_pixels=LIMIT)
-
-
-def test_a_raw_file_of_canon_is_named() -> None:
-    values, _ = samples(PLAIN, np.random.default_rng(5))
-    data = made(PLAIN, values, np.zeros((3, 256), np.int64), {})
-    with pytest.raises(UnsupportedType, match="this is a camera's raw file"):
-        decode(data[:8] + b"CR\2\0" + data[12:], max_pixels=LIMIT)
+        decode(data[:8] + magic + data[8 + len(magic) :], max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("kind", [PLAIN, Kind("<", RGB, 32, FLOAT, 1, RAW)])
