@@ -38,6 +38,8 @@ from service.scheduling.admission import Decoders
 from service.scheduling.cost_model import Buckets, CostModel, Key
 from service.scheduling.types import Batch, Executor, P, R
 from service.server.app import create_app
+from service.serving.served_model import ServedModel
+from service.serving.types import Limits
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,13 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings in the environment."""
+    for name in (*Settings.model_fields, "key"):
+        monkeypatch.delenv(f"GOOGLENET_{name.upper()}", raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -321,6 +330,15 @@ class FakeBackend:
     def close(self) -> None:
         """Note it."""
         self.closed.set()
+
+
+def served_model(
+    load: Callable[[Any], Any], *, max_pixels: int = 10**6, max_queue_bytes: int = 10**9
+) -> ServedModel:
+    """A model that is served without metrics."""
+    bounds = Bounds(max_pixels)
+    limits = Limits(image=bounds, max_queue_bytes=max_queue_bytes, stall_seconds=60)
+    return ServedModel(load, limits, lambda _: None)
 
 
 def fake_backend(  # noqa: PLR0913 - all that may be other

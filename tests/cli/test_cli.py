@@ -8,20 +8,27 @@ import json
 import logging
 import os
 import re
-import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
-from conftest import IF_X86, ROOT, fake_backend, mean_colour, on_an_old_cpu, wait_ready
+from conftest import (
+    IF_X86,
+    ROOT,
+    fake_backend,
+    mean_colour,
+    on_an_old_cpu,
+    served_model,
+    wait_ready,
+)
 from test_bench import FULL, OTHERS
 from test_classify import plain
 
@@ -33,7 +40,6 @@ from service.bench.measure import Options, Say
 from service.bench.process import free_port
 from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError
-from service.imaging.image_decoder import Bounds
 from service.models import store
 from service.models.ensemble import Probabilities
 from service.models.store import RECORD, WEIGHTS, Store
@@ -41,7 +47,6 @@ from service.scheduling.types import Batch
 from service.serving import factory
 from service.serving.backend import Backend
 from service.serving.served_model import ServedModel
-from service.serving.types import Limits
 from service.settings import Settings
 
 COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
@@ -50,13 +55,18 @@ COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "
 
 QUICK = ["--max-batch", "2", "--cpu-threads", "1", "--precision", "float32"]  # to load
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GOOGLENET_{name.upper()}", raising=False)
+def cells(printed: str) -> list[list[str]]:
+    """The cells of a printed table, by rows."""
+    return [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith("│")
+    ]
 
 
 @pytest.fixture
@@ -214,34 +224,21 @@ def test_an_invalid_variable_is_an_error(capsys: Captured, monkeypatch: pytest.M
     assert told.count("\n") == 1
 
 
-def test_the_package_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["googlenet-service", "models", "verify"])
-    monkeypatch.setenv("GOOGLENET_MODEL_STORE", str(tmp_path))
-    monkeypatch.delitem(sys.modules, "service.__main__")
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_module("service", run_name="__main__")
-    assert stop.value.code == 0
-
-
 # Models.
 
 
 def test_models_are_listed(real_store: Store, capsys: Captured) -> None:
     assert main(["models", "list", "--model-store", str(real_store.root)]) == 0
-    rows = {
-        cells[1].strip(): [cell.strip() for cell in cells[2:4]]
-        for line in capsys.readouterr().out.splitlines()
-        if len(cells := line.split("│")) > 4 and cells[1].strip()
-    }
-    assert rows == {
-        "alexnet": ["alexnet", "not fetched"],
-        "bvlc_googlenet": ["googlenet", "ready"],
-        "densenet121": ["densenet121", "not fetched"],
-        "digits": ["googlenet", "ready"],
-        "googlenet": ["torchvision_googlenet", "not fetched"],
-        "resnet50": ["resnet50", "not fetched"],
-        "vgg16": ["vgg16", "not fetched"],
-    }
+    rows = cells(capsys.readouterr().out)
+    assert [row[:3] for row in rows if row[0]] == [
+        ["alexnet", "alexnet", "not fetched"],
+        ["bvlc_googlenet", "googlenet", "ready"],
+        ["densenet121", "densenet121", "not fetched"],
+        ["digits", "googlenet", "ready"],
+        ["googlenet", "torchvision_googlenet", "not fetched"],
+        ["resnet50", "resnet50", "not fetched"],
+        ["vgg16", "vgg16", "not fetched"],
+    ]
 
 
 def test_a_file_is_imported(shared: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -250,20 +247,14 @@ def test_a_file_is_imported(shared: Path, tmp_path: Path, capsys: Captured) -> N
         main(["models", "import", "bvlc_googlenet", weights, "--model-store", str(tmp_path)]) == 0
     )
     digest = hashlib.sha256((tmp_path / "bvlc_googlenet" / WEIGHTS).read_bytes()).hexdigest()
-    told = f"bvlc_googlenet is in {tmp_path}, SHA-256 {digest}\n"
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == f"bvlc_googlenet is in {tmp_path}, SHA-256 {digest}\n"
 
 
-def test_weights_are_verified(real_store: Store, capsys: Captured) -> None:
-    assert main(["models", "verify", "--model-store", str(real_store.root)]) == 0
-    digests = {name: real_store.verify(name) for name in ("bvlc_googlenet", "digits")}
-    told = "".join(f"{name}: {digest}\n" for name, digest in digests.items())
-    assert capsys.readouterr().out == told
-
-
-def test_a_store_without_weights_has_the_bundled_ones(tmp_path: Path, capsys: Captured) -> None:
-    assert main(["models", "verify", "--model-store", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"digits: {store.locate(None).verify('digits')}\n"
+def test_weights_are_verified(real_store: Store, tmp_path: Path, capsys: Captured) -> None:
+    for root, names in ((real_store.root, ["bvlc_googlenet", "digits"]), (tmp_path, ["digits"])):
+        assert main(["models", "verify", "--model-store", str(root)]) == 0
+        lines = [f"{name}: {store.locate(root).verify(name)}\n" for name in names]
+        assert capsys.readouterr().out == "".join(lines)
 
 
 def test_damaged_weights_are_an_error(damaged: Path, capsys: Captured) -> None:
@@ -277,18 +268,9 @@ def test_damaged_weights_are_an_error(damaged: Path, capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            "models fetch vgg",
-            f"there is no model 'vgg'; {THERE_ARE}",
-        ),
-        (
-            "models fetch ../up",
-            f"there is no model '../up'; {THERE_ARE}",
-        ),
-        (
-            "models import vgg a.pth",
-            f"there is no model 'vgg'; {THERE_ARE}",
-        ),
+        ("models fetch vgg", f"there is no model 'vgg'; {THERE_ARE}"),
+        ("models fetch ../up", f"there is no model '../up'; {THERE_ARE}"),
+        ("models import vgg a.pth", f"there is no model 'vgg'; {THERE_ARE}"),
         ("models import googlenet a.pth", "there is no file a.pth"),
         ("classify a.jpg", "there is no file a.jpg"),
         ("classify images", "there is no file images"),
@@ -347,6 +329,11 @@ def remote(shared: Path, tmp_path: Path) -> Iterator[Path]:
         thread.join()
 
 
+def edit_manifest(root: Path, pattern: str, replacement: str) -> None:
+    manifest = root / "far/model.toml"
+    manifest.write_text(re.sub(pattern, replacement, manifest.read_text()))
+
+
 def test_weights_are_fetched_once(remote: Path, capsys: Captured) -> None:
     assert main(["models", "fetch", "far", "--model-store", str(remote)]) == 0
     digest = (remote / "far" / (WEIGHTS + RECORD)).read_text().split()[0]
@@ -359,8 +346,7 @@ def test_weights_are_fetched_once(remote: Path, capsys: Captured) -> None:
 
 
 def test_a_failed_download_is_an_error_with_advice(remote: Path, capsys: Captured) -> None:
-    manifest = remote / "far/model.toml"
-    manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
+    edit_manifest(remote, r"\.caffemodel", ".gone")
     status, told = refused(["models", "fetch", "far", "--model-store", str(remote)], capsys)
     assert status == 1
     problem, missing, fetch, bring = told.strip().splitlines()[-4:]
@@ -375,28 +361,16 @@ def test_a_failed_download_is_an_error_with_advice(remote: Path, capsys: Capture
 
 
 @pytest.mark.slow
-def test_photos_are_ranked_in_a_table(real: list[str], shared: Path, capsys: Captured) -> None:
-    photos = [str(shared / f"photos/flickr/{name}.jpg") for name in ("beagle", "tractor")]
-    assert main(["classify", *photos, *real, "--views", "single", "--top-k", "2"]) == 0
-    table = capsys.readouterr().out
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in table.splitlines()
-        if line.startswith("│")
-    ]
-    assert [(row[0], row[1]) for row in rows[::2]] == [
-        ("beagle.jpg", "beagle"),
-        ("tractor.jpg", "tractor"),
-    ]
+def test_photos_are_ranked_in_a_table_and_as_json_and_a_bad_photo_fails_the_command(
+    real: list[str], shared: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    beagle, tractor = (str(shared / f"photos/flickr/{n}.jpg") for n in ("beagle", "tractor"))
+    assert main(["classify", beagle, tractor, *real, "--views", "single", "--top-k", "2"]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert [row[:2] for row in rows[::2]] == [["beagle.jpg", "beagle"], ["tractor.jpg", "tractor"]]
     assert [row[0] for row in rows[1::2]] == ["", ""]
     assert all(row[2].endswith(" %") for row in rows)
 
-
-@pytest.mark.slow
-def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
-    real: list[str], shared: Path, tmp_path: Path, capsys: Captured
-) -> None:
-    beagle = str(shared / "photos/flickr/beagle.jpg")
     text = tmp_path / "text.jpg"
     text.write_text("no image")
     assert main(["classify", beagle, str(text), *real, "--json"]) == 1
@@ -406,19 +380,14 @@ def test_photos_are_ranked_as_json_and_a_bad_one_fails_the_command(
     first = good["predictions"][0]
     assert (first["label"], first["wnid"], first["index"]) == ("beagle", "n02088364", 162)
     assert 0.5 < first["probability"] < 1
-    assert bad == {
-        "file": str(text),
-        "error": "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image",
-    }
+    sentence = "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
+    assert bad == {"file": str(text), "error": sentence}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [["--json"], []])
-def test_names_of_files_are_shown_as_they_are(
-    form: list[str],
-    digits: list[str],
-    tmp_path: Path,
-    capsys: Captured,
+def test_names_of_files_are_printed_without_markup(
+    form: list[str], digits: list[str], tmp_path: Path, capsys: Captured
 ) -> None:
     names = ["[red]a.jpg", "b[1].jpg", ":dog:.jpg"]
     for name in names:
@@ -472,32 +441,25 @@ def photos(shared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_accuracy_is_given_as_json(photos: Path, real: list[str], capsys: Captured) -> None:
+def test_the_accuracy_is_printed_in_a_table_and_as_json(
+    photos: Path, real: list[str], capsys: Captured
+) -> None:
+    sentence = "n01491361_no_image.JPEG: not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
     assert main(["evaluate", str(photos), *real, "--plans", "single", "--json"]) == 0
     printed = capsys.readouterr()
     [score] = json.loads(printed.out)
-    sentence = "n01491361_no_image.JPEG: not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"
-    assert score["views"] == "single"
-    assert score["photos"] == 7
+    assert (score["views"], score["photos"], score["unreadable"]) == ("single", 7, [sentence])
     assert 3 <= score["top1"] <= score["top5"] <= 6
-    assert score["unreadable"] == [sentence]
     assert printed.err.endswith(f"{sentence}\n")
 
-
-@pytest.mark.slow
-def test_the_accuracy_is_given_in_a_table(photos: Path, real: list[str], capsys: Captured) -> None:
     assert main(["evaluate", str(photos), *real, "--plans", "single,dense"]) == 0
     printed = capsys.readouterr()
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in printed.out.splitlines()
-        if line.startswith("│")
-    ]
+    rows = cells(printed.out)
     assert [row[:2] for row in rows] == [["single", "6"], ["dense", "6"]]
     for _, _, *rates in rows:
         top1, top5 = (float(rate.removesuffix(" %")) for rate in rates)
         assert 50 <= top1 <= top5 <= 100
-    assert printed.err.count("n01491361_no_image.JPEG: not a JPEG") == 1
+    assert printed.err.count(sentence) == 1
 
 
 def test_a_folder_without_labelled_photos_is_an_error(
@@ -528,8 +490,7 @@ def of_colours(settings: Settings) -> ServedModel:
             raise ModelError("not calibrated")
         return fake_backend(run)
 
-    limits = Limits(image=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
-    return ServedModel(load, limits, lambda _: None)
+    return served_model(load)
 
 
 @pytest.fixture
@@ -548,20 +509,12 @@ def test_number_formats_are_compared_with_float32(
     monkeypatch.setattr(factory, "create_served_model", of_colours)
     assert main(["evaluate", str(coloured), "--compare", "--plans", "single,ten"]) == 0
     printed = capsys.readouterr().out
-    rows = {
-        cells[0]: cells[1:]
-        for cells in (
-            [cell.strip() for cell in line.split("│")[1:-1]]
-            for line in printed.splitlines()
-            if line.startswith("│")
-        )
-    }
-    assert [*rows] == ["float32", "bfloat16", "float16"]
-    assert rows["float32"] == ["3", "100.0 %", "100.0 %", "3", "0.0000"]
-    assert rows["bfloat16"] == ["3", "100.0 %", "100.0 %", "3", "0.0100"]
-    assert rows["float16"] == ["3", "33.3 %", "100.0 %", "1", "0.6000"]
-    told = [line for line in printed.splitlines() if ": " in line]
-    assert told == [
+    assert cells(printed) == [
+        ["float32", "3", "100.0 %", "100.0 %", "3", "0.0000"],
+        ["bfloat16", "3", "100.0 %", "100.0 %", "3", "0.0100"],
+        ["float16", "3", "33.3 %", "100.0 %", "1", "0.6000"],
+    ]
+    assert [line for line in printed.splitlines() if ": " in line] == [
         "float16: green.png: red 0.600, exactly green 1.000",
         "float16: red.png: green 0.600, exactly red 1.000",
         "int8: not calibrated",
@@ -572,31 +525,29 @@ def test_number_formats_are_compared_with_float32(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """What was asked to be measured, by a measurement that takes no time."""
-    asked: list[tuple[object, ...]] = []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """The arguments of each measurement, which takes no time."""
+    measured: list[tuple[object, ...]] = []
 
-    async def other(url: str, folder: Path, options: Options, say: Say) -> Report:
-        asked.append((url, folder, options))
-        say("one moment")
-        return OTHERS
+    def instant(report: Report) -> Callable[..., Awaitable[Report]]:
+        async def measure_(subject: object, folder: Path, options: Options, say: Say) -> Report:
+            measured.append((subject, folder, options))
+            say("one moment")
+            return report
 
-    async def own(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
-        asked.append((settings, folder, options))
-        say("one moment")
-        return FULL
+        return measure_
 
-    monkeypatch.setattr(measure, "other", other)
-    monkeypatch.setattr(measure, "own", own)
-    return asked
+    monkeypatch.setattr(measure, "other", instant(OTHERS))
+    monkeypatch.setattr(measure, "own", instant(FULL))
+    return measured
 
 
 def test_bench_measures_the_service_at_a_url(
-    asked: list[tuple[object, ...]], capsys: Captured
+    measured: list[tuple[object, ...]], capsys: Captured
 ) -> None:
     options = "--seconds 2 --rounds 4 --requests 50 --slo 250 --deadline 1500"
     assert main(["bench", "photos", "--url", "http://h:1", *options.split()]) == 0
-    assert asked == [("http://h:1", Path("photos"), Options(2, 4, 50, 0.25, 1.5))]
+    assert measured == [("http://h:1", Path("photos"), Options(2, 4, 50, 0.25, 1.5))]
     printed = capsys.readouterr()
     assert "Closed loop" in printed.out
     assert "ready in" not in printed.out
@@ -604,12 +555,12 @@ def test_bench_measures_the_service_at_a_url(
 
 
 def test_bench_measures_a_new_service_with_the_settings(
-    asked: list[tuple[object, ...]], capsys: Captured
+    measured: list[tuple[object, ...]], capsys: Captured
 ) -> None:
     assert main(["bench", "photos", "--precision", "float32", "--cpu-threads", "2"]) == 0
     chosen = Settings(precision="float32", cpu_threads=2)
-    assert asked == [(chosen, Path("photos"), Options(5, 3, 10_000, 0, 1))]
-    settings = asked[0][0]
+    assert measured == [(chosen, Path("photos"), Options(5, 3, 10_000, 0, 1))]
+    settings = measured[0][0]
     assert isinstance(settings, Settings)
     assert settings.model_fields_set == {"precision", "cpu_threads"}
     assert "ready in 9.3 s" in capsys.readouterr().out
@@ -617,10 +568,10 @@ def test_bench_measures_a_new_service_with_the_settings(
 
 @pytest.mark.parametrize("where", [[], ["--url", "http://h:1"]])
 def test_a_report_is_printed_as_json(
-    asked: list[tuple[object, ...]], where: list[str], capsys: Captured
+    measured: list[tuple[object, ...]], where: list[str], capsys: Captured
 ) -> None:
     assert main(["bench", "photos", "--json", *where]) == 0
-    assert len(asked) == 1
+    assert len(measured) == 1
     report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert report["subject"]["name"] == "bvlc_googlenet"
     assert (report["limit"] is None) == bool(where)
@@ -634,7 +585,7 @@ def test_a_report_is_printed_as_json(
         ("http://127.0.0.1:1", "no ready service at 127.0.0.1:1"),
     ],
 )
-def test_an_unreachable_service_is_an_error_of_bench(
+def test_bench_without_a_service_is_an_error(
     url: str, sentence: str, coloured: Path, capsys: Captured
 ) -> None:
     status, told = refused(["bench", str(coloured / "red"), "--url", url], capsys)
@@ -642,15 +593,14 @@ def test_an_unreachable_service_is_an_error_of_bench(
 
 
 @pytest.mark.parametrize("where", [[], ["--url", "http://127.0.0.1:1"]])
-def test_a_folder_without_images_is_an_error_of_bench(
-    where: list[str], tmp_path: Path, capsys: Captured
+@pytest.mark.parametrize(
+    ("name", "problem"), [("absent", "is not a folder"), ("", "has no images")]
+)
+def test_bench_without_images_is_an_error(
+    where: list[str], name: str, problem: str, tmp_path: Path, capsys: Captured
 ) -> None:
-    for folder, problem in (
-        (tmp_path / "absent", "is not a folder"),
-        (tmp_path, "has no images"),
-    ):
-        status, told = refused(["bench", str(folder), *where], capsys)
-        assert (status, told) == (1, f"googlenet-service: {folder} {problem}\n")
+    status, sentence = refused(["bench", str(tmp_path / name), *where], capsys)
+    assert (status, sentence) == (1, f"googlenet-service: {tmp_path / name} {problem}\n")
 
 
 # Serving, in this process: `tests/server/test_process.py` has one of its own.
@@ -773,8 +723,7 @@ def test_serve_continues_if_a_later_model_cannot_be_loaded(
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
 def test_serve_fails_if_weights_cannot_be_downloaded(remote: Path, capfd: Captured) -> None:
-    manifest = remote / "far/model.toml"
-    manifest.write_text(manifest.read_text().replace(".caffemodel", ".gone"))
+    edit_manifest(remote, r"\.caffemodel", ".gone")
     assert main(["serve", "--model", "far", "--model-store", str(remote), "--port", "0"]) == 1
     told = capfd.readouterr().err
     assert told.count(".gone returned 404 File not found") == 1
@@ -790,19 +739,17 @@ def test_the_exit_status_of_a_signal(tmp_path: Path, capsys: Captured) -> None:
 
 
 def test_a_signal_stops_a_download(remote: Path) -> None:
-    manifest = remote / "far/model.toml"
     command = [sys.executable, "-m", "service", "serve", "--model", "far", "--port", "0"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        there = f"127.0.0.1:{silent.getsockname()[1]}"
-        manifest.write_text(re.sub(r"127\.0\.0\.1:\d+", there, manifest.read_text()))
+        edit_manifest(remote, r"127\.0\.0\.1:\d+", f"127.0.0.1:{silent.getsockname()[1]}")
         process = subprocess.Popen([*command, "--model-store", str(remote)], cwd=ROOT)  # noqa: S603 - ourselves
         silent.settimeout(60)
-        asked, _ = silent.accept()
-        with asked:
-            assert asked.recv(65536).startswith(b"GET ")
+        download, _ = silent.accept()
+        with download:
+            assert download.recv(65536).startswith(b"GET ")
             process.terminate()
             assert process.wait(timeout=20) == 0
-            assert asked.recv(1) == b""  # who fetched has gone, too
+            assert download.recv(1) == b""  # the process that fetched has ended, too
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
@@ -820,10 +767,8 @@ def test_serve_downloads_nothing_if_disabled(
 
 @pytest.fixture
 def unreachable(remote: Path) -> Path:
-    """A store whose one model is to be fetched from where nobody answers."""
-    manifest = remote / "far/model.toml"
-    text = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}", manifest.read_text())
-    manifest.write_text(text)
+    """A store whose model is to be fetched from a port at which nothing listens."""
+    edit_manifest(remote, r"127\.0\.0\.1:\d+", f"127.0.0.1:{free_port()}")
     return remote
 
 
@@ -838,7 +783,7 @@ def test_the_exit_status_of_an_unreachable_server(unreachable: Path, capsys: Cap
 def test_the_bundled_model_is_served_without_a_network_with_a_notice(
     unreachable: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With nothing but what a checkout has: a digit that no training has seen is told."""
+    """With nothing but what a checkout has, a digit that no training has seen is recognised."""
     answers = {}
 
     def ask(client: httpx2.Client) -> None:
@@ -857,8 +802,8 @@ def test_the_bundled_model_is_served_without_a_network_with_a_notice(
     assert (answers["answer"]["model"], answers["answer"]["notice"]) == ("digits", notice)
     assert (answers["models"]["name"], answers["models"]["notice"]) == ("digits", notice)
     assert f"[i]notice {notice}\n" in answers["ready"]
-    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert told == ["cannot download far, serving the bundled model", f"digits: {notice}"]
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warnings == ["cannot download far, serving the bundled model", f"digits: {notice}"]
 
 
 @pytest.mark.usefixtures("_signals_and_log_as_before")
