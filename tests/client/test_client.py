@@ -18,16 +18,14 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from conftest import (
     FakeBackend,
     Served,
     colour_or_map,
     fake_backend,
-    in_thread,
-    wait_ready,
 )
 from test_classify import Gate, parts, plain
+from test_connections import hosting
 
 from service import client
 from service.client import (
@@ -50,8 +48,6 @@ from service.client import (
 )
 from service.client.results import Box, Member
 from service.client.retries import Failures
-from service.server.app import create_app
-from service.settings import Settings
 
 HOST = "127.0.0.1"
 TLS = b"\x16"  # how it begins
@@ -85,18 +81,9 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 @contextmanager
 def live(backend: FakeBackend | None = None, **chosen: Any) -> Iterator[str]:
     """Serve the real application with a fake model in a thread; gives its URL."""
-    settings = Settings(model="fake", views="single", **chosen)
     backend = backend or fake_backend(colour_or_map, explains=True)
-    app = create_app(settings, load=lambda *_: backend)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    with (
-        socket.create_server((HOST, 0), backlog=1000) as listener,
-        in_thread(server, listener) as port,
-    ):
-        url = f"http://{HOST}:{port}"
-        with httpx2.Client(base_url=url) as ready:
-            wait_ready(ready)
-        yield url
+    with hosting(backend, views="single", **chosen) as hosted:
+        yield f"http://{HOST}:{hosted.port}"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +111,7 @@ def whole(connection: socket.socket) -> bytes:
 
 
 def answering(listener: socket.socket, says: Iterable[Say], asked: list[bytes]) -> None:
-    """Send one response to each connection in turn, and close it."""
+    """Send a response to each connection in turn, and close it."""
     for say in says:
         with suppress(OSError):  # the client has disconnected, or the listener is closed
             connection, _ = listener.accept()
@@ -165,13 +152,13 @@ def test_every_kind_of_image_input_is_classified(ask: Ask, url: str, tmp_path: P
     file.write_bytes(data)
     with file.open("rb") as opened:
         held = [data, bytearray(data), memoryview(data), file, str(file), opened, io.BytesIO(data)]
-        rankings = [ask(url, "classify", one) for one in held]
+        rankings = [ask(url, "classify", image) for image in held]
     assert len({*rankings}) == 1
     ranking: Ranking = rankings[0]
     assert (ranking.model, ranking.version, ranking.views) == ("fake0", "1", "single")
     assert ranking.notice is None
     assert ranking.best.label == "green"
-    assert [one.index for one in ranking.predictions] == [1, 0, 2]
+    assert [prediction.index for prediction in ranking.predictions] == [1, 0, 2]
     assert ranking.best.wnid is None
     assert ranking.best.probability == pytest.approx(1)
 
@@ -191,14 +178,14 @@ def test_classify_all_keeps_the_order_and_sends_smaller_requests_after_413(
     images[20] = bytes(5000)  # more than a body may have
     results = ask(url, "classify_all", iter(images), top_k=1)
     assert len(results) == 40
-    bad = {at: one for at, one in enumerate(results) if not isinstance(one, Ranking)}
-    assert {at: (type(one), one.code) for at, one in bad.items()} == {
+    bad = {n: result for n, result in enumerate(results) if not isinstance(result, Ranking)}
+    assert {n: (type(error), error.code) for n, error in bad.items()} == {
         5: (Rejected, "unreadable_image"),
         7: (Unreadable, "unreadable_file"),
         20: (Rejected, "too_large"),
     }
-    good = {at: one.best.label for at, one in enumerate(results) if isinstance(one, Ranking)}
-    assert good == {at: LABELS[colours[at]] for at in good}
+    good = {n: result.best.label for n, result in enumerate(results) if n not in bad}
+    assert good == {n: LABELS[colours[n]] for n in good}
     assert len(good) == 37
 
 
@@ -207,7 +194,7 @@ def test_large_images_are_split_into_several_requests(ask: Ask) -> None:
     large = red + bytes(bulk.MAX_BYTES // 2)  # bytes after a PNG's end are ignored
     with live(max_body_bytes=bulk.MAX_BYTES + 2**20) as url:
         results = ask(url, "classify_all", [large, red, large, large])
-    assert [one.best.label for one in results] == ["red"] * 4
+    assert [ranking.best.label for ranking in results] == ["red"] * 4
 
 
 def test_no_images_send_no_request(ask: Ask) -> None:
@@ -228,10 +215,10 @@ def test_models_are_listed(ask: Ask, url: str) -> None:
 def test_an_explanation_as_numbers_and_as_png(ask: Ask, url: str) -> None:
     explanation = ask(url, "explain", plain("blue"), label="red")
     assert (explanation.label, explanation.index, explanation.views) == ("red", 0, "single")
-    (one,) = explanation.maps
-    assert one.grid == ((1.0, 1.0), (1.0, 1.0))
-    assert (one.logit, explanation.bias) == (2.0, 1.0)
-    assert one.box == explanation.box == Box(0.0, 0.0, 1.0, 1.0)
+    (map_,) = explanation.maps
+    assert map_.grid == ((1.0, 1.0), (1.0, 1.0))
+    assert (map_.logit, explanation.bias) == (2.0, 1.0)
+    assert map_.box == explanation.box == Box(0.0, 0.0, 1.0, 1.0)
     other = ask(url, "explain", plain("blue"), views="ten")
     assert (other.label, len(other.maps), other.box) == ("blue", 10, None)
     assert ask(url, "heat_map", plain("blue"), label=0).startswith(b"\x89PNG")
@@ -246,8 +233,8 @@ def test_a_real_photo_has_the_same_result_as_over_http(
     assert ranking.best.label == "beagle"
     expected = [(p["label"], p["wnid"], p["index"]) for p in answer["predictions"]]
     assert [(p.label, p.wnid, p.index) for p in ranking.predictions] == expected
-    for one, other in zip(ranking.predictions, answer["predictions"], strict=True):
-        assert one.probability == pytest.approx(other["probability"], abs=1e-4)
+    for ours, theirs in zip(ranking.predictions, answer["predictions"], strict=True):
+        assert ours.probability == pytest.approx(theirs["probability"], abs=1e-4)
     good, bad = ask(url, "classify_all", [beagle, b"none"], views="single")
     assert good.best.label == "beagle"
     assert bad.status == 415
@@ -285,7 +272,7 @@ def test_classify_all_stops_sending_after_unauthorized(ask: Ask) -> None:
     body = json.dumps({"detail": "no", "code": "unauthorized"}).encode()
     with misbehaving(answered(body, "401 Unauthorized")) as (url, asked):
         results = ask(url, "classify_all", [plain("red")] * 40)
-    assert [type(one) for one in results] == [Unauthorized] * 40
+    assert [type(error) for error in results] == [Unauthorized] * 40
     assert len(asked) == 1
 
 
@@ -295,37 +282,36 @@ def test_a_failed_request_does_not_fail_the_others(ask: Ask) -> None:
     )
     with misbehaving(answered(b"", "500 Oh"), several) as (url, _):
         results = ask(url, "classify_all", [plain("red")] * 32)
-    assert [type(one) for one in results] == [Failed] * 16 + [Ranking] * 16
+    assert [type(result) for result in results] == [Failed] * 16 + [Ranking] * 16
 
 
 @pytest.mark.parametrize(
-    "body",
-    [b"none", b"[]", b"{}", b"null", b"\xff",
-     b'{"model": "a", "version": "1", "views": "b", "predictions": [1]}'],
+    ("body", "status", "error"),
+    [
+        *((body, "200 OK", ("invalid_answer", 200)) for body in (
+            b"none", b"[]", b"{}", b"null", b"\xff",
+            b'{"model": "a", "version": "1", "views": "b", "predictions": [1]}',
+        )),
+        *((body, "502 Bad Gateway", ("invalid_answer", 502)) for body in (
+            b"<html>", b"[1]", b'{"detail": 1, "code": "a"}',
+        )),
+    ],
 )  # fmt: skip
-def test_an_invalid_response_fails(ask: Ask, body: bytes) -> None:
-    with misbehaving(answered(body)) as (url, _), pytest.raises(Failed) as raised:
+def test_an_invalid_response_fails(
+    ask: Ask, body: bytes, status: str, error: tuple[str, int]
+) -> None:
+    with misbehaving(answered(body, status)) as (url, _), pytest.raises(Failed) as raised:
         ask(url, "classify", b"image")
-    assert (raised.value.code, raised.value.status) == ("invalid_answer", 200)
+    assert (raised.value.code, raised.value.status) == error
+    if raised.value.status == 502:
+        assert raised.value.detail == "the response has status 502 and no error message"
 
 
-def test_fewer_results_than_images_fail(ask: Ask) -> None:
+def test_a_response_with_fewer_results_than_images_fails(ask: Ask) -> None:
     body = json.dumps({**ONE, "results": []}).encode()
     with misbehaving(answered(body)) as (url, _):
-        assert [one.code for one in ask(url, "classify_all", [b"1", b"2"])] == [
-            "invalid_answer"
-        ] * 2
-
-
-@pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"detail": 1, "code": "a"}'])
-def test_an_error_without_a_problem_document_fails(ask: Ask, body: bytes) -> None:
-    with (
-        misbehaving(answered(body, "502 Bad Gateway")) as (url, _),
-        pytest.raises(Failed) as raised,
-    ):
-        ask(url, "classify", b"image")
-    assert raised.value.detail == "the response has status 502 and no error message"
-    assert raised.value.status == 502
+        errors = ask(url, "classify_all", [b"1", b"2"])
+    assert [error.code for error in errors] == ["invalid_answer"] * 2
 
 
 # Retries and timeouts.
@@ -360,11 +346,11 @@ def test_overload_is_retried_after_the_given_delay(ask: Ask) -> None:
         about = {"on_retry": log}
         assert ask(url, "classify", plain("blue"), timeout=9, about=about).best.label == "blue"
         others.join()
-    assert {type(one) for one in log.errors} == {Unavailable}
-    assert {(one.status, one.code) for one in log.errors} == {(503, "overloaded")}
-    for seconds, one in zip(log.seconds, log.errors, strict=True):
-        assert one.retry_after
-        assert seconds >= one.retry_after
+    assert log.errors
+    for seconds, error in zip(log.seconds, log.errors, strict=True):
+        assert (type(error), error.status, error.code) == (Unavailable, 503, "overloaded")
+        assert error.retry_after
+        assert seconds >= error.retry_after
 
 
 @pytest.fixture
@@ -398,14 +384,6 @@ def test_the_retry_after_header_is_used_without_a_problem_document(ask: Ask) -> 
     assert len(asked) == 2
 
 
-def test_a_date_in_retry_after_is_ignored(ask: Ask) -> None:
-    busy = answered(b"busy", "503 Busy", "Retry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\n")
-    log = RetryLog()
-    with misbehaving(busy, GOOD) as (url, _):
-        assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
-    assert log.errors[0].retry_after is None
-
-
 def test_the_remaining_time_is_sent(ask: Ask) -> None:
     busy = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 200}', "503 Busy")
     with misbehaving(busy, GOOD) as (url, asked):
@@ -413,15 +391,6 @@ def test_the_remaining_time_is_sent(ask: Ask) -> None:
     first, again = (int(re.findall(rb"(?i)x-timeout-ms: (\d+)", one)[0]) for one in asked)
     assert first - again >= 200
     assert 5000 < again < first <= 10_000
-
-
-def test_a_retry_after_of_zero_still_backs_off(ask: Ask) -> None:
-    now = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 0}', "503 Busy")
-    log = RetryLog()
-    with misbehaving(now, now, now, GOOD) as (url, _):
-        assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
-    assert len(log.seconds) == 3
-    assert min(log.seconds) >= retries.FIRST_DELAY / 2
 
 
 @pytest.mark.parametrize("value", ["-1", '"soon"', "true", "NaN", "Infinity", "9" * 400, "[1]"])
@@ -432,7 +401,9 @@ def test_an_invalid_retry_after_ms_is_ignored(value: str) -> None:
     assert errors.from_problem(json.loads(problem)).retry_after is None
 
 
-@pytest.mark.parametrize("value", ["-1", "soon", "1.5", "²", "9" * 400, ""])
+@pytest.mark.parametrize(
+    "value", ["-1", "soon", "1.5", "²", "9" * 400, "", "Fri, 31 Dec 1999 23:59:59 GMT"]
+)
 def test_an_invalid_retry_after_header_is_ignored(value: str) -> None:
     assert errors.from_response(503, {"retry-after": value}, b"").retry_after is None
 
@@ -454,13 +425,14 @@ def test_a_refused_connection_is_retried(ask: Ask) -> None:
     assert [(type(one), one.code) for one in log.errors] == [(Unreachable, "unreachable")]
 
 
-def test_refused_connections_raise_at_the_deadline(ask: Ask) -> None:
+@pytest.mark.parametrize("call", ["models", "wait_reachable"])
+def test_refused_connections_raise_at_the_deadline(ask: Ask, call: str) -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         url = f"http://{HOST}:{taken.getsockname()[1]}"
         log = RetryLog()
-        with pytest.raises(Unreachable, match=f"cannot connect to {url}: ") as raised:
-            ask(url, "models", timeout=0.5, about={"on_retry": log})
+        with pytest.raises(Unreachable, match=f"^cannot connect to {url}: ") as raised:
+            ask(url, call, timeout=0.5, about={"on_retry": log})
     assert raised.value.status is None
     assert len(log.seconds) >= 2  # delays of 0.05 s or more, growing
     assert sum(log.seconds) < 0.5
@@ -480,18 +452,6 @@ def test_wait_reachable_retries_closed_connections(ask: Ask) -> None:
         ask(url, "wait_reachable", timeout=20, about={"on_retry": log})
     assert [type(one) for one in log.errors] == [Unreachable] * 3
     assert len(asked) == 4
-
-
-def test_wait_reachable_raises_at_the_deadline(ask: Ask) -> None:
-    log = RetryLog()
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        url = f"http://{HOST}:{taken.getsockname()[1]}"
-        with pytest.raises(Unreachable, match=f"^cannot connect to {url}: "):
-            ask(url, "wait_reachable", timeout=0.5, about={"on_retry": log})
-    assert len(log.seconds) >= 2
-    with pytest.raises(Unreachable, match="cannot send a request to"):
-        ask("ftp://host", "wait_reachable")
 
 
 def half(connection: socket.socket) -> None:
@@ -537,10 +497,8 @@ def trickling(connection: socket.socket) -> None:
 @pytest.mark.parametrize("say", [silent, trickling])
 def test_a_slow_response_times_out(ask: Ask, say: Say) -> None:
     with misbehaving(say) as (url, asked):
-        started = time.monotonic()
         with pytest.raises(TimedOut, match="did not answer in time") as raised:
             ask(url, "classify", b"image", timeout=0.3)
-        assert 0.3 <= time.monotonic() - started < 10
         assert (raised.value.code, raised.value.status) == ("deadline_exceeded", None)
         assert len(asked) == 1
 
@@ -568,10 +526,11 @@ def test_an_invalid_key_raises(ask: Ask, url: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["ftp://host", "host:1", "http://host:no"])
-def test_an_invalid_url_is_not_retried(ask: Ask, address: str) -> None:
+@pytest.mark.parametrize("call", ["models", "wait_reachable"])
+def test_an_invalid_url_is_not_retried(ask: Ask, address: str, call: str) -> None:
     log = RetryLog()
     with pytest.raises(Unreachable, match="cannot send a request to"):
-        ask(address, "models", about={"on_retry": log})
+        ask(address, call, about={"on_retry": log})
     assert log.errors == []
 
 
