@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import AS_IT_IS, ROOT, fake_backend, mean_colour
+from conftest import AS_IT_IS, ROOT, fake_backend, mean_colour, served_model
 from PIL import Image
 from pydantic import ValidationError
+from test_cli import cells
+from test_training import draw_stripes
 
 from service.__main__ import main
 from service.engine import weights
 from service.engine.prepared_image import PreparedImage
-from service.imaging.image_decoder import Bounds
 from service.models.ensemble import Probabilities
 from service.models.manifest import Manifest
 from service.models.store import Store
@@ -26,7 +27,6 @@ from service.scheduling.types import Batch
 from service.serving import factory
 from service.serving.backend import Backend
 from service.serving.served_model import ServedModel
-from service.serving.types import Limits
 from service.settings import Settings
 from service.training import loader
 from service.training.options import Options
@@ -42,16 +42,7 @@ TINY = ["--width=0.05", "--batch=6", "--epochs=1", "--workers=2"]
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of six images each."""
-    root = tmp_path_factory.mktemp("stripes")
-    random = np.random.default_rng(0)
-    for name in ("across", "down"):
-        (root / name).mkdir()
-        for number in range(6):
-            rows = np.where(np.arange(40) // 5 % 2, *random.integers(0, 256, (2, 1)))
-            pixels = np.tile(rows.astype(np.uint8)[:, None], (1, 40))
-            pixels = pixels.T if name == "down" else pixels
-            Image.fromarray(np.ascontiguousarray(pixels)).save(root / name / f"{number}.png")
-    return root
+    return draw_stripes(tmp_path_factory.mktemp("stripes"), 6)
 
 
 def train(stripes: Path, store: Store, name: str, *more: str) -> int:
@@ -81,19 +72,13 @@ def test_members_differ_and_each_is_what_its_seed_alone_makes(
 
 def test_members_see_the_images_in_orders_of_their_own() -> None:
     each = Options(folder=Path("here"), name="seven", members=7, seed=3).each()
-    assert [one.name for one in each] == [f"seven_{number}" for number in range(1, 8)]
-    assert [one.seed for one in each] == [3, 4, 5, 6, 7, 8, 9]
-    orders = [loader.order(20, one.seed, 0) for one in each]
-    assert all(one != other for one, other in pairwise(orders))
-    assert len({one.model_copy(update={"name": "", "seed": 0}) for one in each}) == 1
-
-
-def test_a_single_model_keeps_its_name() -> None:
-    one = Options(folder=Path("here"), name="one", seed=3)
-    assert one.each() == (one,)
-
-
-def test_a_member_cannot_have_too_long_a_name() -> None:
+    assert [member.name for member in each] == [f"seven_{number}" for number in range(1, 8)]
+    assert [member.seed for member in each] == [3, 4, 5, 6, 7, 8, 9]
+    orders = [loader.order(20, member.seed, 0) for member in each]
+    assert all(first != second for first, second in pairwise(orders))
+    assert len({member.model_copy(update={"name": "", "seed": 0}) for member in each}) == 1
+    single = Options(folder=Path("here"), name="single", seed=3)
+    assert single.each() == (single,)
     with pytest.raises(ValidationError, match="String should match pattern"):
         Options(folder=Path("here"), name="x" * 63, members=2).each()
 
@@ -147,14 +132,11 @@ def test_processes_train_one_member_after_the_other(stripes: Path, tmp_path: Pat
 # The bootstrap.
 
 
-def test_an_interval_of_equal_values_is_that_value() -> None:
-    assert ensemble_gain.interval(np.full(30, 2.5)) == (2.5, 2.5)
-
-
 def test_an_interval_is_the_known_one_of_a_share() -> None:
     """Of 400 tosses half heads: the binomial's own quantiles."""
     low, high = ensemble_gain.interval(np.repeat([0.0, 1.0], 200))
     assert (low, high) == (pytest.approx(0.451, abs=0.0026), pytest.approx(0.549, abs=0.0026))
+    assert ensemble_gain.interval(np.full(30, 2.5)) == (2.5, 2.5)
 
 
 def test_an_interval_is_that_of_images_drawn_one_by_one() -> None:
@@ -184,20 +166,17 @@ def likely(*places: int) -> np.ndarray:
 def test_errors_are_counted_and_compared_with_the_first() -> None:
     first = Averaged(1, "single", 1, 1.0, likely(0, 1, 5, 6))
     better = Averaged(1, "ten", 10, 10.0, likely(0, 0, 4, 6))
-    one, other = ensemble_gain.rows([first, better], TARGETS)
-    assert (one.top1.error, one.top5.error) == (75, 50)
-    assert (one.top1.difference, one.top1.interval) == (0, (0, 0))
+    # Of equal probabilities the first class counts.
+    flat = Averaged(1, "single", 1, 1.0, np.full((4, 7), 1 / 7))
+    base, other, equal = ensemble_gain.rows([first, better, flat], TARGETS)
+    assert (equal.top1.error, equal.top5.error) == (75, 50)
+    assert (base.top1.error, base.top5.error) == (75, 50)
+    assert (base.top1.difference, base.top1.interval) == (0, (0, 0))
     assert (other.models, other.views, other.crops, other.cost) == (1, "ten", 10, 10)
     assert (other.top1.error, other.top1.difference) == (50, -25)
     assert (other.top5.error, other.top5.difference) == (25, -25)
     assert other.top1.interval == ensemble_gain.interval(np.array([0, -100, 0, 0]))
     assert other.top1.interval == (-75, 0)
-
-
-def test_of_equal_probabilities_the_first_class_is_first() -> None:
-    flat = Averaged(1, "single", 1, 1.0, np.full((4, 7), 1 / 7))
-    (row,) = ensemble_gain.rows([flat], TARGETS)
-    assert (row.top1.error, row.top5.error) == (75, 50)
 
 
 def test_joined_models_count_alike() -> None:
@@ -229,8 +208,7 @@ def of_names(settings: Settings) -> ServedModel:
     def load(_: object) -> Backend:
         return fake_backend(run, members=len(names))
 
-    limits = Limits(image=Bounds(10**6), max_queue_bytes=10**9, stall_seconds=60)
-    return ServedModel(load, limits, lambda _: None)
+    return served_model(load)
 
 
 @pytest.fixture
@@ -274,6 +252,8 @@ def test_rows_are_what_evaluations_of_their_own_find(desk: Path, capsys: Capture
         )
     ]
     assert [row["cost"] for row in rows] == pytest.approx([1, 10, 3.306, 2, 20, 6.612], abs=0.001)
+    single = told(desk, capsys, "--model=right", "--table")
+    assert [(row["models"], row["views"]) for row in single] == [(1, "single"), (1, "ten")]
     errors = [row["top1"]["error"] for row in rows]
     assert errors == pytest.approx([100 - one["top1"] / 0.36 for one in [*alone, *together]])
     assert len({round(error) for error in errors}) > 1
@@ -291,11 +271,7 @@ def test_the_table_is_that_of_the_paper(desk: Path, capsys: Captured) -> None:
     assert main(["evaluate", photos, "--model=left,right", "--plans=single,ten", "--table"]) == 0
     printed = capsys.readouterr()
     assert max(map(len, printed.out.splitlines())) <= 100
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in printed.out.splitlines()
-        if line.startswith("│")
-    ]
+    rows = cells(printed.out)
     assert [row[:3] for row in rows] == [
         ["1", "1", "1"], ["1", "10", "10"], ["2", "1", "2"], ["2", "10", "20"],
     ]  # fmt: skip
@@ -307,30 +283,22 @@ def test_the_table_is_that_of_the_paper(desk: Path, capsys: Captured) -> None:
     assert "text.png cannot be read and is left out" in printed.err
 
 
-def test_one_model_has_rows_of_its_own_only(desk: Path, capsys: Captured) -> None:
-    rows = told(desk, capsys, "--model=right", "--table")
-    assert [(row["models"], row["views"]) for row in rows] == [(1, "single"), (1, "ten")]
-
-
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
         ("left,other", "left,other have different labels and cannot be averaged"),
         ("left,none", "there is no model 'none'"),
+        ("left", "none of the photos can be read"),
     ],
 )
-def test_models_that_cannot_be_averaged_are_an_error(
+def test_models_or_photos_that_cannot_be_averaged_are_an_error(
     model: str, sentence: str, desk: Path, capsys: Captured
 ) -> None:
+    if model == "left":
+        for photo in (desk / "photos").glob("*/*"):
+            photo.write_text("no image")
     assert main(["evaluate", str(desk / "photos"), "--model", model, "--table"]) == 1
     assert sentence in capsys.readouterr().err
-
-
-def test_only_unreadable_photos_are_an_error(desk: Path, capsys: Captured) -> None:
-    for photo in (desk / "photos").glob("*/*"):
-        photo.write_text("no image")
-    assert main(["evaluate", str(desk / "photos"), "--model=left", "--table"]) == 1
-    assert "none of the photos can be read" in capsys.readouterr().err
 
 
 def test_it_is_a_table_or_a_comparison(desk: Path, capsys: Captured) -> None:

@@ -35,6 +35,8 @@ from service.settings import Settings
 
 __all__ = ["folder"]  # a fixture
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 DIGITS = (
     *("--model", "digits", "--views", "single", "--precision", "float32", "--max-batch", "1"),
     *("--device", "cpu"),
@@ -45,12 +47,6 @@ BEFORE = 40  # of them were done by a job that was ended
 BATCH = 8
 MEMORY = 80 * 2**20  # bytes of a node's object store; Ray takes hardly fewer
 PATIENCE = 120  # seconds
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(f"GOOGLENET_{name.upper()}", raising=False)
 
 
 # What an actor does, in this process.
@@ -81,50 +77,41 @@ def results(actor: Actor, *paths: Path) -> list[list[Row]]:
     return [[*map(ray_actor.row, made.to_pylist())] for made in actor(table(*paths))]
 
 
-def test_an_actor_does_files_and_archives_by_the_batch(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
-    packed = tmp_path / "packed.tar"
-    with tarfile.open(packed, "w") as archive:
-        for name in ("a.png", "a.png", "b/broken.png", "z.png"):
-            archive.add((folder / name).resolve(), name)
-    done = {"as given/packed.tar/z.png"}
-    with acting([folder, packed], done) as actor:
-        files = [Path(name) for name in names(folder)]
-        first, second = results(actor, *files)
-        rows = first + second
-        assert [row.file for row in rows] == [f"as given/{path.name}" for path in files]
-        assert [row.error for row in rows] == [None, None, BROKEN, None]
-        assert [row.origin for row in rows] == [ORIGIN, ORIGIN, None, ORIGIN]
-        assert [one["label"] for one in rows[3].predictions] == ["green", "red"]
-        [members] = results(actor, packed)
-        assert [row.file for row in members] == [
-            *("as given/packed.tar/a.png", "as given/packed.tar/b/broken.png")
-        ]
-        assert [row.error for row in members] == [None, BROKEN]
-
-
-def test_what_an_actor_leaves_out_of_an_archive_is_in_its_results(
+def test_an_actor_classifies_files_and_archives_and_its_results_have_what_it_skipped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
     packed, texts = tmp_path / "packed.tar", tmp_path / "texts.tar"
-    for path, several in {packed: ("a.png", "readme.txt"), texts: ("readme.txt",)}.items():
+    names_of = {
+        packed: ("a.png", "a.png", "b/broken.png", "z.png", "readme.txt"), texts: ("readme.txt",),
+    }  # fmt: skip
+    for path, members in names_of.items():
         with tarfile.open(path, "w") as archive:
-            for name in several:
-                archive.add(folder / name, name)
-    with acting([folder, packed]) as actor:
-        [made] = actor(table(packed))
+            for name in members:
+                archive.add((folder / name).resolve(), name)
+    with acting([folder, packed], {"as given/packed.tar/z.png"}) as actor:
+        files = [Path(name) for name in names(folder)]
+        first, second = results(actor, *files)
+        [members] = actor(table(packed))
         [nothing] = actor(table(texts))
-    rows = made.to_pylist()
-    assert ray_actor.row(rows[0]).file == "as given/packed.tar/a.png"
-    told = [(one["left_out"], one["kind"], one["record"]) for one in rows[1:]]
-    assert told == [("as given/packed.tar/readme.txt", ".txt", b"")]
-    assert [one["left_out"] for one in nothing.to_pylist()] == ["as given/texts.tar/readme.txt"]
+    rows = first + second
+    assert [row.file for row in rows] == [f"as given/{path.name}" for path in files]
+    assert [row.error for row in rows] == [None, None, BROKEN, None]
+    assert [row.origin for row in rows] == [ORIGIN, ORIGIN, None, ORIGIN]
+    assert [prediction["label"] for prediction in rows[3].predictions] == ["green", "red"]
+    *images, skipped = members.to_pylist()
+    assert [(ray_actor.row(row).file, ray_actor.row(row).error) for row in images] == [
+        ("as given/packed.tar/a.png", None),
+        ("as given/packed.tar/b/broken.png", BROKEN),
+    ]
+    assert (skipped["left_out"], skipped["kind"], skipped["record"]) == (
+        *("as given/packed.tar/readme.txt", ".txt"),
+        b"",
+    )
+    assert [row["left_out"] for row in nothing.to_pylist()] == ["as given/texts.tar/readme.txt"]
 
 
-def test_what_keeps_an_actor_from_its_work_is_told_in_its_results(
+def test_the_errors_of_an_actor_are_in_its_results(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(_: Batch[PreparedImage]) -> list[Probabilities]:
@@ -199,22 +186,14 @@ def test_an_actor_has_as_much_as_fits_on_every_node(
         ("auto", 0, [{"memory": 1.0}], (1, 0), (0, 0)),
         ("cpu", 0, [], (1, 0), (0, 0)),
         ("cuda", 0, [{"CPU": 2.0}, {"CPU": 8.0}], (1, 1), (8, 0)),
-        (
-            "cuda",
-            4,
-            [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}],
-            (4, 1),
-            (2, 1),
-        ),
+        ("cuda", 4, [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}],
+         (4, 1), (2, 1)),
     ],
-)
+)  # fmt: skip
 def test_an_actor_that_fits_on_no_node_is_refused(
-    device: str,
-    cores: int,
-    nodes: list[dict[str, float]],
-    wants: tuple[int, int],
+    device: str, cores: int, nodes: list[dict[str, float]], wants: tuple[int, int],
     has: tuple[int, int],
-) -> None:
+) -> None:  # fmt: skip
     with pytest.raises(BulkError) as refusal:
         ray_runner.actor_resources(Settings(device=device, cpu_threads=cores), nodes)
     assert str(refusal.value) == no_room(wants, has)
@@ -228,22 +207,23 @@ def no_room(wants: tuple[int, int], has: tuple[int, int]) -> str:
     )
 
 
-def test_a_classifier_keeps_to_its_actors_share() -> None:
-    bounded = ray_runner.limit_settings(Resources(3, 0), Settings())
-    assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == (3, 3, "cpu")
-    bounded = ray_runner.limit_settings(Resources(3, 1), Settings(decode_threads=9))
-    assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == (3, 9, "auto")
-
-
 @pytest.mark.parametrize(
-    ("device", "gpus", "wanted"),
-    [("cuda:1", 1, "cuda"), ("cuda", 1, "cuda"), ("auto", 1, "auto"), ("auto", 0, "cpu")],
+    ("chosen", "resources", "expected"),
+    [
+        ({}, Resources(3, 0), (3, 3, "cpu")),
+        ({"decode_threads": 9}, Resources(3, 1), (3, 9, "auto")),
+        ({"device": "cuda:1"}, Resources(1, 1), (1, 1, "cuda")),
+        ({"device": "cuda"}, Resources(1, 1), (1, 1, "cuda")),
+    ],
 )
-def test_a_classifier_takes_its_actors_own_gpu(device: str, gpus: int, wanted: str) -> None:
-    assert ray_runner.limit_settings(Resources(1, gpus), Settings(device=device)).device == wanted
+def test_a_classifier_has_the_cpus_and_gpu_of_its_actor(
+    chosen: dict[str, Any], resources: Resources, expected: tuple[int, int, str]
+) -> None:
+    bounded = ray_runner.limit_settings(resources, Settings(**chosen))
+    assert (bounded.cpu_threads, bounded.decode_threads, bounded.device) == expected
 
 
-def test_what_cannot_be_is_told_in_a_sentence(
+def test_a_missing_output_file_or_ray_is_an_error(
     folder: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["classify", str(folder), "--engine", "ray"]

@@ -42,23 +42,22 @@ def looked(network: nn.Module, x: Tensor, count: int) -> dict[str, Stage]:
 def alone(features: Tensor, channel: int) -> Tensor:
     """The largest activation of a feature map, all others 0."""
     kept = torch.zeros_like(features)
-    one = features[0, channel]
-    kept[0, channel] = one.where(one == one.max(), torch.zeros(()))
+    values = features[0, channel]
+    kept[0, channel] = values.where(values == values.max(), torch.zeros(()))
     return kept
 
 
 def assert_equal(stage: Stage, features: Tensor, down: Callable[[Tensor], Tensor]) -> None:
     """A stage's projections are those of a deconvnet written by hand, to 1e-5 of the largest."""
     largest = features[0].amax((1, 2))
-    assert [one.channel for one in stage.projections] == largest.argsort(descending=True)[
-        : len(stage.projections)
-    ].tolist()
-    for one in stage.projections:
-        assert one.activation == pytest.approx(float(largest[one.channel]), rel=1e-5)
-        np.testing.assert_allclose(one.map, features[0, one.channel], rtol=1e-4, atol=1e-4)
-        wanted = down(alone(features, one.channel))[0].permute(1, 2, 0).numpy()
+    strongest = largest.argsort(descending=True)[: len(stage.projections)].tolist()
+    assert [projection.channel for projection in stage.projections] == strongest
+    for made in stage.projections:
+        assert made.activation == pytest.approx(float(largest[made.channel]), rel=1e-5)
+        np.testing.assert_allclose(made.map, features[0, made.channel], rtol=1e-4, atol=1e-4)
+        wanted = down(alone(features, made.channel))[0].permute(1, 2, 0).numpy()
         assert np.abs(wanted).max() > 0
-        np.testing.assert_allclose(one.pixels, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        np.testing.assert_allclose(made.pixels, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 # Deconvnets written by hand, with torch's own transposed convolution and unpooling.
@@ -92,8 +91,8 @@ class Small(nn.Module):
 def test_a_projection_is_that_of_a_deconvnet_written_by_hand() -> None:
     net = lively(Small())
     x = noise(1, 3, 32, 32)
-    found = looked(net, x, 3)
-    assert list(found) == ["conv1", "conv2", "conv3"]
+    stages = looked(net, x, 3)
+    assert list(stages) == ["conv1", "conv2", "conv3"]
 
     first = F.relu(net.conv1(x))
     pooled, switches = F.max_pool2d(first, 2, return_indices=True)
@@ -118,9 +117,9 @@ def test_a_projection_is_that_of_a_deconvnet_written_by_hand() -> None:
         return from_second(F.interpolate(both, scale_factor=2) / 4)
 
     with torch.no_grad():
-        assert_equal(found["conv1"], first, from_first)
-        assert_equal(found["conv2"], second, from_second)
-        assert_equal(found["conv3"], third, from_third)
+        assert_equal(stages["conv1"], first, from_first)
+        assert_equal(stages["conv2"], second, from_second)
+        assert_equal(stages["conv3"], third, from_third)
 
 
 def unpooled(down: Tensor, switches: Tensor, like: Tensor) -> Tensor:
@@ -146,8 +145,8 @@ def real(real_store: Store) -> Model:
 @pytest.fixture(scope="module")
 def seen(real: Model, beagle: bytes) -> dict[str, Stage]:
     """What the three strongest maps of each of the first four stages have seen of a beagle."""
-    found = deconvnet.look(real.network(), seen_by(real, beagle), 3)
-    return {stage.name: stage for stage in itertools.islice(found, 4)}
+    stages = deconvnet.look(real.network(), seen_by(real, beagle), 3)
+    return {stage.name: stage for stage in itertools.islice(stages, 4)}
 
 
 def test_the_real_googlenets_projections_are_those_of_a_deconvnet_written_by_hand(
@@ -194,8 +193,8 @@ def test_the_real_googlenets_projections_are_those_of_a_deconvnet_written_by_han
 
 def test_what_maps_of_3b_have_seen_of_a_beagle_are_its_eyes(seen: dict[str, Stage]) -> None:
     eyes = ((82, 70), (27, 62))  # on the view, as a person sees it: pixels from the left and top
-    for one in seen["inception.3b"].projections:
-        square = contact_sheet.bounds(one.pixels)
+    for projection in seen["inception.3b"].projections:
+        square = contact_sheet.bounds(projection.pixels)
         middle = square.left + square.side / 2, square.top + square.side / 2
         assert min(math.dist(middle, eye) for eye in eyes) < 6
         assert square.side < 50
@@ -235,8 +234,8 @@ def test_a_stage_is_what_everything_passes_and_sees_more_than_the_one_before() -
     ],
 )  # fmt: skip
 def test_every_architecture_has_its_stages(name: str, names: list[str]) -> None:
-    _, found = network_stages.cut(folded(ARCHITECTURES[name].build(2).eval()))
-    assert list(found) == names
+    _, stages = network_stages.cut(folded(ARCHITECTURES[name].build(2).eval()))
+    assert list(stages) == names
 
 
 def test_a_network_without_convolutions_has_no_stages() -> None:
@@ -248,23 +247,13 @@ def test_a_network_without_convolutions_has_no_stages() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [(nn.GELU(), "GELU"), (nn.Softmax2d(), "Softmax2d")],
-)
-def test_a_layer_without_a_rule_is_named(layer: nn.Module, name: str) -> None:
-    conv = nn.Conv2d(3, 3, 3)
-    with pytest.raises(ModelError, match=f"the deconvnet has no rule for the layer {name}"):
-        looked(nn.Sequential(layer, conv, nn.ReLU()).eval(), noise(1, 3, 8, 8), 1)
-
-
 class Odd(nn.Module):
-    """Does to its input what no layer of the other networks does."""
+    """Begins with what no layer of the other networks does."""
 
     def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3)
         self.act = act
+        self.conv = nn.Conv2d(3, 3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give logits."""
@@ -272,10 +261,18 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("act", "name"), [(torch.tanh, "tanh"), (lambda x: x.sigmoid(), "sigmoid")]
+    ("act", "name"),
+    [
+        (nn.GELU(), "GELU"),
+        (nn.Softmax2d(), "Softmax2d"),
+        (torch.tanh, "tanh"),
+        (lambda x: x.sigmoid(), "sigmoid"),
+    ],
 )
-def test_so_is_a_function_or_a_method(act: Callable[[Tensor], Tensor], name: str) -> None:
-    with pytest.raises(ModelError, match=f"no rule for the layer {name}$"):
+def test_a_layer_or_function_without_a_rule_is_named(
+    act: Callable[[Tensor], Tensor], name: str
+) -> None:
+    with pytest.raises(ModelError, match=f"the deconvnet has no rule for the layer {name}$"):
         looked(Odd(act).eval(), noise(1, 3, 8, 8), 1)
 
 
@@ -283,11 +280,11 @@ def test_a_map_without_any_activation_is_not_shown() -> None:
     conv = nn.Conv2d(3, 3, 3)
     nn.init.zeros_(conv.weight)
     conv.bias.data = torch.tensor([-1.0, 2.0, 0.0])
-    found = looked(nn.Sequential(conv, nn.ReLU()).eval(), noise(1, 3, 8, 8), 5)
-    (one,) = found["0"].projections
-    assert (one.channel, one.activation) == (1, 2.0)
-    assert not one.pixels.any()
-    assert (found["0"].channels, found["0"].size) == (3, (6, 6))
+    first = looked(nn.Sequential(conv, nn.ReLU()).eval(), noise(1, 3, 8, 8), 5)["0"]
+    (projection,) = first.projections
+    assert (projection.channel, projection.activation) == (1, 2.0)
+    assert not projection.pixels.any()
+    assert (first.channels, first.size) == (3, (6, 6))
 
 
 # The sheet.
@@ -317,8 +314,8 @@ def test_the_square_is_around_what_matters_and_within_the_view(
 
 
 def stage(pixels: np.ndarray, map_: np.ndarray) -> Stage:
-    one = deconvnet.Projection(7, 12.5, map_, pixels)
-    return Stage("conv1", 64, (2, 2), (one,))
+    projection = deconvnet.Projection(7, 12.5, map_, pixels)
+    return Stage("conv1", 64, (2, 2), (projection,))
 
 
 @pytest.mark.parametrize("is_bgr", [False, True])

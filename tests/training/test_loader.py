@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.imaging.crops import Pixels
-from service.training import loader
 from service.training.loader import AHEAD, batches, divide, order
 
 
@@ -24,14 +23,14 @@ def test_batches_come_in_order_and_whole() -> None:
     made = list(batches(wanted, image, workers=2))
     assert [batch.targets.tolist() for batch in made] == wanted
     assert [batch.pixels[:, 0, 0, 0].tolist() for batch in made] == wanted
-    assert made[0].pixels.dtype == torch.uint8
-    assert made[0].targets.dtype == torch.int64
+    assert (made[0].pixels.dtype, made[0].targets.dtype) == (torch.uint8, torch.int64)
 
 
 def test_no_more_is_read_ahead_than_is_said() -> None:
     begun = []
 
     def noted(number: int) -> tuple[Pixels, int]:
+        assert threading.current_thread().name.startswith("read_")
         begun.append(number)
         return image(number)
 
@@ -43,16 +42,13 @@ def test_no_more_is_read_ahead_than_is_said() -> None:
     assert len(begun) <= AHEAD + 1
 
 
-def test_a_batch_says_how_long_it_was_waited_for() -> None:
-    def slowly(number: int) -> tuple[Pixels, int]:
-        time.sleep(0.05)
-        return image(number)
-
-    waited = [batch.waited for batch in batches([[1], [2]], slowly, workers=1)]
-    assert waited[0] == pytest.approx(0.05, abs=0.04)
+def test_a_batch_has_the_time_it_was_waited_for() -> None:
+    started = time.perf_counter()
+    (batch,) = batches([[1]], image, workers=1)
+    assert 0 < batch.waited <= time.perf_counter() - started
 
 
-def test_a_image_that_fails_fails_whoever_takes_its_batch_and_leaves_no_thread() -> None:
+def test_an_image_that_fails_fails_its_batch_and_leaves_no_thread() -> None:
     def fails(number: int) -> tuple[Pixels, int]:
         if number == 3:
             raise OSError("gone")
@@ -79,17 +75,6 @@ def test_processes_have_equal_parts_of_the_batches_that_one_alone_has(
     alone = divide(places, batch, rank=0, size=1)
     parts = [divide(places, batch, rank=rank, size=size) for rank in range(size)]
     together = [sorted(sum(shares, [])) for shares in zip(*parts, strict=True)]  # noqa: RUF017 - few
-    assert together == [sorted(one) for one in alone]
-    assert {len(one) for one in alone} == {min(batch, count)}
+    assert together == [sorted(places) for places in alone]
+    assert {len(places) for places in alone} == {min(batch, count)}
     assert len(alone) == max(1, count // batch)
-
-
-def test_names_of_threads_are_those_of_readers() -> None:
-    names = []
-
-    def noted(number: int) -> tuple[Pixels, int]:
-        names.append(threading.current_thread().name)
-        return image(number)
-
-    list(loader.batches([[1]], noted, workers=1))
-    assert names == ["read_0"]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.__main__ import main
-from service.bench.process import free_port
 from service.cli import evaluate
 from service.engine import weights
 from service.errors import ModelError
@@ -41,14 +41,12 @@ TINY = {"width": 0.05, "batch": 6, "epochs": 2, "workers": 2}
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that are easily told apart: stripes across, and stripes down."""
-    root = tmp_path_factory.mktemp("images")
+def draw_stripes(root: Path, count: int) -> Path:
+    """Draw images of two classes that are easily distinguished: stripes across, and down."""
     random = np.random.default_rng(0)
     for name in ("across", "down"):
         (root / name).mkdir()
-        for number in range(12):
+        for number in range(count):
             light, dark = random.integers(150, 256, 3), random.integers(0, 100, 3)
             rows = np.where(np.arange(40)[:, None] // 5 % 2, light, dark).astype(np.uint8)
             pixels = np.tile(rows[:, None], (1, 40, 1))
@@ -56,6 +54,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = pixels.transpose(1, 0, 2)
             Image.fromarray(np.ascontiguousarray(pixels)).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of twelve images each."""
+    return draw_stripes(tmp_path_factory.mktemp("images"), 12)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -73,9 +77,16 @@ def settings(root: Path, **chosen: object) -> Settings:
 
 
 def train(root: Path, chosen: Options, callbacks: Callbacks | None = None) -> TrainedModel:
-    outcome = run.train(settings(root), chosen, "the command", callbacks or Callbacks())
-    assert outcome is not None
-    return outcome
+    model = run.train(settings(root), chosen, "the command", callbacks or Callbacks())
+    assert model is not None
+    return model
+
+
+def command(images: Path, store: Path, **changed: object) -> list[str]:
+    """The arguments of `train` for a tiny model."""
+    flags = [f"--{name}={value}" for name, value in {**TINY, **changed}.items()]
+    where = ["--name", "stripes", "--device=cpu", f"--model-store={store}"]
+    return ["train", str(images), *where, *flags]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +158,8 @@ def test_it_is_served_with_its_labels_and_its_notice(
         file = (images / "down/3.png").read_bytes()
         answer = client.post("/classify?views=single", files={"file": file}).json()
         assert answer["notice"] == "Only stripes."
-        assert {one["label"] for one in answer["predictions"]} == {"across", "down"}
+        labels = {prediction["label"] for prediction in answer["predictions"]}
+        assert labels == {"across", "down"}
         several = client.post("/classify?views=single", files=[("file", file)] * 2).json()
         assert several["notice"] == "Only stripes."
         (served,) = client.get("/models").json()["models"]
@@ -163,10 +175,10 @@ def test_probabilities_are_those_of_its_temperature(
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
     where = store.locate(root)
-    found = Calibration(temperature=2, sha256=trained[1].sha256, images=100, error=(0.2, 0.1))
-    where.calibrate("stripes", found)
+    fitted = Calibration(temperature=2, sha256=trained[1].sha256, images=100, error=(0.2, 0.1))
+    where.calibrate("stripes", fitted)
     assert weights.load(where, "stripes").temperature == 2
-    where.calibrate("stripes", found.model_copy(update={"sha256": "0" * 64}))
+    where.calibrate("stripes", fitted.model_copy(update={"sha256": "0" * 64}))
     assert weights.load(where, "stripes").temperature == 1  # it was fitted for other weights
 
 
@@ -191,6 +203,26 @@ def test_progress_is_reported(images: Path, tmp_path: Path) -> None:
     assert ended == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"rate": 1e9}, "in epoch 1 the loss is not finite; a smaller"),
+        ({"architecture": "resnet5"}, "there is no architecture 'resnet5'"),
+        ({"architecture": "resnet18"}, "resnet18 comes in width 1 only"),
+        # The network and width of that model, which are no reason to refuse.
+        (
+            {"from": "bvlc_googlenet", "architecture": "googlenet", "width": 1},
+            "The weights of 'bvlc_googlenet' are not in",
+        ),
+    ],
+)
+def test_a_training_that_cannot_be_done_is_an_error(
+    chosen: dict[str, Any], sentence: str, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        train(tmp_path, options(images, **chosen))
+
+
 def test_a_taken_name_is_an_error(trained: tuple[Path, TrainedModel], images: Path) -> None:
     with pytest.raises(ModelError, match="there is a model 'stripes' already; choose another"):
         train(trained[0], options(images))
@@ -201,11 +233,6 @@ def test_it_stops_early_without_improvement(images: Path, tmp_path: Path) -> Non
     chosen = options(images, rate=1e-30, average=0, epochs=9, patience=2)
     outcome = train(tmp_path, chosen, Callbacks(epoch_done=ended.append))
     assert (len(ended), outcome.best.epoch) == (3, 1)
-
-
-def test_a_loss_that_is_not_finite_is_an_error(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="in epoch 1 the loss is not finite; a smaller"):
-        train(tmp_path, options(images, rate=1e9))
 
 
 def test_it_does_not_start_without_matplotlib(
@@ -225,9 +252,9 @@ class Cut(Exception):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [(1, 2), (1, 3), (2, 1)])
+@pytest.mark.parametrize("place", [(1, 2), (1, 3), (2, 1)])
 def test_an_interrupted_training_gives_the_same_model(
-    at: tuple[int, int],
+    place: tuple[int, int],
     trained: tuple[Path, TrainedModel],
     images: Path,
     tmp_path: Path,
@@ -238,7 +265,7 @@ def test_an_interrupted_training_gives_the_same_model(
 
     def stepped(epoch: int, step: int, _: int) -> None:
         began.append((epoch, step))
-        if (epoch, step) == at and began.count(at) == 1:
+        if (epoch, step) == place and began.count(place) == 1:
             raise Cut
 
     chosen = options(images, description="stripes", licence="none", notice="Only stripes.")
@@ -255,18 +282,16 @@ def test_an_interrupted_training_gives_the_same_model(
 @pytest.mark.slow
 def test_a_killed_training_resumes(images: Path, tmp_path: Path) -> None:
     """The real command, killed with SIGKILL."""
-    command = [sys.executable, "-m", "service", "train", str(images), "--name", "stripes"]
-    tiny = [f"--{name}={value}" for name, value in TINY.items()]
-    where = [f"--model-store={tmp_path}", "--device=cpu", "--precision=float32"]
+    program = [sys.executable, "-m", "service", *command(images, tmp_path, precision="float32")]
     history = tmp_path / "stripes/training/history.csv"
-    first = subprocess.Popen([*command, *tiny, *where], cwd=ROOT, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
+    first = subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL)  # noqa: S603 - ourselves
     while first.poll() is None and not history.exists():
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     assert (tmp_path / "stripes/training/checkpoint.pt").exists()
     done = subprocess.run(  # noqa: S603 - ourselves
-        [*command, *tiny, *where], cwd=ROOT, capture_output=True, text=True, check=True
+        program, cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "epoch 1:" not in done.stderr
     assert "epoch 2:" in done.stderr
@@ -289,7 +314,9 @@ def test_a_checkpoint_of_other_images_or_options_is_an_error(images: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does_and_only_the_first_writes_and_prints(
+    images: Path, tmp_path: Path
+) -> None:
     """Under torchrun, on the CPU; without dropout, which each process draws by itself."""
     losses: list[list[float]] = []
     for processes in (1, 2):
@@ -297,22 +324,14 @@ def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
         launch = [sys.executable, "-m"]
         if processes > 1:
             launch += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
-        chosen = [
-            f"--{name}={value}" for name, value in {**TINY, "dropout": 0.0, "rate": 0.0001}.items()
-        ]
+        chosen = command(images, root, dropout=0.0, rate=0.0001, precision="float32")
         done = subprocess.run(  # noqa: S603 - ourselves
-            [
-                *(*launch, "service", "train", str(images), "--name", "stripes", *chosen),
-                *("--device=cpu", "--precision=float32", f"--model-store={root}"),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+            [*launch, "service", *chosen], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("2 classes, 20 images to train on") == 1  # by the first
+        assert done.stderr.count("2 classes, 20 images to train on") == 1
+        assert done.stderr.count("epoch 2:") == 1
         assert done.stdout.count("is in the store") == 1
         rows = table(root / "stripes/training/history.csv")
         losses.append([float(row[name]) for row in rows for name in ("loss", "held_out_loss")])
@@ -321,54 +340,11 @@ def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.slow
-def test_only_the_first_process_writes_and_prints(
-    rank: int,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Captured,
-) -> None:
-    """One of two is the test's own, as `torchrun` would have started it."""
-    group = {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2"}
-    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    arguments = [
-        "train",
-        str(images),
-        "--name",
-        "stripes",
-        "--device=cpu",
-        f"--model-store={tmp_path}",
-    ]
-    arguments += [f"--{name}={value}" for name, value in TINY.items()]
-    theirs, ours = ({"RANK": str(one), "LOCAL_RANK": str(one)} for one in (1 - rank, rank))
-    other = subprocess.Popen(  # noqa: S603 - ourselves
-        [sys.executable, "-m", "service", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **group, **theirs},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for name, value in {**group, **ours}.items():
-        monkeypatch.setenv(name, value)
-    assert main(arguments) == 0
-    assert other.wait(60) == 0
-    told = capsys.readouterr()
-    if rank == 0:
-        assert "stripes is in the store" in told.out
-        assert "epoch 2:" in told.err
-    else:
-        assert told.out == ""
-        assert "epoch 2:" not in told.err
-    assert store.locate(tmp_path).has("stripes")
-
-
 def test_a_batch_that_cannot_be_shared_equally_is_an_error(images: Path) -> None:
-    found = dataset.read(images, 0.2, max_pixels=10**6, progress=lambda *_: None)
+    data = dataset.read(images, 0.2, max_pixels=10**6, progress=lambda *_: None)
     two = ProcessGroup(0, 2, torch.device("cpu"))
     with pytest.raises(ModelError, match="a batch of 5 images cannot be shared equally by 2"):
-        run._check_batch(options(images, batch=5), found, two)  # noqa: SLF001 - needs two processes
+        run._check_batch(options(images, batch=5), data, two)  # noqa: SLF001 - needs two processes
 
 
 # From a start model.
@@ -396,19 +372,10 @@ def test_a_model_goes_on_from_another_with_labels_of_its_own(
     freeze: str | None, coarse: Path, real_store: Store
 ) -> None:
     name = f"coarse_{'frozen' if freeze else 'whole'}"
-    chosen = Options.model_validate(
-        {
-            "folder": coarse,
-            "name": name,
-            "from": "bvlc_googlenet",
-            "freeze": freeze,
-            "epochs": 5,
-            "batch": 4,
-            "held_out": 0.34,
-            "average": 0.5,
-            "smallest": 0.5,
-        }
-    )
+    chosen = Options.model_validate({
+        "folder": coarse, "name": name, "from": "bvlc_googlenet", "freeze": freeze,
+        "epochs": 5, "batch": 4, "held_out": 0.34, "average": 0.5, "smallest": 0.5,
+    })  # fmt: skip
     outcome = train(real_store.root, chosen)
     before = weights.load(real_store, "bvlc_googlenet")
     after = weights.load(real_store, name)
@@ -429,20 +396,6 @@ def test_any_network_can_be_learnt_from_nothing(images: Path, tmp_path: Path) ->
     mean = model.state["layers.1.running_mean"]
     assert mean.any()
     assert math.isfinite(outcome.best.held_out_loss)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "sentence"),
-    [
-        ({"architecture": "resnet5"}, "there is no architecture 'resnet5'"),
-        ({"architecture": "resnet18"}, "resnet18 comes in width 1 only"),
-    ],
-)
-def test_a_network_that_cannot_be_built_is_an_error(
-    chosen: dict[str, str], sentence: str, images: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError, match=sentence):
-        train(tmp_path, options(images, **chosen))
 
 
 @pytest.mark.slow
@@ -470,22 +423,15 @@ def test_it_trains_on_a_gpu_in_half_precision(images: Path, tmp_path: Path) -> N
     assert math.isfinite(outcome.best.loss)
 
 
-def test_what_it_should_go_on_from_must_be_there(images: Path, tmp_path: Path) -> None:
-    agreeing = {"architecture": "googlenet", "width": 1}  # which is no reason to refuse
-    chosen = options(images, **{"from": "bvlc_googlenet", **agreeing})
-    with pytest.raises(ModelError, match="The weights of 'bvlc_googlenet' are not in"):
-        train(tmp_path, chosen)
-
-
 @pytest.mark.parametrize(
     ("other", "has"), [("architecture lenet5", "googlenet"), ("width 0.5", "1.0")]
 )
-def test_who_goes_on_from_a_model_has_its_network_and_no_other(
+def test_a_start_model_and_another_network_are_an_error(
     other: str, has: str, images: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     option, wanted = other.split()
-    command = ["train", str(images), "--name", "mine", "--from", "bvlc_googlenet"]
-    assert main([*command, f"--{option}", wanted, "--model-store", str(tmp_path)]) == 2
+    start = ["train", str(images), "--name", "mine", "--from", "bvlc_googlenet"]
+    assert main([*start, f"--{option}", wanted, "--model-store", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (  # after the bar
         f"googlenet-service: --{other} is for a new network, and 'bvlc_googlenet' has"
         f" {option} {has}: leave out --{option}, or --from"
@@ -496,20 +442,18 @@ def test_who_goes_on_from_a_model_has_its_network_and_no_other(
 # The command.
 
 
-def test_the_command_tells_what_came_of_it(images: Path, tmp_path: Path, capsys: Captured) -> None:
-    arguments = ["train", str(images), "--name", "stripes", "--model-store", str(tmp_path)]
-    arguments += [f"--{name}={value}" for name, value in {**TINY, "epochs": 1}.items()]
+def test_the_command_prints_its_results(images: Path, tmp_path: Path, capsys: Captured) -> None:
     (images / "down/notes.txt").write_text("to do")
     try:
-        assert main([*arguments, "--mirror", "no", "--device", "cpu"]) == 0
+        assert main(command(images, tmp_path, epochs=1, mirror="no")) == 0
     finally:
         (images / "down/notes.txt").unlink()
-    told = capsys.readouterr()
-    assert "2 classes, 20 images to train on, 4 held out" in told.err
-    assert "notes.txt: not an image (.txt)" in told.err
-    assert re.search(r"epoch 1: loss \d\.\d{3}, held out \d\.\d{3}, right \d+\.\d %", told.err)
-    assert re.search(r"stripes is in the store, SHA-256 [0-9a-f]{64}: right on", told.out)
-    assert "is not calibrated: a temperature is fitted to 100 labelled images" in told.out
+    printed = capsys.readouterr()
+    assert "2 classes, 20 images to train on, 4 held out" in printed.err
+    assert "notes.txt: not an image (.txt)" in printed.err
+    assert re.search(r"epoch 1: loss \d\.\d{3}, held out \d\.\d{3}, right \d+\.\d %", printed.err)
+    assert re.search(r"stripes is in the store, SHA-256 [0-9a-f]{64}: right on", printed.out)
+    assert "is not calibrated: a temperature is fitted to 100 labelled images" in printed.out
     described = store.locate(tmp_path).manifest("stripes")
     assert described.training is not None
     assert described.training.command.startswith(f"googlenet-service train {images} --name")
@@ -548,8 +492,8 @@ def test_a_model_is_not_calibrated_on_few_photos(
 def ranked(sure: float, right: int, photos: int = 200) -> tuple[list[Photo], list[Ranked]]:
     """Photos of two classes, all named `sure` as the first, and as many of them right."""
     first, second = (Prediction("a", None, 0, sure), Prediction("b", None, 1, 1 - sure))
-    index = [int(at * right // photos == (at + 1) * right // photos) for at in range(photos)]
-    return [Photo(Path("a"), one) for one in index], [(first, second)] * photos
+    targets = [int(n * right // photos == (n + 1) * right // photos) for n in range(photos)]
+    return [Photo(Path("a"), target) for target in targets], [(first, second)] * photos
 
 
 def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
@@ -560,25 +504,25 @@ def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
 ) -> None:
     root = tmp_path / "store"
     shutil.copytree(trained[0], root)
-    command = ["models", "calibrate", "stripes", str(tmp_path), "--model-store", str(root)]
+    calibrate = ["models", "calibrate", "stripes", str(tmp_path), "--model-store", str(root)]
     monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.99, right=160))
-    assert main(command) == 0
+    assert main(calibrate) == 0
     assert re.match(r"stripes has temperature 3\.\d+: on 200 ", capsys.readouterr().out)
-    found = store.locate(root).manifest("stripes").calibration
-    assert found is not None
-    assert (found.images, found.sha256) == (200, trained[1].sha256)
+    first = store.locate(root).manifest("stripes").calibration
+    assert first is not None
+    assert (first.images, first.sha256) == (200, trained[1].sha256)
     # What is ranked now has that temperature already, which is not fitted a second time.
     monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.8, right=160))
-    assert main(command) == 0
+    assert main(calibrate) == 0
     again = store.locate(root).manifest("stripes").calibration
     assert again is not None
-    assert again.temperature == pytest.approx(found.temperature, rel=0.01)
-    # And one that does not help changes nothing.
+    assert again.temperature == pytest.approx(first.temperature, rel=0.01)
+    # A temperature that does not help changes nothing.
     before = (root / "stripes" / MANIFEST).read_bytes()
     right = 1 / (1 + np.exp(-np.log(4) * again.temperature))
     monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(0.8, round(200 * right)))
     capsys.readouterr()
-    assert main(command) == 1
+    assert main(calibrate) == 1
     assert "a temperature would not make probabilities better: " in capsys.readouterr().err
     assert (root / "stripes" / MANIFEST).read_bytes() == before
 
@@ -605,8 +549,8 @@ def test_a_chart_of_many_classes_has_no_numbers(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_is_the_first_of_the_least_loss() -> None:
-    one = object.__new__(Trainer)
-    one.history = [
+    unused = object.__new__(Trainer)
+    unused.history = [
         Epoch(number, 0.1, 1.0, loss, 50.0, 1.0, 0.0) for number, loss in enumerate([3, 1, 1, 2], 1)
     ]
-    assert one.best_epoch.epoch == 2
+    assert unused.best_epoch.epoch == 2
