@@ -114,7 +114,7 @@ def test_a_key_is_found_by_all_of_it(file: Path) -> None:
         assert ring.find(other.encode()) is None
 
 
-def test_the_command_makes_what_the_file_takes(
+def test_the_command_makes_entries_of_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["keys", "new", "web", "--limits", "20/second,100000/day"]) == 0

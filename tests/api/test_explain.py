@@ -90,7 +90,7 @@ def test_any_label_can_be_explained(label: str, real_client: TestClient, beagle:
 
 
 @pytest.mark.parametrize("label", ["1000", "-1", "n99999999", "beagles"])
-def test_a_label_that_is_none_or_several_is_refused(
+def test_an_unknown_or_ambiguous_label_is_refused(
     label: str, real_client: TestClient, beagle: bytes
 ) -> None:
     refused = real_client.post("/explain", params={"label": label}, content=beagle, headers=KIND)

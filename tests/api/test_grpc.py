@@ -165,7 +165,7 @@ def test_the_server_and_its_models_are_described(hosted: Hosted) -> None:
         assert [*model.outputs[0].shape] == [-1, 3]
 
 
-def test_values_come_and_go_one_by_one_or_raw(hosted: Hosted) -> None:
+def test_values_are_typed_or_raw_in_requests_and_responses(hosted: Hosted) -> None:
     typed = hosted.infer(image(RED, BLUE), id="7")
     assert rows(typed) == [[1, 0, 0], [0, 0, 1]]
     assert not typed.message.raw_output_contents
@@ -192,9 +192,7 @@ def test_values_come_and_go_one_by_one_or_raw(hosted: Hosted) -> None:
         ),
     ],
 )
-def test_numbers_come_one_by_one(
-    given: dict[str, Any], expected: list[float], hosted: Hosted
-) -> None:
+def test_numbers_may_be_typed(given: dict[str, Any], expected: list[float], hosted: Hosted) -> None:
     assert rows(hosted.infer(given)) == [pytest.approx(expected)]
 
 
@@ -352,7 +350,7 @@ def test_calls_are_counted_and_logged_as_requests_are(
 # Start and stop.
 
 
-def test_what_is_in_flight_is_answered_when_the_server_leaves(gate: Gate) -> None:
+def test_requests_in_flight_are_answered_when_the_server_stops(gate: Gate) -> None:
     leaving = threading.Event()
     with (
         hosting(fake_backend(gate), is_leaving=leaving.is_set) as hosted,
@@ -432,7 +430,7 @@ def test_the_descriptions_are_made_of_the_proto_file(tmp_path: Path) -> None:
     assert made.read_bytes() == (folder / messages.FILE).read_bytes(), "run make proto"
 
 
-def test_too_many_values_one_by_one_are_refused_before_they_are_listed() -> None:
+def test_too_many_typed_values_are_refused_before_they_are_listed() -> None:
     tensor = {"name": "tensor", "datatype": "FP32", "shape": [7, 3, 224, 224],
               "contents": {"fp32_contents": np.zeros(MAX_VALUES + 1, np.float32)}}  # fmt: skip
     with pytest.raises(TooLarge, match="send the tensor raw"):

@@ -1,12 +1,10 @@
 """The Open Inference Protocol over HTTP: metadata, inference, errors and metrics."""
 
-import asyncio
 import base64
 import json
 import logging
 import re
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -22,9 +20,8 @@ from test_classify import client as client  # noqa: PLC0414 - a fixture
 from test_classify import gate as gate  # noqa: PLC0414 - the same
 from test_metrics import counts, value
 
-from service.api.open_inference import handler
-from service.api.open_inference.handler import LARGE, Inference
-from service.api.open_inference.paths import INFER, INFER_VERSION, target
+from service.api.open_inference.handler import LARGE
+from service.api.open_inference.paths import INFER, INFER_VERSION
 from service.api.problem_details import is_inference
 from service.server.app import create_app
 
@@ -34,7 +31,7 @@ RED, BLUE = plain("red"), plain("blue")
 
 
 def image(*images: bytes, **parameters: object) -> dict[str, Any]:
-    data = [base64.b64encode(one).decode() for one in images]
+    data = [base64.b64encode(image).decode() for image in images]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
     return {"inputs": [tensor], "parameters": parameters}
 
@@ -79,17 +76,6 @@ def test_a_large_body_is_parsed_in_a_thread_and_a_small_one_is_not() -> None:
         assert "base64" in sentence(invalid, 422)
 
 
-def test_the_event_loop_goes_on_while_a_large_body_is_parsed() -> None:
-    async def parsed(nbytes: int) -> bool:
-        went_on = threading.Event()
-        asyncio.get_running_loop().call_soon(went_on.set)
-        inferring = Inference(None, SETTINGS)  # type: ignore[arg-type]  # it only parses
-        return await inferring.parse(nbytes, lambda: went_on.wait(2))
-
-    assert asyncio.run(parsed(LARGE + 1)) is True
-    assert asyncio.run(parsed(LARGE)) is False
-
-
 # Metadata.
 
 
@@ -97,7 +83,8 @@ def test_the_server_and_its_models_are_described(client: TestClient) -> None:
     server = client.get("/v2").json()
     assert server["name"] == "googlenet-service"
     assert server["extensions"] == ["binary_tensor_data", "classification"]
-    for path in ("/v2/models/fake", "/v2/models/fake/versions/1", "/v2/models/fake@1"):
+    paths = ("fake", "fake/versions/1", "fake@1", "fake@1/versions/1")
+    for path in (f"/v2/models/{name}" for name in paths):
         model = client.get(path).json()
         assert model["versions"] == ["1"]
         assert {tensor["name"]: tensor["shape"] for tensor in model["inputs"]} == {
@@ -117,11 +104,6 @@ def test_a_model_that_is_not_served_is_unknown(path: str, client: TestClient) ->
         post(client, {}, f"{path}/infer"),
     ):
         assert "there is no model" in sentence(answer, 404)
-
-
-def test_a_version_may_be_named_twice() -> None:
-    assert handler.named("a@2", "2") == handler.named("a", "2") == "a@2"
-    assert handler.named("a", "") == "a"
 
 
 def test_a_server_is_ready_until_it_leaves_or_its_model_is_at_a_standstill() -> None:
@@ -245,29 +227,13 @@ def test_overload_is_refused_before_the_body_is_read_with_the_time_to_wait(gate:
             assert value(client, *series) == 1
 
 
-def test_a_tensors_memory_is_what_it_takes_four_bytes_a_value() -> None:
+def test_a_tensor_takes_four_bytes_of_memory_a_value() -> None:
     small = SETTINGS.model_copy(update={"max_queue_bytes": 200_000, "max_body_bytes": 1_000_000})
     tensor = {"name": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224]}
     with service(lambda *_: fake_backend(), small) as client:
         assert rows(post(client, image(RED, views="single"))) == [[1, 0, 0]]
         refused = post(client, {"inputs": [tensor | {"data": [0] * 150_528}]})
         assert "602112 bytes, and the limit is 200000" in sentence(refused, 413)
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/v2/models/a/infer", (INFER, "a")),
-        ("/v2/models/a@2,b/infer", (INFER, "a@2,b")),
-        ("/v2/models/a/versions/2/infer", (INFER_VERSION, "a@2")),
-        *((path, None) for path in (
-            "/v2/models/a", "/v2/models/A/infer", "/v2/models/a/infer/", "/classify")),
-    ],
-)  # fmt: skip
-def test_early_admission_parses_the_model_from_the_path(
-    path: str, expected: Sequence[str] | None
-) -> None:
-    assert target(path) == expected
 
 
 # Keys, metrics, log.

@@ -64,7 +64,7 @@ def sized(described: dict[str, Any], size: Any) -> dict[str, Any]:
 # Inputs.
 
 
-def test_encoded_images_come_as_base64_in_json_and_as_they_are_after_it() -> None:
+def test_encoded_images_are_base64_in_json_or_binary_after_it() -> None:
     for shape in ([2], [2, 1]):
         assert validated({"inputs": [image("a", "bc", shape=shape)]}).images == (b"a", b"bc")
     nested = image("a", "bc", shape=[2, 1])
@@ -115,12 +115,12 @@ def test_base64_is_read_in_lines_and_as_a_data_url(form: str, data: bytes) -> No
         ("data:image/jpeg;base64,\n", "an image is empty"),
     ],
 )
-def test_what_is_not_base64_is_named(text: str, sentence: str) -> None:
+def test_invalid_base64_is_refused_with_the_reason(text: str, sentence: str) -> None:
     assert sentence in refused({"inputs": [image("a", data=[text])]})
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_pixels_come_flat_nested_or_raw(rows: int) -> None:
+def test_pixels_are_flat_nested_or_raw(rows: int) -> None:
     wanted = PIXELS[:rows]
     shaped = pixels(shape=[*wanted.shape])
     for body, raw in (
@@ -135,7 +135,7 @@ def test_pixels_come_flat_nested_or_raw(rows: int) -> None:
     assert np.array_equal(np.asarray(row), PIXELS[:1])  # without the dimension of images
 
 
-def test_a_tensor_comes_flat_or_raw_and_is_one_view() -> None:
+def test_a_tensor_is_flat_or_raw_and_a_single_view() -> None:
     described = {"name": "tensor", "datatype": "FP32", "shape": [1, 3, 224, 224]}
     whole = ROW.astype(int)
     for body, raw, wanted in (
@@ -258,7 +258,7 @@ def test_an_invalid_header_length_is_malformed(length: str, sentence: str) -> No
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"inputs": NaN}', b"[" * 500, b'"\\ud800"'])
-def test_what_is_no_json_is_malformed(body: bytes) -> None:
+def test_invalid_json_is_malformed(body: bytes) -> None:
     with pytest.raises((MalformedRequest, InvalidParameter)) as caught:
         json_request.parse(body)
     assert str(caught.value).startswith(("the body: ", "inputs: "))
@@ -305,7 +305,7 @@ def test_an_output_is_probabilities_or_labels_in_json_or_binary(
     assert (request.labels, request.is_binary) == (labels, is_binary)
 
 
-def test_what_an_output_says_goes_before_what_the_request_says() -> None:
+def test_parameters_of_an_output_override_those_of_the_request() -> None:
     assert of({"binary_data_output": True}).is_binary
     assert of({"binary_data_output": True}, wants()).is_binary
     assert not of({"binary_data_output": True}, wants(binary_data=False)).is_binary
@@ -393,7 +393,7 @@ def test_anything_that_looks_like_a_request_is_too(
 # Answers.
 
 
-def test_what_comes_by_grpc_has_bytes_as_they_are() -> None:
+def test_images_over_grpc_are_bytes() -> None:
     request = InferRequest("", {}, [InputTensor("image", "BYTES", [1], [b"a"])], [])
     assert infer_request.validate(request, MOST).images == (b"a",)
 

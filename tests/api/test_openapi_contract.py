@@ -88,8 +88,8 @@ often = settings(
 
 @pytest.fixture
 def _ready() -> None:
-    for one in (schema, guarded, keyed):
-        while one["/readyz"]["GET"].Case().call().status_code != 200:
+    for described_ in (schema, guarded, keyed):
+        while described_["/readyz"]["GET"].Case().call().status_code != 200:
             pass  # as a probe does
 
 
@@ -171,7 +171,7 @@ def test_the_body_of_classify_is_documented_in_every_form() -> None:
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
 
 
-def test_a_key_is_documented_where_one_is_needed_and_nowhere_else() -> None:
+def test_api_keys_are_documented_only_where_they_are_needed() -> None:
     open_to_all, keyed = service().openapi(), service(GUARDED).openapi()
     assert "securitySchemes" not in open_to_all["components"]
     schemes = keyed["components"]["securitySchemes"]

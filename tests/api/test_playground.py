@@ -44,7 +44,7 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
-def test_every_file_is_sent_as_what_it_is_and_needs_no_key(client: TestClient) -> None:
+def test_every_file_has_its_content_type_and_needs_no_key(client: TestClient) -> None:
     kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
     assert len(page.PATHS) == len(FILES)
     for file in FILES:
@@ -77,7 +77,7 @@ def test_the_page_may_load_itself_and_nothing_else(client: TestClient) -> None:
     assert client.get("/docs").headers["content-security-policy"] != policy
 
 
-def test_it_is_counted_by_its_routes_and_is_no_part_of_the_api(client: TestClient) -> None:
+def test_the_page_is_counted_by_its_routes_and_is_no_part_of_the_api(client: TestClient) -> None:
     assert not page.PATHS & client.get("/openapi.json").json()["paths"].keys()
     before = counts(client, "googlenet_requests_total").get(("200", "GET", "interactive", "/"), 0)
     client.get("/")
@@ -207,7 +207,7 @@ def noise(name: str) -> tuple[str, bytes]:
     return name, encoded(Image.fromarray(pixels))
 
 
-def test_a_image_is_named_with_five_bars_and_where_the_time_went(
+def test_an_image_has_five_bars_of_labels_and_the_time_of_each_stage(
     visit: Open, served: Served, shared: Path
 ) -> None:
     ours = visit(served.port)
@@ -245,7 +245,7 @@ def box(part: Locator) -> dict[str, float]:
     return {**found}
 
 
-def test_several_are_named_each_and_a_broken_one_says_what_is_wrong(
+def test_each_of_several_images_has_labels_or_its_error(
     visit: Open, served: Served, shared: Path, beagle: bytes, tmp_path: Path
 ) -> None:
     ours = visit(served.port)
@@ -277,7 +277,7 @@ def test_other_views_are_for_the_next_image_and_again_for_the_last(visit: Open, 
     assert sum("/classify?" in url for url in ours.requested) == 2
 
 
-def test_of_several_models_one_is_chosen(visit: Open) -> None:
+def test_a_model_can_be_chosen(visit: Open) -> None:
     with hosting(additional_models="other") as hosted:
         ours = visit(hosted.port)
         expect(ours("#model option")).to_have_text(["fake", "other"])
@@ -334,7 +334,7 @@ def test_images_are_pasted_and_text_is_left_to_the_browser(visit: Open, port: in
     expect(ours.cards).to_have_count(1)
 
 
-def test_the_camera_takes_one(visit: Open, port: int) -> None:
+def test_the_camera_takes_a_photo(visit: Open, port: int) -> None:
     ours = visit(port, permissions=["camera"])
     ours("#use-camera").click()
     expect(ours("video")).to_have_js_property("readyState", 4)
@@ -363,7 +363,7 @@ ASKING = """
 """
 
 
-def test_a_camera_that_is_asked_for_twice_is_opened_once(visit: Open, port: int) -> None:
+def test_a_camera_that_is_requested_twice_is_opened_once(visit: Open, port: int) -> None:
     ours = visit(port, permissions=["camera"])
     ours.page.add_init_script(ASKING)
     ours.page.reload()
@@ -380,7 +380,7 @@ def test_a_camera_that_is_asked_for_twice_is_opened_once(visit: Open, port: int)
     expect(ours("#camera")).to_be_visible()
 
 
-def test_no_image_is_taken_before_there_is_one(visit: Open, port: int) -> None:
+def test_no_photo_is_taken_before_the_camera_has_an_image(visit: Open, port: int) -> None:
     ours = visit(port, permissions=["camera"])
     ours.page.add_init_script(
         "navigator.mediaDevices.getUserMedia = async () => new MediaStream();"
@@ -445,14 +445,14 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_images_name(
         assert (answer["views"], answer["predictions"][0]["label"]) == ("ten", "red")
 
 
-def test_what_a_browser_cannot_show_is_answered_all_the_same(visit: Open, port: int) -> None:
+def test_images_that_a_browser_cannot_show_are_classified_too(visit: Open, port: int) -> None:
     ours = visit(port)
     ours.pick(("red.tiff", encoded(Image.new("RGB", (8, 8), "red"), "TIFF")), ("a.heic", b"heic"))
     ours.answered("red", "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image.")
     expect(ours(".no-preview >> visible=true")).to_have_count(2)
 
 
-def test_words_of_others_are_shown_as_words(visit: Open, port: int) -> None:
+def test_file_names_and_notices_are_shown_as_text(visit: Open, port: int) -> None:
     name = "<img src=x onerror=alert(1)>.png"
     ours = visit(port)
     expect(ours("#notice")).to_have_text("It knows <b>three</b> colours.")
@@ -464,7 +464,7 @@ def test_words_of_others_are_shown_as_words(visit: Open, port: int) -> None:
 # What is bounded.
 
 
-def test_four_are_asked_for_at_once(visit: Open, gate: Gate) -> None:
+def test_four_images_are_sent_at_once(visit: Open, gate: Gate) -> None:
     with hosting(fake_backend(gate)) as hosted:
         ours = visit(hosted.port)
         with gate.shut():
@@ -575,7 +575,7 @@ def test_a_service_that_is_not_ready_yet_is_waited_for(visit: Open, port: int) -
     expect(ours("#served")).to_have_text("fake knows 3 labels, on cpu in float32.")
 
 
-def test_a_key_is_asked_for_where_one_is_needed(visit: Open, tmp_path: Path) -> None:
+def test_an_api_key_is_requested_where_the_service_needs_a_key(visit: Open, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(RED[1])
     with hosting(api_key_hashes=digests(web=KEY)) as hosted:
         ours = visit(hosted.port)
@@ -643,9 +643,7 @@ WIDER = """[document.documentElement, ...document.querySelectorAll("article, #dr
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1100, "dark")])
-def test_nothing_is_in_the_way_of_those_who_see_or_hear_it_otherwise(
-    width: int, scheme: str, visit: Open
-) -> None:
+def test_the_page_is_accessible_and_fits_every_width(width: int, scheme: str, visit: Open) -> None:
     with hosting(api_key_hashes=digests(web=KEY)) as hosted:
         ours = visit(
             hosted.port,
@@ -685,7 +683,7 @@ def test_reduced_motion_is_respected(visit: Open, port: int, gate: Gate) -> None
             assert bool(moving) is (wanted == "no-preference")
 
 
-def test_without_scripts_it_says_what_it_needs(visit: Open, port: int) -> None:
+def test_without_javascript_the_page_says_that_it_needs_it(visit: Open, port: int) -> None:
     ours = visit(port, java_script_enabled=False)
     expect(ours("noscript p")).to_contain_text("This page needs JavaScript.")
 
@@ -714,7 +712,7 @@ def proxy(port: int, below: str) -> Iterator[str]:
         yield base
 
 
-def test_below_a_path_of_a_proxy_it_works_as_ever(visit: Open, tmp_path: Path) -> None:
+def test_the_page_works_below_a_path_of_a_proxy(visit: Open, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(RED[1])
     with (
         hosting(root_path="/vision") as hosted,

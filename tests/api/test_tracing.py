@@ -83,7 +83,7 @@ def test_a_clients_trace_continues_in_the_request_and_each_stage(
     assert line["trace_id"] == TRACE
 
 
-def test_every_image_has_its_stages_and_a_bad_one_none(
+def test_every_image_has_its_stages_and_a_bad_image_has_none(
     client: TestClient, spans: InMemorySpanExporter
 ) -> None:
     files = [*parts(plain("red")), ("file", ("bad.jpg", b"bad")), *parts(plain("blue"))]

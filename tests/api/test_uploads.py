@@ -23,7 +23,6 @@ from test_classify import JPEG, Gate, assert_problem, parts, plain, service, top
 from service.api import multipart
 from service.api.uploads import BUSY_RETRY, Bounds, Budget, Form, Share, Upload, read
 from service.errors import (
-    BodyTimeout,
     CompressedBody,
     InvalidParameter,
     MalformedRequest,
@@ -152,7 +151,7 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_c
 
 @given(st.lists(st.tuples(names, st.binary(min_size=1)), min_size=1, max_size=3))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_what_a_client_encodes_is_what_comes_out(images: list[tuple[str, bytes]]) -> None:
+def test_images_that_httpx_encodes_are_read_unchanged(images: list[tuple[str, bytes]]) -> None:
     sent = httpx2.Request("POST", "http://here", files=[("file", image) for image in images])
     uploads = received(sending([sent.read()]), sent.headers["content-type"])
     assert [upload.data for upload in uploads] == [data for _, data in images]
@@ -332,12 +331,6 @@ def test_a_body_that_does_not_say_so_is_refused_when_it_is_too_large(length: str
     assert share.used == BOUNDS.nbytes
 
 
-@pytest.mark.parametrize("kind", [FORM, "image/png"])
-def test_a_body_that_does_not_arrive_in_time_is_given_up(kind: str) -> None:
-    with pytest.raises(BodyTimeout, match=r"within 0\.02 s"):
-        received(never, kind, bounds=Bounds(1000, 1, 0.02))
-
-
 # The memory that all uploads share.
 
 
@@ -413,30 +406,17 @@ def asgi(
     return sent
 
 
-def test_a_slow_upload_is_answered_with_408_and_the_end_of_the_connection() -> None:
+@pytest.mark.parametrize("kind", [FORM, "image/png"])
+def test_a_slow_upload_is_answered_with_408_and_the_end_of_the_connection(kind: str) -> None:
     impatient = Settings(model="fake", upload_timeout_seconds=0.02)
     with service(lambda *_: fake_backend(), impatient) as client:
-        start, *bodies = asgi(client, never, {"content-type": FORM, "transfer-encoding": "chunked"})
+        start, *bodies = asgi(client, never, {"content-type": kind, "transfer-encoding": "chunked"})
     headers = dict(start["headers"])
     assert start["status"] == 408
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"connection"] == b"close"
     assert b'"code":"slow_upload"' in bodies[0]["body"]
-
-
-def test_what_still_comes_after_a_refusal_is_read_and_forgotten() -> None:
-    chunks_to_come = iter([4, 3, 2, 1, 0])
-
-    async def receive() -> Message:
-        more = next(chunks_to_come) > 0
-        return {"type": "http.request", "body": bytes(1000), "more_body": more}
-
-    small = Settings(model="fake", max_body_bytes=1024)
-    with service(lambda *_: fake_backend(), small) as client:
-        start, *_ = asgi(client, receive, {**JPEG, "transfer-encoding": "chunked"})
-    assert start["status"] == 413
-    # Closing while the client still sends would reset the connection and lose the answer.
-    assert [*chunks_to_come] == []
+    assert b"within 0.02 s" in bodies[0]["body"]
 
 
 def test_a_client_that_disconnects_while_sending_is_counted_as_499() -> None:

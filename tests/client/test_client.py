@@ -388,7 +388,7 @@ def test_the_remaining_time_is_sent(ask: Ask) -> None:
     busy = answered(b'{"detail": "no", "code": "no", "retry_after_ms": 200}', "503 Busy")
     with misbehaving(busy, GOOD) as (url, asked):
         ask(url, "classify", b"image", timeout=10.0)
-    first, again = (int(re.findall(rb"(?i)x-timeout-ms: (\d+)", one)[0]) for one in asked)
+    first, again = (int(re.findall(rb"(?i)x-timeout-ms: (\d+)", head)[0]) for head in asked)
     assert first - again >= 200
     assert 5000 < again < first <= 10_000
 
@@ -422,7 +422,7 @@ def test_a_refused_connection_is_retried(ask: Ask) -> None:
         url = f"http://{HOST}:{listener.getsockname()[1]}"
         assert ask(url, "classify", b"image", about={"on_retry": log}).best.label == "red"
         thread.join()
-    assert [(type(one), one.code) for one in log.errors] == [(Unreachable, "unreachable")]
+    assert [(type(error), error.code) for error in log.errors] == [(Unreachable, "unreachable")]
 
 
 @pytest.mark.parametrize("call", ["models", "wait_reachable"])
@@ -442,7 +442,7 @@ def test_refused_connections_raise_at_the_deadline(ask: Ask, call: str) -> None:
 def test_a_response_of_any_status_is_reachable(ask: Ask, status: str) -> None:
     with misbehaving(answered(b"", status)) as (url, asked):
         ask(url, "wait_reachable", timeout=5)
-    assert [one.split(b" HTTP")[0] for one in asked] == [b"GET /livez"]
+    assert [head.split(b" HTTP")[0] for head in asked] == [b"GET /livez"]
 
 
 def test_wait_reachable_retries_closed_connections(ask: Ask) -> None:
@@ -450,7 +450,7 @@ def test_wait_reachable_retries_closed_connections(ask: Ask) -> None:
     log = RetryLog()
     with misbehaving(b"", b"", b"", GOOD) as (url, asked):
         ask(url, "wait_reachable", timeout=20, about={"on_retry": log})
-    assert [type(one) for one in log.errors] == [Unreachable] * 3
+    assert [type(error) for error in log.errors] == [Unreachable] * 3
     assert len(asked) == 4
 
 

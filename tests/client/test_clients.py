@@ -83,7 +83,7 @@ def ask(request: pytest.FixtureRequest, ports: Ports) -> Ask:
 
 
 def sent(*images: bytes) -> list[str]:
-    return [base64.b64encode(one).decode() for one in images]
+    return [base64.b64encode(image).decode() for image in images]
 
 
 def image(*images: bytes, **other: Any) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def classified(ports: Ports, photos: list[bytes]) -> list[list[dict[str, Any]]]:
     """The predictions of /classify for each photo."""
     with httpx2.Client(base_url=f"http://127.0.0.1:{ports.http}", headers=HEADERS) as client:
         kind = {"content-type": "image/jpeg"}
-        answers = [client.post("/classify", content=one, headers=kind).json() for one in photos]
+        answers = [client.post("/classify", content=photo, headers=kind).json() for photo in photos]
     return [answer["predictions"] for answer in answers]
 
 
@@ -108,17 +108,21 @@ def check_probabilities(rows: list[list[float]], wanted: list[list[dict[str, Any
     assert len(rows) == len(wanted)
     for row, predictions in zip(rows, wanted, strict=True):
         best = np.argsort(row)[::-1][:5]
-        assert best.tolist() == [one["index"] for one in predictions]
-        expected = [one["probability"] for one in predictions]
+        assert best.tolist() == [prediction["index"] for prediction in predictions]
+        expected = [prediction["probability"] for prediction in predictions]
         assert [row[index] for index in best] == pytest.approx(expected, abs=1e-6)
 
 
 def check_labels(rows: list[list[str]], wanted: list[list[dict[str, Any]]]) -> None:
     for row, predictions in zip(rows, wanted, strict=True):
         parts = [label.split(":", 2) for label in row]
-        assert [label for _, _, label in parts] == [one["label"] for one in predictions]
-        assert [int(index) for _, index, _ in parts] == [one["index"] for one in predictions]
-        expected = [one["probability"] for one in predictions]
+        assert [label for _, _, label in parts] == [
+            prediction["label"] for prediction in predictions
+        ]
+        assert [int(index) for _, index, _ in parts] == [
+            prediction["index"] for prediction in predictions
+        ]
+        expected = [prediction["probability"] for prediction in predictions]
         assert [float(value) for value, _, _ in parts] == pytest.approx(expected, abs=1e-6)
 
 
@@ -129,7 +133,7 @@ def test_every_client_gets_the_results_of_classify(
     """One image and several, raw and in JSON, as a file, as pixels and as a tensor."""
     few = photos[:2]
     if "http" in request.node.callspec.id:  # gRPC has no JSON
-        in_json = image(*(one.encode() for one in sent(*few)), binary=False)
+        in_json = image(*(text.encode() for text in sent(*few)), binary=False)
     else:
         in_json = image(*few)
     whole = np.asarray(decode(photos[0], max_pixels=10**8))

@@ -116,7 +116,7 @@ def test_colours_of_a_space_become_those_of_srgb(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF"])
-def test_so_do_those_of_formats_with_losses(kind: str) -> None:
+def test_colours_of_lossy_formats_become_those_of_srgb(kind: str) -> None:
     image = colours().resize((120, 80), Image.Resampling.BICUBIC)
     options = {"quality": 95, "subsampling": "4:4:4"}
     plain = encoded(image, kind, **options)
@@ -125,7 +125,7 @@ def test_so_do_those_of_formats_with_losses(kind: str) -> None:
     assert np.abs(pixels(data) - browser(stored, "Generic RGB")).max() <= 2
 
 
-def test_colours_in_srgb_stay_exactly_what_they_are() -> None:
+def test_colours_in_srgb_are_unchanged() -> None:
     data = encoded(colours(), "PNG", icc_profile=profile("sRGB"))
     assert (pixels(data) == np.asarray(colours())).all()
 
@@ -150,7 +150,7 @@ def test_grey_palette_and_rgb_may_have_an_rgb_profile_of_any_size(mode: str, not
     assert np.abs(pixels(data) - browser(stored, "Generic RGB")).max() <= 2
 
 
-def test_alpha_stays_what_it_is() -> None:
+def test_alpha_is_not_converted() -> None:
     image = colours().convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     data = encoded(image, "PNG", icc_profile=profile("Generic RGB"))
@@ -170,7 +170,7 @@ def cmyk_profile() -> bytes:
     return written(b"CMYK", {b"wtpt": white, b"A2B0": table + ends * 4 + lab + ends * 3}, b"Lab ")
 
 
-def test_cmyk_becomes_what_its_inks_look_like() -> None:
+def test_cmyk_is_converted_by_its_profile() -> None:
     image = Image.new("CMYK", (16, 16), (255, 255, 0, 0))
     plain = pixels(encoded(image, "JPEG", quality=100))
     data = encoded(image, "JPEG", quality=100, icc_profile=cmyk_profile())

@@ -244,7 +244,7 @@ def test_twice_the_resized_images_side_is_enough(name: str, min_side: int, resiz
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("resize", [WARP, SHORT])
-def test_a_jpeg_with_enough_pixels_is_seen_as_one_with_all_of_them(
+def test_a_jpeg_decoded_small_has_nearly_the_same_views(
     name: str, resize: Resize, shared: Path
 ) -> None:
     """On the largest photo there is, 1600x1200; it is decoded at half of that."""
@@ -284,7 +284,7 @@ def check_shapes(source: Image.Image, plan: Plan) -> None:
         assert (pixels == (10, 20, 30)).all()
 
 
-def test_canvases_belong_to_the_caller() -> None:
+def test_canvases_are_writable_copies() -> None:
     """Arrays that are writable, as torch wants them, and not the image's memory."""
     source = Image.new("RGB", (CROP, CROP))
     (canvas,) = crops.canvases(source, crops.plan("single", Resize("warp", CROP)))

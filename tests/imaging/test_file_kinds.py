@@ -62,7 +62,7 @@ PHOTO = encoded(Image.new("RGB", (8, 8)), "JPEG")
         (b"data:image/png;base64,AAAA", "this is a data URL; send the bytes of the image"),
     ],
 )
-def test_what_is_not_accepted_is_named(data: bytes, sentence: str) -> None:
+def test_a_format_that_is_not_accepted_is_named(data: bytes, sentence: str) -> None:
     with pytest.raises(UnsupportedType) as caught:
         decode(data, max_pixels=1000)
     assert str(caught.value).startswith(sentence)
@@ -72,7 +72,7 @@ def test_what_is_not_accepted_is_named(data: bytes, sentence: str) -> None:
     "data",
     [b"", b"a", b"{}", b"<a>svg</a>", b"RIFF\0\0\0\0ACON", bytes(200), b"\0\0\2\0" + bytes(20)],
 )
-def test_what_is_not_known_is_not_guessed(data: bytes) -> None:
+def test_an_unknown_format_is_not_guessed(data: bytes) -> None:
     with pytest.raises(UnsupportedType) as caught:
         sniff(data)
     assert str(caught.value) == "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image"

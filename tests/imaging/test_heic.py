@@ -172,7 +172,7 @@ def made(kind: bytes, content: bytes, references: bytes = b"") -> bytes:
     return head + meta + box(b"mdat", content)
 
 
-def test_images_made_of_one_again_and_again_count_each_time() -> None:
+def test_repeated_references_to_an_image_count_each_time() -> None:
     stream = long(sequence(64, 64), unit(19, b"\x80"))
     said = struct.pack(">HH", 1, 500) + bytes(1000)
     small = box(b"iref", bytes(4) + box(b"dimg", said) + box(b"cdsc", bytes(6)))

@@ -182,7 +182,7 @@ def test_padding_between_segments_is_no_reason_to_refuse(padding: bytes) -> None
     assert (np.asarray(padded) == np.asarray(decode(data, max_pixels=LIMIT))).all()
 
 
-def test_a_png_loses_its_profile_and_texts_and_stays_what_it_was() -> None:
+def test_a_png_loses_only_its_profile_and_texts() -> None:
     data = good()[9]
     notes = chunk(b"iCCP", b"a\0\0" + zlib.compress(b"profile")) + chunk(b"tEXt", b"a\0b")
     noted = data[:33] + notes + data[33:-12] + notes + data[-12:]
@@ -230,7 +230,7 @@ def test_a_turned_tiff_is_turned_however_it_is_compressed(
     assert (np.asarray(decode(data, max_pixels=LIMIT)) == np.asarray(reference)).all()
 
 
-def test_a_gif_loses_its_comments_and_keeps_what_is_transparent() -> None:
+def test_a_gif_loses_its_comments_and_keeps_its_transparency() -> None:
     image = Image.new("P", (8, 8), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
     data = encoded(image, "GIF", transparency=0, comment=b"a comment " * 100)

@@ -265,7 +265,7 @@ def small_gif(box: tuple[int, int, int, int], canvas: tuple[int, int] = (8, 8)) 
 
 
 @pytest.mark.parametrize("box", [(0, 0, 4, 4), (2, 1, 5, 8), (7, 7, 8, 8), (0, 0, 8, 8)])
-def test_what_a_gif_does_not_draw_is_white(box: tuple[int, int, int, int]) -> None:
+def test_undrawn_pixels_of_a_gif_are_white(box: tuple[int, int, int, int]) -> None:
     expected = Image.new("RGB", (8, 8), WHITE)
     expected.paste(RED, box)
     assert difference(decode(small_gif(box), max_pixels=LIMIT), expected) == 0
@@ -278,7 +278,7 @@ def test_the_canvas_of_a_gif_grows_with_a_frame_that_is_larger() -> None:
     assert difference(image, expected) == 0
 
 
-def test_what_an_animated_webp_does_not_draw_is_white() -> None:
+def test_undrawn_pixels_of_an_animated_webp_are_white() -> None:
     """Pillow alone leaves it black, without an alpha channel."""
     frame = encoded(Image.new("RGB", (4, 4), RED), "WEBP", lossless=True)[12:]
 

@@ -23,7 +23,7 @@ def test_the_first_bytes_show_an_image() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "A.JPEG", "a.b.jfif", "a/b.mpo", "a.TIF", "a.webp"])
-def test_a_name_that_promises_an_image_is_taken_at_its_word(name: str) -> None:
+def test_a_file_with_a_suffix_of_images_counts_as_an_image_unread(name: str) -> None:
     """Decoding it then fails with an error."""
 
     def unread() -> bytes:
@@ -62,7 +62,7 @@ def test_skipped_files_are_counted_by_kind_the_most_frequent_first() -> None:
     )
 
 
-def test_a_name_that_is_no_text_can_be_said() -> None:
+def test_a_name_that_is_not_utf_8_is_escaped() -> None:
     left_out = LeftOut()
     left_out.add(os.fsdecode(b"\xff\n.txt"), ".txt")
     assert left_out.sentence == f"{NOTE}1 .txt ('\\udcff\\n.txt')"

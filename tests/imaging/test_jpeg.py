@@ -36,7 +36,7 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("missing", [1, 2])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_a_whole_jpeg_without_its_end_marker_is_what_it_is_with_it(
+def test_a_whole_jpeg_without_its_end_marker_is_decoded_the_same(
     options: dict[str, object], mode: str, missing: int
 ) -> None:
     data = encoded(photo(mode=mode), "JPEG", **options)
@@ -44,7 +44,7 @@ def test_a_whole_jpeg_without_its_end_marker_is_what_it_is_with_it(
 
 
 @pytest.mark.parametrize("behind", [b"\0" * 100, b"\xff" * 9, b"a comment"])
-def test_what_stands_in_place_of_the_end_marker_is_skipped(behind: bytes) -> None:
+def test_bytes_in_place_of_the_end_marker_are_skipped(behind: bytes) -> None:
     data = encoded(photo(), "JPEG")
     assert (pixels(data[:-2] + behind) == pixels(data)).all()
 

@@ -231,7 +231,7 @@ PLAIN = Kind("<", BLACK_IS_ZERO, 8, UNSIGNED, 1, RAW)
         Kind("<", PALETTE, 4, UNSIGNED, 1, RAW, fill_order=2),
     ],
 )
-def test_what_was_shown_wrong_or_refused_is_shown_right(kind: Kind) -> None:
+def test_kinds_that_were_once_decoded_wrong_or_refused_are_decoded_right(kind: Kind) -> None:
     outcome = shown(kind, np.random.default_rng(2))
     assert isinstance(outcome, float), outcome
     assert outcome <= 2

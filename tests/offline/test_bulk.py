@@ -778,7 +778,7 @@ def test_a_file_that_is_no_archive_is_an_error(ending: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
-def test_an_archive_that_is_cut_short_gives_what_it_has(ending: str, tmp_path: Path) -> None:
+def test_members_before_the_cut_of_an_archive_are_read(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"photos.{ending}"
     chance = random.Random(0)
     packed(path, [(f"{n}.png", chance.randbytes(5000)) for n in range(20)])

@@ -58,9 +58,7 @@ def trained(stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def test_members_differ_and_each_is_what_its_seed_alone_makes(
-    stripes: Path, trained: Store
-) -> None:
+def test_members_differ_and_each_depends_on_its_seed_alone(stripes: Path, trained: Store) -> None:
     digests = [trained.verify(f"pair_{number}") for number in (1, 2)]
     assert digests[0] != digests[1]
     assert train(stripes, trained, "alone", "--seed=5") == 0
@@ -114,7 +112,7 @@ def test_another_command_does_not_take_a_members_name(
 
 
 @pytest.mark.slow
-def test_processes_train_one_member_after_the_other(stripes: Path, tmp_path: Path) -> None:
+def test_processes_train_the_members_in_turn(stripes: Path, tmp_path: Path) -> None:
     """Under torchrun, where processes could not meet a second time."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "service"]
     where = [f"--model-store={tmp_path}", "--device=cpu", "--precision=float32"]
@@ -132,14 +130,14 @@ def test_processes_train_one_member_after_the_other(stripes: Path, tmp_path: Pat
 # The bootstrap.
 
 
-def test_an_interval_is_the_known_one_of_a_share() -> None:
+def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
     """Of 400 tosses half heads: the binomial's own quantiles."""
     low, high = ensemble_gain.interval(np.repeat([0.0, 1.0], 200))
     assert (low, high) == (pytest.approx(0.451, abs=0.0026), pytest.approx(0.549, abs=0.0026))
     assert ensemble_gain.interval(np.full(30, 2.5)) == (2.5, 2.5)
 
 
-def test_an_interval_is_that_of_images_drawn_one_by_one() -> None:
+def test_an_interval_is_that_of_resampled_images() -> None:
     random = np.random.default_rng(7)
     values = random.choice([-100.0, 0.0, 0.0, 0.0, 100.0, 37.5], 60)
     drawn = values[random.integers(0, 60, (20_000, 60))].mean(1)
@@ -239,7 +237,7 @@ def told(desk: Path, capsys: Captured, *arguments: str) -> list[dict[str, object
     return found
 
 
-def test_rows_are_what_evaluations_of_their_own_find(desk: Path, capsys: Captured) -> None:
+def test_rows_equal_separate_evaluations(desk: Path, capsys: Captured) -> None:
     plans = ("--plans", "single,ten,dense")
     rows = told(desk, capsys, "--model", "left,right", *plans, "--table")
     alone = told(desk, capsys, "--model", "left", *plans)
@@ -255,7 +253,7 @@ def test_rows_are_what_evaluations_of_their_own_find(desk: Path, capsys: Capture
     single = told(desk, capsys, "--model=right", "--table")
     assert [(row["models"], row["views"]) for row in single] == [(1, "single"), (1, "ten")]
     errors = [row["top1"]["error"] for row in rows]
-    assert errors == pytest.approx([100 - one["top1"] / 0.36 for one in [*alone, *together]])
+    assert errors == pytest.approx([100 - score["top1"] / 0.36 for score in [*alone, *together]])
     assert len({round(error) for error in errors}) > 1
     assert [row["top5"]["error"] for row in rows] == [0] * 6  # of three labels
     for row in rows:

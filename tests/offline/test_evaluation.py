@@ -63,16 +63,16 @@ def test_files_that_are_not_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "red/empty.png").write_bytes(b"")  # an error of its own, for it should be one
     left_out: list[tuple[str, str]] = []
     photos = evaluation.find(tmp_path, LABELS, lambda *what: left_out.append(what))
-    assert [one.path.name for one in photos] == ["a", "empty.png"]
+    assert [photo_.path.name for photo_ in photos] == ["a", "empty.png"]
     assert left_out == [(f"{tmp_path}/red/notes.txt", ".txt")]
     photo(tmp_path / "n00000001_1")
     (tmp_path / "n00000001.txt").write_text("no image")
     photos = evaluation.find(tmp_path, LABELS, lambda *what: left_out.append(what))
-    assert [one.path.name for one in photos] == ["n00000001_1"]
+    assert [photo_.path.name for photo_ in photos] == ["n00000001_1"]
     assert left_out[1:] == [(f"{tmp_path}/n00000001.txt", ".txt")]
 
 
-def test_commands_print_what_is_left_out_once(
+def test_commands_print_skipped_files_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo(tmp_path / "red/a")

@@ -134,7 +134,7 @@ def test_the_errors_of_an_actor_are_in_its_results(
         results(actor, whole)
 
 
-def test_an_actor_whose_store_has_another_model_says_so(
+def test_an_actor_whose_store_has_another_model_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(factory, "create_served_model", faked(mean_colour))
@@ -326,15 +326,15 @@ class Loss:
                     continue
                 self.rows = self.out.read_bytes().count(b"\n")
                 self.nodes.remove_node(node, allow_graceful=False)
-                for one in there:
+                for child in there:
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(one, signal.SIGKILL)
+                        os.kill(child, signal.SIGKILL)
                 return
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("nodes")  # Ray knows only one way to prove who one is, the first
-def test_a_cluster_that_is_not_there_is_told(
+def test_a_cluster_that_cannot_be_joined_is_an_error(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     nowhere = ("--engine", "ray", "--ray-address", "nowhere")
@@ -343,7 +343,7 @@ def test_a_cluster_that_is_not_there_is_told(
 
 
 @pytest.mark.slow
-def test_a_cluster_without_room_for_an_actor_is_told(
+def test_a_cluster_without_room_for_an_actor_is_an_error(
     nodes: Any, folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     command = ["classify", str(folder), *on(nodes), "--out", str(tmp_path / "out.csv")]
@@ -393,7 +393,7 @@ def test_results_of_an_archive_come_while_it_is_read(
 
 
 @pytest.mark.slow
-def test_each_image_has_its_result_once_though_a_node_is_lost(
+def test_each_image_has_its_result_once_even_if_a_node_is_lost(
     nodes: Any, digits: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     alone, out = tmp_path / "alone.jsonl", tmp_path / "out.jsonl"
@@ -418,8 +418,8 @@ def test_each_image_has_its_result_once_though_a_node_is_lost(
         assert got[name]["error"] == row["error"]
         made = [row[column] for column in results_file.ORIGIN]
         assert [got[name][column] for column in results_file.ORIGIN] == made
-        assert [one["label"] for one in got[name]["predictions"]] == [
-            one["label"] for one in row["predictions"]
+        assert [prediction["label"] for prediction in got[name]["predictions"]] == [
+            prediction["label"] for prediction in row["predictions"]
         ]
         assert got[name]["probability"] == pytest.approx(row["probability"], abs=1e-4)
     assert wanted[f"{digits}/0200b.png"]["error"] == BROKEN

@@ -191,7 +191,7 @@ def test_the_real_googlenets_projections_are_those_of_a_deconvnet_written_by_han
         assert_equal(seen["inception.3a"], third, from_third)
 
 
-def test_what_maps_of_3b_have_seen_of_a_beagle_are_its_eyes(seen: dict[str, Stage]) -> None:
+def test_the_strongest_maps_of_3b_respond_to_the_eyes_of_a_beagle(seen: dict[str, Stage]) -> None:
     eyes = ((82, 70), (27, 62))  # on the view, as a person sees it: pixels from the left and top
     for projection in seen["inception.3b"].projections:
         square = contact_sheet.bounds(projection.pixels)
@@ -219,7 +219,7 @@ class Branched(nn.Module):
         return F.relu(self.hidden(x.mean((2, 3))))
 
 
-def test_a_stage_is_what_everything_passes_and_sees_more_than_the_one_before() -> None:
+def test_a_stage_is_a_convolution_that_all_activations_pass() -> None:
     _, names = network_stages.cut(folded(Branched().eval()))
     assert names == ("features.0", "block.a")
 
@@ -307,7 +307,7 @@ def signed(places: list[tuple[int, int]], side: int = 100) -> np.ndarray:
         ([(0, 0), (99, 99)], Square(0, 0, 100)),
     ],
 )
-def test_the_square_is_around_what_matters_and_within_the_view(
+def test_the_square_is_around_the_strongest_pixels_and_within_the_view(
     places: list[tuple[int, int]], square: Square
 ) -> None:
     assert contact_sheet.bounds(signed(places)) == square
@@ -338,7 +338,7 @@ def test_a_row_has_the_map_the_projection_and_the_part_of_the_image(is_bgr: bool
 
 
 @pytest.mark.parametrize("places", [[], [(0, 0), (99, 99)]])
-def test_what_has_next_to_nothing_is_grey(places: list[tuple[int, int]]) -> None:
+def test_a_projection_of_nearly_nothing_is_grey(places: list[tuple[int, int]]) -> None:
     """As where a bias alone activates a map."""
     pixels = np.zeros((100, 100, 3), np.float32)
     for place in places:
@@ -381,7 +381,7 @@ def test_the_command_draws_a_sheet(digit: Path, tmp_path: Path, capsys: Captured
         ("3.png", "no/sheet.png", "cannot write {0}/no/sheet.png: No such file or directory"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_a_sentence(  # noqa: PLR0913, PLR0917 - what is given, and what is told
+def test_unreadable_images_and_unwritable_files_are_errors(  # noqa: PLR0913, PLR0917 - what is given, and what is told
     photo: str, out: str, sentence: str, digit: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     data = digit.read_bytes()

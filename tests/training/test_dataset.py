@@ -104,7 +104,7 @@ def test_files_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
     assert "large.png: 40x40 is over 1000 pixels" in told
 
 
-def test_the_statistics_are_of_what_is_learnt_from(tmp_path: Path) -> None:
+def test_the_statistics_are_of_the_training_images(tmp_path: Path) -> None:
     root = folder(tmp_path, {"a": range(6), "b": range(10, 14)})
     found = read(root)
     pixels = np.stack([np.asarray(Image.open(p.path)) for p in found.training]) / 1.0

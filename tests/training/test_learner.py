@@ -75,7 +75,7 @@ def test_the_auxiliary_classifiers_gradients_reach_4a_and_4d_and_nothing_behind(
         assert made.get_parameter(f"{unreached}.weight").grad is None
 
 
-def test_a_step_is_one_of_stochastic_gradient_descent_on_all_three_losses() -> None:
+def test_a_step_is_stochastic_gradient_descent_on_all_three_losses() -> None:
     made, rate = network(), 0.001
     for module in made.modules():
         if isinstance(module, nn.Dropout):
@@ -94,7 +94,7 @@ def test_a_step_is_one_of_stochastic_gradient_descent_on_all_three_losses() -> N
         torch.testing.assert_close(value.detach(), before[name] - rate * gradient)
 
 
-def test_it_learns_what_can_be_learnt() -> None:
+def test_a_network_learns_a_batch() -> None:
     made = network()
     example = batch()
     learner.initialise_from_data(made, Plain()(example.pixels))
@@ -121,14 +121,14 @@ def test_an_initialised_network_tells_images_apart() -> None:
         assert (deviation > 0.5).any()
 
 
-def test_dropout_is_as_strong_as_said() -> None:
+def test_dropout_has_the_chosen_rates() -> None:
     made = GoogLeNet(2, WIDTH)
     learner.initialise(made, 0.5)
     rates = {name: m.p for name, m in made.named_modules() if isinstance(m, nn.Dropout)}
     assert rates == pytest.approx({"dropout": 0.2, "aux_4a.dropout": 0.35, "aux_4d.dropout": 0.35})
 
 
-def test_the_average_keeps_little_at_first_and_then_as_much_as_is_said() -> None:
+def test_the_average_keeps_little_at_first_and_then_the_chosen_share() -> None:
     made = network(auxiliary=False)
     student = pupil(made, average=0.4)
     name = "linear.weight"
@@ -151,7 +151,7 @@ def test_chance_depends_on_the_step_alone() -> None:
     assert [other.step(batch(), 3, step) for step in range(2)] == first
 
 
-def test_a_state_goes_on_as_if_nothing_had_been() -> None:
+def test_a_restored_learner_continues_identically() -> None:
     one = pupil(network())
     one.step(batch(1), 0, 0)
     state = copy.deepcopy(one.state())  # as a file has it
@@ -162,7 +162,7 @@ def test_a_state_goes_on_as_if_nothing_had_been() -> None:
         assert torch.equal(value, other.weights()[name])
 
 
-def test_what_is_frozen_stays_and_what_is_not_moves() -> None:
+def test_frozen_layers_stay_and_others_move() -> None:
     made = network(auxiliary=False)
     learner.freeze(made, "inception.4a")
     before = {name: value.clone() for name, value in made.state_dict().items()}
@@ -186,7 +186,7 @@ def test_running_statistics_of_frozen_layers_stay_too() -> None:
     assert torch.equal(made.state_dict()["1.running_mean"], before)
 
 
-def test_what_begins_anew_learns_ten_times_as_fast() -> None:
+def test_new_layers_learn_ten_times_as_fast() -> None:
     before = network(auxiliary=False).state_dict()
     moved = []
     for fresh in ((), ("linear.",)):
@@ -246,7 +246,7 @@ def test_half_precision_learns_about_the_same() -> None:
         Learner(network(), Plain(), Recipe(0.002, 0, 0.9, 0), dtype, SINGLE)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    losses = [[one.step(batch(), 0, step) for step in range(3)] for one in (exact, half)]
+    losses = [[student.step(batch(), 0, step) for step in range(3)] for student in (exact, half)]
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
     assert all(value.dtype == torch.float32 for value in half.weights().values())
     assert math.isfinite(losses[1][-1])

@@ -26,7 +26,7 @@ def test_batches_come_in_order_and_whole() -> None:
     assert (made[0].pixels.dtype, made[0].targets.dtype) == (torch.uint8, torch.int64)
 
 
-def test_no_more_is_read_ahead_than_is_said() -> None:
+def test_no_more_batches_are_read_ahead_than_allowed() -> None:
     begun = []
 
     def noted(number: int) -> tuple[Pixels, int]:
@@ -68,9 +68,7 @@ def test_an_order_is_another_for_each_epoch_and_seed_and_always_the_same() -> No
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4))
-def test_processes_have_equal_parts_of_the_batches_that_one_alone_has(
-    count: int, batch: int, size: int
-) -> None:
+def test_processes_have_equal_parts_of_the_same_batches(count: int, batch: int, size: int) -> None:
     places: Sequence[int] = range(count)
     alone = divide(places, batch, rank=0, size=1)
     parts = [divide(places, batch, rank=rank, size=size) for rank in range(size)]

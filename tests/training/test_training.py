@@ -530,7 +530,7 @@ def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
 # Reports.
 
 
-def test_a_confusion_counts_what_was_taken_for_what(tmp_path: Path) -> None:
+def test_a_confusion_counts_predictions_by_class(tmp_path: Path) -> None:
     logits = np.array([[2.0, 1, 0], [0, 1, 2], [0, 1, 2], [0, 3, 0]])
     counts = report.confusion(logits, np.array([0, 0, 2, 1]))
     assert counts.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
