@@ -8,7 +8,19 @@ import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from mutations import ORIENTATION, bmp_rle, chunk, claiming, encoded, good, segment, segments, tiff
+from mutations import (
+    ORIENTATION,
+    bmp_rle,
+    chunk,
+    claiming,
+    encoded,
+    good,
+    photo,
+    segment,
+    segments,
+    sized,
+    tiff,
+)
 from PIL import Image
 
 SOME = 2_000_000  # bytes, below the service's limit
@@ -269,6 +281,7 @@ BOMBS: Mapping[str, Callable[[], bytes]] = {
         encoded(Image.new("RGB", (64, 64)), "JPEG"), 20_000, 15_000
     ),
     "TIFF of colours apart": planar_tiff,
+    "AVIF that claims 16000 x 16000": lambda: sized(encoded(photo(), "AVIF"), 16_000, 16_000),
     "AVIF of one colour": lambda: encoded(Image.new("RGB", (4000, 4000)), "AVIF", speed=10),
     "AVIF of larger frames than it says": large_avif_frames,
     "AVIF with fractions for an orientation": fractions_in_avif,

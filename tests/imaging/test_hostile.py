@@ -130,6 +130,7 @@ def test_a_bomb_costs_no_more_than_its_pixels_and_bytes(
         ("JPEG of 300 megapixels", "TooLarge: 20000x15000 is over 50000000 pixels"),
         ("TIFF of colours apart", ""),
         ("AVIF of one colour", ""),
+        ("AVIF that claims 16000 x 16000", "TooLarge: 16000x16000 is over"),
         ("AVIF with fractions for an orientation", ""),
         ("AVIF of 30 frames", ""),
     ],

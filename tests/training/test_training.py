@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.__main__ import main
+from service.bench.process import free_port
 from service.cli import evaluate
 from service.engine import weights
 from service.errors import ModelError
@@ -314,9 +315,7 @@ def test_a_checkpoint_of_other_images_or_options_is_an_error(images: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_only_the_first_writes_and_prints(
-    images: Path, tmp_path: Path
-) -> None:
+def test_two_processes_train_as_one_does(images: Path, tmp_path: Path) -> None:
     """Under torchrun, on the CPU; without dropout, which each process draws by itself."""
     losses: list[list[float]] = []
     for processes in (1, 2):
@@ -338,6 +337,30 @@ def test_two_processes_train_as_one_does_and_only_the_first_writes_and_prints(
     assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-4)
     # What two sum up in another order differs a little, and more with every step.
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
+def test_only_the_first_process_prints(
+    rank: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """One of two is the test's own, as `torchrun` would have started it."""
+    group = {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": str(free_port())}  # fmt: skip
+    theirs, ours = ({"RANK": str(n), "LOCAL_RANK": str(n)} for n in (1 - rank, rank))
+    arguments = command(images, tmp_path)
+    other = subprocess.Popen(  # noqa: S603 - ourselves
+        [sys.executable, "-m", "service", *arguments], cwd=ROOT,
+        env={**os.environ, **group, **theirs}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for name, value in {**group, **ours}.items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments) == 0
+    assert other.wait(60) == 0
+    printed = capsys.readouterr()
+    assert ("stripes is in the store" in printed.out) is (rank == 0)
+    assert ("epoch 2:" in printed.err) is (rank == 0)
+    assert store.locate(tmp_path).has("stripes")
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_an_error(images: Path) -> None:
