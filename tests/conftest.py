@@ -1,6 +1,7 @@
 """What tests share: the real weights and photos, and a fake model for the one seam."""
 
 import asyncio
+import inspect
 import os
 import platform
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"
 )
 BUCKETS = (1, 2, 4, 8, 16)
+LOOP_SECONDS = 120.0  # after which a test in an event loop is taken to hang
 AS_IT_IS = Preprocessing(channels="RGB", mean=(0, 0, 0), resize="warp", side=256)
 
 
@@ -59,6 +61,29 @@ def pytest_configure() -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def in_event_loop(test: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end in an event loop that has nothing to complain of."""
+    complaints = []
+
+    async def watched() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        await asyncio.wait_for(test, LOOP_SECONDS)
+
+    asyncio.run(watched())
+    assert complaints == []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    in_event_loop(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 def missing(what: str) -> NoReturn:

@@ -36,6 +36,19 @@ def test_equal_plans_share_canvases() -> None:
     assert not np.array_equal(one.canvases[0], other.canvases[0])
 
 
+def test_a_large_photo_is_decoded_in_reduced_size_if_its_views_stay_the_same() -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC).save(file, "JPEG")
+    paper = crops.plan("paper", Resize("warp", 256))
+    [reduced] = prepared_image.prepare(file.getvalue(), [WARP], Bounds(10**8))
+    [expected] = crops.canvases(Image.open(file), WARP)
+    assert np.abs(reduced.canvases[0].astype(np.int16) - expected).mean() < 0.5
+    [whole, _] = prepared_image.prepare(file.getvalue(), [paper, WARP], Bounds(10**8))
+    exactly = crops.canvases(Image.open(file), paper)
+    assert all(np.array_equal(*pair) for pair in zip(whole.canvases, exactly, strict=True))
+
+
 def test_canvases_by_plan() -> None:
     upright = Image.open(io.BytesIO(image()))
     for prepared in prepared_image.prepare(image(), [SHORT, WARP], Bounds(10**8)):

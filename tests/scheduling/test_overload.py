@@ -57,31 +57,28 @@ async def flood(app: FastAPI, factor: float, seconds: float) -> list[Call]:
 
 
 @pytest.mark.slow
-def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() -> None:
-    async def main() -> None:
-        async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
-            calls = await flood(app, factor=10, seconds=6 * SECONDS)
-            # Nobody is left, so the next one has the device for itself.
-            after = Call(IMAGE, "paper")
-            await after.make(app)
-            assert after.status == 200
-        by_views: dict[str, Counter[int]] = defaultdict(Counter)
-        for call in calls:
-            by_views[call.views][call.status] += 1
-        statuses = sum(by_views.values(), Counter[int]())
-        assert {*statuses} <= {200, 503, 504}, statuses
-        # Some are late where others use the machine, too; without admission, nearly all are.
-        assert statuses[503] > statuses[200] > 2 * statuses[504], statuses
-        work = {views: ROWS[views] * by_views[views][200] for views in ROWS}
-        total = sum(work.values())
-        assert total * ROW > 0.3 * 6 * SECONDS, by_views
-        assert 0.1 < work["paper"] / total < 0.9, by_views  # neither keeps the other out
-
-    asyncio.run(main())
+async def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() -> None:
+    async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
+        calls = await flood(app, factor=10, seconds=6 * SECONDS)
+        # Nobody is left, so the next one has the device for itself.
+        after = Call(IMAGE, "paper")
+        await after.make(app)
+        assert after.status == 200
+    by_views: dict[str, Counter[int]] = defaultdict(Counter)
+    for call in calls:
+        by_views[call.views][call.status] += 1
+    statuses = sum(by_views.values(), Counter[int]())
+    assert {*statuses} <= {200, 503, 504}, statuses
+    # Some are late where others use the machine, too; without admission, nearly all are.
+    assert statuses[503] > statuses[200] > 2 * statuses[504], statuses
+    work = {views: ROWS[views] * by_views[views][200] for views in ROWS}
+    total = sum(work.values())
+    assert total * ROW > 0.3 * 6 * SECONDS, by_views
+    assert 0.1 < work["paper"] / total < 0.9, by_views  # neither keeps the other out
 
 
 @pytest.mark.slow
-def test_a_client_that_retries_at_its_retry_time_is_admitted() -> None:
+async def test_a_client_that_retries_at_its_retry_time_is_admitted() -> None:
     """Three times what can be done at once, all at the same moment: they come one by one."""
 
     async def ask(app: FastAPI) -> int:
@@ -95,15 +92,12 @@ def test_a_client_that_retries_at_its_retry_time_is_admitted() -> None:
             # Now and then the machine is slower than it was when somebody was let in.
             await asyncio.sleep(call.retry_after if call.status == 503 else 0)
 
-    async def main() -> None:
-        async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
-            many = int(3 * SECONDS / (ROW * ROWS["ten"]))
-            async with asyncio.TaskGroup() as tasks:
-                asking = [tasks.create_task(ask(app)) for _ in range(many)]
-            tries = Counter(task.result() for task in asking)
-        assert tries[1] < many / 2  # or nobody was refused
-        # Twice where the machine is as quick as it was when they were told.
-        assert tries.total() == many
-        assert sum(number * count for number, count in tries.items()) < 3 * many, tries
-
-    asyncio.run(main())
+    async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
+        many = int(3 * SECONDS / (ROW * ROWS["ten"]))
+        async with asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(ask(app)) for _ in range(many)]
+        tries = Counter(task.result() for task in asking)
+    assert tries[1] < many / 2  # or nobody was refused
+    # Twice where the machine is as quick as it was when they were told.
+    assert tries.total() == many
+    assert sum(number * count for number, count in tries.items()) < 3 * many, tries

@@ -11,7 +11,7 @@ from operator import attrgetter
 
 import pytest
 from conftest import fake_backend
-from test_batcher import Device, batcher_of, play, settle, truth
+from test_batcher import Device, batcher_of, settle, truth
 from test_classifier import RED, best
 from test_classifier import serving as classifying
 from test_classify import SETTINGS, parts, plain, service
@@ -253,138 +253,116 @@ def test_endless_background_work_delays_interactive_work_by_one_batch() -> None:
 # The batcher.
 
 
-def test_interactive_jobs_overtake_earlier_background_ones() -> None:
-    async def scene() -> None:
-        device = Device()
-        async with batcher_of(device) as batcher:
+async def test_interactive_jobs_overtake_earlier_background_ones() -> None:
+    device = Device()
+    async with batcher_of(device) as batcher:
 
-            async def ask(name: str, rows: int, *, background: bool) -> None:
-                deadline = time.monotonic() + (1000 if background else 2000)
-                with batcher.reserve([JobSpec(A, rows, 1)], deadline, background=background) as [
-                    reservation
-                ]:
-                    await batcher.submit(reservation, name)
+        async def ask(name: str, rows: int, *, background: bool) -> None:
+            deadline = time.monotonic() + (1000 if background else 2000)
+            with batcher.reserve([JobSpec(A, rows, 1)], deadline, background=background) as [
+                reservation
+            ]:
+                await batcher.submit(reservation, name)
 
-            tasks = [asyncio.create_task(ask("first", 8, background=True))]
-            await device.begun()
-            tasks += [asyncio.create_task(ask("bulk", 16, background=True)) for _ in range(2)]
-            await settle()
-            tasks += [asyncio.create_task(ask(name, 4, background=False)) for name in ("a", "b")]
-            await settle()
-            backlog = batcher.backlog()
-            assert (backlog.rows, backlog.background) == (40, 32)
-            served = []
-            for _ in range(5):
-                device.end()
-                served.append(truth(await device.begun())[0][0])
-            assert served == ["a", "bulk", "bulk", "bulk", "bulk"]
+        tasks = [asyncio.create_task(ask("first", 8, background=True))]
+        await device.begun()
+        tasks += [asyncio.create_task(ask("bulk", 16, background=True)) for _ in range(2)]
+        await settle()
+        tasks += [asyncio.create_task(ask(name, 4, background=False)) for name in ("a", "b")]
+        await settle()
+        backlog = batcher.backlog()
+        assert (backlog.rows, backlog.background) == (40, 32)
+        served = []
+        for _ in range(5):
             device.end()
-            await asyncio.gather(*tasks)
-            assert batcher.backlog().background == 0
-
-    play(scene)
-
-
-def test_the_error_says_that_background_work_has_too_little_time() -> None:
-    async def scene() -> None:
-        async with batcher_of(Device()) as batcher:
-            batcher.admit([JobSpec(A, 8, 1)], 2.0)  # takes 1.8
-            with pytest.raises(DeadlineExceeded, match=r"about 7\.20 s as background work"):
-                batcher.admit([JobSpec(A, 8, 1)], 2.0, background=True)
-
-    play(scene)
+            served.append(truth(await device.begun())[0][0])
+        assert served == ["a", "bulk", "bulk", "bulk", "bulk"]
+        device.end()
+        await asyncio.gather(*tasks)
+        assert batcher.backlog().background == 0
 
 
-def test_background_work_has_half_of_the_memory() -> None:
-    async def scene() -> None:
-        async with batcher_of(Device(), max_bytes=100) as batcher:
-            deadline = time.monotonic() + 1000
-            with pytest.raises(TooLarge, match="the limit is 50"):
-                batcher.admit([JobSpec(A, 1, 51)], 1000, background=True)
-            with batcher.reserve([JobSpec(A, 1, 40)], deadline, background=True):
-                with pytest.raises(Overloaded, match="fill the limit of 50 bytes"):
-                    batcher.admit([JobSpec(A, 1, 11)], 1000, background=True)
-                batcher.admit([JobSpec(A, 1, 60)], 1000)
-                with pytest.raises(Overloaded, match="fill the limit of 100 bytes"):
-                    batcher.admit([JobSpec(A, 1, 61)], 1000)
-                # Background payloads count, too.
-                assert batcher.predict([JobSpec(A, 1, 20)])[1] == 0.6
-                assert batcher.predict([JobSpec(A, 1, 5)], background=True)[1] == 0.9
-
-    play(scene)
+async def test_the_error_says_that_background_work_has_too_little_time() -> None:
+    async with batcher_of(Device()) as batcher:
+        batcher.admit([JobSpec(A, 8, 1)], 2.0)  # takes 1.8
+        with pytest.raises(DeadlineExceeded, match=r"about 7\.20 s as background work"):
+            batcher.admit([JobSpec(A, 8, 1)], 2.0, background=True)
 
 
-def test_refused_background_work_lowers_no_promise() -> None:
-    async def scene() -> None:
-        async with batcher_of(Device()) as batcher:
-            deadline = time.monotonic() + 1000
-            with batcher.reserve([JobSpec(A, 8, 1)], deadline):
-                before, _ = batcher.predict([JobSpec(A, 8, 1)])
-                for seconds in (-1.0, 0.001):
-                    with pytest.raises(DeadlineExceeded):
-                        batcher.admit([JobSpec(A, 8, 1)], seconds, background=True)
-                assert batcher.predict([JobSpec(A, 8, 1)])[0] == before
-                batcher.admit([JobSpec(A, 1, 1)], 1000, background=True)
-                assert batcher.predict([JobSpec(A, 8, 1)])[0] == before  # nothing has come of it
-                with batcher.reserve([JobSpec(A, 1, 1)], deadline, background=True) as [
-                    reservation
-                ]:
-                    queued = asyncio.create_task(batcher.submit(reservation, "bulk"))
-                    await settle()
-                    assert batcher.predict([JobSpec(A, 8, 1)])[0] > before
-                    queued.cancel()
+async def test_background_work_has_half_of_the_memory() -> None:
+    async with batcher_of(Device(), max_bytes=100) as batcher:
+        deadline = time.monotonic() + 1000
+        with pytest.raises(TooLarge, match="the limit is 50"):
+            batcher.admit([JobSpec(A, 1, 51)], 1000, background=True)
+        with batcher.reserve([JobSpec(A, 1, 40)], deadline, background=True):
+            with pytest.raises(Overloaded, match="fill the limit of 50 bytes"):
+                batcher.admit([JobSpec(A, 1, 11)], 1000, background=True)
+            batcher.admit([JobSpec(A, 1, 60)], 1000)
+            with pytest.raises(Overloaded, match="fill the limit of 100 bytes"):
+                batcher.admit([JobSpec(A, 1, 61)], 1000)
+            # Background payloads count, too.
+            assert batcher.predict([JobSpec(A, 1, 20)])[1] == 0.6
+            assert batcher.predict([JobSpec(A, 1, 5)], background=True)[1] == 0.9
 
-    play(scene)
+
+async def test_refused_background_work_lowers_no_promise() -> None:
+    async with batcher_of(Device()) as batcher:
+        deadline = time.monotonic() + 1000
+        with batcher.reserve([JobSpec(A, 8, 1)], deadline):
+            before, _ = batcher.predict([JobSpec(A, 8, 1)])
+            for seconds in (-1.0, 0.001):
+                with pytest.raises(DeadlineExceeded):
+                    batcher.admit([JobSpec(A, 8, 1)], seconds, background=True)
+            assert batcher.predict([JobSpec(A, 8, 1)])[0] == before
+            batcher.admit([JobSpec(A, 1, 1)], 1000, background=True)
+            assert batcher.predict([JobSpec(A, 8, 1)])[0] == before  # nothing has come of it
+            with batcher.reserve([JobSpec(A, 1, 1)], deadline, background=True) as [reservation]:
+                queued = asyncio.create_task(batcher.submit(reservation, "bulk"))
+                await settle()
+                assert batcher.predict([JobSpec(A, 8, 1)])[0] > before
+                queued.cancel()
 
 
 # The classifier.
 
 
-def test_interactive_images_are_decoded_before_background_ones() -> None:
-    async def main() -> None:
-        limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
-        async with classifying(limits=limits) as served:
-            ask = served.classifier.classify
-            much = [
-                asyncio.create_task(
-                    ask([RED] * 8, plan="single", top_k=1, seconds=30, background=True)
-                )
-                for _ in range(5)
-            ]
-            await asyncio.sleep(0)
-            assert best(await ask([RED], plan="single", top_k=1, seconds=30)) == ["red"]
-            waiting = [task for task in much if not task.done()]
-            assert waiting  # it came after them and was there before
-            assert served.backlog().background > 8
-            for answers in await asyncio.gather(*much):
-                assert best(answers) == ["red"] * 8
-
-    asyncio.run(main())
+async def test_interactive_images_are_decoded_before_background_ones() -> None:
+    limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
+    async with classifying(limits=limits) as served:
+        ask = served.classifier.classify
+        much = [
+            asyncio.create_task(ask([RED] * 8, plan="single", top_k=1, seconds=30, background=True))
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0)
+        assert best(await ask([RED], plan="single", top_k=1, seconds=30)) == ["red"]
+        waiting = [task for task in much if not task.done()]
+        assert waiting  # it came after them and was there before
+        assert served.backlog().background > 8
+        for answers in await asyncio.gather(*much):
+            assert best(answers) == ["red"] * 8
 
 
-def test_the_decode_wait_of_background_images_is_predicted() -> None:
-    async def main() -> None:
-        backend = fake_backend()
-        limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
-        async with classifying(backend, limits=limits) as served:
-            backend.decoders = backend.decoders.observed(9.0)  # seconds for an image
-            go = threading.Event()
-            backend.decoder.submit(go.wait)
-            much = asyncio.create_task(
-                served.classifier.classify(
-                    [RED] * 3, plan="single", top_k=1, seconds=99, background=True
-                )
+async def test_the_decode_wait_of_background_images_is_predicted() -> None:
+    backend = fake_backend()
+    limits = Limits(Bounds(100_000), 10**9, 60, decoders=1)
+    async with classifying(backend, limits=limits) as served:
+        backend.decoders = backend.decoders.observed(9.0)  # seconds for an image
+        go = threading.Event()
+        backend.decoder.submit(go.wait)
+        much = asyncio.create_task(
+            served.classifier.classify(
+                [RED] * 3, plan="single", top_k=1, seconds=99, background=True
             )
-            try:
-                await asyncio.sleep(0.01)
-                served.classifier.admit(plan="single", seconds=15)  # one is before it
-                with pytest.raises(Overloaded, match="rows are queued"):
-                    served.classifier.admit(plan="single", seconds=15, background=True)
-            finally:
-                go.set()
-            await much
-
-    asyncio.run(main())
+        )
+        try:
+            await asyncio.sleep(0.01)
+            served.classifier.admit(plan="single", seconds=15)  # one is before it
+            with pytest.raises(Overloaded, match="rows are queued"):
+                served.classifier.admit(plan="single", seconds=15, background=True)
+        finally:
+            go.set()
+        await much
 
 
 # Requests.
@@ -430,18 +408,15 @@ def test_the_client_says_what_can_wait() -> None:
     assert b"bulk" not in asked[0]
 
 
-def test_refused_background_work_delays_no_other_request() -> None:
-    async def scene() -> None:
-        device = Device()
-        async with batcher_of(device) as batcher:
-            deadline = time.monotonic() + 20.0
-            with batcher.reserve([JobSpec(A, 80, 1)], deadline):  # takes 18
-                for _ in range(50):
-                    with pytest.raises(Overloaded) as background:
-                        batcher.admit([JobSpec(A, 8, 1)], 10.0, background=True)
-                with pytest.raises(Overloaded) as ours:
-                    batcher.admit([JobSpec(A, 8, 1)], 18.0)
-            assert ours.value.retry_after < 15  # though fifty have been told of later times
-            assert background.value.retry_after > 50
-
-    play(scene)
+async def test_refused_background_work_delays_no_other_request() -> None:
+    device = Device()
+    async with batcher_of(device) as batcher:
+        deadline = time.monotonic() + 20.0
+        with batcher.reserve([JobSpec(A, 80, 1)], deadline):  # takes 18
+            for _ in range(50):
+                with pytest.raises(Overloaded) as background:
+                    batcher.admit([JobSpec(A, 8, 1)], 10.0, background=True)
+            with pytest.raises(Overloaded) as ours:
+                batcher.admit([JobSpec(A, 8, 1)], 18.0)
+        assert ours.value.retry_after < 15  # though fifty have been told of later times
+        assert background.value.retry_after > 50
