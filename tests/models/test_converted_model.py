@@ -104,7 +104,9 @@ DAMAGES = [missing, changed, cut_short, unrecorded, no_archive, incomplete]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_missing_or_damaged_file_error(damage: Callable[[Store], None], store: Store) -> None:
+def test_missing_or_damaged_file_is_an_error_until_it_is_converted_again(
+    damage: Callable[[Store], None], store: Store, made: tuple[Store, Converted]
+) -> None:
     damage(store)
     with pytest.raises(NotConverted) as caught:
         converted_model.read(store, NAME, store.verify(NAME))
@@ -114,17 +116,10 @@ def test_missing_or_damaged_file_error(damage: Callable[[Store], None], store: S
     else:
         assert sentence.startswith(f"{FLOATS} of {NAME!r} is damaged: ")
     assert "\n" not in sentence
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_missing_or_damaged_file_is_converted_again(
-    damage: Callable[[Store], None], store: Store, made: tuple[Store, Converted]
-) -> None:
-    damage(store)
     assert converter.convert(store, NAME)
-    found = converted_model.read(store, NAME, store.verify(NAME))
-    assert found.description == made[1].description
-    assert found.constants == made[1].constants
+    again = converted_model.read(store, NAME, store.verify(NAME))
+    assert again.description == made[1].description
+    assert again.constants == made[1].constants
 
 
 def test_file_of_other_weights_is_refused(store: Store, made: tuple[Store, Converted]) -> None:

@@ -171,17 +171,6 @@ def test_every_format_is_imported_to_the_same_weights(
     assert same(model.state, state)
 
 
-def test_a_loaded_model_makes_a_network_ready_to_serve(filled: Store, state: State) -> None:
-    network = weights.load(filled, "small").network()
-    assert not network.training
-    assert same(network.state_dict(), state)
-
-
-def test_the_digest_is_that_of_the_file(filled: Store) -> None:
-    with (filled.root / "small" / WEIGHTS).open("rb") as file:
-        assert filled.verify("small") == hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def test_repeated_imports_have_the_same_digest(
     filled: Store, files: Mapping[str, Path], tmp_path: Path
 ) -> None:
@@ -207,12 +196,10 @@ def test_the_record_is_one_that_sha256sum_reads(filled: Store) -> None:
     assert checked.stdout == f"{WEIGHTS}: OK\n"
 
 
-def test_importing_leaves_nothing_else_behind(filled: Store) -> None:
-    there = {path.name for path in (filled.root / "small").iterdir()}
-    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
-
-
-def test_importing_replaces_the_weights(copied: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_importing_replaces_the_weights(*, damaged: bool, copied: Store, tmp_path: Path) -> None:
+    if damaged:
+        (copied.root / "small" / WEIGHTS).write_bytes(b"damaged")
     fresh = random_state(seed=1)
     torch.save(fresh, tmp_path / "fresh.pth")
     digest = weights.install(copied, "small", tmp_path / "fresh.pth", source="a test")
@@ -245,36 +232,46 @@ def test_checkpoint_import_reports_its_changes(
     else:
         torch.save({"epoch": 90, "optimizer": {"state": {}}, "state_dict": wrapped}, file)
     assert main(["models", "import", "small", str(file), "--model-store", str(store.root)]) == 0
-    *said, last = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     undone = [f"removed '_orig_mod.', 'module.' from the names in best.{ending}"]
     taken = [f"took the weights under 'state_dict' of best.{ending}"] * (ending != "safetensors")
-    assert said == taken + undone
+    assert lines == taken + undone
     assert last.startswith("small is in ")
     assert same(weights.load(store, "small").state, state)
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
-def test_other_floats_are_kept_as_float32(kind: torch.dtype, state: State, tmp_path: Path) -> None:
+def cast(state: State, kind: torch.dtype) -> State:
+    return {name: value.to(kind) for name, value in state.items()}
+
+
+def tied(state: State) -> State:
+    """Two of its tensors share memory."""
+    return {**state, "reduce2.bias": state["conv1.bias"]}
+
+
+Edit = Callable[[State], State]
+
+
+@pytest.mark.parametrize(
+    ("published", "kept"),
+    [
+        (lambda state: cast(state, torch.float64), dict),
+        (
+            lambda state: cast(state, torch.bfloat16),
+            lambda state: cast(cast(state, torch.bfloat16), torch.float32),
+        ),
+        (tied, tied),
+        (lambda state: {**state, "aux_4a.conv.bias": torch.zeros(128)}, dict),  # for training only
+    ],
+    ids=["float64", "bfloat16", "shared memory", "auxiliary classifier"],
+)
+def test_weights_are_kept_as_float32_that_can_be_served(
+    published: Edit, kept: Edit, state: State, tmp_path: Path
+) -> None:
     store = describe(tmp_path)
-    torch.save({name: value.to(kind) for name, value in state.items()}, tmp_path / "other.pth")
+    torch.save(published(state), tmp_path / "other.pth")
     weights.install(store, "small", tmp_path / "other.pth", source="a test")
-    kept = weights.load(store, "small").state
-    assert same(kept, {name: value.to(kind).float() for name, value in state.items()})
-
-
-def test_weights_that_share_memory_are_imported(state: State, tmp_path: Path) -> None:
-    store = describe(tmp_path)
-    tied = {**state, "reduce2.bias": state["conv1.bias"]}
-    torch.save(tied, tmp_path / "tied.pth")
-    weights.install(store, "small", tmp_path / "tied.pth", source="a test")
-    assert same(weights.load(store, "small").state, tied)
-
-
-def test_training_only_tensors_are_dropped(state: State, tmp_path: Path) -> None:
-    store = describe(tmp_path)
-    torch.save({**state, "aux_4a.conv.bias": torch.zeros(128)}, tmp_path / "trained.pth")
-    weights.install(store, "small", tmp_path / "trained.pth", source="a test")
-    assert same(weights.load(store, "small").state, state)
+    assert same(weights.load(store, "small").state, kept(state))
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -400,10 +397,9 @@ def test_a_file_with_another_ending_is_refused(name: str, tmp_path: Path) -> Non
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
+    store = describe(tmp_path)
     for path in (tmp_path / "no.pth", tmp_path):
-        sentence = refusal(
-            ModelError, weights.install, describe(tmp_path), "small", path, source=""
-        )
+        sentence = refusal(ModelError, weights.install, store, "small", path, source="")
         assert sentence == f"there is no file {path}"
 
 
@@ -579,41 +575,36 @@ def test_one_damaged_byte_is_noticed(place: int, copied: Store) -> None:
     assert sentence == f"{path} was changed or damaged: its SHA-256 is not the recorded one"
 
 
-def test_a_missing_record_is_noticed(copied: Store) -> None:
-    (copied.root / "small" / (WEIGHTS + RECORD)).unlink()
-    assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
-
-
 @pytest.mark.parametrize(
-    "record", [b"", b"\n \n", b"\xff\xfe", b"0" * 64 + b"  " + WEIGHTS.encode()]
+    "record", [None, b"", b"\n \n", b"\xff\xfe", b"0" * 64 + b"  " + WEIGHTS.encode()]
 )
-def test_a_damaged_record_is_noticed(record: bytes, copied: Store) -> None:
-    (copied.root / "small" / (WEIGHTS + RECORD)).write_bytes(record)
+def test_a_missing_or_damaged_record_is_noticed(record: bytes | None, copied: Store) -> None:
+    path = copied.root / "small" / (WEIGHTS + RECORD)
+    path.unlink()
+    if record is not None:
+        path.write_bytes(record)
     assert "changed or damaged" in refusal(BadWeights, weights.load, copied, "small")
+
+
+def recorded(store: Store, content: Path | bytes) -> None:
+    """Replace the weights, and record the digest of the new ones."""
+    content = content if isinstance(content, bytes) else content.read_bytes()
+    (store.root / "small" / WEIGHTS).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    (store.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
 
 
 def test_foreign_weights_are_refused_even_if_they_are_recorded(copied: Store) -> None:
-    path = copied.root / "small" / WEIGHTS
-    safetensors.torch.save_file({"fc.bias": torch.zeros(3)}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copied.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
+    recorded(copied, safetensors.torch.save({"fc.bias": torch.zeros(3)}))
     sentence = refusal(BadWeights, weights.load, copied, "small")
     assert sentence == f"{WEIGHTS} is of another architecture: it has 'fc.bias'"
-
-
-def test_importing_again_repairs_damaged_weights(
-    copied: Store, files: Mapping[str, Path], state: State
-) -> None:
-    (copied.root / "small" / WEIGHTS).write_bytes(b"damaged")
-    weights.install(copied, "small", files["pth"], source="a test")
-    assert same(weights.load(copied, "small").state, state)
 
 
 # Fetching
 
 
 @pytest.mark.parametrize("ending", ["caffemodel", "pth", "safetensors"])
-def test_weights_are_fetched_once(
+def test_weights_are_fetched_once_and_have_their_source(
     ending: str, files: Mapping[str, Path], state: State, tmp_path: Path
 ) -> None:
     reported: list[tuple[int, int | None]] = []
@@ -624,14 +615,8 @@ def test_weights_are_fetched_once(
     assert site.ranges == [None]
     assert reported[-1] == (len(site.content), len(site.content))
     assert same(weights.load(store, "small").state, state)
-    there = {path.name for path in (tmp_path / "small").iterdir()}
-    assert there - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
-
-
-def test_weights_file_has_its_source(files: Mapping[str, Path], tmp_path: Path) -> None:
-    with serving(Website(files["pth"].read_bytes())) as url:
-        store = sourced(tmp_path, url, files["pth"])
-        weights.fetch(store, "small", silent)
+    names = {path.name for path in (tmp_path / "small").iterdir()}
+    assert names - {"weights.lock"} == {"model.toml", "labels.tsv", WEIGHTS, WEIGHTS + RECORD}
     with safetensors.safe_open(tmp_path / "small" / WEIGHTS, "pt") as file:
         assert file.metadata()["source"] == url
 
@@ -650,21 +635,6 @@ def test_error_without_a_network_has_instructions(
         f"Without, bring the file from {url}:  googlenet-service models import small FILE",
     ]
     assert not store.has("small")
-
-
-def test_interrupted_download_is_resumed(
-    files: Mapping[str, Path], state: State, tmp_path: Path
-) -> None:
-    site = Website(files["pth"].read_bytes())
-    site.cut = 2 * CHUNK
-    with serving(site) as url:
-        store = sourced(tmp_path, url, files["pth"])
-        assert "fetch again to resume" in refusal(ModelError, weights.fetch, store, "small", silent)
-        assert not store.has("small")
-        weights.fetch(store, "small", silent)
-    assert site.ranges == [None, f"bytes={2 * CHUNK}-"]
-    assert sum(site.sent) == len(site.content)
-    assert same(weights.load(store, "small").state, state)
 
 
 def test_file_with_another_digest_is_not_installed(
@@ -889,15 +859,13 @@ def test_fetch_killed_at_any_step_leaves_no_partial_model(
 
 def test_pickle_as_weights_is_not_loaded(copied: Store, state: State, tmp_path: Path) -> None:
     """Even if its digest is recorded: weights are read as safetensors only."""
-    path, sprung = copied.root / "small" / WEIGHTS, tmp_path / "sprung"
-    torch.save({**state, "trap": Trap(sprung)}, tmp_path / "hostile.pth")
-    shutil.copy(tmp_path / "hostile.pth", path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copied.root / "small" / (WEIGHTS + RECORD)).write_text(f"{digest}  {WEIGHTS}\n")
+    hostile, sprung = tmp_path / "hostile.pth", tmp_path / "sprung"
+    torch.save({**state, "trap": Trap(sprung)}, hostile)
+    recorded(copied, hostile)
     sentence = refusal(BadWeights, weights.load, copied, "small")
     assert sentence == f"{WEIGHTS} is not a safetensors file, or is cut short"
     assert not sprung.exists()
-    torch.load(tmp_path / "hostile.pth", weights_only=False)  # to show that the trap is a trap
+    torch.load(hostile, weights_only=False)  # to show that the trap is a trap
     assert sprung.exists()
 
 
