@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from PIL import Image
 from starlette.testclient import TestClient
 
 from service.engine import converter, weights
@@ -31,7 +32,7 @@ from service.engine.prepared_image import PreparedImage, given, prepare, unscale
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import CROP, DENSE, Box, Resize
 from service.imaging.heatmap import paint
-from service.imaging.image_decoder import Bounds, ImageInput, is_view
+from service.imaging.image_decoder import Bounds, ImageInput, decode, is_view
 from service.models.ensemble import Ensemble, Member, Probabilities, Result
 from service.models.manifest import Label, Preprocessing
 from service.models.store import Store
@@ -120,6 +121,13 @@ def shared() -> Path:
 def beagle(shared: Path) -> bytes:
     """A photo of a beagle, class 162."""
     return (shared / "photos/flickr/beagle.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def photos(shared: Path) -> list[Image.Image]:
+    """16 photos of different classes and shapes."""
+    paths = sorted((shared / "photos").glob("*.JPEG"))[::6][:16]
+    return [decode(path.read_bytes(), max_pixels=10**8) for path in paths]
 
 
 IF_X86 = pytest.mark.skipif(

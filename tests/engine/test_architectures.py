@@ -230,7 +230,7 @@ def test_unknown_name_error_has_the_closest_name(wrong: str, meant: str) -> None
     )
 
 
-@pytest.mark.parametrize("name", ["lenet5", "zfnet", "xception", "se_resnet50", "resnet18"])
+@pytest.mark.parametrize("name", ["torchvision_googlenet", "lenet5", "xception", "resnet18"])
 def test_only_googlenet_has_widths(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name} comes in width 1 only; googlenet in any"):
         networks.architecture(name).build(10, 0.5)
@@ -339,35 +339,30 @@ class Strided(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("pool", "last", "window"),
+    ("pool", "last", "has_maps", "window"),
     [
-        (nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2), None),
-        (nn.AdaptiveAvgPool2d((1, 1)), nn.Sequential(nn.Dropout(), nn.Linear(4, 2)), None),
-        (Strided(1), nn.Linear(4, 2), 7),
+        (nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2), True, None),
+        (nn.AdaptiveAvgPool2d((1, 1)), nn.Sequential(nn.Dropout(), nn.Linear(4, 2)), True, None),
+        (Strided(1), nn.Linear(4, 2), True, 7),
+        (nn.AdaptiveAvgPool2d(2), nn.Linear(16, 2), False, None),
+        (nn.AdaptiveMaxPool2d(1), nn.Linear(4, 2), False, None),
+        (Strided(2), nn.Linear(4, 2), False, None),
+        (nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(4, 2), nn.ReLU()), False, None),
+        (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)),
+            False,
+            None,
+        ),
     ],
 )
-def test_average_pooling_and_one_layer_has_maps(
-    pool: nn.Module, last: nn.Module, window: int | None
+def test_only_average_pooling_and_one_layer_have_maps(
+    pool: nn.Module, last: nn.Module, *, has_maps: bool, window: int | None
 ) -> None:
-    network = Ending(pool, last).eval()
-    found = ending.find(traced(network))
-    assert found is not None
-    assert (found.features.target, found.window) == ("features", window)
-
-
-@pytest.mark.parametrize(
-    ("pool", "last"),
-    [
-        (nn.AdaptiveAvgPool2d(2), nn.Linear(16, 2)),
-        (nn.AdaptiveMaxPool2d(1), nn.Linear(4, 2)),
-        (Strided(2), nn.Linear(4, 2)),
-        (nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))),
-        (nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(4, 2), nn.ReLU())),
-    ],
-)
-def test_other_endings_have_no_maps(pool: nn.Module, last: nn.Module) -> None:
-    network = Ending(pool, last).eval()
-    assert ending.find(traced(network)) is None
+    end = ending.find(traced(Ending(pool, last).eval()))
+    assert (end is not None) == has_maps
+    if end is not None:
+        assert (end.features.target, end.window) == ("features", window)
 
 
 # Served.
@@ -506,23 +501,22 @@ def test_densenet_published_names_are_renamed(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_inception_auxiliary_classifier_is_dropped(tmp_path: Path) -> None:
-    theirs = lively(models.inception_v3(num_classes=3, init_weights=False))
+@pytest.mark.parametrize(
+    ("name", "side", "options"),
+    [
+        ("inception_v3", 128, {"init_weights": False}),  # whose auxiliary classifier is dropped
+        ("mnasnet0_5", 64, {}),  # which has a version of its modules
+    ],
+)
+def test_weights_of_torchvision_s_networks_give_its_results(
+    name: str, side: int, options: dict[str, bool], tmp_path: Path
+) -> None:
+    theirs = lively(models.get_model(name, weights=None, num_classes=3, **options))
     torch.save(theirs.state_dict(), tmp_path / "published.pth")
-    store = describe(tmp_path, architecture="inception_v3")
+    store = describe(tmp_path, architecture=name)
     weights.install(store, "small", tmp_path / "published.pth", source="torchvision")
-    one = weights.load(store, "small")
-    assert not [name for name in one.state if name.startswith("Aux")]
+    ours = weights.load(store, "small")
+    assert not [tensor for tensor in ours.state if tensor.startswith("Aux")]
     with torch.inference_mode():
-        x = noise(1, 3, 128, 128)
-        torch.testing.assert_close(one.network()(x), theirs(x))
-
-
-def test_mnasnet_module_version_is_kept(tmp_path: Path) -> None:
-    theirs = lively(models.mnasnet0_5(num_classes=3))
-    torch.save(theirs.state_dict(), tmp_path / "published.pth")
-    store = describe(tmp_path, architecture="mnasnet0_5")
-    weights.install(store, "small", tmp_path / "published.pth", source="torchvision")
-    with torch.inference_mode():
-        x = noise(1, 3, 64, 64)
-        torch.testing.assert_close(weights.load(store, "small").network()(x), theirs(x))
+        x = noise(1, 3, side, side)
+        torch.testing.assert_close(ours.network()(x), theirs(x))

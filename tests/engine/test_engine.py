@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import small
 import torch
-from batches import SHORT, WARP, batch, cuts, expected_views, noise, whole
+from batches import batch, cuts, expected_views, noise, whole
 from conftest import ROOT
 from PIL import Image
 
@@ -18,13 +18,13 @@ from service.engine.engine import Engine
 from service.engine.prepared_image import PreparedImage
 from service.engine.torch_network import Normalise
 from service.engine.weights import Model
-from service.errors import InvalidParameter, MissingWeights, ModelError, TooLarge
+from service.errors import InvalidParameter, MissingWeights, ModelError
 from service.imaging import crops
 from service.imaging.crops import CROP, DENSE, Resize
 from service.imaging.image_decoder import Bounds, decode
 from service.models.ensemble import Probabilities
 from service.models.store import Store
-from service.scheduling.cost_model import Buckets, Key, LinearCost
+from service.scheduling.cost_model import Key, LinearCost
 from service.scheduling.types import Slice
 from service.settings import Settings
 
@@ -111,11 +111,6 @@ def test_members_are_averaged_after_their_views(one: Engine, both: Engine, store
     assert rank(both, image, "ten") == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
 
 
-def test_members_may_resize_differently(both: Engine) -> None:
-    assert [member.resize for member in both.ensemble.members] == [WARP, SHORT]
-    assert both.ensemble.plans("ten") == (crops.plan("ten", WARP), crops.plan("ten", SHORT))
-
-
 def test_engine_s_ensemble(both: Engine, store: Store) -> None:
     said = both.ensemble
     assert said.name == "one,two"
@@ -149,17 +144,6 @@ def test_cpu_runs_any_batch_size(both: Engine, one: Engine) -> None:
 
 def test_default_largest_batch_is_16_rows_on_a_cpu(store: Store) -> None:
     assert load(store, "one", max_batch=0).ensemble.costs.largest(Key(0, CROP)) == 16
-
-
-def test_pytorch_results_equal_openvino_s_in_buckets(both: Engine, store: Store) -> None:
-    reference = load(store, "one", "two", device="torch-cpu", max_batch=3)
-    assert (reference.ensemble.device, reference.ensemble.precision) == ("cpu", "float32")
-    assert reference.ensemble.members == both.ensemble.members
-    for key, curve in reference.ensemble.costs.curves.items():
-        assert isinstance(curve, Buckets)
-        assert curve.sizes == ([1] if key.maps else [1, 2, 3])
-    image = noise(8).resize((6, 6)).resize((300, 200))
-    assert rank(both, image, "ten") == pytest.approx(rank(reference, image, "ten"), abs=1e-4)
 
 
 # Failing loads.
@@ -214,11 +198,6 @@ def test_image_is_decoded_once_for_all_members(real_store: Store, beagle: bytes)
     ]
     (best,) = loaded.ensemble.rank(results, loaded.ensemble.plans("single"), 1)
     assert best.label == "beagle"
-
-
-def test_max_pixels_applies(real: Engine, beagle: bytes) -> None:
-    with pytest.raises(TooLarge):
-        real.prepare(beagle, "single", Bounds(1000))
 
 
 def test_tensor_result_equals_its_view_s(real: Engine, beagle: bytes) -> None:

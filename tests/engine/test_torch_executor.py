@@ -31,7 +31,6 @@ from service.errors import ModelError, OutOfMemory
 from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import CROP, DENSE, Resize
-from service.imaging.image_decoder import decode
 from service.models.store import Store
 from service.scheduling.cost_model import Buckets, Key
 from service.scheduling.types import Batch, Slice
@@ -181,13 +180,6 @@ def reference(real_store: Store) -> Engine:
 def openvino(real_store: Store) -> Engine:
     """The real weights by OpenVINO."""
     return load(real_store, "cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(shared: Path) -> list[Image.Image]:
-    """16 photos of different classes and shapes."""
-    paths = sorted((shared / "photos").glob("*.JPEG"))[::6][:16]
-    return [decode(path.read_bytes(), max_pixels=10**8) for path in paths]
 
 
 def run(executor: DeviceExecutor, asked: Batch[PreparedImage]) -> npt.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Who is refused, and when he may come again. No clock, no loop, no threads."""
+"""Admission and retry times: no clock, no event loop, no threads."""
 
 import math
 from dataclasses import replace
@@ -66,8 +66,12 @@ def test_idle_devices_share_a_job_evenly() -> None:
     assert not evaluate(QueueLoad(0, {}, devices=2), {A: 32}, COSTS, seconds=19).possible
 
 
-def test_work_alone_needs_nothing_in_hand() -> None:
-    assert evaluate(QueueLoad(0, {A: 0}), {A: 16}, COSTS, seconds=20).admitted
+@pytest.mark.parametrize(
+    "load",
+    [QueueLoad(0, {A: 0}), QueueLoad(0, {}, headroom=50), QueueLoad(0, {}, safety_factor=4.0)],
+)
+def test_work_alone_needs_no_reserve_headroom_or_safety_factor(load: QueueLoad) -> None:
+    assert evaluate(load, {A: 16}, COSTS, seconds=20).admitted
 
 
 @settings(deadline=None, derandomize=True)
@@ -108,21 +112,16 @@ def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
 # Images that wait to be decoded.
 
 
-def test_images_that_find_a_thread_each_wait_for_nothing() -> None:
-    assert Decoders(2, seconds=3.0).decode_wait(2) == 0
-
-
-def test_images_beyond_wait_for_those_before_them() -> None:
-    assert Decoders(2, seconds=3.0).decode_wait(12) == 10 * 3 / 2
-
-
-def test_nothing_is_known_of_decoding_before_the_first_image() -> None:
+def test_images_wait_for_those_before_them_if_there_is_no_thread_for_each() -> None:
+    decoders = Decoders(2, seconds=3.0)
+    assert decoders.decode_wait(2) == 0
+    assert decoders.decode_wait(12) == 10 * 3 / 2
     unknown = Decoders(2)
     assert unknown.decode_wait(100) == 0
-    assert unknown.observed(3.0).decode_wait(12) == 10 * 3 / 2
+    assert unknown.observed(3.0) == decoders
 
 
-def test_one_image_says_little_and_many_say_all() -> None:
+def test_the_decode_time_is_a_moving_average() -> None:
     decoders = Decoders(1, seconds=1.0)
     assert 1 < decoders.observed(2.0).seconds < 1.2
     for _ in range(100):
@@ -130,7 +129,7 @@ def test_one_image_says_little_and_many_say_all() -> None:
     assert decoders.seconds == pytest.approx(2.0, rel=1e-3)
 
 
-def test_what_has_to_wait_for_decoding_has_less_time_for_the_rest() -> None:
+def test_images_that_wait_for_decoding_have_less_time_left() -> None:
     load = QueueLoad(running=7, rows={A: 16})
     needed = evaluate(load, {A: 1}, COSTS, seconds=1000).done_in
     behind = replace(load, decode_wait=30)
@@ -147,11 +146,11 @@ def test_work_that_waits_for_a_decoder_is_not_idle() -> None:
     assert not behind.admitted
 
 
-def test_decoding_is_no_reason_to_say_never() -> None:
+def test_work_that_waits_for_decoding_is_refused_for_now_only() -> None:
     assert evaluate(QueueLoad(0, {A: 1}, decode_wait=1000), {A: 1}, COSTS, seconds=60).possible
 
 
-# Room for long jobs.
+# Headroom for long jobs.
 
 
 def test_small_jobs_leave_room_for_the_largest_while_they_hold_most() -> None:
@@ -189,10 +188,6 @@ def test_room_takes_no_more_than_half_of_the_time_of_a_small_job() -> None:
     assert evaluate(load, {A: 1}, COSTS, seconds=100).admitted
 
 
-def test_an_idle_device_needs_no_room() -> None:
-    assert evaluate(QueueLoad(0, {}, headroom=50), {A: 1}, COSTS, seconds=5).admitted
-
-
 def test_headroom_halves_without_long_jobs() -> None:
     room = Headroom().requested(8.0, now=100.0)
     assert room.left(100.0) == 8
@@ -208,7 +203,7 @@ def test_whether_a_job_is_long_depends_on_the_largest_recent_one() -> None:
     assert room.is_long(3.0, now=10.0)
 
 
-# Doubt.
+# The safety factor.
 
 
 def test_late_work_raises_the_safety_factor_until_work_is_in_time() -> None:
@@ -236,33 +231,21 @@ def test_the_safety_factor_multiplies_what_is_predicted() -> None:
     assert not evaluate(unsafe, {A: 1}, COSTS, seconds=2 * promised - 1).admitted
 
 
-def test_work_on_an_idle_device_needs_no_safety_factor() -> None:
-    assert evaluate(QueueLoad(0, {}, safety_factor=4.0), {A: 16}, COSTS, seconds=20).admitted
-
-
-# When to come again.
+# Retry times.
 
 
 def refused(retry_after: float, alone: float = 2.0) -> Admission:
     return Admission(alone, 0.0, 0.0, idle=False, retry_after=retry_after, retry_interval=alone)
 
 
-def test_the_first_refused_request_may_retry_as_soon_as_there_is_capacity() -> None:
-    assert RetrySlot().following(refused(3.0), now=10.0).at == 13
-
-
-def test_retry_times_are_as_far_apart_as_the_jobs_take() -> None:
+def test_retry_times_begin_with_the_capacity_and_are_as_far_apart_as_the_jobs_take() -> None:
     slot, times = RetrySlot(), []
     for _ in range(5):
         slot = slot.following(refused(3.0), now=10.0)
         times.append(slot.at)
     assert times[0] == 13
     assert {later - sooner for sooner, later in pairwise(times)} == {2.0}
-
-
-def test_slots_that_have_passed_are_forgotten() -> None:
-    slot = RetrySlot().following(refused(3.0), now=10.0)
-    assert slot.following(refused(3.0), now=100.0).at == 103
+    assert slot.following(refused(3.0), now=100.0).at == 103  # those slots have passed
 
 
 def test_a_retry_time_is_at_most_a_minute_later_than_possible() -> None:

@@ -16,6 +16,7 @@ from service.scheduling.policy import (
     Decision,
     FairShare,
     QueuedJob,
+    Reason,
     form,
     remaining,
     rows_left,
@@ -46,42 +47,38 @@ def test_rows_left_are_counted_by_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "size"),
+    ("rows", "measured", "size"),
     [
-        (1, 1),
-        (3, 4),  # three in a bucket of four are quicker served than two in one of two
-        (7, 8),
-        (9, 8),  # but nine in a bucket of sixteen are not than eight in one of eight
-        (16, 16),
-        (100, 16),
+        (1, MEASURED, 1),
+        (3, MEASURED, 4),  # three in a bucket of four are quicker served than two in one of two
+        (7, MEASURED, 8),
+        (9, MEASURED, 8),  # but nine in a bucket of sixteen are not than eight in one of eight
+        (16, MEASURED, 16),
+        (100, MEASURED, 16),
+        (8, {4: 4, 8: 8}, 4),  # the smaller of equally quick ones
+        (16, {8: 8, 16: 100}, 8),
     ],
 )
-def test_the_bucket_is_the_one_that_serves_most_rows_a_second(rows: int, size: int) -> None:
-    assert run([job()] * rows).size == size
+def test_the_bucket_is_the_one_that_serves_most_rows_a_second(
+    rows: int, measured: dict[int, float], size: int
+) -> None:
+    assert run([job()] * rows, CostModel({A: Buckets(measured)})).size == size
 
 
-def test_of_two_buckets_that_serve_alike_the_smaller_is_taken() -> None:
-    assert run([job()] * 8, CostModel({A: Buckets({4: 4, 8: 8})})).size == 4
-
-
-def test_a_larger_bucket_that_was_measured_slower_is_left_alone() -> None:
-    assert run([job()] * 16, CostModel({A: Buckets({8: 8, 16: 100})})).size == 8
-
-
-def test_a_full_batch_says_so() -> None:
-    chosen = run([job(10), job(10)])
-    assert chosen == BatchPlan(A, 16, ((0, 10), (1, 6)), "full")
-    assert chosen.rows == 16
-
-
-def test_a_batch_that_took_everything_and_has_room_says_drained() -> None:
-    chosen = run([job(2), job(1)])
-    assert chosen == BatchPlan(A, 4, ((0, 2), (1, 1)), "drained")
-    assert chosen.rows == 3
-
-
-def test_a_batch_made_small_for_a_deadline_reports_that_reason() -> None:
-    assert run([job(deadline=6), *[job()] * 15]) == BatchPlan(A, 2, ((0, 1), (1, 1)), "deadline")
+@pytest.mark.parametrize(
+    ("queue", "size", "takes", "reason"),
+    [
+        ([job(10), job(10)], 16, ((0, 10), (1, 6)), "full"),
+        ([job(2), job(1)], 4, ((0, 2), (1, 1)), "drained"),
+        ([job(deadline=6), *[job()] * 15], 2, ((0, 1), (1, 1)), "deadline"),
+    ],
+)
+def test_a_batch_has_a_reason_for_its_size(
+    queue: list[QueuedJob], size: int, takes: tuple[tuple[int, int], ...], reason: Reason
+) -> None:
+    chosen = run(queue)
+    assert chosen == BatchPlan(A, size, takes, reason)
+    assert chosen.rows == sum(rows for _, rows in takes)
 
 
 def test_a_bucket_that_just_meets_the_first_deadline_is_allowed() -> None:
@@ -117,19 +114,19 @@ def test_a_device_takes_its_share_and_leaves_theirs_to_the_others(
     assert (chosen.size, chosen.rows) == (size, taken)
 
 
-def test_the_share_is_of_the_rows_that_may_be_in_one_batch() -> None:
-    queue = [*[job()] * 4, *[job(key=B)] * 12]
-    assert form(queue, COSTS, 0, free=2).run == BatchPlan(A, 2, ((0, 1), (1, 1)), "drained")
-
-
-def test_a_share_is_taken_in_order_of_deadlines_too() -> None:
-    chosen = form([job(3, 100), job(9, 200), job(4, 300)], COSTS, 0, free=2).run
-    assert chosen == BatchPlan(A, 8, ((0, 3), (1, 5)), "drained")
-
-
-def test_a_share_is_done_by_the_first_deadline_as_a_whole_would_be() -> None:
-    chosen = form([job(deadline=6), *[job()] * 31], COSTS, 0, free=2).run
-    assert chosen == BatchPlan(A, 2, ((0, 1), (1, 1)), "deadline")
+@pytest.mark.parametrize(
+    ("queue", "expected"),
+    [
+        # The share is of the rows that may be in one batch,
+        ([*[job()] * 4, *[job(key=B)] * 12], BatchPlan(A, 2, ((0, 1), (1, 1)), "drained")),
+        # is taken in order of deadlines,
+        ([job(3, 100), job(9, 200), job(4, 300)], BatchPlan(A, 8, ((0, 3), (1, 5)), "drained")),
+        # and is done by the first deadline.
+        ([job(deadline=6), *[job()] * 31], BatchPlan(A, 2, ((0, 1), (1, 1)), "deadline")),
+    ],
+)
+def test_a_share_is_formed_as_a_whole_batch_is(queue: list[QueuedJob], expected: BatchPlan) -> None:
+    assert form(queue, COSTS, 0, free=2).run == expected
 
 
 @given(st.integers(1, 8), st.integers(0, 60))
@@ -163,10 +160,7 @@ def test_rows_of_another_key_wait_for_their_own_batch() -> None:
 def test_a_job_that_can_no_longer_be_in_time_is_dropped_and_costs_no_room() -> None:
     decision = form([job(1, deadline=104), job(2, deadline=200)], COSTS, now=100)
     assert decision == Decision((0,), BatchPlan(A, 2, ((1, 2),), "drained"))
-
-
-def test_a_job_that_is_just_in_time_is_not_dropped() -> None:
-    assert form([job(1, deadline=105)], COSTS, now=100).late == ()
+    assert form([job(1, deadline=105)], COSTS, now=100).late == ()  # just in time
 
 
 def test_when_all_are_late_all_are_dropped_and_nothing_runs() -> None:
@@ -181,11 +175,6 @@ def test_a_late_job_of_another_key_or_behind_a_full_batch_is_found_later() -> No
 # Large jobs yield.
 
 
-def test_a_large_job_that_can_afford_it_lets_later_deadlines_pass() -> None:
-    queue = [job(144, 500, large=True), job(1, 600)]
-    assert run(queue).takes == ((1, 1), (0, 15))
-
-
 def test_a_large_job_lets_other_keys_pass_too() -> None:
     assert run([job(144, 500, large=True), job(1, 600, B)]) == BatchPlan(B, 1, ((1, 1),), "drained")
 
@@ -197,21 +186,21 @@ def test_a_large_job_yields_until_being_served_last_would_make_it_late() -> None
     assert run([job(144, all_of_it - 1, large=True), small]).takes == ((0, 16),)
 
 
-def test_what_is_left_of_a_large_job_yields_still() -> None:
-    assert run([job(1, 500, large=True), job(16, 600)]).takes == ((1, 16),)
-
-
-def test_a_job_that_fits_one_batch_does_not_yield() -> None:
-    assert run([job(16, 500), job(1, 600)]).takes == ((0, 16),)
-
-
-def test_large_jobs_among_themselves_go_by_deadline() -> None:
-    assert run([job(20, 500, large=True), job(20, 600, large=True)]).takes == ((0, 16),)
-
-
-def test_one_large_job_that_cannot_afford_it_ends_the_yielding_of_all() -> None:
-    queue = [job(32, 45, large=True), job(32, 900, large=True), job(1, 950)]
-    assert run(queue).takes == ((0, 16),)
+@pytest.mark.parametrize(
+    ("queue", "takes"),
+    [
+        ([job(144, 500, large=True), job(1, 600)], ((1, 1), (0, 15))),
+        ([job(1, 500, large=True), job(16, 600)], ((1, 16),)),  # what is left of it yields, too
+        ([job(16, 500), job(1, 600)], ((0, 16),)),  # it fits one batch
+        ([job(20, 500, large=True), job(20, 600, large=True)], ((0, 16),)),  # by deadline
+        # The first has no time for that:
+        ([job(32, 45, large=True), job(32, 900, large=True), job(1, 950)], ((0, 16),)),
+    ],
+)
+def test_only_large_jobs_with_time_let_later_deadlines_pass(
+    queue: list[QueuedJob], takes: tuple[tuple[int, int], ...]
+) -> None:
+    assert run(queue).takes == takes
 
 
 # What is left of what runs.
@@ -232,6 +221,7 @@ curves = st.one_of(st.builds(Buckets, buckets), lines)
 any_costs = st.builds(lambda a, b: CostModel({A: a, B: b}), curves, curves)
 waiting = st.builds(
     QueuedJob,
+    Reason,
     key=st.sampled_from([A, B]),
     left=st.integers(1, 40),
     deadline=st.integers(0, 300),

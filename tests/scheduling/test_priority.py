@@ -106,28 +106,32 @@ def taken(*queue: QueuedJob, first: bool = False) -> tuple[int, tuple[tuple[int,
     return chosen.size, chosen.takes
 
 
-def test_interactive_rows_decide_how_large_a_batch_is() -> None:
-    assert taken(background(5), job(2), job()) == (4, ((1, 2), (2, 1), (0, 1)))
-    assert taken(background(5), job()) == (1, ((1, 1),))
+INTERACTIVE_AND_BACKGROUND_LARGE = (
+    *(job(20, large=True), job(2)),
+    *(background(20, large=True), background(3)),
+)
 
 
-def test_background_rows_fill_the_padding() -> None:
-    assert taken(background(5), background(3)) == (8, ((0, 5), (1, 3)))
-
-
-def test_interactive_rows_fill_a_background_batch() -> None:
-    assert taken(job(2), background(7), first=True) == (8, ((1, 7), (0, 1)))
-    assert taken(job(2), first=True) == (2, ((0, 2),))
-
-
-def test_a_batch_is_not_filled_with_what_would_be_late_in_it() -> None:
-    assert taken(background(1, deadline=7), job(3)) == (4, ((1, 3),))  # which takes 8
-
-
-def test_large_jobs_let_those_of_their_class_pass_only() -> None:
-    queue = job(20, large=True), job(2), background(20, large=True), background(3)
-    assert taken(*queue) == (16, ((1, 2), (0, 14)))
-    assert taken(*queue, first=True) == (16, ((3, 3), (2, 13)))
+@pytest.mark.parametrize(
+    ("queue", "first", "expected"),
+    [
+        # Interactive rows decide how large a batch is, and background rows fill its padding:
+        ((background(5), job(2), job()), False, (4, ((1, 2), (2, 1), (0, 1)))),
+        ((background(5), job()), False, (1, ((1, 1),))),
+        ((background(5), background(3)), False, (8, ((0, 5), (1, 3)))),
+        ((job(2), background(7)), True, (8, ((1, 7), (0, 1)))),
+        ((job(2),), True, (2, ((0, 2),))),
+        # A batch is not filled with rows that would be late in it:
+        ((background(1, deadline=7), job(3)), False, (4, ((1, 3),))),  # which takes 8
+        # Large jobs yield to those of their class only:
+        (INTERACTIVE_AND_BACKGROUND_LARGE, False, (16, ((1, 2), (0, 14)))),
+        (INTERACTIVE_AND_BACKGROUND_LARGE, True, (16, ((3, 3), (2, 13)))),
+    ],
+)
+def test_a_batch_has_rows_of_the_class_whose_turn_it_is_and_then_of_the_other(
+    queue: tuple[QueuedJob, ...], expected: tuple[int, tuple[tuple[int, int], ...]], *, first: bool
+) -> None:
+    assert taken(*queue, first=first) == expected
 
 
 # What is promised.

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,17 +255,6 @@ def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
     assert nonzero(client, "googlenet_images_total") == {}
 
 
-def test_the_stages_of_what_was_answered_are_timed(client: TestClient) -> None:
-    client.post("/classify", files=parts(plain("red"), plain("red"), b"text"))
-    client.post("/classify", content=b"", headers=JPEG)
-    assert nonzero(client, "googlenet_stage_duration_seconds_count") == {
-        ("interactive", "upload"): 1,
-        ("interactive", "decode"): 2,
-        ("interactive", "queue"): 2,
-        ("interactive", "inference"): 2,
-    }
-
-
 def test_batches_their_rows_and_their_padding_are_counted() -> None:
     with service(lambda *_: fake_backend(sizes=[4])) as client:
         client.post("/classify", files=parts(plain("red")))  # ten views: 4, 4 and 2
@@ -339,29 +329,36 @@ def test_jobs_that_were_too_late_are_counted() -> None:
 
 
 def test_a_queued_image_of_a_disconnected_client_costs_no_batch() -> None:
-    gate = Gate()
+    gate, decoded = Gate(), asyncio.Semaphore(0)
+    backend = fake_backend(gate)
+    prepare = backend.prepare
 
-    async def hanging_up() -> AsyncIterator[Message]:
+    async def prepared(*image: Any) -> Sequence[PreparedImage]:
+        result = await prepare(*image)
+        decoded.release()
+        return result  # and is queued before other tasks run
+
+    async def disconnecting() -> AsyncIterator[Message]:
         yield {"type": "http.request", "body": plain("red")}
-        await asyncio.sleep(0.5)  # time for the image to be decoded and queued
+        for _ in range(2):  # the image that runs, and this one
+            await decoded.acquire()
         yield {"type": "http.disconnect"}
 
+    backend.prepare = prepared  # type: ignore[method-assign]
     headers = {"content-type": "image/png"}
-    with service(lambda *_: fake_backend(gate)) as client:
+    with service(lambda *_: backend) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
             first = threads.submit(client.post, "/classify?views=single", files=parts(plain("red")))
             assert gate.entered.wait(10)
-            asgi(client, hanging_up().__anext__, headers)
+            asgi(client, disconnecting().__anext__, headers)
             assert nonzero(client, "googlenet_cancelled_total") == {("queue", "cancelled"): 1}
             assert value(client, "googlenet_queue_rows") == 0
         assert first.result().status_code == 200
         assert client.post("/classify?views=single", files=parts(plain("red"))).status_code == 200
         assert value(client, "googlenet_batch_rows_sum") == 2
         assert nonzero(client, "googlenet_rejected_total") == {("interactive", "caller_gone"): 1}
-        assert (
-            value(client, "googlenet_requests_total", "499", "POST", "interactive", "/classify")
-            == 1
-        )
+        classified = ("POST", "interactive", "/classify")
+        assert value(client, "googlenet_requests_total", "499", *classified) == 1
 
 
 def test_a_client_that_disconnects_during_its_batch_is_counted() -> None:

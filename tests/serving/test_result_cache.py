@@ -104,13 +104,6 @@ def test_a_repeated_image_is_answered_without_a_batch(client: TestClient) -> Non
     assert value(client, "googlenet_stage_duration_seconds_count", "interactive", "decode") == 1
 
 
-def test_other_views_are_another_answer(client: TestClient) -> None:
-    client.post("/classify", files=parts(RED))
-    other = client.post("/classify", files=parts(RED), params={"views": "ten"})
-    assert other.headers["cache-status"] == MISS
-    assert value(client, "googlenet_cache_bytes") == 2 * ENTRY
-
-
 def test_of_several_images_those_that_are_new_are_classified(client: TestClient) -> None:
     client.post("/classify", files=parts(LIME))
     before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
