@@ -57,10 +57,11 @@ def caffe_file(folder: Path, content: bytes) -> Path:
     return path
 
 
-def layer(shape: list[int], values: list[float], name: str = "conv1") -> bytes:
+def layer(shape: list[int], values: list[float], name: str = "conv1", of: str = "data") -> bytes:
     """A file of one layer with one blob, in the newer container."""
     net = NetParameter()
-    blob = net.layer.add(name=name).blobs.add(data=values)
+    blob = net.layer.add(name=name).blobs.add(**{of: values})
+    blob.shape.SetInParent()
     blob.shape.dim.extend(shape)
     return net.SerializeToString()
 
@@ -87,40 +88,30 @@ def test_caffe_layers_keep_their_shape(tmp_path: Path) -> None:
     assert {blob.dtype for blob in blobs["conv1"]} == {torch.float32}
 
 
-def test_caffe_v1_layers_have_four_dimensions(tmp_path: Path) -> None:
-    (blob,) = caffemodel.read(caffe_file(tmp_path, legacy_layer((1, 3, 2, 1), [*range(6)])))[
-        "conv1"
-    ]
-    assert blob.shape == (1, 3, 2, 1)
-    assert blob.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+MIXED_CONTAINERS = legacy_layer((1, 3, 2, 1), [*range(6)]) + layer([2], [6, 7], name="conv2")
 
 
-def test_caffe_containers_may_be_mixed(tmp_path: Path) -> None:
-    content = legacy_layer((1, 1, 1, 1), [1]) + layer([1], [2], name="conv2")
-    assert caffemodel.read(caffe_file(tmp_path, content)).keys() == {"conv1", "conv2"}
-
-
-def test_caffe_doubles_are_read_as_floats(tmp_path: Path) -> None:
-    net = NetParameter()
-    blob = net.layer.add(name="conv1").blobs.add(double_data=[0.1, 0.2])
-    blob.shape.dim.append(2)
-    (read,) = caffemodel.read(caffe_file(tmp_path, net.SerializeToString()))["conv1"]
-    assert torch.equal(read, torch.tensor([0.1, 0.2], dtype=torch.float32))
-
-
-def test_caffe_doubles_too_large_for_a_float_are_infinite_without_a_warning(tmp_path: Path) -> None:
-    net = NetParameter()
-    net.layer.add(name="conv1").blobs.add(double_data=[1e300]).shape.dim.append(1)
-    (read,) = caffemodel.read(caffe_file(tmp_path, net.SerializeToString()))["conv1"]
-    assert read.isinf().all()
-
-
-def test_caffe_scalars_have_no_dimensions(tmp_path: Path) -> None:
-    net = NetParameter()
-    net.layer.add(name="scale").blobs.add(data=[3]).shape.SetInParent()
-    (read,) = caffemodel.read(caffe_file(tmp_path, net.SerializeToString()))["scale"]
-    assert read.shape == ()
-    assert read == 3
+@pytest.mark.parametrize(
+    ("content", "blobs"),
+    [
+        (
+            MIXED_CONTAINERS,
+            {"conv1": torch.arange(6.0).reshape(1, 3, 2, 1), "conv2": torch.tensor([6.0, 7.0])},
+        ),
+        (layer([2], [0.1, 0.2], of="double_data"), {"conv1": torch.tensor([0.1, 0.2])}),
+        (layer([1], [1e300], of="double_data"), {"conv1": torch.tensor([torch.inf])}),
+        (layer([], [3], name="scale"), {"scale": torch.tensor(3.0)}),
+        (layer([1] * 100, [5]), {"conv1": torch.full([1] * 100, 5.0)}),  # numpy allows 64
+    ],
+    ids=["mixed containers", "doubles", "too large for a float", "scalar", "100 dimensions"],
+)
+def test_caffe_blobs(content: bytes, blobs: dict[str, Tensor], tmp_path: Path) -> None:
+    read = caffemodel.read(caffe_file(tmp_path, content))
+    assert read.keys() == blobs.keys()
+    for name, expected in blobs.items():
+        (blob,) = read[name]
+        assert blob.dtype == torch.float32
+        assert torch.equal(blob, expected)
 
 
 def test_caffe_fields_without_weights_are_skipped(tmp_path: Path) -> None:
@@ -152,6 +143,7 @@ def test_published_weights_are_read(shared: Path) -> None:
         (legacy_layer((1, 1, 1, 3), [1]), "[1, 1, 1, 3] but holds 1 numbers"),
         (legacy_layer((-1, -1, 1, 1), [1]), "[-1, -1, 1, 1] but holds 1 numbers"),
         (legacy_layer((2**31 - 1,) * 4, [1]), "but holds 1 numbers"),
+        (legacy_layer((0, 0, 0, 0), [1, 2]), "[0, 0, 0, 0] but holds 2 numbers"),
     ],
 )
 def test_caffe_blob_with_a_wrong_shape_is_refused(
@@ -160,18 +152,6 @@ def test_caffe_blob_with_a_wrong_shape_is_refused(
     sentence = refusal(caffemodel.read, caffe_file(tmp_path, content))
     assert sentence.startswith("layer 'conv1' says it is ")
     assert said in sentence
-
-
-def test_a_caffe_blob_may_have_more_dimensions_than_numpy_allows(tmp_path: Path) -> None:
-    (read,) = caffemodel.read(caffe_file(tmp_path, layer([1] * 100, [5])))["conv1"]
-    assert read.shape == (1,) * 100
-
-
-def test_a_caffe_blob_without_a_shape_is_refused(tmp_path: Path) -> None:
-    net = NetParameter()
-    net.layers.add(name="conv1").blobs.add(data=[1, 2])
-    sentence = refusal(caffemodel.read, caffe_file(tmp_path, net.SerializeToString()))
-    assert sentence == "layer 'conv1' says it is [0, 0, 0, 0] but holds 2 numbers"
 
 
 NO_CAFFE_MODELS = {

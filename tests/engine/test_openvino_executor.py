@@ -115,33 +115,44 @@ def of_colour(
     return first
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_channels_are_swapped_before_the_mean_is_subtracted(kind: type[np.generic]) -> None:
-    bgr = np.array([90 - 104, 125 - 117, 130 - 123])
-    found = of_colour(executor(toy()), (130, 125, 90), kind)
-    assert found == pytest.approx(softmax(0.1 * bgr), abs=1e-6)
+RGB_WITH_SCALE = small.preprocessed(
+    toy(), channels="RGB", mean=(100.0, 110.0, 120.0), scale=(0.5, 1.0, 2.0)
+)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_rgb_model_with_a_scale(kind: type[np.generic]) -> None:
-    mean, scale = (100.0, 110.0, 120.0), (0.5, 1.0, 2.0)
-    model = small.preprocessed(toy(), channels="RGB", mean=mean, scale=scale)
-    expected = softmax([0.1 * 4 * 0.5, 0.1 * 3, 0.1 * -1 * 2])
-    assert of_colour(executor(model), (104, 113, 119), kind) == pytest.approx(expected, abs=1e-6)
-
-
-def test_tensor_values_may_be_fractional_and_out_of_range() -> None:
-    bgr = np.array([-30.25 - 104, 300.5 - 117, 130.125 - 123])
-    found = of_colour(executor(toy()), (130.125, 300.5, -30.25), np.float32)
-    assert found == pytest.approx(softmax(0.1 * bgr), abs=1e-6)
-
-
-@pytest.mark.parametrize(("sha256", "divisor"), [("0" * 64, 2.5), ("1" * 64, 1.0)])
-def test_temperature_applies_to_its_weights_only(sha256: str, divisor: float) -> None:
-    model = small.calibrated(toy(), 2.5, sha256)
-    bgr = np.array([90 - 104, 125 - 117, 130 - 123])
-    found = of_colour(executor(model), (130, 125, 90), np.uint8)
-    assert found == pytest.approx(softmax(0.1 * bgr / divisor), abs=1e-6)
+@pytest.mark.parametrize(
+    ("model", "colour", "preprocessed", "kinds"),
+    [
+        # Channels are swapped before the mean is subtracted:
+        (toy(), (130, 125, 90), (90 - 104, 125 - 117, 130 - 123), (np.uint8, np.float32)),
+        (RGB_WITH_SCALE, (104, 113, 119), (4 * 0.5, 3, -1 * 2), (np.uint8, np.float32)),
+        # A tensor's values may be fractional and out of range:
+        (
+            toy(),
+            (130.125, 300.5, -30.25),
+            (-30.25 - 104, 300.5 - 117, 130.125 - 123),
+            (np.float32,),
+        ),
+        # A temperature applies to its own weights only:
+        (
+            small.calibrated(toy(), 2.5, "0" * 64),
+            (130, 125, 90),
+            (-14 / 2.5, 8 / 2.5, 7 / 2.5),
+            (np.uint8,),
+        ),
+        (small.calibrated(toy(), 2.5, "1" * 64), (130, 125, 90), (-14, 8, 7), (np.uint8,)),
+    ],
+    ids=["BGR", "RGB with a scale", "tensor", "temperature", "temperature of other weights"],
+)
+def test_preprocessing_and_temperature_of_the_manifest(
+    model: Model,
+    colour: Sequence[float],
+    preprocessed: Sequence[float],
+    kinds: Sequence[type[np.generic]],
+) -> None:
+    for kind in kinds:
+        result = of_colour(executor(model), colour, kind)
+        assert result == pytest.approx(softmax(0.1 * np.array(preprocessed)), abs=1e-6)
 
 
 def test_members_run_their_own_rows() -> None:

@@ -125,7 +125,11 @@ def test_wrong_number_of_labels_is_refused(classes: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("no.tsv", "No such file or directory"), ("labels.tsv", "'utf-8' codec can't decode"), ("a\0b", "")],
+    [
+        ("no.tsv", "No such file or directory"),
+        ("labels.tsv", "'utf-8' codec can't decode"),
+        ("a\0b", ""),
+    ],
 )
 def test_unreadable_labels(name: str, reason: str, tmp_path: Path) -> None:
     labels_file(tmp_path, "épagneul\n".encode("latin-1"))

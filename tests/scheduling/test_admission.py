@@ -102,7 +102,7 @@ def test_a_bucket_too_slow_to_be_run_is_tried_again() -> None:
     costs = CostModel({A: Buckets({1: 0.01, 8: 0.04})})
     for _ in range(10):
         costs = costs.observed(A, 8, 30)
-    assert costs.seconds(A, 8) > 8 * 0.01  # so that nobody runs it
+    assert costs.seconds(A, 8) > 8 * 0.01  # so that it is not run
     assert evaluate(QueueLoad(0.01, {A: 1}), {A: 1}, costs, seconds=1).admitted  # in smaller ones
     for _ in range(200):
         costs = costs.observed(A, 1, 0.01)

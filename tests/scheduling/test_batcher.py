@@ -215,17 +215,6 @@ async def test_a_small_job_overtakes_a_large_job_after_the_running_batch() -> No
         device.end()
 
 
-async def test_keys_do_not_share_a_batch() -> None:
-    device = Device()
-    async with batcher_of(device) as batcher:
-        tasks = [submitting(batcher, "a"), submitting(batcher, "b", key=B)]
-        assert (await device.begun()).key == A
-        device.end()
-        assert (await device.begun()).key == B
-        device.end()
-        await asyncio.gather(*tasks)
-
-
 async def test_a_busy_device_leaves_rows_to_an_idle_one() -> None:
     """Each has two executors, and the busy one's second executor has waited for longest."""
     device, other = Device(), Device()
@@ -302,14 +291,14 @@ async def test_a_job_cancelled_with_its_outcome_is_not_reported_as_dropped() -> 
 
     def report(reported: BatchReport | DropReport) -> None:
         reports(reported)
-        asked.cancel()  # the results are set, and the client's task has not run yet
+        task.cancel()  # the results are set, and the client's task has not run yet
 
     async with batcher_of(device, report=report) as batcher:
-        asked = submitting(batcher, "hasty")
+        task = submitting(batcher, "hasty")
         await device.begun()
         device.end()
         with pytest.raises(asyncio.CancelledError):
-            await asked
+            await task
         assert reports.drops == []
 
 

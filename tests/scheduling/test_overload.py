@@ -60,7 +60,7 @@ async def flood(app: FastAPI, factor: float, seconds: float) -> list[Call]:
 async def test_ten_times_the_work_is_refused_or_done_in_time_whether_large_or_small() -> None:
     async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
         calls = await flood(app, factor=10, seconds=6 * SECONDS)
-        # Nobody is left, so the next one has the device for itself.
+        # No request is left, so the next one has the device for itself.
         after = Call(IMAGE, "paper")
         await after.make(app)
         assert after.status == 200
@@ -89,7 +89,7 @@ async def test_a_client_that_retries_at_its_retry_time_is_admitted() -> None:
             tries += 1
             if call.status == 200:
                 return tries
-            # Now and then the machine is slower than it was when somebody was let in.
+            # Now and then the machine is slower than it was when the request was admitted.
             await asyncio.sleep(call.retry_after if call.status == 503 else 0)
 
     async with serving(fake_backend(run, seconds_per_row=ROW)) as app:
@@ -97,7 +97,7 @@ async def test_a_client_that_retries_at_its_retry_time_is_admitted() -> None:
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(ask(app)) for _ in range(many)]
         tries = Counter(task.result() for task in asking)
-    assert tries[1] < many / 2  # or nobody was refused
-    # Twice where the machine is as quick as it was when they were told.
+    assert tries[1] < many / 2  # or no request was refused
+    # Twice where the machine is as quick as when the retry times were given.
     assert tries.total() == many
     assert sum(number * count for number, count in tries.items()) < 3 * many, tries

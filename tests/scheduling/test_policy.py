@@ -221,7 +221,6 @@ curves = st.one_of(st.builds(Buckets, buckets), lines)
 any_costs = st.builds(lambda a, b: CostModel({A: a, B: b}), curves, curves)
 waiting = st.builds(
     QueuedJob,
-    Reason,
     key=st.sampled_from([A, B]),
     left=st.integers(1, 40),
     deadline=st.integers(0, 300),

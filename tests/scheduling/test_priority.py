@@ -375,16 +375,16 @@ async def test_the_decode_wait_of_background_images_is_predicted() -> None:
 @pytest.mark.parametrize("path", ["/classify", "/v2/models/fake/infer"])
 def test_the_priority_header_makes_a_request_background(path: str) -> None:
     settings = SETTINGS.model_copy(update={"views": "single", "timeout_seconds": 5.0})
-    asked: dict[str, object] = {"files": parts(plain("red"))}
+    body: dict[str, object] = {"files": parts(plain("red"))}
     if path != "/classify":
         data = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [9, 0, 0]}
-        asked = {"json": {"inputs": [data]}}
+        body = {"json": {"inputs": [data]}}
     slow = fake_backend(seconds_per_row=2.0)
     with service(lambda *_: slow, settings) as client:
-        refused = client.post(path, headers=BACKGROUND, **asked)
+        refused = client.post(path, headers=BACKGROUND, **body)
         assert refused.status_code == 504
         assert "as background work" in refused.text
-        assert client.post(path, headers={"Priority": "u=6"}, **asked).status_code == 200
+        assert client.post(path, headers={"Priority": "u=6"}, **body).status_code == 200
 
 
 def test_a_background_request_has_the_same_response() -> None:
@@ -404,12 +404,12 @@ def test_grpc_metadata_makes_a_call_background() -> None:
         assert hosted.infer(image(plain("red"))).message
 
 
-def test_the_client_says_what_can_wait() -> None:
-    with misbehaving(GOOD, GOOD) as (url, asked), Client(url) as client:
+def test_the_client_sends_the_priority_of_background_requests() -> None:
+    with misbehaving(GOOD, GOOD) as (url, requests), Client(url) as client:
         client.classify(plain("red"), background=True)
         client.classify(plain("red"))
-    assert [b"priority: u=7" in one.lower() for one in asked] == [True, False]
-    assert b"bulk" not in asked[0]
+    assert [b"priority: u=7" in request.lower() for request in requests] == [True, False]
+    assert b"bulk" not in requests[0]
 
 
 async def test_refused_background_work_delays_no_other_request() -> None:

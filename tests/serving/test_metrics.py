@@ -105,12 +105,12 @@ def test_before_anything_happens_every_series_is_at_zero(
     assert counts(client, name) == dict.fromkeys(labels, 0)
 
 
-def test_what_classify_may_answer_is_counted_from_zero(client: TestClient) -> None:
-    asked = counts(client, "googlenet_requests_total")
+def test_the_statuses_of_classify_are_counted_from_zero(client: TestClient) -> None:
+    requests = counts(client, "googlenet_requests_total")
     codes = {str(code) for code in (200, *statuses.HTTP)}
-    told = ("POST", "interactive", "/classify")
-    assert {key: asked[key] for key in asked if key[1:] == told} == {
-        (code, *told): 0 for code in codes
+    labels = ("POST", "interactive", "/classify")
+    assert {key: requests[key] for key in requests if key[1:] == labels} == {
+        (code, *labels): 0 for code in codes
     }
 
 
@@ -129,7 +129,7 @@ def test_every_name_has_the_prefix_and_help(client: TestClient) -> None:
     } < ours
 
 
-def test_two_apps_count_apart(client: TestClient) -> None:
+def test_two_apps_count_separately(client: TestClient) -> None:
     with service(lambda *_: fake_backend()) as other:
         other.post("/classify", files=parts(plain("red")))
         assert value(other, "googlenet_images_total", "ok", "ten") == 1
@@ -204,7 +204,7 @@ def test_images_are_counted_by_views_and_outcome(client: TestClient) -> None:
     }
 
 
-def test_what_lets_others_pass_is_counted_apart(client: TestClient) -> None:
+def test_background_requests_are_counted_separately(client: TestClient) -> None:
     def ask(*images: bytes, **headers: str) -> None:
         client.post("/classify?views=single", files=parts(*images), headers=headers)
 
@@ -212,8 +212,8 @@ def test_what_lets_others_pass_is_counted_apart(client: TestClient) -> None:
     ask(plain("red"), b"text", priority="u=7")
     ask(b"text", priority="u=7")
     ask(b"text")
-    asked = nonzero(client, "googlenet_requests_total")
-    assert {key: asked[key] for key in asked if key[3] == "/classify"} == {
+    requests = nonzero(client, "googlenet_requests_total")
+    assert {key: requests[key] for key in requests if key[3] == "/classify"} == {
         ("200", "POST", "interactive", "/classify"): 1,
         ("200", "POST", "background", "/classify"): 1,
         ("415", "POST", "background", "/classify"): 1,
@@ -291,7 +291,7 @@ def test_batches_that_fail_are_counted() -> None:
         }
 
 
-def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
+def test_gauges_of_the_queue_are_at_zero_again_afterwards() -> None:
     gate = Gate()
     gauges = ("queue_rows", "queue_bytes", "queue_predicted_seconds", "requests_in_flight")
 
@@ -312,7 +312,7 @@ def test_what_waits_is_gauged_and_back_at_zero_afterwards() -> None:
         assert gauged(client) == [0, 0, 0, 1]
 
 
-def test_jobs_that_were_too_late_are_counted() -> None:
+def test_late_jobs_are_counted() -> None:
     gate = Gate()
     with service(lambda *_: fake_backend(gate)) as client:
         with ThreadPoolExecutor() as threads, gate.shut():
@@ -421,7 +421,7 @@ def test_build_info_has_the_versions(client: TestClient) -> None:
     )
 
 
-def test_both_processes_are_measured_each_by_its_own_name() -> None:
+def test_each_process_is_measured_by_its_own_name() -> None:
     loaded, backend = threading.Event(), fake_backend()
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     backend.pid = other.pid
@@ -522,7 +522,7 @@ def test_without_a_gpu_there_are_no_gpu_samples(client: TestClient) -> None:
     assert [family.samples for family in gpus] == [[], [], []]
 
 
-def test_what_is_no_request_is_not_counted() -> None:
+def test_a_web_socket_is_not_counted_as_a_request() -> None:
     with TestClient(create_app(SETTINGS, load=lambda *_: fake_backend())) as client:
         with pytest.raises(WebSocketDisconnect), client.websocket_connect("/classify"):
             pass

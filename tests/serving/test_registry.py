@@ -578,8 +578,8 @@ def test_batches_of_an_unloaded_model_are_counted(world: World) -> None:
 
 
 def shadowed(client: TestClient) -> dict[str, float]:
-    found = nonzero(client, "googlenet_shadow_images_total")
-    return {outcome: count for (outcome,), count in found.items()}
+    images = nonzero(client, "googlenet_shadow_images_total")
+    return {outcome: count for (outcome,), count in images.items()}
 
 
 def test_a_candidate_gets_its_share_and_is_compared(world: World) -> None:

@@ -94,7 +94,7 @@ def test_a_repeated_image_is_answered_without_a_batch(client: TestClient) -> Non
     first = client.post("/classify", files=parts(RED))
     before = ran(client)
     again = client.post("/classify", files=parts(RED), params={"top_k": 2})
-    assert [one.headers["cache-status"] for one in (first, again)] == [MISS, HIT]
+    assert [answer.headers["cache-status"] for answer in (first, again)] == [MISS, HIT]
     assert again.json()["predictions"] == first.json()["predictions"][:2]
     assert 'batch;desc="0 rows"' in again.headers["server-timing"]
     assert ran(client) == before
@@ -104,29 +104,27 @@ def test_a_repeated_image_is_answered_without_a_batch(client: TestClient) -> Non
     assert value(client, "googlenet_stage_duration_seconds_count", "interactive", "decode") == 1
 
 
-def test_of_several_images_those_that_are_new_are_classified(client: TestClient) -> None:
+def test_only_new_images_of_a_request_are_classified(client: TestClient) -> None:
     client.post("/classify", files=parts(LIME))
     before = value(client, "googlenet_queue_wait_seconds_count", "interactive")
     mixed = client.post("/classify", files=parts(RED, LIME, b"text", RED, plain("blue")))
     assert mixed.headers["cache-status"] == MISS
     firsts = [
-        one["predictions"][0]["label"] if "predictions" in one else one["error"]["code"]
-        for one in mixed.json()["results"]
+        result["predictions"][0]["label"] if "predictions" in result else result["error"]["code"]
+        for result in mixed.json()["results"]
     ]
     assert firsts == ["red", "green", "unsupported_type", "red", "blue"]
     assert value(client, "googlenet_queue_wait_seconds_count", "interactive") == before + 3
     assert value(client, "googlenet_cache_hits_total") == 1
 
 
-def test_a_large_image_is_known_again(client: TestClient) -> None:
+def test_a_large_image_is_answered_from_the_cache(client: TestClient) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     image = encoded(Image.fromarray(noise))
     assert 256 * 1024 < len(image) < 300_000
-    found = [
-        client.post("/v2/models/fake/infer", json=asked)
-        for asked in [{"inputs": [as_json(image)]}] * 2
-    ]
-    assert [one.headers["cache-status"] for one in found] == [MISS, HIT]
+    request = {"inputs": [as_json(image)]}
+    answers = [client.post("/v2/models/fake/infer", json=request) for _ in range(2)]
+    assert [answer.headers["cache-status"] for answer in answers] == [MISS, HIT]
 
 
 def as_json(image: bytes) -> dict[str, object]:
@@ -149,15 +147,15 @@ def test_a_cached_result_needs_no_device(client: TestClient, gate: Gate) -> None
         assert top(client.post("/classify", files=parts(RED))) == "red"
 
 
-def test_the_open_inference_protocol_is_answered_so_too(client: TestClient) -> None:
-    asked = {
+def test_the_open_inference_protocol_is_answered_from_the_cache(client: TestClient) -> None:
+    request = {
         "inputs": [
             {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [255, 0, 0]}
         ]
     }
-    found = [client.post("/v2/models/fake/infer", json=asked) for _ in range(2)]
-    assert [one.headers["cache-status"] for one in found] == [MISS, HIT]
-    assert found[0].json() == found[1].json()
+    answers = [client.post("/v2/models/fake/infer", json=request) for _ in range(2)]
+    assert [answer.headers["cache-status"] for answer in answers] == [MISS, HIT]
+    assert answers[0].json() == answers[1].json()
 
 
 def test_an_explanation_uses_the_cached_ranking() -> None:
@@ -170,7 +168,7 @@ def test_an_explanation_uses_the_cached_ranking() -> None:
         )  # for the map
 
 
-def test_without_a_cache_nothing_is_said_of_one() -> None:
+def test_without_a_cache_there_is_no_cache_status() -> None:
     with service(
         lambda *_: fake_backend(), SETTINGS.model_copy(update={"cache_bytes": 0})
     ) as client:

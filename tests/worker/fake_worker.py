@@ -83,7 +83,7 @@ class FakeEngine:
     @property
     def kept(self) -> list[str]:
         """Prepared images that are not freed."""
-        return sorted(one.name for one in self._made)
+        return sorted(prepared.name for prepared in self._made)
 
     @staticmethod
     def _run(batch: Batch[Prepared]) -> list[tuple[str, int, int]]:
@@ -122,8 +122,8 @@ class Threads:
 
     def end(self) -> None:
         """Close all connections and wait for the threads."""
-        for one in self._sockets:
-            one.close()
+        for connection in self._sockets:
+            connection.close()
         self.join()
 
     def join(self) -> None:
@@ -153,8 +153,8 @@ class Silent(Threads):
     def disconnect(self) -> None:
         """Exit, as seen by the client."""
         self.alive = False
-        for one in self.theirs:
-            one.close()
+        for connection in self.theirs:
+            connection.close()
 
     def end(self) -> None:
         """Close both ends."""
