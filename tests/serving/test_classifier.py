@@ -153,7 +153,8 @@ def nothing_is_held(served: ServedModel, *, running: int = 0) -> None:
 
 async def all_are_decoded(served: ServedModel) -> None:
     """A sole decoder takes images in order: when this one is refused, the others are queued."""
-    await asyncio.sleep(0)  # a task that was just made begins
+    for _ in range(2):
+        await asyncio.sleep(0)  # a task that was just made begins, and then those of its images
     assert best(await classify(served, b"text")) == ["UnsupportedType"]
 
 
