@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from service.cli import argument_types as types
 from service.cli.model_options import OFFLINE, add_settings, add_training
-from service.server.environment import CLIENT_KEY
+from service.server.unknown_variables import CLIENT_KEY
 from service.settings import Settings
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - what argparse gives has no other name

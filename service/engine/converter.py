@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from service.engine import openvino_graph, weights
-from service.engine.networks import ending
+from service.engine.networks import classifier_head
 from service.engine.networks.googlenet import LocalResponseNorm
 from service.engine.openvino_api import core, error_line, openvino, opset1, opset13
 from service.engine.weights import Model
@@ -66,7 +66,7 @@ def _converted(model: Model, sides: tuple[int, ...]) -> Converted:
     # With gradients, attention would be traced on another code path than it is checked on.
     network, last, window = model.network().requires_grad_(requires_grad=False), None, None
     if model.explains:
-        network, features = ending.with_features(network)
+        network, features = classifier_head.with_features(network)
         last, window = weights.architecture(model.manifest).last, features.window
     side = sides[0] if len(sides) == 1 else -1
     try:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from service.engine import torch_device, weights
 from service.engine.class_activation import Classifier
-from service.engine.networks import ending
+from service.engine.networks import classifier_head
 from service.engine.weights import Model
 from service.models.manifest import Preprocessing
 
@@ -55,7 +55,7 @@ class Features(nn.Module):
         super().__init__()
         network = model.network()
         last = cast("nn.Linear", network.get_submodule(weights.architecture(model.manifest).last))
-        whole, features = ending.with_features(network)
+        whole, features = classifier_head.with_features(network)
         self.classifier = Classifier(
             last.weight.detach().numpy(), last.bias.detach().numpy(), features.window
         )

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from service.errors import HeaderTimeout, MalformedRequest, ServiceError
 from service.server import refusal, request_head
 from service.server.connection_limits import Bounds, Ports
-from service.server.flow import Flow
+from service.server.flow_control import Flow
 from service.server.timeout import Timeout
 from service.serving.metrics.metrics import Metrics
 

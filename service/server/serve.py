@@ -17,7 +17,13 @@ from service.api.tls import Certificate
 from service.errors import Unreachable, WrongOption
 from service.models import store
 from service.models.store import Store
-from service.server import app, environment, listeners, log_config, weights_download
+from service.server import (
+    app,
+    listeners,
+    log_config,
+    unknown_variables,
+    weights_download,
+)
 from service.server.connection_limits import (
     Bounds,
     Connections,
@@ -74,7 +80,7 @@ class _Startup:
 def serve(settings: Settings, _: dict[str, Any]) -> int:
     """Serve until the process is signalled; downloads missing weights first."""
     log_config.configure(settings)
-    environment.check(os.environ, is_strict=settings.require_model)
+    unknown_variables.check(os.environ, is_strict=settings.require_model)
     _check_proxies(settings.trusted_proxies)
     certificate = Certificate.read(settings)
     model_store = store.locate(settings.model_store)

@@ -1,7 +1,7 @@
 """The client for the worker process: the serving process's end.
 
 Python runs one thread of a process at a time, so decoding, computing and HTTP in one process wait
-for each other. Calls go to the worker (`service.worker.process`) instead; only bytes and labels
+for each other. Calls go to the worker (`service.worker.main`) instead; only bytes and labels
 come near HTTP.
 
 Each executor and each decoding thread of the worker has a channel of its own, so an executor's
@@ -27,7 +27,7 @@ from service.scheduling.admission import Decoders
 from service.scheduling.types import Batch, Executor, Slice
 from service.settings import Settings
 from service.worker.channel import Channel
-from service.worker.child import ChildProcess
+from service.worker.child_process import ChildProcess
 from service.worker.messages import Call, Loaded, Paint, Prepare, Request, Run
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from service.engine import engine
 from service.serving.metrics import loop_lag
 from service.settings import Settings
 from service.worker.client import WorkerClient
+from service.worker.main import Handler
 from service.worker.messages import Loaded
-from service.worker.process import Handler
 
 SETTINGS = Settings(model="digits", views="single", device="cpu", cpu_threads=1, max_batch=2)
 SERVICE, WORKER = f"{ROOT}/service/", "worker thread"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from service.engine import converter, engine, networks, profiling, weights
-from service.engine.networks import ARCHITECTURES, ending, lenet5
+from service.engine.networks import ARCHITECTURES, classifier_head, lenet5
 from service.engine.networks.tracing import traced
 from service.engine.networks.unfilled import Unfilled
 from service.engine.networks.windowed import Windowed
@@ -359,7 +359,7 @@ class Strided(nn.Module):
 def test_only_average_pooling_and_one_layer_have_maps(
     pool: nn.Module, last: nn.Module, *, has_maps: bool, window: int | None
 ) -> None:
-    end = ending.find(traced(Ending(pool, last).eval()))
+    end = classifier_head.find(traced(Ending(pool, last).eval()))
     assert (end is not None) == has_maps
     if end is not None:
         assert (end.features.target, end.window) == ("features", window)

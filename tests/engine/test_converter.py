@@ -19,7 +19,7 @@ from small import Toy, toy
 from torch import Tensor, nn
 
 from service.engine import converter, engine, openvino_graph, weights
-from service.engine.networks import ending
+from service.engine.networks import classifier_head
 from service.engine.openvino_api import core
 from service.engine.torch_network import Normalise
 from service.engine.weights import Model
@@ -66,7 +66,7 @@ def test_converted_googlenet_equals_pytorch(
     network = made.description.network
     assert (network.sides, network.window) == ((CROP, DENSE), 7)
     assert made.description.weights == googlenet.sha256
-    whole, _ = ending.with_features(googlenet.network())
+    whole, _ = classifier_head.with_features(googlenet.network())
     for side in (CROP, DENSE):
         x = taken(googlenet, photos[:4], side)
         with torch.inference_mode():

@@ -302,7 +302,7 @@ def test_a_signal_ends_it_while_it_loads(number: signal.Signals, real_store: Sto
     """A terminal sends it to every process of the group."""
     with started(real_store.root, "--drain-seconds=60") as (process, _):
         worker = worker_of(process)
-        until(lambda: b"service.worker.process" in (worker / "cmdline").read_bytes())
+        until(lambda: b"service.worker.main" in (worker / "cmdline").read_bytes())
         os.kill(int(worker.name), signal.SIGSTOP)  # it will never have loaded
         os.killpg(process.pid, number)
         _, log = process.communicate(timeout=SOON)

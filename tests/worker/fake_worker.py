@@ -23,9 +23,9 @@ from service.models.store import Store
 from service.scheduling.cost_model import Key
 from service.scheduling.types import Batch, Executor, Slice
 from service.settings import Settings
-from service.worker import process
+from service.worker import main as worker_main
 from service.worker.channel import EXITED
-from service.worker.child import ChildProcess
+from service.worker.child_process import ChildProcess
 from service.worker.client import RemoteHandle, WorkerClient
 from service.worker.messages import Loaded
 
@@ -103,7 +103,7 @@ class Threads:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.ended: Future[None] = Future()
-        self._handler = process.Handler(cast("Engine", engine))
+        self._handler = worker_main.Handler(cast("Engine", engine))
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 

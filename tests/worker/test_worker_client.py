@@ -28,7 +28,7 @@ from service.errors import (
 )
 from service.imaging.image_decoder import Bounds
 from service.worker.channel import EXITED
-from service.worker.child import ChildProcess
+from service.worker.child_process import ChildProcess
 from service.worker.client import WorkerClient
 from service.worker.messages import LENGTH, Call, Loaded, Prepare, framed
 

@@ -31,8 +31,8 @@ from service.errors import (
 )
 from service.models.store import Store
 from service.settings import Settings
-from service.worker import process
-from service.worker.child import ChildProcess
+from service.worker import main as worker_main
+from service.worker.child_process import ChildProcess
 from service.worker.client import WorkerClient
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def talking(talk: Callable[[Connection, socket.socket], T]) -> T:
     with ThreadPoolExecutor(1) as thread, theirs, Connection(events.detach()) as connection:
         talked = thread.submit(talk_and_close)
         with as_before():
-            process.main(theirs, connection)
+            worker_main.main(theirs, connection)
         return talked.result(TIMEOUT)
 
 
@@ -142,7 +142,7 @@ def test_main_logs_and_reports_an_unexpected_load_error() -> None:
         return next_event(events), next_event(events)
 
     record, error = talking(talk)
-    assert (record.name, record.levelname) == ("service.worker.process", "ERROR")
+    assert (record.name, record.levelname) == ("service.worker.main", "ERROR")
     assert record.getMessage().startswith("loading failed\nTraceback (most recent call last):\n")
     assert type(error) is RuntimeError
     assert str(error) == "AttributeError: 'NoneType' object has no attribute 'model_store'"
@@ -163,11 +163,11 @@ def test_program_ignores_signals_and_exits_without_waiting(
     parent, events = socket.socketpair()
     monkeypatch.setattr(sys, "argv", ["worker", str(calls.detach()), str(events.detach())])
     monkeypatch.setattr(os, "_exit", sys.exit)
-    monkeypatch.delitem(sys.modules, "service.worker.process")
+    monkeypatch.delitem(sys.modules, "service.worker.main")
     with ours, Connection(parent.detach()) as front, as_before():
         front.send((Settings(model_store=tmp_path), logging.INFO))
         with pytest.raises(SystemExit) as stop:
-            runpy.run_module("service.worker.process", run_name="__main__")
+            runpy.run_module("service.worker.main", run_name="__main__")
         for number in (signal.SIGINT, signal.SIGTERM):  # who sends them to both: the other decides
             assert signal.getsignal(number) == signal.SIG_IGN
         assert isinstance(next_event(front), MissingWeights)

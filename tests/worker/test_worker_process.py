@@ -45,9 +45,9 @@ from service.scheduling.cost_model import Key
 from service.scheduling.types import Batch, Slice
 from service.server.app import create_app
 from service.settings import Settings
-from service.worker import child, client
+from service.worker import child_process, client
 from service.worker.channel import EXITED
-from service.worker.child import CLOSE_SECONDS, ChildProcess
+from service.worker.child_process import CLOSE_SECONDS, ChildProcess
 from service.worker.client import RemoteHandle, WorkerClient
 
 
@@ -190,7 +190,7 @@ def test_worker_log_records_keep_their_logger_and_process(
     with pytest.raises(RuntimeError, match=r"^TypeError: "):
         client.load(Settings.model_construct(model_store=5), Future())
     (record,) = caplog.records
-    assert (record.name, record.levelname) == ("service.worker.process", "ERROR")
+    assert (record.name, record.levelname) == ("service.worker.main", "ERROR")
     assert "Traceback (most recent call last):" in record.getMessage()
     assert record.process not in {None, os.getpid()}
     assert children() <= before
@@ -203,7 +203,7 @@ def test_failing_log_handler_fails_the_load(error: Exception) -> None:
         raise error
 
     before, threads = children(), {*threading.enumerate()}
-    log = logging.getLogger("service.worker.process")
+    log = logging.getLogger("service.worker.main")
     log.addFilter(fail)
     try:
         with pytest.raises(InferenceFailed, match=EXITED):
@@ -272,7 +272,7 @@ def test_exited_worker_refuses_connections(small: Settings) -> None:
 def test_worker_that_does_not_exit_is_killed(
     small: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(child, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(child_process, "CLOSE_SECONDS", 0.1)
     process = ChildProcess(small)
     os.kill(process.pid, signal.SIGSTOP)  # so that it does not even see that it should end
     process.close()
@@ -295,7 +295,7 @@ def test_killed_worker_fails_waiting_requests(
     ):
         wait_ready(client)
         logged = Logged()
-        logging.getLogger("service.worker.child").addHandler(logged)
+        logging.getLogger("service.worker.child_process").addHandler(logged)
         os.kill(ours.pid, signal.SIGSTOP)
         url = "/classify?views=single"
         waiting = [
@@ -314,9 +314,11 @@ def test_killed_worker_fails_waiting_requests(
         assert not ours.alive
         documented = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["responses"]
         assert "500" in documented
-    logging.getLogger("service.worker.child").removeHandler(logged)
+    logging.getLogger("service.worker.child_process").removeHandler(logged)
     messages = [
-        record.getMessage() for record in caplog.records if record.name == "service.worker.child"
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "service.worker.child_process"
     ]
     assert messages == [f"{EXITED}, with status -9"]
 

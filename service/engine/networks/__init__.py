@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from service.engine.networks import ending, googlenet, lenet5, xception, zfnet
+from service.engine.networks import classifier_head, googlenet, lenet5, xception, zfnet
 from service.engine.networks.tracing import traced
 from service.errors import ModelError
 
@@ -55,12 +55,12 @@ class Architecture:
     @cached_property
     def last(self) -> str:
         """The module that computes the logits; replaced when fine-tuning to other classes."""
-        return ending.last(self._smallest)
+        return classifier_head.last(self._smallest)
 
     @cached_property
     def explains(self) -> bool:
         """Whether it has class activation maps: ends in average pooling and one linear layer."""
-        return ending.find(traced(self._smallest)) is not None
+        return classifier_head.find(traced(self._smallest)) is not None
 
     def takes(self, side: int) -> bool:
         """Whether it supports square inputs of `side` pixels."""

@@ -33,7 +33,7 @@ class ChildProcess:
             self._connections, connections = map(opened.enter_context, socket.socketpair())
             parent_events, events = map(opened.enter_context, socket.socketpair())
             inherited = [connections.fileno(), events.fileno()]
-            command = python_process.command("service.worker.process", *map(str, inherited))
+            command = python_process.command("service.worker.main", *map(str, inherited))
             self._process = subprocess.Popen(  # noqa: S603 - ourselves
                 command,
                 env=python_process.environment(),

@@ -24,7 +24,7 @@ from service.imaging import heatmap
 from service.scheduling.types import Batch, Slice
 from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Request, Run, framed
 
-logger = logging.getLogger("service.worker.process")  # `__name__` is "__main__" here
+logger = logging.getLogger("service.worker.main")  # `__name__` is "__main__" here
 
 
 class ParentChannel(QueueHandler):

@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import WrongOption
-from service.server import environment
+from service.server import unknown_variables
 from service.settings import Settings
 
 UNKNOWN = [
@@ -18,12 +18,12 @@ def test_an_unknown_variable_is_warned_of_or_refused(
     name: str, suggestion: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = f"unknown environment variable {name}; {suggestion}"
-    environment.check([name, "PATH"], is_strict=False)
+    unknown_variables.check([name, "PATH"], is_strict=False)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", message)
     ]
     with pytest.raises(WrongOption) as caught:
-        environment.check(["PATH", name], is_strict=True)
+        unknown_variables.check(["PATH", name], is_strict=True)
     assert str(caught.value) == message
     assert caught.value.exit_status == 2
 
@@ -31,5 +31,5 @@ def test_an_unknown_variable_is_warned_of_or_refused(
 def test_settings_and_the_key_of_the_client_are_known(caplog: pytest.LogCaptureFixture) -> None:
     variables = ["GOOGLENET_KEY", "googlenet_port", "NOT_GOOGLENET_X"]
     variables += [f"GOOGLENET_{name.upper()}" for name in Settings.model_fields]
-    environment.check(variables, is_strict=True)
+    unknown_variables.check(variables, is_strict=True)
     assert not caplog.records

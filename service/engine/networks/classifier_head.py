@@ -16,7 +16,7 @@ _SPATIAL = ((2, 3), [2, 3])  # dimensions
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class ClassifierHead:
     """A feature map, average pooling, and one linear layer that computes the logits."""
 
     features: fx.Node
@@ -25,18 +25,18 @@ class Ending:
     """Side of the pooling windows, whose averages are averaged; None: global pooling."""
 
 
-def with_features(network: nn.Module) -> tuple[fx.GraphModule, Ending]:
+def with_features(network: nn.Module) -> tuple[fx.GraphModule, ClassifierHead]:
     """Change a network with class activation maps to return its logits and feature map.
 
     In place; the features are (N, C, h, w).
     """
     whole = traced(network)
-    ending = find(whole)
-    assert ending is not None  # noqa: S101 - for mypy: it has maps
+    head = find(whole)
+    assert head is not None  # noqa: S101 - for mypy: it has maps
     (output,) = (node for node in whole.graph.nodes if node.op == "output")
-    output.args = ((*output.args, ending.features),)
+    output.args = ((*output.args, head.features),)
     whole.recompile()
-    return whole, ending
+    return whole, head
 
 
 def last(network: nn.Module) -> str:
@@ -47,8 +47,8 @@ def last(network: nn.Module) -> str:
     return str(layers[-1].target)
 
 
-def find(network: fx.GraphModule) -> Ending | None:
-    """Find the ending of a traced network; None if it ends in another way."""
+def find(network: fx.GraphModule) -> ClassifierHead | None:
+    """Find the head of a traced network; None if it is another kind."""
     modules = dict(network.named_modules())
     (output,) = (node for node in network.graph.nodes if node.op == "output")
     (logits,) = output.all_input_nodes
@@ -61,9 +61,9 @@ def find(network: fx.GraphModule) -> Ending | None:
         return None
     (source,) = pooled.all_input_nodes
     if source.target is not F.avg_pool2d:
-        return Ending(source, None)
+        return ClassifierHead(source, None)
     features, window = source.args
-    return Ending(features, window) if source.kwargs == {"stride": 1} else None
+    return ClassifierHead(features, window) if source.kwargs == {"stride": 1} else None
 
 
 def _is_average(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
