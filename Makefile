@@ -14,11 +14,15 @@ run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file fi
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
 	$(BIN)/googlenet-service serve --model $(MODEL) --host $(HOST) --port $(PORT)
 
-test: check ## Every check, and all tests but the slow ones
-	$(BIN)/pytest -m "not slow"
+# Tests of a file share servers and models, so they run in one process; two use about 8 GiB.
+JOBS   ?= 2
+PYTEST  = $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: check ## Every check, and all tests but the slow ones, in JOBS processes
+	$(PYTEST) -m "not slow"
 
 test-all: check ## Every check and every test, with coverage: what CI runs
-	$(BIN)/pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 bench: install ## Benchmark the service on PHOTOS, against its engine without a server
 	$(BIN)/googlenet-service bench --model $(MODEL) $(PHOTOS)

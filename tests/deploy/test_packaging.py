@@ -42,7 +42,7 @@ def test_an_installed_wheel_has_the_bundled_manifests(site: Path, tmp_path: Path
     listed = run(site, tmp_path, "models", "list")
     assert listed.returncode == 0, listed.stderr
     assert "bvlc_googlenet" in listed.stdout
-    assert str(tmp_path / "googlenet-service/model_store") in listed.stdout.replace("\n", "")
+    assert str(tmp_path / "googlenet-service/model_store") in "".join(listed.stdout.split())
 
 
 @pytest.mark.slow
