@@ -2,10 +2,10 @@
 
     python benchmarks/bulk.py PHOTOS --model bvlc_googlenet --views single --images 2000
 
-Each round measures the limit (`service.bench.limit`: decoding and inference alone) and then the
-command, in a process of its own, on links to the photos. The command's rate is the one that it
-prints, without loading the model. The medians of both, and of the rounds' ratios, are printed as
-JSON.
+Each round measures the limit (`service.bench.throughput_limit`: decoding and inference alone) and
+then the command, in a process of its own, on links to the photos. The command's rate is the one
+that it prints, without loading the model. The medians of both, and of the rounds' ratios, are
+printed as JSON.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.bench.limit import Limit
+from service.bench.throughput_limit import Limit
 from service.cli import console
 from service.imaging import image_folder
 from service.settings import Settings
@@ -71,7 +71,7 @@ def main() -> None:
         links(arguments.photos, folder, arguments.images)
         limit.rate(settings.views, 1.0)  # loads the model
         for _ in range(arguments.rounds):
-            limits.append(limit.rate(settings.views, arguments.seconds))
+            limits.append(limit.rate(settings.views, arguments.seconds).images)
             rates.append(
                 command_rate(settings, folder, Path(temporary) / f"out.{arguments.format}")
             )

@@ -1,10 +1,12 @@
 """The figures of a benchmark, which become JSON or tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from service.bench.load import Run, quantile
+from service.bench.process_usage import PerImage
+from service.bench.throughput_limit import Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +57,56 @@ class Closed:
     ratio: Spread | None  # of the rate to the limit of the same round
     latency: Latency
     failed: int
+    usage: dict[str, PerImage]  # by process; {} if the service runs elsewhere
+    tax: Spread | None  # CPU seconds of an image: of all processes, less the limit's
 
     @classmethod
-    def of(
-        cls, body: str, connections: int, runs: Sequence[Run], limits: Sequence[float]
-    ) -> "Closed":
-        """Summarise the runs of all rounds, and the limits of these rounds if measured."""
-        ratios = [run.rate / limit for run, limit in zip(runs, limits, strict=False)]
+    def of(cls, body: str, connections: int, rounds: Sequence["Measured"]) -> "Closed":
+        """Summarise the runs of all rounds."""
+        ratios = [
+            measured.run.rate / measured.limit.images for measured in rounds if measured.limit
+        ]
+        taxes = [
+            measured.cpu_seconds - measured.limit.cpu_seconds
+            for measured in rounds
+            if measured.limit
+        ]
         return cls(
             body,
             connections,
-            Spread.of([run.rate for run in runs]),
+            Spread.of([measured.run.rate for measured in rounds]),
             Spread.of(ratios) if ratios else None,
-            Latency.of([latency for run in runs for latency in run.accepted]),
-            sum(len(run.refused) for run in runs),
+            Latency.of([latency for measured in rounds for latency in measured.run.accepted]),
+            sum(len(measured.run.refused) for measured in rounds),
+            median_usage([measured.usage for measured in rounds]),
+            Spread.of(taxes) if taxes and rounds[0].usage else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of a closed loop, and what was measured with it."""
+
+    run: Run
+    usage: dict[str, PerImage]
+    limit: Rate | None  # just before
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU seconds of an image, of all processes."""
+        return sum(used.cpu_seconds for used in self.usage.values())
+
+
+def median_usage(rounds: Sequence[Mapping[str, PerImage]]) -> dict[str, PerImage]:
+    """Return each process's median usage."""
+    return {
+        name: PerImage(
+            median(usage[name].cpu_seconds for usage in rounds),
+            median(usage[name].switches for usage in rounds),
+            max(usage[name].nbytes for usage in rounds),
+        )
+        for name in rounds[0]
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,22 +14,23 @@ from pathlib import Path
 from statistics import mean, median
 
 from service import cpu_info
-from service.bench import load, photos, scrape
+from service.bench import load, photos, process_usage, scrape
 from service.bench.client import Client, Target
 from service.bench.figures import (
     Closed,
     Latency,
     Level,
     Lone,
+    Measured,
     Memory,
     Report,
     Spread,
     Start,
     Sustained,
 )
-from service.bench.limit import Limit
 from service.bench.load import Run, quantile
 from service.bench.process import serving
+from service.bench.throughput_limit import Limit
 from service.errors import BenchError
 from service.settings import Settings
 
@@ -75,7 +76,7 @@ async def other(url: str, folder: Path, options: Options, say: Say) -> Report:
     """Measure the service that runs at `url`."""
     images = photos.read(folder, say)
     with closing(Client(Target.parse(url))) as client:
-        return await _Measurement(client, None, images, options, say).report(None)
+        return await _Measurement(client, None, None, images, options, say).report(None)
 
 
 async def own(settings: Settings, folder: Path, options: Options, say: Say) -> Report:
@@ -92,22 +93,24 @@ async def own(settings: Settings, folder: Path, options: Options, say: Say) -> R
     async with AsyncExitStack() as stack:
         started = await stack.enter_async_context(serving(arguments))
         limit = stack.enter_context(Limit(settings, folder))
-        measurement = _Measurement(started.client, limit, images, options, say)
+        measurement = _Measurement(started.client, started.pid, limit, images, options, say)
         return await measurement.report(Start(seconds, started.seconds))
 
 
 class _Measurement:
     """The measurements of one service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - all that is measured, and how
         self,
         client: Client,
+        pid: int | None,  # of the service, if it runs here
         limit: Limit | None,
         images: Sequence[bytes],
         options: Options,
         say: Say,
     ) -> None:
-        self._client, self._limit, self._options, self._say = client, limit, options, say
+        self._client, self._pid, self._limit = client, pid, limit
+        self._options, self._say = options, say
         self._requests = _requests(client.target, images, options.deadline)
 
     async def report(self, start: Start | None) -> Report:
@@ -167,15 +170,23 @@ class _Measurement:
 
     async def _round(self, number: int) -> "_Round":
         self._say(f"round {number + 1} of {self._options.rounds}")
-        runs, limits, alone = {}, {}, 0.0
-        for way in WAYS:
-            if self._limit:
-                rate = self._limit.rate
-                limits[way] = await asyncio.to_thread(rate, "single", self._options.seconds)
-            runs[way] = await self._run(*way)
+        measured = {way: await self._measured(*way) for way in WAYS}
+        alone = await asyncio.to_thread(self._limit.alone) if self._limit else 0.0
+        return _Round(measured, alone)
+
+    async def _measured(self, body: str, connections: int) -> Measured:
+        """Measure the limit, then run, and count what the service's processes use for it."""
+        limit = None
         if self._limit:
-            alone = await asyncio.to_thread(self._limit.alone)
-        return _Round(runs, limits, alone)
+            limit = await asyncio.to_thread(self._limit.rate, "single", self._options.seconds)
+        if self._pid is None:
+            return Measured(await self._run(body, connections), {}, limit)
+        images = scrape.images(await scrape.scrape(self._client))
+        before = process_usage.by_process(self._pid)
+        run = await self._run(body, connections)
+        after = process_usage.by_process(self._pid)
+        images = scrape.images(await scrape.scrape(self._client)) - images
+        return Measured(run, process_usage.per_image(before, after, max(images, 1)), limit)
 
     async def _stages(self, connections: int) -> dict[str, float]:
         """Return mean seconds of a request by stage; `way` is outside of the service."""
@@ -195,7 +206,8 @@ class _Measurement:
             self._say(f"views {plan}")
             seconds = self._options.seconds * 2
             single = await asyncio.to_thread(limit.rate, "single", self._options.seconds)
-            costs[plan] = single / await asyncio.to_thread(limit.rate, plan, seconds)
+            several = await asyncio.to_thread(limit.rate, plan, seconds)
+            costs[plan] = single.images / several.images
         return costs
 
     async def _sustained(self, alone: Spread | None) -> Sustained:
@@ -249,28 +261,21 @@ class _Measurement:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    runs: dict[tuple[str, int], Run]
-    limits: dict[tuple[str, int], float]  # each taken just before the run
+    measured: dict[tuple[str, int], Measured]
     alone: float
 
     @property
     def limit(self) -> float:
-        return median(self.limits.values())
+        """The limit, in images a second."""
+        return median(one.limit.images for one in self.measured.values() if one.limit)
 
 
 def _closed(rounds: Sequence[_Round]) -> list[Closed]:
-    return [
-        Closed.of(
-            *way,
-            [round_.runs[way] for round_ in rounds],
-            [round_.limits[way] for round_ in rounds if round_.limits],
-        )
-        for way in WAYS
-    ]
+    return [Closed.of(*way, [round_.measured[way] for round_ in rounds]) for way in WAYS]
 
 
 def _lone(rounds: Sequence[_Round]) -> Lone:
-    seconds = [quantile(round_.runs["form", 1].accepted, 0.5) for round_ in rounds]
+    seconds = [quantile(round_.measured["form", 1].run.accepted, 0.5) for round_ in rounds]
     alone = [round_.alone for round_ in rounds]
     ratios = [served / limit for served, limit in zip(seconds, alone, strict=True)]
     return Lone(Spread.of(seconds), Spread.of(alone), Spread.of(ratios))

@@ -22,9 +22,10 @@ _NO_OTHER_PORTS = ("--probe-port", "0", "--grpc-port", "0")
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A ready service, and the seconds from its start to readiness."""
+    """A ready service, its process id, and the seconds from its start to readiness."""
 
     client: Client
+    pid: int
     seconds: float
 
 
@@ -44,7 +45,7 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
         while (await client.ask(client.target.get("/readyz"))).status != OK:
             _check_starting(process, started)
             await asyncio.sleep(_POLL_SECONDS)
-        yield Started(client, time.perf_counter() - started)
+        yield Started(client, process.pid, time.perf_counter() - started)
     finally:
         client.close()
         process.terminate()

@@ -35,6 +35,13 @@ def _closed_loop(report: Report) -> Iterator[RenderableType]:
         ["body", "connections", "images/s", "of the limit", *_LATENCY, "failed"],
         [_closed(closed) for closed in report.closed],
     )
+    if report.closed[0].usage:
+        processes = " / ".join(report.closed[0].usage)
+        yield _table(
+            f"What an image takes of the processes {processes}",
+            ["body", "connections", "CPU ms", "more than the limit", "switches", "memory MiB"],
+            [_usage(closed) for closed in report.closed],
+        )
     if report.lone:
         yield Text(
             f"A lone request: {1e3 * report.lone.latency.median:.1f} ms, without a server "
@@ -88,6 +95,17 @@ def _closed(row: Closed) -> list[str]:
     return [row.body, str(row.connections), _spread(row.rate), ratio, *latency, str(row.failed)]
 
 
+def _usage(row: Closed) -> list[str]:
+    processes = row.usage.values()
+    return [
+        *(row.body, str(row.connections)),
+        " / ".join(f"{1e3 * used.cpu_seconds:.2f}" for used in processes),
+        _spread(row.tax, 2, 1e3) if row.tax else "",
+        " / ".join(f"{used.switches:.1f}" for used in processes),
+        " / ".join(f"{used.nbytes / _MEBIBYTE:.0f}" for used in processes),
+    ]
+
+
 def _level(row: Level) -> list[str]:
     rates = [f"{row.load:g}", f"{row.offered:.0f}", f"{row.goodput:.0f}", f"{row.ratio:.2f}"]
     refused = [f"{100 * row.refused_share:.0f} %", _ms(row.refused.p50), _ms(row.refused.p99)]
@@ -102,9 +120,10 @@ def _ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{1e3 * seconds:.1f}"
 
 
-def _spread(spread: Spread, digits: int = 0) -> str:
-    low, high = (f"{value:.{digits}f}" for value in (spread.least, spread.greatest))
-    return f"{spread.median:.{digits}f} ({low} to {high})"
+def _spread(spread: Spread, digits: int = 0, factor: float = 1.0) -> str:
+    values = (spread.median, spread.least, spread.greatest)
+    middle, low, high = (f"{factor * value:.{digits}f}" for value in values)
+    return f"{middle} ({low} to {high})"
 
 
 def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:

@@ -43,6 +43,15 @@ def processor(series: Series) -> float:
     return series[_name("process_cpu_seconds_total", {})]
 
 
+def images(series: Series) -> float:
+    """Return how many images were classified."""
+    return sum(
+        value
+        for name, value in series.items()
+        if name.startswith("googlenet_images_total") and "('outcome', 'ok')" in name
+    )
+
+
 def stages(before: Series, after: Series) -> dict[str, float]:
     """Return the mean seconds of a request's stages between two scrapes, in their order.
 

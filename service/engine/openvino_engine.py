@@ -12,7 +12,7 @@ from service import cpu_info, python_process
 from service.engine import openvino_executor, profiling
 from service.engine.class_activation import Classifier
 from service.engine.executor import Placed
-from service.engine.measurements import Measurements
+from service.engine.measurement_cache import Measurements
 from service.engine.openvino_executor import Compiled, Model
 from service.engine.precision import agree, probe
 from service.errors import ModelError, NotConverted

@@ -12,7 +12,7 @@ from service.engine import networks
 from service.engine.formats import caffemodel, checkpoint, pickled, safetensor
 from service.engine.formats.checkpoint import Say
 from service.engine.networks import Architecture
-from service.engine.networks.unfilled import Unfilled
+from service.engine.networks.uninitialized import Uninitialized
 from service.errors import BadWeights, ModelError
 from service.imaging import crops
 from service.models.download import Progress
@@ -53,7 +53,7 @@ class Model:
 
     def network(self) -> torch.nn.Module:
         """Build the network with its weights."""
-        with Unfilled():
+        with Uninitialized():
             network = build(self.manifest)
         networks.fill(network, self.state)
         return network.eval()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
-from service.imaging import file_kinds, jpeg, pillow_decoder, rgb, sanitizer
+from service.imaging import file_kinds, jpeg_segments, pillow_decoder, rgb, sanitizer
 from service.imaging.pillow_decoder import BROKEN
 from service.imaging.sanitized_file import Sanitized
 
@@ -77,7 +77,9 @@ def decode(
 
 def _check_complete(file: Sanitized, tail: int, load: Callable[[Sanitized], Image.Image]) -> None:
     """Refuse a JPEG without an end marker that lacks more than `tail` bytes before it."""
-    first, second = (load(replace(file, data=data)) for data in jpeg.endings(file.data, tail))
+    first, second = (
+        load(replace(file, data=data)) for data in jpeg_segments.endings(file.data, tail)
+    )
     if ImageChops.difference(first, second).getbbox() is not None:
         raise pillow_decoder.unreadable("JPEG")
 

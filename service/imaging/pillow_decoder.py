@@ -18,7 +18,7 @@ from PIL import (
 )
 
 from service.errors import ServiceError, TooLarge, UnreadableImage
-from service.imaging import png
+from service.imaging import png_chunks
 from service.imaging.metered_file import MeteredFile
 from service.imaging.sanitized_file import Sanitized, unsupported
 
@@ -158,5 +158,5 @@ def _check_work(file: Sanitized, image: Image.Image, max_pixels: int) -> None:
 
 def _drop_long_exif(image: Image.Image) -> None:
     """Drop a WebP's overlong EXIF: Pillow would parse all tags up to the orientation."""
-    if len(image.info.get("exif") or b"") > png.MAX_METADATA:
+    if len(image.info.get("exif") or b"") > png_chunks.MAX_METADATA:
         image.info["exif"] = b""

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from service.imaging import avif, heif, jpeg, png, tiff_header
+from service.imaging import avif, heif, jpeg_segments, png_chunks, tiff_header
 from service.imaging.sanitized_file import Sanitized
 
 _MAX_BLOCKS = 262_144  # of a GIF before its first frame
@@ -93,8 +93,8 @@ def _bmp(data: bytes) -> Sanitized:
 
 
 _SANITIZERS: Mapping[str, Callable[[bytes], Sanitized]] = {
-    "JPEG": jpeg.sanitize,
-    "PNG": png.sanitize,
+    "JPEG": jpeg_segments.sanitize,
+    "PNG": png_chunks.sanitize,
     "GIF": _gif,
     "WEBP": _webp,
     "BMP": _bmp,

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.errors import HeaderTimeout, MalformedRequest, ServiceError
-from service.server import refusal, request_head
+from service.server import refusal_response, request_head
 from service.server.connection_limits import Bounds, Ports
 from service.server.flow_control import Flow
 from service.server.timeout import Timeout
@@ -265,7 +265,7 @@ class Connection(HttpToolsProtocol):
         if self._refusal is not None:
             return
         self._metrics.rejected(error)
-        self._refusal = refusal.response_bytes(error, self.server_state.default_headers)
+        self._refusal = refusal_response.encode(error, self.server_state.default_headers)
         if self._active is None:
             self._send_refusal(self._refusal)
         elif self._in_message and not self._in_head:

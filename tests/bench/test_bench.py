@@ -30,16 +30,18 @@ from service.bench.figures import (
     Latency,
     Level,
     Lone,
+    Measured,
     Memory,
     Report,
     Spread,
     Start,
     Sustained,
 )
-from service.bench.limit import _alone, _forwards, _loaded, _rate
 from service.bench.load import _MOST_IN_FLIGHT, Run, Sample
 from service.bench.measure import BUSY, WAYS, Options, _cpu_model
+from service.bench.process_usage import PerImage
 from service.bench.report import tables
+from service.bench.throughput_limit import Rate, _alone, _forwards, _loaded, _rate
 from service.errors import BenchError
 from service.models.store import Store
 from service.serving.metrics.labels import STAGES
@@ -332,6 +334,18 @@ RUNS = [
     for count in (4800, 4400, 5200)
 ]
 REFUSED = Latency(0.0012, 0.0021, 0.0034)
+USAGE = {
+    "http": PerImage(0.0013, 2.5, 95 * MEBIBYTE),
+    "worker": PerImage(0.0212, 6.2, 424 * MEBIBYTE),
+}
+
+
+def measured(*limits: float) -> list[Measured]:
+    """Give the runs, each with the processes' usage and the limit before it, at 20 ms of CPU."""
+    pairs = zip(RUNS, limits, strict=True)
+    return [Measured(run, USAGE, Rate(limit, 0.020)) for run, limit in pairs]
+
+
 FULL = Report(
     subject={
         "name": "bvlc_googlenet",
@@ -344,7 +358,7 @@ FULL = Report(
     start=Start(9.31, 8.22),
     forwards={1: 101.0, 2: 150.0, 16: 310.0},
     limit=Spread(1400, 1390, 1410),
-    closed=[Closed.of(*way, RUNS, [1400.0, 1390.0, 1410.0]) for way in WAYS],
+    closed=[Closed.of(*way, measured(1400.0, 1390.0, 1410.0)) for way in WAYS],
     lone=Lone(Spread.of([0.0141]), Spread.of([0.013]), Spread.of([1.08])),
     stages={
         number: {**dict.fromkeys(STAGES, 0.0123), "answer": 0.001, "way": 0.0007 * number}
@@ -362,7 +376,7 @@ FULL = Report(
 OTHERS = dataclasses.replace(
     FULL,
     **dict.fromkeys(("start", "forwards", "limit", "lone", "views", "memory")),
-    closed=[Closed.of(*way, RUNS, []) for way in WAYS],
+    closed=[Closed.of(*way, [Measured(run, {}, None) for run in RUNS]) for way in WAYS],
 )
 
 
@@ -381,12 +395,16 @@ def rows(text: str, title: str) -> list[list[str]]:
 
 
 def test_rounds_are_summed_up_beside_the_limit_of_each() -> None:
-    closed = Closed.of("form", 64, RUNS, [2400.0, 1100.0, 1300.0])
+    closed = Closed.of("form", 64, measured(2400.0, 1100.0, 1300.0))
     assert closed.rate == Spread(median=1200, least=1100, greatest=1300)
     assert closed.ratio == Spread(median=1.0, least=0.5, greatest=1.0)
     assert closed.latency.p50 == pytest.approx(0.25, abs=0.01)
     assert closed.failed == 3
-    assert Closed.of("form", 64, RUNS, []).ratio is None
+    assert closed.usage == USAGE
+    assert closed.tax
+    assert closed.tax.median == pytest.approx(0.0025)
+    without = Closed.of("form", 64, [Measured(run, {}, None) for run in RUNS])
+    assert without.ratio is without.tax is None
 
 
 def test_growth_is_a_share_of_the_first() -> None:
@@ -418,6 +436,10 @@ def test_a_report_has_a_part_for_everything_measured() -> None:
     assert [row[:2] for row in closed] == [[body, str(number)] for body, number in WAYS]
     assert closed[0][2:4] == ["1200 (1100 to 1300)", "0.86 (0.79 to 0.92)"]
     assert closed[0][-1] == "3"
+    taken = rows(text, "What an image takes of the processes http / worker")
+    assert taken[0] == [
+        *("form", "1", "1.30 / 21.20", "2.50 (2.50 to 2.50)", "2.5 / 6.2", "95 / 424")
+    ]
     assert "A lone request: 14.1 ms, without a server 13.0 ms, ratio 1.08" in text
     once, busy = rows(text, "Where a request's time goes")
     assert once == ["1", "12.3", "12.3", "12.3", "12.3", "1.0", "0.7", "50.9"]
@@ -433,7 +455,7 @@ def test_a_report_has_a_part_for_everything_measured() -> None:
 
 def test_what_another_service_does_not_tell_is_left_out() -> None:
     text = printed(OTHERS)
-    for part in ("ready in", "Network alone", "Limit", "A lone request", "Cost", "Memory"):
+    for part in ("ready in", "Network", "Limit", "A lone request", "What an image takes", "Memory"):
         assert part not in text
     assert all(row[3] == "" for row in rows(text, "Closed loop"))
 
@@ -651,6 +673,11 @@ def test_a_service_of_ones_own_is_measured_beside_the_limit(
     assert report.limit
     assert report.limit.least > 0
     assert all(one.ratio and one.ratio.least > 0 for one in report.closed)
+    for closed in report.closed:
+        assert closed.tax
+        assert [*closed.usage] == ["http", "worker"]
+        assert all(used.switches > 0 and used.nbytes > 0 for used in closed.usage.values())
+        assert closed.usage["worker"].cpu_seconds > 0
     assert report.lone
     assert report.sustained.objective == pytest.approx(
         0.1 * report.lone.alone.median / 0.013  # an objective for this machine
@@ -668,12 +695,12 @@ def test_a_service_of_ones_own_is_measured_beside_the_limit(
 
 
 @pytest.mark.slow
-def test_the_limit_is_taken_from_the_lanes_themselves(chosen: Settings, beagles: Path) -> None:
+def test_the_limit_is_measured_with_the_executors(chosen: Settings, beagles: Path) -> None:
     try:
         assert [*_forwards(chosen)] == [1, 2]
         assert _alone(chosen, beagles) > 0
         for plan in ("single", "dense"):
-            assert _rate(chosen, beagles, plan, 0.05, "beside") > 0
-        assert _rate(chosen, beagles, "single", 0.05, "within") > 0
+            assert _rate(chosen, beagles, plan, 0.05, "beside").images > 0
+        assert _rate(chosen, beagles, "single", 0.05, "within").cpu_seconds > 0
     finally:
         _loaded.cache_clear()

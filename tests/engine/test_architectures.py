@@ -23,7 +23,7 @@ from torchvision import models
 from service.engine import converter, engine, networks, profiling, weights
 from service.engine.networks import ARCHITECTURES, classifier_head, lenet5
 from service.engine.networks.tracing import traced
-from service.engine.networks.unfilled import Unfilled
+from service.engine.networks.uninitialized import Uninitialized
 from service.engine.networks.windowed import Windowed
 from service.engine.precision import AGREEMENT
 from service.engine.prepared_image import PreparedImage, prepare
@@ -472,7 +472,7 @@ def test_loading_skips_random_initialization(name: str) -> None:
     before = torch.get_rng_state()
     dirt = [torch.full((1000, 1000), 1e30) for _ in range(20)]  # is in memory afterwards
     del dirt
-    with Unfilled():
+    with Uninitialized():
         network = networks.architecture(name).build(3)
     assert torch.equal(torch.get_rng_state(), before)
     tables = dict(networks.architecture(name).build(3).named_buffers())

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +34,14 @@ Decoding = Literal["beside", "within"]
 Images = list[Sequence[PreparedImage]]  # of each image, by member
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Rate:
+    """Images a second, and the CPU seconds of one."""
+
+    images: float
+    cpu_seconds: float
+
+
 class Limit:
     """A process that measures decoding and inference."""
 
@@ -50,8 +59,8 @@ class Limit:
         """Time the network alone: views a second by batch size, with all executors at work."""
         return self._process.submit(_forwards, self._settings).result()
 
-    def rate(self, plan: str, seconds: float) -> float:
-        """Decode and classify for `seconds`; returns images a second.
+    def rate(self, plan: str, seconds: float) -> "Rate":
+        """Decode and classify for `seconds`.
 
         The better of two ways: decoding in threads of its own, and in the executors' threads.
         """
@@ -102,7 +111,7 @@ def _alone(settings: Settings, folder: Path) -> float:
     return statistics.median([seconds(photo) for photo in photos])
 
 
-def _rate(settings: Settings, folder: Path, plan: str, seconds: float, decoding: Decoding) -> float:
+def _rate(settings: Settings, folder: Path, plan: str, seconds: float, decoding: Decoding) -> Rate:
     loaded = _loaded(settings)
     plans = loaded.ensemble.plans(plan)
     size = loaded.ensemble.costs.largest(Key(0, plans[0].side))
@@ -112,10 +121,12 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, decoding:
     turn = itertools.cycle(_photos(folder))
 
     def prepare() -> Images:
+        next(rounds)
         photos = [next(turn) for _ in range(count)]
         return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
     executors = loaded.executors
+    rounds = itertools.count()  # that were prepared
     end = time.perf_counter() + seconds
 
     def work(executor: DeviceExecutor, take: Callable[[], Images]) -> float:
@@ -132,7 +143,9 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, decoding:
         ThreadPoolExecutor(len(executors)) as computing,
     ):
         take = _ahead(decoders, prepare, 2 * len(executors)) if decoding == "beside" else prepare
-        return sum(computing.map(work, executors, itertools.repeat(take)))
+        used = time.process_time()
+        rate = sum(computing.map(work, executors, itertools.repeat(take)))
+    return Rate(rate, (time.process_time() - used) / (count * next(rounds)))
 
 
 def _ahead(

@@ -11,7 +11,7 @@ from small import toy
 
 from service.engine import openvino_engine
 from service.engine.executor import Placed
-from service.engine.measurements import Measurements
+from service.engine.measurement_cache import Measurements
 from service.engine.openvino_executor import Model
 from service.imaging.crops import CROP, DENSE
 from service.scheduling.cost_model import Key, LinearCost

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 _RANDOM = (Tensor.normal_, Tensor.uniform_)
 
 
-class Unfilled(TorchFunctionMode):
+class Uninitialized(TorchFunctionMode):
     """Context in which new parameters are 0 or uninitialized, to be loaded from a file.
 
     Random initialization of the 138 million parameters of VGG16 takes seconds.

@@ -12,7 +12,7 @@ from service.errors import ServiceError
 logger = logging.getLogger(__name__)
 
 
-def response_bytes(error: ServiceError, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+def encode(error: ServiceError, default_headers: list[tuple[bytes, bytes]]) -> bytes:
     """Write a whole HTTP/1.1 response with the problem, which closes the connection; logs it."""
     request = Request({"type": "http", "headers": []})
     request_log.name(request.scope)

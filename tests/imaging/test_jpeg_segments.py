@@ -9,7 +9,7 @@ from mutations import encoded, segment, segments
 from PIL import Image
 
 from service.errors import TooLarge, UnreadableImage, UnsupportedType
-from service.imaging import jpeg
+from service.imaging import jpeg_segments
 from service.imaging.image_decoder import decode
 
 LIMIT = 10_000_000
@@ -104,9 +104,12 @@ def test_without_its_end_marker_all_pixels_of_a_jpeg_count() -> None:
     with pytest.raises(TooLarge, match="240x160 is over 38399 pixels"):
         decode(data[:-2], max_pixels=38_399, min_side=20)
     assert decode(data[:-2], max_pixels=38_400, min_side=20).size == (30, 20)
-    assert jpeg.sanitize(data[:-2]).passes == 3
+    assert jpeg_segments.sanitize(data[:-2]).passes == 3
     progressive = encoded(photo(), "JPEG", progressive=True)
-    assert jpeg.sanitize(progressive[:-2]).passes == 3 * jpeg.sanitize(progressive).passes
+    assert (
+        jpeg_segments.sanitize(progressive[:-2]).passes
+        == 3 * jpeg_segments.sanitize(progressive).passes
+    )
     with pytest.raises(TooLarge, match="30 passes"):
         decode(progressive[:-2], max_pixels=38_400)
     assert decode(progressive[:-2], max_pixels=80_000).size == (240, 160)
@@ -115,7 +118,7 @@ def test_without_its_end_marker_all_pixels_of_a_jpeg_count() -> None:
 def test_a_jpeg_of_very_many_scans_needs_its_end_marker() -> None:
     data = encoded(photo(16, 16, "L"), "JPEG", progressive=True)
     many = data[:-2] + segment(0xDA, b"\1\1\0\1\5\2") * 101
-    assert jpeg.sanitize(many).tail is None
+    assert jpeg_segments.sanitize(many).tail is None
     with pytest.raises(UnreadableImage):
         decode(many, max_pixels=LIMIT)
 
@@ -178,14 +181,14 @@ def test_only_one_exif_is_kept() -> None:
     again = exif.tobytes().replace(b"\6\0", b"\3\0")
     twice = data[: data.index(b"\xff\xdb")] + segment(0xE1, again) + data[data.index(b"\xff\xdb") :]
     assert decode(twice, max_pixels=LIMIT).size == (10, 20)
-    assert Image.open(io.BytesIO(jpeg.sanitize(twice).data)).getexif()[0x0112] == 6
+    assert Image.open(io.BytesIO(jpeg_segments.sanitize(twice).data)).getexif()[0x0112] == 6
 
 
 def test_a_profile_in_several_segments_is_put_together_in_their_order() -> None:
     parts = [b"ICC_PROFILE\0" + bytes([number, 3]) + bytes([number]) * 5 for number in (1, 2, 3)]
     data = encoded(photo(16, 16), "JPEG")
     given = segments(data, b"".join(segment(0xE2, parts[at]) for at in (2, 0, 1)))
-    assert jpeg.sanitize(given).profile == b"\1" * 5 + b"\2" * 5 + b"\3" * 5
-    assert jpeg.sanitize(given).data == jpeg.sanitize(data).data
+    assert jpeg_segments.sanitize(given).profile == b"\1" * 5 + b"\2" * 5 + b"\3" * 5
+    assert jpeg_segments.sanitize(given).data == jpeg_segments.sanitize(data).data
     lacking = segments(data, segment(0xE2, parts[0]) + segment(0xE2, parts[2]))
-    assert jpeg.sanitize(lacking).profile == b""
+    assert jpeg_segments.sanitize(lacking).profile == b""
