@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-PlanName = Literal["single", "ten", "paper", "dense"]
+FixedPlanName = Literal["single", "ten", "paper", "dense"]
+PlanName = Literal["single", "ten", "paper", "dense", "adaptive"]
 AUTO: Literal["auto"] = "auto"  # the most views that the deadline of a request allows
-Views = Literal["single", "ten", "paper", "dense", "auto"]
+Views = Literal["single", "ten", "paper", "dense", "adaptive", "auto"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]

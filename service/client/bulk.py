@@ -68,7 +68,7 @@ def _classify_group(
 def _outcome(body: Mapping[str, Any], item: Mapping[str, Any]) -> Ranking | ClientError:
     if item.get("error"):
         return errors.from_problem(item["error"])
-    return results.ranking(body, item["predictions"])
+    return results.ranking(body, item)
 
 
 def _fill(pending: Images, unread: Iterator[ImageInput], limit: int) -> Steps[None]:

@@ -22,7 +22,7 @@ def classify(image: ImageInput, options: ClassifyOptions, context: CallContext) 
 def classify_bytes(data: bytes, options: ClassifyOptions, context: CallContext) -> Steps[Ranking]:
     """Rank the labels of an image that has been read."""
     response = yield from exchange(post("/classify", [data], options), context)
-    return parse(response, lambda body: results.ranking(body, body["predictions"]))
+    return parse(response, lambda body: results.ranking(body, body))
 
 
 def models(context: CallContext) -> Steps[Models]:

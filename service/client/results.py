@@ -17,11 +17,15 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """An image's labels, most probable first, with the model, its version and the views used."""
+    """An image's labels, most probable first, with the model, its version and the views used.
+
+    `view_count` of the views were looked at.
+    """
 
     model: str
     version: str
     views: str
+    view_count: int
     predictions: tuple[Prediction, ...]
     notice: str | None = None
 
@@ -102,15 +106,16 @@ class Explanation:
     box: Box | None
 
 
-def ranking(body: Mapping[str, Any], predictions: Any) -> Ranking:
-    """Read one image's predictions in the response to POST /classify."""
+def ranking(body: Mapping[str, Any], result: Mapping[str, Any]) -> Ranking:
+    """Read one image's result in the response to POST /classify."""
     return Ranking(
         model=body["model"],
         version=body["version"],
         views=body["views"],
+        view_count=result["view_count"],
         predictions=tuple(
             Prediction(item["label"], item["wnid"], item["index"], item["probability"])
-            for item in predictions
+            for item in result["predictions"]
         ),
         notice=body.get("notice"),
     )

@@ -25,6 +25,10 @@ PAPER_SCALES = (256, 288, 320, 352)  # short sides of the paper's section 7
 # Four corners and the centre: the position across and down.
 _FIVE = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
 
+# Of `ten`: the centre, its mirror, each corner once, half of them mirrored, then the rest.
+_ADAPTIVE_ORDER = (4, 9, 0, 6, 7, 3, 5, 1, 2, 8)
+_ADAPTIVE_STOPS = (1, 2, 6)
+
 Rule = Literal["warp", "short"]
 Interpolation = Literal["bilinear", "bicubic"]
 Pixels = npt.NDArray[np.uint8]  # (side, side, 3)
@@ -114,12 +118,20 @@ class Plan:
     """A view plan: the canvases to make of an image and the views to cut from them, in order.
 
     A canvas listed in `shrunk` is another canvas (by number) resized to `CROP` pixels.
-    All views of a plan have the same side, so that its rows can share a batch.
+    All views of a plan have the same side, so that its rows can share a batch. Looking may end
+    after as many of the views as a number in `stops`, if the label is sure by then.
     """
 
     canvases: tuple[Canvas, ...]
     views: tuple[View, ...]
     shrunk: tuple[int, ...] = ()
+    stops: tuple[int, ...] = ()
+
+    @property
+    def stages(self) -> tuple[range, ...]:
+        """The views that are computed together, one stage after the other."""
+        ends = (0, *self.stops, len(self.views))
+        return tuple(map(range, ends[:-1], ends[1:]))
 
     @property
     def side(self) -> int:
@@ -160,9 +172,16 @@ def plan(name: str, resize: Resize, *, mirrors: bool = True) -> Plan:
       the corners are those of the whole resized image, not of its centre square.
     - `paper`: 144 views, section 7 of the paper; always by short side.
     - `dense`: the centre 288 square and its mirror (VGG's test); always by short side.
+    - `adaptive`: those of `ten`, the centre first, as far as they are needed.
     """
     full = _PLANS[name](resize)
-    return full if mirrors else replace(full, views=tuple(v for v in full.views if not v.mirror))
+    return full if mirrors else _without_mirrors(full)
+
+
+def _without_mirrors(full: Plan) -> Plan:
+    views = tuple(view for view in full.views if not view.mirror)
+    stops = dict.fromkeys(sum(not view.mirror for view in full.views[:stop]) for stop in full.stops)
+    return replace(full, views=views, stops=tuple(stops))
 
 
 def _single(resize: Resize) -> Plan:
@@ -174,6 +193,13 @@ def _ten(resize: Resize) -> Plan:
         return Plan((Canvas(resize, resize.side),), _with_mirrors(_five(0, resize.side)))
     canvases = tuple(Canvas(resize, CROP, across, down) for across, down in _FIVE)
     return Plan(canvases, _with_mirrors([View(number, 0, 0) for number in range(len(_FIVE))]))
+
+
+def _adaptive(resize: Resize) -> Plan:
+    """Order the views of `ten` so that those before each stop are spread over the image."""
+    ten = _ten(resize)
+    views = tuple(ten.views[number] for number in _ADAPTIVE_ORDER)
+    return replace(ten, views=views, stops=_ADAPTIVE_STOPS)
 
 
 def _paper(resize: Resize) -> Plan:
@@ -194,7 +220,13 @@ def _dense(resize: Resize) -> Plan:
     return Plan((canvas,), _with_mirrors([View(0, 0, 0, DENSE)]))
 
 
-_PLANS = {"single": _single, "ten": _ten, "paper": _paper, "dense": _dense}
+_PLANS = {
+    "single": _single,
+    "ten": _ten,
+    "paper": _paper,
+    "dense": _dense,
+    "adaptive": _adaptive,
+}
 NAMES = tuple(_PLANS)
 
 

@@ -128,7 +128,7 @@ class Ensemble:
         self, results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan], top_k: int
     ) -> tuple[Prediction, ...]:
         """Average an image's results, by member, and return its `top_k` predictions."""
-        return self.best(mean(results, plans), top_k)
+        return self.best(mean(results, [len(plan.views) for plan in plans]), top_k)
 
     def best(self, probabilities: Probabilities, top_k: int) -> tuple[Prediction, ...]:
         """Return the `top_k` most probable labels."""
@@ -147,10 +147,13 @@ class ViewJobs:
     maps: tuple[JobSpec, ...]  # for class activation maps
 
 
-def mean(results: Sequence[Sequence[Probabilities]], plans: Sequence[Plan]) -> Probabilities:
-    """Average an image's results over views, then over members: (classes,)."""
+def mean(results: Sequence[Sequence[Probabilities]], counts: Sequence[int]) -> Probabilities:
+    """Average an image's results over views, of which each member has a count, then over members.
+
+    A result is the sum over some of the views: (classes,), as is what is returned.
+    """
     by_member = [
-        reduce(np.add, parts) / len(plan.views) for parts, plan in zip(results, plans, strict=True)
+        reduce(np.add, parts) / count for parts, count in zip(results, counts, strict=True)
     ]
     average: Probabilities = reduce(np.add, by_member) / len(by_member)
     return average

@@ -85,7 +85,7 @@ class BatchRunner(Generic[P, R]):
         waits = tuple(
             reservation.wait()
             for reservation, part in zip(reservations, batch.slices, strict=True)
-            if part.start == 0
+            if part.start == reservation.spec.start
         )
         self._report(
             BatchReport(

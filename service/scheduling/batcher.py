@@ -113,6 +113,14 @@ class Batcher(Generic[P, R]):
             for reservation in reservations:
                 self.release(reservation)
 
+    def follow(self, reservation: Reservation[P, R], spec: JobSpec) -> Reservation[P, R]:
+        """Reserve for a job that takes the place of an admitted one, which is released.
+
+        It has the same deadline and priority, and is not asked for again.
+        """
+        self.release(reservation)
+        return self._intake.follow(reservation, spec)
+
     def admit(
         self,
         specs: Sequence[JobSpec],

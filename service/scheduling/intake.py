@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, TooLarge
@@ -162,6 +162,12 @@ class Intake(Generic[P, R]):
             for spec in specs
         ]
 
+    def follow(self, reservation: Reservation[P, R], spec: JobSpec) -> Reservation[P, R]:
+        """Make a reservation with the deadline and priority of another one."""
+        large = spec.rows > self._devices.costs.largest(spec.key)
+        job = replace(reservation.job, key=spec.key, left=spec.rows, large=large)
+        return self._reservation(spec, job, long=reservation.long)
+
     def _reservation(self, spec: JobSpec, job: QueuedJob, *, long: bool) -> Reservation[P, R]:
         self._serial += 1
         reservation: Reservation[P, R] = Reservation(
@@ -195,9 +201,10 @@ class Intake(Generic[P, R]):
 
     def learn(self, reservations: Sequence[Reservation[P, R]], promised: float) -> None:
         """Compare the promised seconds with those since the first payload was submitted."""
-        submitted = [reservation.submitted for reservation in reservations if reservation.submitted]
-        took = self._clock() - min(submitted, default=math.inf)
-        is_done = not any(reservation.unfinished_rows for reservation in reservations)
+        submitted = [reservation for reservation in reservations if reservation.submitted]
+        first = min((reservation.submitted for reservation in submitted), default=math.inf)
+        took = self._clock() - first
+        is_done = submitted and not any(reservation.unfinished_rows for reservation in submitted)
         if took > promised or is_done:
             self._safety_factor = self._safety_factor.observed(promised, took)
 

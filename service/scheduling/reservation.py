@@ -36,7 +36,7 @@ class Reservation(Generic[P, R]):
 
     def take(self, rows: int, now: float) -> Slice[P]:
         """Take the next rows for a batch."""
-        start = self.spec.rows - self.job.left
+        start = self.spec.start + self.spec.rows - self.job.left
         self.started = self.started or now
         self.job = replace(self.job, left=self.job.left - rows)
         assert self.payload is not None  # noqa: S101 - submit() set it; tells mypy

@@ -13,11 +13,12 @@ R = TypeVar("R")  # an executor's result for one slice
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """The size of a job: rows of one key, and the bytes of its payload."""
+    """The size of a job: rows of one key from row `start` on, and the bytes of its payload."""
 
     key: Key
     rows: int
     nbytes: int
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,17 @@ from typing import TypeVar, cast
 from service.errors import DeadlineExceeded, NotExplainable, ServiceError
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.image_decoder import Bounds, ImageInput, is_view
-from service.models.ensemble import Ensemble, Probabilities, Result, ViewJobs, mean
+from service.models.ensemble import Ensemble, Result, ViewJobs
+from service.models.stopping_rule import StoppingRule
 from service.scheduling.batcher import Batcher
 from service.scheduling.reservation import Reservation
-from service.scheduling.types import JobSpec, Outcome
+from service.scheduling.types import JobSpec
+from service.serving import adaptive_views
+from service.serving.adaptive_views import ViewsLately
 from service.serving.backend import Backend, Payload
 from service.serving.background_decode import DecodeTurns
 from service.serving.disconnects import never, run_until_gone
-from service.serving.result_cache import ResultCache, key_in_background
+from service.serving.result_cache import CachedResult, ResultCache, key_in_background
 from service.serving.types import Answer, Explanation, Limits, Timing
 from service.settings import PlanName
 
@@ -58,6 +61,7 @@ class Classifier:
         self._decoding = DecodeTurns(backend.decode_wait, limits.decoders)
         self._jobs = functools.cache(backend.ensemble.jobs)
         self._cache = ResultCache(limits.cache_bytes) if limits.cache_bytes else None
+        self._rule, self._lately = StoppingRule(), ViewsLately()
 
     @property
     def ensemble(self) -> Ensemble:
@@ -102,8 +106,9 @@ class Classifier:
         With `maps`, it is admitted for both its classification and its explanation.
         """
         jobs = self._jobs(plan)
+        specs = self._lately.specs(jobs)
         self._batcher.admit(
-            jobs.specs + jobs.maps if maps and self.ensemble.explains else jobs.specs,
+            [*specs, *jobs.maps] if maps and self.ensemble.explains else specs,
             seconds,
             decode_wait=self._decoding.decode_wait(1, background=background),
             background=background,
@@ -138,14 +143,14 @@ class Classifier:
         for key in keys:
             answer = self._cached(known[key], top_k) if key in known else next(computed)
             if isinstance(answer, Answer) and not answer.cached:
-                self._cache.put(key, answer.probabilities)
+                self._cache.put(key, CachedResult(answer.probabilities, answer.view_count))
             answers.append(answer)
         return answers
 
-    def _cached(self, probabilities: Probabilities, top_k: int) -> Answer:
+    def _cached(self, result: CachedResult, top_k: int) -> Answer:
         timing = Timing(time.monotonic(), *_FROM_CACHE)
-        ranking = self.ensemble.best(probabilities, top_k)
-        return Answer(ranking, timing, 0, probabilities, cached=True)
+        ranking = self.ensemble.best(result.probabilities, top_k)
+        return Answer(ranking, timing, 0, *result, cached=True)
 
     async def _compute(
         self,
@@ -160,7 +165,7 @@ class Classifier:
             decode_wait=self._decoding.decode_wait(len(images), background=request.background),
             background=request.background,
         ) as reservations:
-            count = len(request.jobs.plans)
+            count = len(specs) // len(images)
             works = []
             for index, image in enumerate(images):
                 own = reservations[index * count : (index + 1) * count]
@@ -243,16 +248,18 @@ class Classifier:
             bounds = self._bounds(request.deadline)
             payloads = await self._backend.prepare(image, request.views, bounds)
         decoded = time.monotonic() - started
-        outcomes = await self._submit(reservations, payloads)
-        queued = min(outcome.queue_seconds for outcome in outcomes)
-        done = max(outcome.queue_seconds + outcome.run_seconds for outcome in outcomes)
-        parts = [cast("tuple[Probabilities, ...]", outcome.parts) for outcome in outcomes]
-        average = mean(parts, request.jobs.plans)
+        look = await adaptive_views.look(
+            self._batcher, self._rule, request.jobs, reservations, payloads
+        )
+        if request.jobs.plans[0].stops:
+            self._lately = self._lately.observed(look.view_count)
+        average = look.average
         return Answer(
             self.ensemble.best(average, request.top_k),
-            Timing(started, decoded, queued, done - queued),
-            max(outcome.batch_rows for outcome in outcomes),
+            look.timing(started, decoded),
+            look.batch_rows,
             average,
+            look.view_count,
         )
 
     async def _activations(
@@ -264,29 +271,13 @@ class Classifier:
         deadline: float,
     ) -> tuple[Activation, ...]:
         payloads = await self._backend.prepare(image, views, self._bounds(deadline), target)
-        (outcome,) = await self._submit(reservations, payloads)
+        outcome = await self._batcher.submit(reservations[0], payloads[0])
         return tuple(cast("Activation", part) for part in outcome.parts)
 
     def _specs(self, image: ImageInput, jobs: ViewJobs) -> Sequence[JobSpec]:
         if is_view(image):  # others become uint8 pixels
             return self.ensemble.specs(jobs.plans, itemsize=image.itemsize)
-        return jobs.specs
-
-    async def _submit(
-        self, reservations: Reservations, payloads: Sequence[Payload]
-    ) -> list[Outcome[Result]]:
-        """Submit an image's jobs, one a member; the first error cancels the others."""
-        if len(payloads) == 1:
-            return [await self._batcher.submit(reservations[0], payloads[0])]
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(self._batcher.submit(reservation, payload))
-                    for reservation, payload in zip(reservations, payloads, strict=True)
-                ]
-        except* ServiceError as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in running]
+        return self._lately.specs(jobs)
 
     def _bounds(self, deadline: float) -> Bounds:
         """Return decoding limits that end by the deadline: a thread cannot be cancelled."""

@@ -23,6 +23,7 @@ def count(
             if answer.cached:
                 metrics.cache_hit()
                 continue
+            metrics.views(plan, answer.view_count)
             for stage, seconds in answer.timing.stages.items():
                 metrics.stage(stage, seconds, background=background)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 from cachetools import LRUCache
@@ -35,6 +36,13 @@ async def key_in_background(image: ImageInput, views: str) -> bytes:
     return key(image, views)
 
 
+class CachedResult(NamedTuple):
+    """An image's probabilities, (classes,), and how many views they are the mean of."""
+
+    probabilities: Probabilities
+    view_count: int
+
+
 class ResultCache:
     """Caches a model's probabilities in at most `max_bytes` bytes.
 
@@ -42,15 +50,15 @@ class ResultCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._results: LRUCache[bytes, Probabilities] = LRUCache(max_bytes, getsizeof=_nbytes)
+        self._results: LRUCache[bytes, CachedResult] = LRUCache(max_bytes, getsizeof=_nbytes)
 
-    def get(self, key: bytes) -> Probabilities | None:
+    def get(self, key: bytes) -> CachedResult | None:
         """Return the cached result of this key, if there is one."""
         return self._results.get(key)
 
-    def put(self, key: bytes, result: Probabilities) -> None:
+    def put(self, key: bytes, result: CachedResult) -> None:
         """Cache a result, which becomes read-only; one larger than the cache is not cached."""
-        result.setflags(write=False)
+        result.probabilities.setflags(write=False)
         if _nbytes(result) <= self._results.maxsize:
             self._results[key] = result
 
@@ -60,5 +68,5 @@ class ResultCache:
         return int(self._results.currsize)
 
 
-def _nbytes(result: Probabilities) -> int:
-    return result.nbytes + _OVERHEAD
+def _nbytes(result: CachedResult) -> int:
+    return result.probabilities.nbytes + _OVERHEAD

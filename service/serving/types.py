@@ -43,6 +43,7 @@ class Answer:
     timing: Timing
     batch_rows: int  # rows of all jobs in the largest of its last batches
     probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
+    view_count: int  # that were looked at
     cached: bool = False  # from the result cache
 
 

@@ -130,7 +130,7 @@ def test_one_image_is_answered_with_its_ranking(real_client: TestClient, beagle:
     response = real_client.post("/classify", files={"file": ("beagle.jpg", beagle)})
     assert response.headers["content-type"] == "application/json"
     body = response.json()
-    assert list(body) == ["model", "version", "views", "predictions"]
+    assert list(body) == ["model", "version", "views", "view_count", "predictions"]
     assert (body["model"], body["version"]) == ("bvlc_googlenet", "1")
     assert body["views"] == "ten"
     assert [list(prediction) for prediction in body["predictions"]] == [
@@ -183,7 +183,7 @@ def patient_client(real_store: Store) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("views", ["single", "ten", "dense", "paper"])
+@pytest.mark.parametrize("views", ["single", "ten", "dense", "paper", "adaptive"])
 def test_every_plan_of_views_is_answered(
     views: str, patient_client: TestClient, beagle: bytes
 ) -> None:
@@ -202,7 +202,9 @@ def test_several_images_are_answered_in_their_order(real_client: TestClient, sha
     body = response.json()
     assert list(body) == ["model", "version", "views", "results"]
     assert (body["model"], body["views"]) == ("bvlc_googlenet", "single")
-    assert [list(result) for result in body["results"]] == [["filename", "predictions"]] * 3
+    assert [list(result) for result in body["results"]] == [
+        ["filename", "view_count", "predictions"]
+    ] * 3
     assert [result["filename"] for result in body["results"]] == [f"{name}.jpg" for name in names]
     assert [result["predictions"][0]["label"] for result in body["results"]] == names
 
@@ -249,7 +251,7 @@ def test_the_models_are_listed(real_client: TestClient, real_store: Store) -> No
                 "device": "cpu",
                 "precision": "float32",
                 "classes": 1000,
-                "views": ["single", "ten", "paper", "dense", "auto"],
+                "views": ["single", "ten", "paper", "dense", "adaptive", "auto"],
                 "default_views": "ten",
                 "explains": True,
                 "members": [
@@ -396,7 +398,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("image", ODD.values(), ids=ODD)
-@pytest.mark.parametrize("views", ["single", "ten", "dense", "paper"])
+@pytest.mark.parametrize("views", ["single", "ten", "dense", "paper", "adaptive"])
 def test_odd_images_are_answered_beside_others(
     image: bytes, views: str, gate: Gate, client: TestClient
 ) -> None:

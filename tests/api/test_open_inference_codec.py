@@ -314,7 +314,7 @@ def test_parameters_of_an_output_override_those_of_the_request() -> None:
 @pytest.mark.parametrize(
     ("parameters", "outputs", "sentence"),
     [
-        ({"views": "all"}, None, "views must be one of single, ten, paper, dense"),
+        ({"views": "all"}, None, "views must be one of single, ten, paper, dense, adaptive"),
         ({"views": 1}, None, "views must be one of"),
         ({"views": []}, None, "views must be one of"),
         ({"timeout": -1}, None, "whole number of microseconds"),

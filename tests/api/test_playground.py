@@ -261,7 +261,9 @@ def test_each_of_several_images_has_labels_or_its_error(
 
 def test_other_views_are_for_the_next_image_and_again_for_the_last(visit: Open, port: int) -> None:
     ours = visit(port)
-    expect(ours("#views label")).to_have_text(["single", "ten", "paper", "dense", "auto"])
+    expect(ours("#views label")).to_have_text(
+        ["single", "ten", "paper", "dense", "adaptive", "auto"]
+    )
     expect(ours.page.get_by_label("ten")).to_be_checked()
     ours.pick(RED)
     ours.answered("red")

@@ -52,7 +52,7 @@ from service.client.retries import Failures
 HOST = "127.0.0.1"
 TLS = b"\x16"  # how it begins
 LABELS = {"red": "red", "lime": "green", "blue": "blue"}  # of colours, by the fake model
-ONE = {"model": "fake", "version": "1", "views": "single", "predictions": [
+ONE = {"model": "fake", "version": "1", "views": "single", "view_count": 1, "predictions": [
     {"label": "red", "wnid": None, "index": 0, "probability": 1.0, "more": "to come"}
 ]}  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_no_images_send_no_request(ask: Ask) -> None:
 def test_models_are_listed(ask: Ask, url: str) -> None:
     models = ask(url, "models")
     assert models.default == "fake"
-    views = ("single", "ten", "paper", "dense", "auto")
+    views = ("single", "ten", "paper", "dense", "adaptive", "auto")
     member = Member("fake0", "1", "fake", "0" * 64)
     assert models.models == (
         Model("fake", "1", "cpu", "float32", 3, views, "single", None,
@@ -277,9 +277,8 @@ def test_classify_all_stops_sending_after_unauthorized(ask: Ask) -> None:
 
 
 def test_a_failed_request_does_not_fail_the_others(ask: Ask) -> None:
-    several = answered(
-        json.dumps({**ONE, "results": [{"predictions": ONE["predictions"]}] * 16}).encode()
-    )
+    result = {"view_count": 1, "predictions": ONE["predictions"]}
+    several = answered(json.dumps({**ONE, "results": [result] * 16}).encode())
     with misbehaving(answered(b"", "500 Oh"), several) as (url, _):
         results = ask(url, "classify_all", [plain("red")] * 32)
     assert [type(result) for result in results] == [Failed] * 16 + [Ranking] * 16

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 
 from service.server.app import create_app
 from service.settings import Settings
-from service.worker import child
+from service.worker import child_process
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -28,7 +28,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if "build" in one}
 SERVING = {name: one for name, one in OURS.items() if one.get("ports")}
-CLOSING = child.CLOSE_SECONDS  # of the worker, after drain and grace
+CLOSING = child_process.CLOSE_SECONDS  # of the worker, after drain and grace
 
 
 def instruction(name: str) -> str:

@@ -73,6 +73,27 @@ def test_accuracy_equals_another_implementation_s(
     assert among == pytest.approx(top5, abs=1)
 
 
+def test_adaptive_views_rank_as_ten_do_with_less_than_half_of_them(
+    client: httpx2.Client, photos: list[Path]
+) -> None:
+    answers = {
+        views: [
+            client.post("/classify", params={"views": views}, files={"file": photo.read_bytes()})
+            for photo in photos
+        ]
+        for views in ("adaptive", "ten")
+    }
+    firsts = {
+        views: [response.json()["predictions"][0]["wnid"] for response in responses]
+        for views, responses in answers.items()
+    }
+    same = sum(map(str.__eq__, firsts["adaptive"], firsts["ten"]))
+    assert same >= 99
+    looked_at = [response.json()["view_count"] for response in answers["adaptive"]]
+    assert {*looked_at} <= {1, 2, 6, 10}
+    assert sum(looked_at) / len(photos) < 4
+
+
 def test_accuracy_of_dense_views(client: httpx2.Client, photos: list[Path]) -> None:
     _, among = accuracy(client, photos, "dense")
     assert among >= 90

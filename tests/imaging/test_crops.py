@@ -75,7 +75,7 @@ def tolerance(resize: Resize) -> int:
 @pytest.mark.parametrize("resize", RESIZES)
 def test_every_plan_has_its_number_of_views(resize: Resize) -> None:
     counts = {name: len(crops.plan(name, resize).views) for name in NAMES}
-    assert counts == {"single": 1, "ten": 10, "paper": 144, "dense": 2}
+    assert counts == {"single": 1, "ten": 10, "paper": 144, "dense": 2, "adaptive": 10}
     with pytest.raises(KeyError):
         crops.plan("eleven", resize)
 
@@ -86,7 +86,25 @@ def test_without_mirrors_a_plan_is_the_rest_of_itself(name: str, resize: Resize)
     whole, rest = (crops.plan(name, resize, mirrors=mirrors) for mirrors in (True, False))
     assert rest.views == tuple(view for view in whole.views if not view.mirror)
     assert rest.canvases == whole.canvases
-    assert len(rest.views) == {"single": 1, "ten": 5, "paper": 72, "dense": 1}[name]
+    counts = {"single": 1, "ten": 5, "paper": 72, "dense": 1, "adaptive": 5}
+    assert len(rest.views) == counts[name]
+    assert sum(map(len, rest.stages)) == counts[name]
+    assert all(rest.stages)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_adaptive_views_are_those_of_ten_with_the_centre_first(resize: Resize) -> None:
+    """Before each stop, both halves of the image and both mirrors are seen equally often."""
+    adaptive, ten = (crops.plan(name, resize) for name in ("adaptive", "ten"))
+    assert adaptive.canvases == ten.canvases
+    assert {*adaptive.views} == {*ten.views}
+    assert [len(stage) for stage in adaptive.stages] == [1, 1, 4, 4]
+    assert cut(crops.canvases(image(300, 260), adaptive), adaptive.views[0]).tolist() == (
+        cut(crops.canvases(image(300, 260), ten), ten.views[4]).tolist()
+    )
+    for stop in (2, 6, 10):
+        seen = adaptive.views[:stop]
+        assert sum(view.mirror for view in seen) == stop // 2
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -13,7 +13,7 @@ from test_metrics import counts, value
 from test_registry import World, serving, world  # noqa: F401 - a fixture
 
 from service.serving import result_cache
-from service.serving.result_cache import ResultCache
+from service.serving.result_cache import CachedResult, ResultCache
 from service.settings import Settings
 
 SETTINGS = Settings(model="fake", cache_bytes=1_000_000, views="single")
@@ -47,26 +47,26 @@ def test_the_key_depends_on_content_and_views() -> None:
 
 def test_the_least_recently_used_is_evicted_first() -> None:
     cache = ResultCache(2 * ENTRY)
-    cache.put(b"a", np.zeros(3))
-    cache.put(b"b", np.ones(3))
+    cache.put(b"a", CachedResult(np.zeros(3), 1))
+    cache.put(b"b", CachedResult(np.ones(3), 1))
     assert cache.nbytes == 2 * ENTRY
     assert cache.get(b"a") is not None  # now b is the least recently used
-    cache.put(b"c", np.ones(3))
+    cache.put(b"c", CachedResult(np.ones(3), 1))
     assert cache.nbytes == 2 * ENTRY
     assert [key for key in (b"a", b"b", b"c") if cache.get(key) is not None] == [b"a", b"c"]
 
 
 def test_a_result_larger_than_the_cache_is_not_cached() -> None:
     cache = ResultCache(ENTRY)
-    cache.put(b"a", np.zeros(3))
-    cache.put(b"b", np.zeros(1000))
+    cache.put(b"a", CachedResult(np.zeros(3), 1))
+    cache.put(b"b", CachedResult(np.zeros(1000), 1))
     assert cache.get(b"b") is None
     assert cache.get(b"a") is not None
 
 
 def test_a_cached_result_is_read_only() -> None:
     cache, answer = ResultCache(1000), np.zeros(3)
-    cache.put(b"a", answer)
+    cache.put(b"a", CachedResult(answer, 1))
     with pytest.raises(ValueError, match="read-only"):
         answer[0] = 1
 

@@ -42,6 +42,9 @@ class Prediction(BaseModel):
     probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
 
 
+ViewCount = Annotated[int, Field(description="views that were looked at", examples=[2])]
+
+
 class _Answered(BaseModel):
     model: Annotated[str, Field(examples=["bvlc_googlenet"])]
     version: Annotated[str, Field(description="of the model", examples=["1"])]
@@ -52,6 +55,7 @@ class _Answered(BaseModel):
 class One(_Answered):
     """The answer to one image."""
 
+    view_count: ViewCount
     predictions: list[Prediction]
 
 
@@ -59,6 +63,7 @@ class Result(BaseModel):
     """One of several images: its ranking, or what is wrong with it."""
 
     filename: str | None = None
+    view_count: ViewCount | None = None
     predictions: list[Prediction] | None = None
     error: Problem | None = None
 
@@ -79,8 +84,8 @@ class ClassifyQuery(ImageQuery):
         Views | SkipJsonSchema[None],
         Field(
             description="views of each image; more cost more; auto: as many of single, ten and "
-            "paper as its time and the present load allow, which the answer tells; default: the "
-            "service's"
+            "paper as its time and the present load allow, which the answer tells; adaptive: "
+            "those of ten, as many as an image needs; default: the service's"
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, le=1000, description="how many labels")] = 5
@@ -191,7 +196,7 @@ def _body(
     (answer,) = answers
     if isinstance(answer, ServiceError):
         raise answer
-    return {**about, "predictions": answer.predictions}
+    return {**about, "view_count": answer.view_count, "predictions": answer.predictions}
 
 
 def _about(predicted: PredictResponse) -> dict[str, Any]:
@@ -205,4 +210,8 @@ def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> 
     if isinstance(answer, ServiceError):
         error = problem_details.of(answer, request).model_dump(exclude_none=True)
         return {"filename": upload.filename, "error": error}
-    return {"filename": upload.filename, "predictions": answer.predictions}
+    return {
+        "filename": upload.filename,
+        "view_count": answer.view_count,
+        "predictions": answer.predictions,
+    }

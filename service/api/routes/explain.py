@@ -31,10 +31,10 @@ from service.serving.metrics.metrics import Metrics
 from service.serving.predictor import EMPTY
 from service.serving.registry import ModelRegistry
 from service.serving.types import Explanation
-from service.settings import PlanName, Settings
+from service.settings import FixedPlanName, Settings
 
 PATH = "/explain"
-VIEWS: PlanName = "single"  # if a request names none
+VIEWS: FixedPlanName = "single"  # if a request names none
 
 _PNG = "image/png"
 _MAX_LABEL = 200  # characters of a label
@@ -63,7 +63,7 @@ class Explained(BaseModel):
     """Why a label: how the places of an image add to it."""
 
     model: str
-    views: PlanName
+    views: FixedPlanName
     label: Annotated[str, Field(examples=["beagle"])]
     wnid: Annotated[str | None, Field(description="WordNet id", examples=["n02088364"])]
     index: Annotated[int, Field(description="place among the classes", examples=[162])]
@@ -79,7 +79,7 @@ class Explained(BaseModel):
 class ExplainQuery(ImageQuery):
     """Parameters of a request, in its query or its form."""
 
-    views: Annotated[PlanName, Field(description="the views whose maps are made")] = VIEWS
+    views: Annotated[FixedPlanName, Field(description="the views whose maps are made")] = VIEWS
     label: Annotated[
         Annotated[str, Field(min_length=1, max_length=_MAX_LABEL)] | SkipJsonSchema[None],
         Field(
@@ -161,7 +161,7 @@ class _Handler:
         return Response(body.model_dump_json(), media_type="application/json")
 
     @contextmanager
-    def _counted(self, plan: PlanName) -> Iterator[None]:
+    def _counted(self, plan: FixedPlanName) -> Iterator[None]:
         """Count an image with its error, if any."""
         try:
             yield
@@ -171,7 +171,9 @@ class _Handler:
         self.metrics.image(plan)
 
 
-def _explained(model: str, plan: PlanName, explanation: Explanation, box: Box | None) -> Explained:
+def _explained(
+    model: str, plan: FixedPlanName, explanation: Explanation, box: Box | None
+) -> Explained:
     return Explained(
         model=model,
         views=plan,

@@ -118,6 +118,12 @@ class ImageMetrics:
             ["views", "outcome"],
             registry=registry,
         )
+        self._views = Counter(
+            "googlenet_views",
+            "Views computed for images that are ok, by views requested.",
+            ["views"],
+            registry=registry,
+        )
         self._rejected = Counter(
             "googlenet_rejected",
             "Requests and images refused or failed, by the code of the error.",
@@ -138,6 +144,7 @@ class ImageMetrics:
             self._rejected.labels(error.code, INTERACTIVE)
         for plan in crops.NAMES:
             self._images.labels(plan, "ok")
+            self._views.labels(plan)
 
     def stage(self, stage: str, seconds: float, *, background: bool) -> None:
         """Record how long a stage of a request took."""
@@ -146,6 +153,10 @@ class ImageMetrics:
     def image(self, plan: str, error: ServiceError | None = None) -> None:
         """Count an image that was answered, or refused."""
         self._images.labels(plan, error.code if error else "ok").inc()
+
+    def views(self, plan: str, count: int) -> None:
+        """Count the views that were computed for an image."""
+        self._views.labels(plan).inc(count)
 
     def cache_hit(self) -> None:
         """Count an image that was answered from the cache."""

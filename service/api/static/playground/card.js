@@ -63,10 +63,11 @@ export class Card {
     this.find(".command").hidden = state === "waiting";
   }
 
-  answered({ model, predictions, views, timing }) {
+  answered({ model, predictions, views, view_count: count, timing }) {
     this.views = views; // that were taken, whatever was asked for
     this.how.views ??= views;
-    this.show("answered", `${model}, ${views === "single" ? "one view" : `${views} views`}`);
+    const looked = views === "adaptive" ? `${count} of ten views` : `${views} views`;
+    this.show("answered", `${model}, ${count === 1 ? "one view" : looked}`);
     this.find(".labels").replaceChildren(...predictions.map(labelled));
     this.find(".labels").hidden = false;
     this.showTime(timing);
@@ -153,8 +154,9 @@ export class Card {
   }
 
   async explained() {
-    // 144 maps take seconds, and their mean looks as that of ten does.
-    const how = { ...this.how, views: this.views === "paper" ? "ten" : this.views };
+    // 144 maps take seconds, and their mean looks as that of ten does; adaptive views have none.
+    const views = ["paper", "adaptive"].includes(this.views) ? "ten" : this.views;
+    const how = { ...this.how, views };
     this.find(".heat").setAttribute("aria-busy", "true");
     try {
       return await this.page.turnstile.pass(() => heat(this.file, how, this.leaving.signal));
