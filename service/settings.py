@@ -7,9 +7,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 FixedPlanName = Literal["single", "ten", "paper", "dense"]
-PlanName = Literal["single", "ten", "paper", "dense", "adaptive"]
+PlanName = Literal[FixedPlanName, "adaptive"]
 AUTO: Literal["auto"] = "auto"  # the most views that the deadline of a request allows
-Views = Literal["single", "ten", "paper", "dense", "adaptive", "auto"]
+Views = Literal[PlanName, "auto"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]

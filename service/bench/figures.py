@@ -98,7 +98,7 @@ class Measured:
 
 
 def median_usage(rounds: Sequence[Mapping[str, PerImage]]) -> dict[str, PerImage]:
-    """Return each process's median usage."""
+    """Return each process's median usage, and its most memory."""
     return {
         name: PerImage(
             median(usage[name].cpu_seconds for usage in rounds),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from service.serving.metrics import worker_collector
+
 _USER, _SYSTEM = 11, 12  # fields of /proc/PID/stat after the name
 _SWITCHES = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
 
@@ -24,12 +26,8 @@ class Usage:
         process = Path(f"/proc/{pid}")
         fields = (process / "stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[_USER]) + int(fields[_SYSTEM])
-        pages = int((process / "statm").read_text().split()[1])
-        return cls(
-            ticks / os.sysconf("SC_CLK_TCK"),
-            sum(_switches(process)),
-            pages * os.sysconf("SC_PAGE_SIZE"),
-        )
+        cpu_seconds = ticks / os.sysconf("SC_CLK_TCK")
+        return cls(cpu_seconds, sum(_switches(process)), worker_collector.resident(pid))
 
 
 def _switches(process: Path) -> Iterator[int]:

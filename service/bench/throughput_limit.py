@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from service import cpu_info
 from service.bench.photos import read
@@ -59,7 +59,7 @@ class Limit:
         """Time the network alone: views a second by batch size, with all executors at work."""
         return self._process.submit(_forwards, self._settings).result()
 
-    def rate(self, plan: str, seconds: float) -> "Rate":
+    def rate(self, plan: str, seconds: float) -> Rate:
         """Decode and classify for `seconds`.
 
         The better of two ways: decoding in threads of its own, and in the executors' threads.
@@ -121,31 +121,48 @@ def _rate(settings: Settings, folder: Path, plan: str, seconds: float, decoding:
     turn = itertools.cycle(_photos(folder))
 
     def prepare() -> Images:
-        next(rounds)
         photos = [next(turn) for _ in range(count)]
         return [loaded.prepare(photo, plan, Bounds(settings.max_pixels)) for photo in photos]
 
     executors = loaded.executors
-    rounds = itertools.count()  # that were prepared
     end = time.perf_counter() + seconds
 
-    def work(executor: DeviceExecutor, take: Callable[[], Images]) -> float:
-        """Return the executor's rate, from the end of its first round to that of its last."""
-        ends: list[float] = []
-        while len(ends) < 2 or ends[-1] < end:  # noqa: PLR2004 - a first and a last
+    def work(executor: DeviceExecutor, take: Callable[[], Images]) -> list[_Mark]:
+        """Return the ends of the executor's rounds."""
+        ends: list[_Mark] = []
+        while len(ends) < 2 or ends[-1].moment < end:  # noqa: PLR2004 - a first and a last
             for batch in _batches(take(), size):
                 executor.run(batch)
-            ends.append(time.perf_counter())
-        return count * (len(ends) - 1) / (ends[-1] - ends[0])
+            ends.append(_Mark(time.perf_counter(), time.process_time()))
+        return ends
 
     with (
         ThreadPoolExecutor(cpu_info.available()) as decoders,
         ThreadPoolExecutor(len(executors)) as computing,
     ):
         take = _ahead(decoders, prepare, 2 * len(executors)) if decoding == "beside" else prepare
-        used = time.process_time()
-        rate = sum(computing.map(work, executors, itertools.repeat(take)))
-    return Rate(rate, (time.process_time() - used) / (count * next(rounds)))
+        rounds = [*computing.map(work, executors, itertools.repeat(take))]
+    return _rate_between(rounds, count)
+
+
+class _Mark(NamedTuple):
+    """The end of a round: when, and the CPU seconds of the process by then."""
+
+    moment: float
+    cpu_seconds: float
+
+
+def _rate_between(rounds: Sequence[Sequence[_Mark]], count: int) -> Rate:
+    """Return the rate of all executors, each from the end of its first round to that of its last.
+
+    What was decoded ahead before the first is made up for by what is left after the last.
+    """
+    begun = min(ends[0].cpu_seconds for ends in rounds)
+    used = max(ends[-1].cpu_seconds for ends in rounds) - begun
+    return Rate(
+        sum(count * (len(ends) - 1) / (ends[-1].moment - ends[0].moment) for ends in rounds),
+        used / (count * sum(len(ends) - 1 for ends in rounds)),
+    )
 
 
 def _ahead(

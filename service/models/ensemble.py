@@ -146,6 +146,11 @@ class ViewJobs:
     specs: tuple[JobSpec, ...]
     maps: tuple[JobSpec, ...]  # for class activation maps
 
+    @property
+    def has_stops(self) -> bool:
+        """Whether looking may end before all views."""
+        return any(plan.stops for plan in self.plans)
+
 
 def mean(results: Sequence[Sequence[Probabilities]], counts: Sequence[int]) -> Probabilities:
     """Average an image's results over views, of which each member has a count, then over members.

@@ -204,7 +204,7 @@ class Intake(Generic[P, R]):
         submitted = [reservation for reservation in reservations if reservation.submitted]
         first = min((reservation.submitted for reservation in submitted), default=math.inf)
         took = self._clock() - first
-        is_done = submitted and not any(reservation.unfinished_rows for reservation in submitted)
+        is_done = submitted != [] and not any(job.unfinished_rows for job in submitted)
         if took > promised or is_done:
             self._safety_factor = self._safety_factor.observed(promised, took)
 

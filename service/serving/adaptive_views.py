@@ -40,15 +40,14 @@ class ViewsLately:
 
         One of each for a member; without stops, all of its views.
         """
-        if not any(plan.stops for plan in jobs.plans):
+        if not jobs.has_stops:
             return [*jobs.specs]
-        pairs = [*zip(jobs.plans, jobs.specs, strict=True)]
-        first = [JobSpec(spec.key, len(plan.stages[0]), 0) for plan, spec in pairs]
-        expected = [min(round(self.views), spec.rows) for spec in jobs.specs]
-        more = [
-            JobSpec(spec.key, max(1, count - begun.rows), spec.nbytes)
-            for spec, count, begun in zip(jobs.specs, expected, first, strict=True)
-        ]
+        first, more = [], []
+        for plan, spec in zip(jobs.plans, jobs.specs, strict=True):
+            begun = len(plan.stages[0])
+            expected = min(round(self.views), spec.rows)
+            first.append(JobSpec(spec.key, begun, 0))
+            more.append(JobSpec(spec.key, max(1, expected - begun), spec.nbytes))
         return [*first, *more]
 
 
@@ -58,6 +57,8 @@ class Look:
 
     jobs: ViewJobs
     outcomes: list[list[Outcome[Result]]] = field(default_factory=list)  # of each stage
+    average: Probabilities = field(init=False)
+    """The mean over all views so far, then over members: (classes,)."""
     _sums: list[list[Probabilities]] = field(init=False)  # by member, of each stage
 
     def __post_init__(self) -> None:
@@ -79,11 +80,7 @@ class Look:
         for member, outcome in zip(self.members, outcomes, strict=True):
             self._sums[member] += cast("tuple[Probabilities, ...]", outcome.parts)
         self.outcomes.append([*outcomes])
-
-    @property
-    def average(self) -> Probabilities:
-        """The mean over all views so far, then over members: (classes,)."""
-        return mean(self._sums, self._counts)
+        self.average = mean(self._sums, self._counts)
 
     def is_done(self, rule: StoppingRule) -> bool:
         """Tell whether no more views are needed."""

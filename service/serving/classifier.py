@@ -251,14 +251,13 @@ class Classifier:
         look = await adaptive_views.look(
             self._batcher, self._rule, request.jobs, reservations, payloads
         )
-        if request.jobs.plans[0].stops:
+        if request.jobs.has_stops:
             self._lately = self._lately.observed(look.view_count)
-        average = look.average
         return Answer(
-            self.ensemble.best(average, request.top_k),
+            self.ensemble.best(look.average, request.top_k),
             look.timing(started, decoded),
             look.batch_rows,
-            average,
+            look.average,
             look.view_count,
         )
 

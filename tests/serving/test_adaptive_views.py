@@ -1,16 +1,16 @@
 """Views that are looked at as far as an image needs them."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FakeBackend, fake_backend
+from conftest import fake_backend
 from test_classifier import (
     LIMITS,
     RED,
     Device,
+    Recording,
     best,
     classify,
     nothing_is_held,
@@ -21,7 +21,6 @@ from test_classifier import (
 
 from service.engine.prepared_image import PreparedImage
 from service.errors import ClientDisconnected, DeadlineExceeded
-from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Probabilities
 from service.scheduling.types import Batch
 from service.serving.adaptive_views import ViewsLately
@@ -37,23 +36,9 @@ def views(device: Device, member: int = 0) -> list[int]:
     return [view for part in slices for view in range(part.start, part.stop)]
 
 
-@dataclass
-class Counting(FakeBackend):
-    """A backend that counts what it decodes."""
-
-    decoded: list[str] = field(default_factory=list)
-
-    async def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
-    ) -> Sequence[PreparedImage]:
-        """Count it."""
-        self.decoded.append(views)
-        return await super().prepare(image, views, bounds, target)
-
-
-def counting(device: Device, **options: int) -> Counting:
+def recording(device: Device, **options: int) -> Recording:
     backend = fake_backend(device.run, **options)
-    return Counting(backend.ensemble, backend.executors)
+    return Recording(backend.ensemble, backend.executors)
 
 
 async def test_a_sure_image_is_looked_at_once() -> None:
@@ -68,7 +53,7 @@ async def test_a_sure_image_is_looked_at_once() -> None:
 
 async def test_an_unsure_image_is_decoded_once_and_looked_at_in_stages() -> None:
     device = Device()
-    backend = counting(device)
+    backend = recording(device)
     async with serving(backend) as served:
         adaptive, ten = [
             (await classify(served, GREY, plan=plan))[0] for plan in ("adaptive", "ten")
@@ -78,7 +63,7 @@ async def test_an_unsure_image_is_decoded_once_and_looked_at_in_stages() -> None
         assert adaptive.view_count == ten.view_count == 10
         assert adaptive.probabilities == pytest.approx(ten.probabilities)
         assert views(device) == [*range(10)] * 2
-        assert backend.decoded == ["adaptive", "ten"]
+        assert [views for views, _ in backend.decoded] == ["adaptive", "ten"]
         nothing_is_held(served)
 
 
@@ -104,7 +89,7 @@ async def test_looking_ends_with_the_stage_whose_mean_is_sure() -> None:
 async def test_members_count_as_views() -> None:
     """Each is looked at as far as the mean over members needs."""
     device = Device()
-    async with serving(counting(device, members=2)) as served:
+    async with serving(recording(device, members=2)) as served:
         (answer,) = await classify(served, ORANGE, plan="adaptive")
         assert isinstance(answer, Answer)
         assert answer.view_count == 10

@@ -293,16 +293,16 @@ async def test_a_bad_image_releases_its_reservation_before_the_others_are_done()
 
 
 @dataclass
-class Timed(FakeBackend):
-    """A backend that records how long decoding may take."""
+class Recording(FakeBackend):
+    """A backend that records what it decodes: for which views, and how long it may take."""
 
-    limits: list[float] = field(default_factory=list)
+    decoded: list[tuple[str, float]] = field(default_factory=list)
 
     async def prepare(
         self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
     ) -> Sequence[PreparedImage]:
         """Record it."""
-        self.limits.append(bounds.seconds)
+        self.decoded.append((views, bounds.seconds))
         return await super().prepare(image, views, bounds, target)
 
 
@@ -311,11 +311,11 @@ async def test_an_image_is_not_decoded_for_longer_than_its_request_has(
     seconds: float, longest: float
 ) -> None:
     fake = fake_backend()
-    backend = Timed(fake.ensemble, fake.executors)
+    backend = Recording(fake.ensemble, fake.executors)
     limits = Limits(Bounds(100_000, seconds=10.0), 10**9, stall_seconds=60.0)
     async with serving(backend, limits=limits) as served:
         await classify(served, RED, seconds=seconds)
-    (limit,) = backend.limits
+    ((_, limit),) = backend.decoded
     assert longest - 1 < limit <= longest
 
 

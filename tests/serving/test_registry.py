@@ -343,7 +343,11 @@ async def test_of_two_loads_at_once_one_is_refused(world: World) -> None:
     settings = Settings(model="a", model_store=world.folder, max_models=2)
     async with create_registry(settings, world.load, Metrics()) as models:
         await happening(lambda: models.not_loaded_reason is None)
-        loads = (models.load("b"), models.load("c"))
+        world.door |= {name: threading.Event() for name in "bc"}
+        loads = [asyncio.create_task(models.load(name)) for name in "bc"]
+        await asyncio.wait(loads, return_when=asyncio.FIRST_COMPLETED)  # the one that is refused
+        for name in "bc":
+            world.door[name].set()
         ends = await asyncio.gather(*loads, return_exceptions=True)
         (loaded,) = (name for name, end in zip("bc", ends, strict=True) if end is None)
         assert sum(isinstance(end, Conflict) for end in ends) == 1

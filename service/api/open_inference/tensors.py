@@ -18,6 +18,7 @@ from service.api.open_inference import base64_image
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 from service.imaging.crops import CROP
 from service.imaging.image_decoder import ImageInput
+from service.serving.predictor import EMPTY
 
 OUTPUT = "probabilities"
 LENGTH = struct.Struct("<I")  # of an element of BYTES, before it
@@ -103,7 +104,7 @@ def _encoded(values: memoryview | Sequence[Any], count: int) -> list[bytes]:
     if len(elements) != count:
         raise InvalidParameter(f"image has {len(elements)} elements and its shape says {count}")
     if not all(elements):
-        raise MalformedRequest("an image is empty; send its bytes")
+        raise MalformedRequest(EMPTY)
     return elements
 
 

@@ -138,6 +138,10 @@ class ImageMetrics:
         self._cache_bytes = Gauge(
             "googlenet_cache_bytes", "Bytes of cached results.", registry=registry
         )
+        self._start_series()
+
+    def _start_series(self) -> None:
+        """Start series at zero: `rate()` does not see a series' first event."""
         for labels in product(STAGES, (INTERACTIVE, BACKGROUND)):
             self._stages.labels(*labels)
         for error in _leaves(ServiceError):
