@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     views: Annotated[
         PlanName,
         Field(description="default view plan of a request; more views take more time"),
-    ] = "ten"
+    ] = "adaptive"
     device: Annotated[
         str,
         Field(

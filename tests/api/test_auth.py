@@ -383,6 +383,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, httpx2.Respo
     file.write_text(table("web", KEY) + table("batch", OTHER, "1/day"), "utf-8")
     settings = Settings(
         model="fake",
+        views="ten",
         api_keys_file=file,
         cors_origins=PAGE,
         max_body_bytes=100_000,

@@ -75,7 +75,7 @@ def logits(store: Store, image: bytes, views: str) -> list[float]:
 
 def test_the_probability_is_that_of_classify(real_client: TestClient, beagle: bytes) -> None:
     body = explained(real_client, beagle, views="ten")
-    classified = real_client.post("/classify", content=beagle, headers=KIND).json()
+    classified = real_client.post("/classify?views=ten", content=beagle, headers=KIND).json()
     assert body["probability"] == pytest.approx(classified["predictions"][0]["probability"])
 
 

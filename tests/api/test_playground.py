@@ -264,18 +264,18 @@ def test_other_views_are_for_the_next_image_and_again_for_the_last(visit: Open, 
     expect(ours("#views label")).to_have_text(
         ["single", "ten", "paper", "dense", "adaptive", "auto"]
     )
-    expect(ours.page.get_by_label("ten")).to_be_checked()
+    expect(ours.page.get_by_label("adaptive")).to_be_checked()
     ours.pick(RED)
     ours.answered("red")
-    expect(ours(".state")).to_have_text("fake0, ten views")
+    expect(ours(".state")).to_have_text("fake0, one view")  # which is sure
     expect(ours(".again")).to_be_hidden()
-    ours.page.get_by_label("single").check()
-    expect(ours("#views-hint")).to_have_text("The centre. Quickest.")
-    expect(ours(".state")).to_have_text("fake0, ten views")
-    ours(".again").click()
+    ours.page.get_by_label("ten").check()
+    expect(ours("#views-hint")).to_have_text(re.compile("Four corners and the centre"))
     expect(ours(".state")).to_have_text("fake0, one view")
+    ours(".again").click()
+    expect(ours(".state")).to_have_text("fake0, ten views")
     expect(ours(".again")).to_be_hidden()
-    expect(ours("code")).to_contain_text("views=single")
+    expect(ours("code")).to_contain_text("views=ten")
     assert sum("/classify?" in url for url in ours.requested) == 2
 
 
@@ -444,7 +444,7 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_images_name(
         copied = ours.page.evaluate("navigator.clipboard.readText()")
         assert copied == ours.command
         answer = run(copied, tmp_path)
-        assert (answer["views"], answer["predictions"][0]["label"]) == ("ten", "red")
+        assert (answer["views"], answer["predictions"][0]["label"]) == ("adaptive", "red")
 
 
 def test_images_that_a_browser_cannot_show_are_classified_too(visit: Open, port: int) -> None:
@@ -623,7 +623,7 @@ def test_a_keyboard_is_enough(visit: Open, port: int) -> None:
         assert seen[1] == "solid", seen  # where one is can be seen
         return str(seen[0])
 
-    assert [tab(), tab(), tab(), tab()] == ["choose", "use-camera", "ten", "a"]
+    assert [tab(), tab(), tab(), tab()] == ["choose", "use-camera", "adaptive", "a"]
     for press in ("Enter", "Space"):
         ours("#choose").focus()
         with ours.page.expect_file_chooser() as chooser:
@@ -632,9 +632,9 @@ def test_a_keyboard_is_enough(visit: Open, port: int) -> None:
         image = {"name": "red.png", "mimeType": "image/png", "buffer": RED[1]}
         chooser.value.set_files([image] if press == "Space" else [])
     ours.answered("red")
-    assert [tab(), tab()] == ["use-camera", "ten"]
+    assert [tab(), tab()] == ["use-camera", "adaptive"]
     ours.page.keyboard.press("ArrowLeft")
-    expect(ours.page.get_by_label("single")).to_be_checked()
+    expect(ours.page.get_by_label("dense")).to_be_checked()
     assert [tab(), tab(), tab()] == ["clear", "again", "summary"]
     ours.page.keyboard.press("Enter")
     assert tab() == "copy"
@@ -724,7 +724,7 @@ def test_the_page_works_below_a_path_of_a_proxy(visit: Open, tmp_path: Path) -> 
         expect(ours("#options")).to_be_visible()
         ours.pick(RED)
         ours.answered("red")
-        assert f"{base}/vision/classify?views=ten" in ours.command
+        assert f"{base}/vision/classify?views=adaptive" in ours.command
         assert run(ours.command, tmp_path)["predictions"][0]["label"] == "red"
 
 

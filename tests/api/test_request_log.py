@@ -15,7 +15,7 @@ from test_uploads import asgi, never
 
 from service.settings import Settings
 
-SETTINGS = Settings(model="fake")
+SETTINGS = Settings(model="fake", views="ten")
 REFUSED = "/classify?top_k=0"
 MEBIBYTE = 1024 * 1024
 PATIENCE = 20.0  # seconds, for what happens at once
@@ -139,7 +139,9 @@ def test_without_time_or_memory_for_it_a_body_is_not_waited_for(limits: dict[str
     slow = fake_backend(gate, seconds_per_row=0.5, sizes=[1])
     headers = {"content-type": "multipart/form-data; boundary=b", "content-length": "100000"}
     with (
-        service(lambda *_: slow, Settings.model_validate({"model": "fake", **limits})) as client,
+        service(
+            lambda *_: slow, Settings.model_validate({"model": "fake", "views": "ten", **limits})
+        ) as client,
         ThreadPoolExecutor() as threads,
         gate.shut(),
     ):

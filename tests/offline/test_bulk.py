@@ -161,7 +161,7 @@ def test_results_are_written_in_order_and_not_twice(
     assert [row["error"] for row in rows] == [None, None, BROKEN, None]
     assert rows[0].keys() == {*results_file.COLUMNS}
     made = [tuple(row[name] for name in results_file.ORIGIN) for row in rows]
-    named = ("googlenet", "1", "ten")  # by default
+    named = ("googlenet", "1", "adaptive")  # by default
     assert made == [named, named, (None, None, None), named]
     assert (rows[3]["wnid"], rows[3]["index"]) == (None, 1)
     assert rows[3]["probability"] == pytest.approx(1)
@@ -1121,8 +1121,8 @@ def test_a_model_that_is_replaced_before_it_is_loaded_ends_the_command(
     out = tmp_path / "out.csv"
     command = ["classify", str(folder / "a.png"), "--model", "digits", "--out", str(out)]
     assert refused(command, capsys) == (
-        f"{out} is for results by model digits, version 1, views ten; these are by model fake0,"
-        " version 1, views ten"
+        f"{out} is for results by model digits, version 1, views adaptive; these are by"
+        " model fake0, version 1, views adaptive"
     )
     assert not out.exists()
 

@@ -35,7 +35,7 @@ from service.serving.backend import Backend
 from service.serving.metrics import loop_lag
 from service.settings import Settings
 
-SETTINGS = Settings(model="fake", max_body_bytes=100_000)
+SETTINGS = Settings(model="fake", views="ten", max_body_bytes=100_000)
 REASONS = (
     *("malformed", "missing_file", "too_large", "slow_upload", "unsupported_type"),
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),

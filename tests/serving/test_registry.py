@@ -107,7 +107,13 @@ def settings_of(world: World, **settings: Any) -> Settings:
         f'[admin]\nsha256 = "{digests[0]}"\nmanages = true\n\n[web]\nsha256 = "{digests[1]}"\n'
     )
     return Settings(
-        **{"model": "a", "model_store": world.folder, "api_keys_file": file, **settings}
+        **{
+            "model": "a",
+            "views": "ten",
+            "model_store": world.folder,
+            "api_keys_file": file,
+            **settings,
+        }
     )
 
 
