@@ -3,8 +3,9 @@
 import argparse
 import re
 
-from service.api.auth import api_keys, rate_limits
+from service.api.auth import api_keys
 from service.imaging import crops
+from service.serving import rate_limits
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _UNITS = {"ms": 0.001, "s": 1.0}  # seconds

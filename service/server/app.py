@@ -33,11 +33,11 @@ from service.api.uploads import COPIES, Budget
 from service.errors import WrongOption
 from service.models import store
 from service.scheduling.types import BatchReport, DropReport, RestartReport
+from service.serving.core import Core
 from service.serving.factory import LoadBackend, create_served_model
 from service.serving.metrics import loop_lag, worker_collector
 from service.serving.metrics.metrics import Metrics
 from service.serving.model_slot import RegistryHooks, RegistryLimits
-from service.serving.predictor import Predictor
 from service.serving.registry import ModelRegistry
 from service.serving.served_model import ServedModel
 from service.serving.shadow import ShadowCandidate
@@ -64,9 +64,7 @@ class _State:
     """The objects that routes and middleware share."""
 
     settings: Settings
-    metrics: Metrics
-    models: ModelRegistry
-    shadow: ShadowCandidate
+    core: Core
     budget: Budget
     inference: Inference
     keyring: Keyring | None
@@ -91,8 +89,8 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     too often to be restarted.
     """
     metrics = metrics or Metrics()
-    models = create_registry(settings, load, metrics, gave_up)
-    state = _create_state(settings, models, metrics, is_leaving)
+    core = create_core(settings, load, metrics, gave_up, is_leaving)
+    state = _create_state(settings, core, is_leaving)
     grpc_server = _create_grpc_server(state, certificate)
     app = FastAPI(
         title="googlenet-service",
@@ -104,12 +102,36 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         openapi_url=None,  # served by `service.api.routes.docs`
         telemetry=_telemetry(tracer_provider),
     )
-    app.state.refresh = models.refresh  # on SIGHUP
+    app.state.refresh = core.models.refresh  # on SIGHUP
     app.state.leave = grpc_server.leave if grpc_server else lambda: None  # before the server stops
-    app.state.serves = lambda: bool(models.served)
+    app.state.serves = lambda: bool(core.models.served)
     _add_routes(app, state, tracer_provider)
     _add_middleware(app, state)
     return app
+
+
+def create_core(
+    settings: Settings,
+    load: LoadBackend,
+    metrics: Metrics,
+    gave_up: Callable[[str], None],
+    is_leaving: Callable[[], bool],
+) -> Core:
+    """Create the core in this process; see `create_app`."""
+    models = create_registry(settings, load, metrics, gave_up)
+    metrics.watch(
+        ready=lambda: models.is_ready and not is_leaving(),
+        backlog=models.backlog,
+        cached=models.cached,
+    )
+    shadow = ShadowCandidate(
+        models,
+        lambda comparison: metrics.shadow(comparison.outcome, comparison.distance),
+        candidate=settings.shadow,
+        share=settings.shadow_share,
+        seconds=settings.timeout_seconds,
+    )
+    return Core(models, shadow, metrics)
 
 
 def create_registry(
@@ -150,38 +172,24 @@ def create_registry(
     return models
 
 
-def _create_state(
-    settings: Settings, models: ModelRegistry, metrics: Metrics, is_leaving: Callable[[], bool]
-) -> _State:
+def _create_state(settings: Settings, core: Core, is_leaving: Callable[[], bool]) -> _State:
     """Create what requests share, and register it with the metrics."""
     for template in (classify.PATH, open_inference_paths.INFER):
-        metrics.expect(template, "POST", {200, *statuses.HTTP})
-    metrics.watch(
-        ready=lambda: models.is_ready and not is_leaving(),
-        backlog=models.backlog,
-        cached=models.cached,
-    )
-    shadow = ShadowCandidate(
-        models,
-        lambda comparison: metrics.shadow(comparison.outcome, comparison.distance),
-        candidate=settings.shadow,
-        share=settings.shadow_share,
-        seconds=settings.timeout_seconds,
-    )
+        core.metrics.expect(template, "POST", {200, *statuses.HTTP})
     keyring = None
     if settings.api_keys_file or settings.api_key_hashes:
-        keyring = Keyring(settings.api_keys_file, settings.api_key_hashes, metrics.callers)
+        keyring = Keyring(settings.api_keys_file, settings.api_key_hashes, core.metrics.callers)
     budget = Budget(settings.max_inflight_body_bytes, COPIES)
-    inference = Inference(Predictor(models, shadow, metrics), settings)
-    return _State(settings, metrics, models, shadow, budget, inference, keyring, is_leaving)
+    inference = Inference(core, settings)
+    return _State(settings, core, budget, inference, keyring, is_leaving)
 
 
 @asynccontextmanager
 async def _lifespan(
     state: _State, grpc_server: AbstractAsyncContextManager[Any], _: FastAPI
 ) -> AsyncIterator[None]:
-    async with state.models, state.shadow, grpc_server:
-        lag_task = asyncio.create_task(loop_lag.watch(state.metrics.lag))
+    async with state.core, grpc_server:
+        lag_task = asyncio.create_task(loop_lag.watch(state.core.metrics.lag))
         yield
         lag_task.cancel()
 
@@ -215,27 +223,25 @@ def _create_grpc_server(state: _State, certificate: Certificate | None) -> "List
 
 
 def _add_routes(app: FastAPI, state: _State, tracer_provider: TracerProvider | None) -> None:
-    models, shadow, settings = state.models, state.shadow, state.settings
-    budget, metrics, inference = state.budget, state.metrics, state.inference
-    app.include_router(classify.router(inference.predictor, settings, budget, tracer_provider))
-    app.include_router(explain.router(models, settings, budget, metrics))
-    app.include_router(model_routes.router(models, shadow, settings))
+    core, settings, budget = state.core, state.settings, state.budget
+    inference = state.inference
+    app.include_router(classify.router(core, settings, budget, tracer_provider))
+    app.include_router(explain.router(core, settings, budget))
+    app.include_router(model_routes.router(core, settings))
     app.include_router(open_inference_metadata.router(inference, state.is_leaving))
     app.include_router(open_inference.router(inference, budget, tracer_provider))
-    app.include_router(health.router(models, metrics.registry, state.is_leaving))
+    app.include_router(health.router(core, state.is_leaving))
     app.include_router(page.router())
     app.include_router(docs.router())
-    problem_details.install(app, metrics)
+    problem_details.install(app, core.metrics)
 
 
 def _add_middleware(app: FastAPI, state: _State) -> None:
     """Add middleware, innermost first: the last one added is the first to see a request."""
-    settings, metrics = state.settings, state.metrics
-    app.add_middleware(
-        EarlyAdmission, model_registry=state.models, settings=settings, metrics=metrics
-    )
+    settings, core, metrics = state.settings, state.core, state.core.metrics
+    app.add_middleware(EarlyAdmission, core=core, settings=settings)
     if state.keyring:
-        app.add_middleware(Authentication, keyring=state.keyring, metrics=metrics)
+        app.add_middleware(Authentication, keyring=state.keyring, core=core)
         auth.install(app)
     app.add_middleware(ServerErrorMiddleware, handler=problem_details.on_bug)
     if settings.cors_origins:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from itertools import compress
 
 from service.errors import MalformedRequest, ServiceError
+from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import ImageInput
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
 from service.serving.classifier import Classifier
 from service.serving.disconnects import never
 from service.serving.metrics.metrics import Metrics
-from service.serving.registry import ModelRegistry
 from service.serving.shadow import ShadowCandidate
-from service.serving.types import Answer
+from service.serving.types import Answer, Explanation
 from service.settings import AUTO, PlanName, Views
 
 EMPTY = "an image is empty; send its bytes"
@@ -27,7 +27,6 @@ EMPTY = "an image is empty; send its bytes"
 class PredictRequest:
     """Images, and how to classify them."""
 
-    model: str | None  # by name; None for the default
     images: Sequence[ImageInput]
     views: Views
     top_k: int
@@ -52,46 +51,74 @@ class PredictResponse:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Classifies with the models of a registry."""
+    """Classifies and explains with a model that is in use (`ModelRegistry.use`)."""
 
-    model_registry: ModelRegistry
-    shadow: ShadowCandidate
+    classifier: Classifier
+    shadow: ShadowCandidate | None  # that is offered what was classified
     metrics: Metrics
 
-    async def predict(self, classifier: Classifier, request: PredictRequest) -> PredictResponse:
-        """Classify all images of a request with a model that is in use (`ModelRegistry.use`).
+    @property
+    def ensemble(self) -> Ensemble:
+        """The model's metadata."""
+        return self.classifier.ensemble
+
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        """Classify all images of a request.
 
         Raises `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of them.
         """
-        plan = _plan(classifier, request)
+        plan = self._plan(request)
         sent = [len(image) > 0 for image in request.images]
         images = [*compress(request.images, sent)]
-        classified = await _classify(classifier, plan, request, images)
-        if request.model in {None, self.model_registry.default}:
+        classified = await self._classify(plan, request, images)
+        if self.shadow:
             self.shadow.offer(images, plan, classified)
         rest = iter(classified)
         answers = [next(rest) if is_sent else MalformedRequest(EMPTY) for is_sent in sent]
         request_stats.count(self.metrics, plan, answers, background=request.background)
-        return PredictResponse(classifier.ensemble, plan, answers)
+        return PredictResponse(self.ensemble, plan, answers)
 
+    def _plan(self, request: PredictRequest) -> PlanName:
+        if request.views != AUTO:
+            return request.views
+        count, background = len(request.images), request.background
+        return self.classifier.choose_views(count, request.seconds, background=background)
 
-def _plan(classifier: Classifier, request: PredictRequest) -> PlanName:
-    if request.views != AUTO:
-        return request.views
-    count, background = len(request.images), request.background
-    return classifier.choose_views(count, request.seconds, background=background)
+    async def _classify(
+        self, plan: PlanName, request: PredictRequest, images: Sequence[ImageInput]
+    ) -> Sequence[Answer | ServiceError]:
+        if not images:
+            return []
+        return await self.classifier.classify(
+            images,
+            plan=plan,
+            top_k=request.top_k,
+            seconds=request.seconds,
+            background=request.background,
+            gone=request.gone,
+        )
 
+    async def explain(
+        self,
+        image: bytes,
+        *,
+        plan: str,
+        index: int | None,
+        seconds: float,
+        gone: Callable[[], Awaitable[None]] = never,
+    ) -> Explanation:
+        """Compute an image's class activation maps; see `Classifier.explain`."""
+        return await self.classifier.explain(
+            image, plan=plan, index=index, seconds=seconds, gone=gone
+        )
 
-async def _classify(
-    classifier: Classifier, plan: PlanName, request: PredictRequest, images: Sequence[ImageInput]
-) -> Sequence[Answer | ServiceError]:
-    if not images:
-        return []
-    return await classifier.classify(
-        images,
-        plan=plan,
-        top_k=request.top_k,
-        seconds=request.seconds,
-        background=request.background,
-        gone=request.gone,
-    )
+    async def paint(
+        self,
+        image: bytes,
+        heat: Grid,
+        *,
+        seconds: float,
+        gone: Callable[[], Awaitable[None]] = never,
+    ) -> bytes:
+        """Draw a heat map over an image; see `Classifier.paint`."""
+        return await self.classifier.paint(image, heat, seconds=seconds, gone=gone)

@@ -15,8 +15,8 @@ from test_auth import sha256, table
 from service.__main__ import main
 from service.api.auth import api_keys
 from service.api.auth.api_keys import ApiKey, Keyring
-from service.api.auth.rate_limits import Left, Limit, Quota
 from service.errors import KeysError
+from service.serving.rate_limits import Left, Limit, Quota, Quotas
 
 WEB, BATCH = "key of web", "key of batch"
 LIMITS = (Limit(20, "second"), Limit(100_000, "day"))
@@ -103,7 +103,7 @@ def test_a_new_key_has_256_random_bits() -> None:
 
 def names(ring: Keyring) -> list[str | None]:
     entries = (ring.find(key.encode()) for key in (WEB, BATCH))
-    return [entry[0].name if entry else None for entry in entries]
+    return [entry.name if entry else None for entry in entries]
 
 
 def test_a_key_is_found_by_all_of_it(file: Path) -> None:
@@ -228,17 +228,17 @@ def test_a_broken_or_missing_file_keeps_the_keys_and_is_logged_once(
 
 def test_a_kept_key_keeps_its_quota(file: Path) -> None:
     file.write_text(table("web", WEB, "2/day") + table("batch", BATCH, "2/day"), "utf-8")
-    ring = Keyring(file, None, lambda _: None)
+    ring, quotas = Keyring(file, None, lambda _: None), Quotas()
 
     def is_refused(key: str, now: float) -> bool:
-        entry = ring.find(key.encode())
-        assert entry is not None
-        return entry[1].take(now) > 0
+        api_key = ring.find(key.encode())
+        assert api_key is not None
+        return quotas.take(api_key.name, api_key.limits, now).wait > 0
 
-    assert not any(is_refused(key, 0.0) for key in (WEB, BATCH))
+    assert [is_refused(key, 0.0) for key in (WEB, BATCH)] == [False, False]
     replace(file, table("web", "rotated", "2/day") + table("batch", BATCH, "3/day"))
     ring.refresh(1.0)
-    assert [is_refused("rotated", 2.0), is_refused("rotated", 3.0)] == [False, True]
+    assert [is_refused("rotated", now) for now in (2.0, 3.0)] == [False, True]
     assert [is_refused(BATCH, 2.0) for _ in range(4)] == [False, False, False, True]
 
 

@@ -18,9 +18,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from service.api.auth import rate_limits
-from service.api.auth.rate_limits import Limit, Quota
 from service.errors import KeysError
+from service.serving import rate_limits
+from service.serving.rate_limits import Limit
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Keyring:
         self._configured = parse(digests) if digests else ()
         self._next_check = 0.0
         self._fingerprint = _fingerprint(file) if file else None
-        self._entries: tuple[tuple[ApiKey, Quota], ...] = ()
+        self._api_keys: tuple[ApiKey, ...] = ()
         self._take(self._read())
 
     def refresh(self, now: float) -> None:
@@ -154,24 +154,19 @@ class Keyring:
             self._take(api_keys)
             logger.info("reloaded %d API keys", len(api_keys))
 
-    def find(self, key: bytes) -> tuple[ApiKey, Quota] | None:
-        """Find a key and its quota, in constant time for a number of keys."""
+    def find(self, key: bytes) -> ApiKey | None:
+        """Find a key, in constant time for a number of keys."""
         sha256, match = digest(key), None
-        for api_key, quota in self._entries:
+        for api_key in self._api_keys:
             if hmac.compare_digest(api_key.digest, sha256):
-                match = api_key, quota
+                match = api_key
         return match
 
     def _read(self) -> tuple[ApiKey, ...]:
         return _distinct("the keys", [*self._configured, *(read(self._file) if self._file else ())])
 
     def _take(self, api_keys: Collection[ApiKey]) -> None:
-        """Replace the keys; one of the same name and limits keeps its quota."""
-        known = {(api_key.name, api_key.limits): quota for api_key, quota in self._entries}
-        self._entries = tuple(
-            (api_key, known.get((api_key.name, api_key.limits)) or Quota(api_key.limits))
-            for api_key in api_keys
-        )
+        self._api_keys = tuple(api_keys)
         self._report([api_key.name for api_key in api_keys])
 
 

@@ -6,28 +6,36 @@ HTTP and gRPC share it: gRPC's metadata are header fields, too.
 from collections.abc import Mapping
 
 from service.api.auth.api_keys import ApiKey, Keyring
-from service.api.auth.rate_limits import Quota
 from service.errors import RateLimited, Unauthorized
-from service.serving.metrics.metrics import Metrics
+from service.serving.core import Core
+from service.serving.rate_limits import Usage
 
 _BEARER = b"bearer "
+_UNLIMITED = Usage(0.0, ())
 
 
-def authenticate(keyring: Keyring, headers: Mapping[bytes, bytes]) -> tuple[ApiKey, Quota]:
-    """Give the key that a request's headers carry, and its quota; raises `Unauthorized`."""
+def authenticate(keyring: Keyring, headers: Mapping[bytes, bytes]) -> ApiKey:
+    """Return the key that a request's headers have; raises `Unauthorized`."""
     secret = _secret(headers)
-    if not secret or not (entry := keyring.find(secret)):
+    if not secret or not (api_key := keyring.find(secret)):
         raise Unauthorized("send your API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-    return entry
+    return api_key
 
 
-def count(api_key: ApiKey, quota: Quota, metrics: Metrics, now: float) -> RateLimited | None:
-    """Count a request against a key's quota; give the error if the quota is used up."""
-    wait = quota.take(now)
-    metrics.called(api_key.name, "rate_limited" if wait else "admitted")
-    if wait:
-        return RateLimited("your API key has no requests left for now", retry_after=wait)
-    return None
+def count(api_key: ApiKey, core: Core, now: float) -> Usage:
+    """Count a request against a key's limits; return what is left of them."""
+    usage = _UNLIMITED
+    if api_key.limits:
+        usage = core.quotas.take(api_key.name, api_key.limits, now)
+    core.metrics.called(api_key.name, "rate_limited" if usage.wait else "admitted")
+    return usage
+
+
+def refusal(usage: Usage) -> RateLimited | None:
+    """Return the error of a request that is over a limit."""
+    if not usage.wait:
+        return None
+    return RateLimited("your API key has no requests left for now", retry_after=usage.wait)
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> bytes:

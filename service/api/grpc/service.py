@@ -69,7 +69,7 @@ class Service:
         return grpc.method_handlers_generic_handler(described.full_name, handlers)
 
     def _is_serving(self) -> bool:
-        return self._inference.model_registry.is_ready and not self._is_leaving()
+        return self._inference.models.is_ready and not self._is_leaving()
 
     def _handler(self, method: str) -> Any:
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
@@ -121,9 +121,10 @@ class Service:
         if self._keyring is None or call.method in _OPEN:
             return
         self._keyring.refresh(call.started)
-        api_key, quota = authentication.authenticate(self._keyring, call.headers)
+        api_key = authentication.authenticate(self._keyring, call.headers)
         call.notes["key"] = api_key.name
-        if error := authentication.count(api_key, quota, self._metrics, call.started):
+        usage = authentication.count(api_key, self._inference.core, call.started)
+        if error := authentication.refusal(usage):
             raise error
 
     def _record(self, call: Call) -> None:

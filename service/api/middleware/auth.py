@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api import problem_details
 from service.api.auth import authentication
 from service.api.auth.api_keys import Keyring
-from service.api.auth.rate_limits import Quota
 from service.api.middleware.request_log import name_route, note, path
 from service.api.routes import docs, health, page
 from service.errors import ServiceError, Unauthorized
-from service.serving.metrics.metrics import Metrics
+from service.serving.core import Core
+from service.serving.rate_limits import Left
 
 # All other paths need a key, unknown ones included. The documentation describes the software, not
 # what it serves, and a browser sends no key for a page; the playground asks for one.
@@ -45,8 +46,8 @@ def is_manager(scope: Scope) -> bool:
 class Authentication:
     """Refuses a request without a key or over its rate limits; reads its headers only."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, metrics: Metrics) -> None:
-        self._app, self._keyring, self._metrics = app, keyring, metrics
+    def __init__(self, app: ASGIApp, keyring: Keyring, core: Core) -> None:
+        self._app, self._keyring, self._core = app, keyring, core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -59,17 +60,17 @@ class Authentication:
 
     async def _authenticated(self, scope: Scope, receive: Receive, send: Send, now: float) -> None:
         try:
-            api_key, quota = authentication.authenticate(self._keyring, dict(scope["headers"]))
+            api_key = authentication.authenticate(self._keyring, dict(scope["headers"]))
         except Unauthorized as error:
             await self._refuse(error, scope, receive, send)
             return
         scope[_MANAGES] = api_key.manages
         note(scope, {"key": api_key.name})
-        rate_limited = authentication.count(api_key, quota, self._metrics, now)
-        if fields := _fields(quota, now):
+        usage = authentication.count(api_key, self._core, now)
+        if fields := _fields(usage.left):
             send = _with_fields(send, fields)
-        if rate_limited:
-            await self._refuse(rate_limited, scope, receive, send)
+        if refusal := authentication.refusal(usage):
+            await self._refuse(refusal, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -79,7 +80,7 @@ class Authentication:
         # The router has not run; a documented path is a route's template.
         if (template := path(scope)) in scope["app"].openapi()["paths"]:
             name_route(scope, template)
-        refusal = problem_details.refusal(error, Request(scope), self._metrics)
+        refusal = problem_details.refusal(error, Request(scope), self._core.metrics)
         await refusal(scope, receive, send)
 
 
@@ -112,9 +113,9 @@ def _refusals(template: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fields(quota: Quota, now: float) -> list[tuple[bytes, bytes]]:
-    """Give a quota's header fields of the IETF's RateLimit draft, if it has limits."""
-    if not (remaining := quota.left(now)):
+def _fields(remaining: Sequence[Left]) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of the IETF's RateLimit draft, if there are limits."""
+    if not remaining:
         return []
     policy = ", ".join(
         f'"{left.limit.window}";q={left.limit.requests};w={left.limit.seconds}'

@@ -16,8 +16,7 @@ from service.api.open_inference.paths import target
 from service.api.routes import classify, explain
 from service.errors import ServiceError
 from service.imaging import crops
-from service.serving.metrics.metrics import Metrics
-from service.serving.registry import ModelRegistry
+from service.serving.core import Core
 from service.settings import AUTO, Settings
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
@@ -26,10 +25,8 @@ _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 class EarlyAdmission:
     """Refuses a request if not even one image of its views can be classified in its time."""
 
-    def __init__(
-        self, app: ASGIApp, model_registry: ModelRegistry, settings: Settings, metrics: Metrics
-    ) -> None:
-        self._app, self._model_registry, self._metrics = app, model_registry, metrics
+    def __init__(self, app: ASGIApp, core: Core, settings: Settings) -> None:
+        self._app, self._core = app, core
         self._views = {classify.PATH: settings.views, explain.PATH: explain.VIEWS}
         self._max_ms = str(int(settings.timeout_seconds * 1000))
 
@@ -44,13 +41,13 @@ class EarlyAdmission:
                     self._check(scope, default, maps=template == explain.PATH)
             except ServiceError as error:
                 name_route(scope, template)
-                refusal = problem_details.refusal(error, Request(scope), self._metrics)
+                refusal = problem_details.refusal(error, Request(scope), self._core.metrics)
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, default: str, *, maps: bool) -> None:
-        """Raise the classifier's refusal; the route refuses invalid views and timeouts."""
+        """Raise the core's refusal; the route refuses invalid views and timeouts."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
         plan, model = query.get("views", [default])[-1], query.get("model", [None])[-1]
         milliseconds = Headers(scope=scope).get("x-timeout-ms", self._max_ms)
@@ -58,12 +55,10 @@ class EarlyAdmission:
             plan = crops.NAMES[0]  # if there is no time even for the fewest
         if plan in crops.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._max_ms)) / 1000
-            classifier = self._model_registry.find(model).classifier
-            classifier.admit(plan=plan, seconds=seconds, maps=maps, background=is_background(scope))
+            background = is_background(scope)
+            self._core.admit(model, plan=plan, seconds=seconds, maps=maps, background=background)
 
     def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same for the fewest views: those and the timeout are in the unread body."""
-        classifier = self._model_registry.find(model).classifier
-        classifier.admit(
-            plan="single", seconds=int(self._max_ms) / 1000, background=is_background(scope)
-        )
+        seconds = int(self._max_ms) / 1000
+        self._core.admit(model, plan="single", seconds=seconds, background=is_background(scope))

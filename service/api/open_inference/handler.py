@@ -14,9 +14,10 @@ from service.api.open_inference.infer_request import InferRequest, ValidRequest
 from service.api.open_inference.infer_response import InferResponse, classification
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.models.ensemble import Ensemble
+from service.serving.core import Core
 from service.serving.disconnects import never
 from service.serving.metrics.metrics import Metrics
-from service.serving.predictor import Predictor, PredictRequest
+from service.serving.predictor import PredictRequest
 from service.serving.registry import ModelRegistry
 from service.serving.types import Answer
 from service.settings import Settings
@@ -50,23 +51,23 @@ class Indexed:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """Handles requests with the models of a registry, as /classify does."""
+    """Handles requests with the models of the core, as /classify does."""
 
-    predictor: Predictor
+    core: Core
     settings: Settings
     parser: ThreadPoolExecutor = field(  # one thread: several would compete with the event loop
         default_factory=lambda: ThreadPoolExecutor(1, "parse")
     )
 
     @property
-    def model_registry(self) -> ModelRegistry:
+    def models(self) -> ModelRegistry:
         """The models."""
-        return self.predictor.model_registry
+        return self.core.models
 
     @property
     def metrics(self) -> Metrics:
         """The service's metrics."""
-        return self.predictor.metrics
+        return self.core.metrics
 
     async def parse(self, nbytes: int, work: Callable[[], T]) -> T:
         """Run `work`, which parses so many bytes: at once, or in a thread if they are many."""
@@ -81,11 +82,11 @@ class Inference:
 
     def ensemble(self, name: str, version: str) -> Ensemble:
         """Give a model's description; an empty version is any. Raises what `find` does."""
-        return self.model_registry.find(named(name, version)).ensemble
+        return self.models.find(named(name, version)).ensemble
 
     def works(self, name: str, version: str) -> bool:
         """Tell whether a model is ready; raises what `find` does."""
-        return self.model_registry.find(named(name, version)).failure_reason is None
+        return self.models.find(named(name, version)).failure_reason is None
 
     def index(self, *, only_ready: bool) -> list[Indexed]:
         """List the served models and their states."""
@@ -96,7 +97,7 @@ class Inference:
                 "UNAVAILABLE" if served.failure_reason else "READY",
                 served.failure_reason or "",
             )
-            for name, served in self.model_registry.served.items()
+            for name, served in self.models.served.items()
         ]
         return [model for model in models if model.state == "READY" or not only_ready]
 
@@ -115,9 +116,7 @@ class Inference:
         `seconds` are left until the client's deadline, if it has one.
         """
         timeout = self.settings.timeout_seconds
-        model = named(name, version)
         predict_request = PredictRequest(
-            model,
             request.images,
             request.views or self.settings.views,
             request.labels or 1,
@@ -125,8 +124,8 @@ class Inference:
             background=background,
             gone=gone,
         )
-        with self.model_registry.use(model) as classifier:
-            predicted = await self.predictor.predict(classifier, predict_request)
+        with self.core.use(named(name, version)) as model:
+            predicted = await model.predict(predict_request)
         ensemble, plan, good = predicted.ensemble, predicted.plan, _all_or_error(predicted.answers)
         values = _rankings(good) if request.labels else _probabilities(good)
         parameters = {"views": plan, **({"notice": ensemble.notice} if ensemble.notice else {})}

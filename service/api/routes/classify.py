@@ -28,7 +28,8 @@ from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
 from service.serving import request_stats
-from service.serving.predictor import Predictor, PredictRequest, PredictResponse
+from service.serving.core import Core
+from service.serving.predictor import PredictRequest, PredictResponse
 from service.serving.types import Answer
 from service.settings import PlanName, Settings, Views
 
@@ -117,17 +118,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def router(
-    predictor: Predictor,
+    core: Core,
     settings: Settings,
     budget: Budget,
     tracer_provider: TracerProvider | None,
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
-    receiver = Receiver(
-        predictor.model_registry, budget, Bounds.of(settings), settings.timeout_seconds
-    )
-    handler = _Handler(receiver, predictor, Stages(tracer_provider), settings)
+    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds)
+    handler = _Handler(receiver, Stages(tracer_provider), settings)
     routes.post(
         PATH,
         response_model=One | Several,
@@ -142,7 +141,6 @@ class _Handler:
     """Classifies the images of a request."""
 
     receiver: Receiver
-    predictor: Predictor
     stages: Stages
     settings: Settings
 
@@ -158,14 +156,12 @@ class _Handler:
         One image answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`.
         """
-        metrics, background = self.predictor.metrics, is_background(headers.priority)
+        metrics, background = self.receiver.core.metrics, is_background(headers.priority)
         async with self.receiver.receive(request, query, headers) as received:
             uploads = received.uploads
             metrics.stage("upload", received.uploaded, background=background)
-            predicted = await self.predictor.predict(
-                received.classifier,
+            predicted = await received.model.predict(
                 PredictRequest(
-                    received.query.model,
                     [upload.data for upload in uploads],
                     received.query.views or self.settings.views,
                     received.query.top_k,

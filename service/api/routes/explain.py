@@ -27,9 +27,8 @@ from service.errors import MalformedRequest, ServiceError
 from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
-from service.serving.metrics.metrics import Metrics
+from service.serving.core import Core
 from service.serving.predictor import EMPTY
-from service.serving.registry import ModelRegistry
 from service.serving.types import Explanation
 from service.settings import FixedPlanName, Settings
 
@@ -95,13 +94,11 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(
-    model_registry: ModelRegistry, settings: Settings, budget: Budget, metrics: Metrics
-) -> APIRouter:
+def router(core: Core, settings: Settings, budget: Budget) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
     bounds = replace(Bounds.of(settings), files=1)
-    handler = _Handler(Receiver(model_registry, budget, bounds, settings.timeout_seconds), metrics)
+    handler = _Handler(Receiver(core, budget, bounds, settings.timeout_seconds))
     routes.post(
         PATH,
         response_model=Explained,
@@ -116,7 +113,6 @@ class _Handler:
     """Explains the image of a request."""
 
     receiver: Receiver
-    metrics: Metrics
 
     async def explain(
         self,
@@ -138,11 +134,11 @@ class _Handler:
     async def _explained(
         self, request: Request, received: Received[ExplainQuery], image: bytes
     ) -> Response:
-        classifier, query = received.classifier, received.query
+        model, query = received.model, received.query
         deadline = received.started + received.uploaded + received.seconds
-        index = classifier.ensemble.find(query.label) if query.label else None
+        index = model.ensemble.find(query.label) if query.label else None
         with self._counted(query.views):
-            explanation = await classifier.explain(
+            explanation = await model.explain(
                 image,
                 plan=query.views,
                 index=index,
@@ -152,23 +148,22 @@ class _Handler:
         heat = activation_map.heat(explanation.activations)
         if _PNG in request.headers.get("accept", ""):
             seconds = deadline - time.monotonic()
-            heatmap = await classifier.paint(
-                image, heat, seconds=seconds, gone=lambda: gone(request)
-            )
+            heatmap = await model.paint(image, heat, seconds=seconds, gone=lambda: gone(request))
             return Response(heatmap, media_type=_PNG)
         box = activation_map.hottest(heat)
-        body = _explained(classifier.ensemble.name, query.views, explanation, box)
+        body = _explained(model.ensemble.name, query.views, explanation, box)
         return Response(body.model_dump_json(), media_type="application/json")
 
     @contextmanager
     def _counted(self, plan: FixedPlanName) -> Iterator[None]:
         """Count an image with its error, if any."""
+        metrics = self.receiver.core.metrics
         try:
             yield
         except ServiceError as error:
-            self.metrics.image(plan, error)
+            metrics.image(plan, error)
             raise
-        self.metrics.image(plan)
+        metrics.image(plan)
 
 
 def _explained(

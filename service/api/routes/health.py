@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from prometheus_client import exposition
-from prometheus_client.registry import CollectorRegistry
 from starlette.responses import PlainTextResponse, Response
 
-from service.serving.registry import ModelRegistry
+from service.serving.core import Core
 
 PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # logged at DEBUG
 # The probes of the Open Inference Protocol, which stay on its own port.
@@ -24,12 +23,10 @@ _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}
 Verbose = Annotated[str | None, Query(description="list every check; needs no value")]
 
 
-def router(
-    model_registry: ModelRegistry, registry: CollectorRegistry, is_leaving: Callable[[], bool]
-) -> APIRouter:
+def router(core: Core, is_leaving: Callable[[], bool]) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(default_response_class=PlainTextResponse)
-    handlers = _Handlers(model_registry, registry, is_leaving)
+    handlers = _Handlers(core, is_leaving)
     for handler in (handlers.livez, handlers.readyz, handlers.startupz):
         routes.get(f"/{handler.__name__}", responses=_PROBE)(handler)
     routes.get("/metrics", responses=_METRICS)(handlers.metrics)
@@ -40,40 +37,39 @@ def router(
 class _Handlers:
     """The handler of each route; their docstrings are OpenAPI's descriptions."""
 
-    model_registry: ModelRegistry
-    registry: CollectorRegistry
+    core: Core
     is_leaving: Callable[[], bool]
 
     async def livez(self, verbose: Verbose = None) -> Response:
         """Should this process go on living; if not, restart it."""
-        checks = {"worker": self.model_registry.failure_reason}
+        checks = {"worker": self.core.models.failure_reason}
         return _probe(checks, verbose, self._failed_candidates())
 
     async def readyz(self, verbose: Verbose = None) -> Response:
         """Should requests be sent here now."""
         checks = {
-            "model": self.model_registry.not_loaded_reason,
-            "worker": self.model_registry.failure_reason,
+            "model": self.core.models.not_loaded_reason,
+            "worker": self.core.models.failure_reason,
             "stop": "the service is stopping" if self.is_leaving() else None,
         }
-        ensembles = [served.ensemble for served in self.model_registry.served.values()]
+        ensembles = [served.ensemble for served in self.core.models.served.values()]
         notices = [ensemble.notice for ensemble in ensembles if ensemble.notice]
         return _probe(checks, verbose, [*notices, *self._failed_candidates()])
 
     async def startupz(self, verbose: Verbose = None) -> Response:
         """Has the model been loaded, warmed and timed."""
-        return _probe({"model": self.model_registry.not_loaded_reason}, verbose)
+        return _probe({"model": self.core.models.not_loaded_reason}, verbose)
 
     async def metrics(self, request: Request) -> Response:
         """Give the metrics in Prometheus's or OpenMetrics' format."""
         encode, media_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self.registry), media_type=media_type)
+        return Response(encode(self.core.metrics.registry), media_type=media_type)
 
     def _failed_candidates(self) -> list[str]:
         """Describe the failed shadow candidates, for which no probe fails."""
         return [
             f"{name}, a shadow candidate, does not work: {reason}"
-            for name, reason in self.model_registry.excluded_reasons.items()
+            for name, reason in self.core.models.excluded_reasons.items()
         ]
 
 

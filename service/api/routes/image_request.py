@@ -13,8 +13,8 @@ from pydantic.json_schema import SkipJsonSchema
 from service.api import parameters
 from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
 from service.imaging import image_decoder
-from service.serving.classifier import Classifier
-from service.serving.registry import ModelRegistry
+from service.serving.core import Core
+from service.serving.predictor import Predictor
 from service.settings import MODEL
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -67,7 +67,7 @@ Q = TypeVar("Q", bound=ImageQuery)
 class Received(Generic[Q]):
     """A request whose body has been read."""
 
-    classifier: Classifier
+    model: Predictor
     uploads: list[Upload]
     query: Q  # with the form's fields
     started: float  # by time.monotonic()
@@ -79,7 +79,7 @@ class Received(Generic[Q]):
 class Receiver:
     """Reads the bodies of requests, which have at most `max_seconds` after that."""
 
-    model_registry: ModelRegistry
+    core: Core
     budget: Budget
     bounds: Bounds
     max_seconds: float
@@ -94,17 +94,17 @@ class Receiver:
         `service.api.uploads.read` does, `InvalidParameter`, `UnknownModel` or `NotReady`.
         """
         with ExitStack() as stack:
-            classifier = stack.enter_context(self.model_registry.use(query.model))
+            model = stack.enter_context(self.core.use(query.model))
             share = stack.enter_context(self.budget.share())
             started = time.monotonic()
             form = await read(request, self.bounds, share, type(query).model_fields)
             if form.fields:
                 fields = parameters.parse(type(query), form.fields)
                 query = query.model_copy(update=fields.model_dump(exclude_unset=True))
-                classifier = stack.enter_context(self.model_registry.use(query.model))
+                model = stack.enter_context(self.core.use(query.model))
             uploaded = time.monotonic() - started
             seconds = self._left(headers.timeout_ms, uploaded)
-            yield Received(classifier, form.uploads, query, started, uploaded, seconds)
+            yield Received(model, form.uploads, query, started, uploaded, seconds)
 
     def _left(self, timeout_ms: int | None, uploaded: float) -> float:
         """Return the seconds left after an upload of `uploaded` seconds.

@@ -11,9 +11,8 @@ from service.api import problem_details
 from service.api.middleware.auth import is_manager
 from service.errors import Forbidden
 from service.imaging import crops
-from service.serving.registry import ModelRegistry
-from service.serving.served_model import ServedModel
-from service.serving.shadow import ShadowCandidate
+from service.models.ensemble import Ensemble
+from service.serving.core import Core
 from service.settings import AUTO, MODEL, PlanName, Settings
 
 PATH = "/models/{name}"
@@ -77,10 +76,10 @@ Share = Annotated[
 ]
 
 
-def router(model_registry: ModelRegistry, shadow: ShadowCandidate, settings: Settings) -> APIRouter:
+def router(core: Core, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
-    handlers = _Handlers(model_registry, shadow, settings)
+    handlers = _Handlers(core, settings)
     changes = problem_details.documented(403, 404, 409, 422)
     loads = problem_details.documented(403, 404, 409, 422, 507)
     routes.get("/models", responses=problem_details.documented(503))(handlers.models)
@@ -93,18 +92,20 @@ def router(model_registry: ModelRegistry, shadow: ShadowCandidate, settings: Set
 class _Handlers:
     """The handler of each route; their docstrings are OpenAPI's descriptions."""
 
-    model_registry: ModelRegistry
-    shadow: ShadowCandidate
+    core: Core
     settings: Settings
 
     async def models(self) -> Models:
         """Tell what is served."""
-        self.model_registry.find()  # raises NotReady until a model is loaded
-        candidate = self.shadow.share
+        models, candidate = self.core.models, self.core.shadow.share
+        models.find()  # raises NotReady until a model is loaded
         return Models(
-            default=self.model_registry.default,
+            default=models.default,
             shadow=Candidate(model=candidate[0], share=candidate[1]) if candidate else None,
-            models=[_served(*item, self.settings) for item in self.model_registry.served.items()],
+            models=[
+                _served(name, model.ensemble, self.settings)
+                for name, model in models.served.items()
+            ],
         )
 
     async def load(
@@ -116,17 +117,13 @@ class _Handlers:
         begun. Nothing happens if its files are the same.
         """
         _check(request)
-        await self.model_registry.load(name)
-        if default:
-            self.model_registry.set_default(name)
-        if share is not None:
-            self.shadow.follow(name, share)
-        return _served(name, self.model_registry.find(name), self.settings)
+        await self.core.load(name, default=default, share=share)
+        return _served(name, self.core.models.find(name).ensemble, self.settings)
 
     async def unload(self, request: Request, name: Name) -> Response:
         """Serve a model no more; what it has accepted is done."""
         _check(request)
-        self.model_registry.unload(name)
+        self.core.models.unload(name)
         return Response(status_code=204)
 
 
@@ -136,8 +133,7 @@ def _check(request: Request) -> None:
         raise Forbidden(_FORBIDDEN)
 
 
-def _served(name: str, served_model: ServedModel, settings: Settings) -> Served:
-    ensemble = served_model.ensemble
+def _served(name: str, ensemble: Ensemble, settings: Settings) -> Served:
     return Served(
         name=name,
         version=ensemble.version,

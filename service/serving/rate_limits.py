@@ -5,8 +5,8 @@ The counts are of this process alone.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 PATTERN = r"^[1-9][0-9]{0,8}/(second|minute|hour|day)$"
 
@@ -77,3 +77,23 @@ class Quota:
             )
             for window in self._windows
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a key has left after a request, and the seconds until one is admitted: 0 if it was."""
+
+    wait: float
+    left: Sequence[Left]
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """The quotas of all keys: a key keeps its own for as long as its limits are the same."""
+
+    _quotas: dict[tuple[str, tuple[Limit, ...]], Quota] = field(default_factory=dict)
+
+    def take(self, key: str, limits: tuple[Limit, ...], now: float) -> Usage:
+        """Count a request of a key, by its name, unless a limit is reached."""
+        quota = self._quotas.setdefault((key, limits), Quota(limits))
+        return Usage(quota.take(now), quota.left(now))
