@@ -99,6 +99,12 @@ class UnknownLabel(ClientError):
     code = "unknown_label"
 
 
+class NoBroaderLabels(ClientError):
+    """The model's labels have no broader ones in WordNet, so that `specificity` has no meaning."""
+
+    code = "no_broader_labels"
+
+
 class Conflict(ClientError):
     """The model is already being loaded, or the model to unload is the default."""
 

@@ -30,6 +30,7 @@ STATUS: Mapping[type[ServiceError], Status] = {
     errors.CompressedBody: Status(415, "INVALID_ARGUMENT"),
     errors.UnreadableImage: Status(422, "INVALID_ARGUMENT"),
     errors.InvalidParameter: Status(422, "INVALID_ARGUMENT"),
+    errors.NoBroaderLabels: Status(422, "INVALID_ARGUMENT"),
     errors.MissingFile: Status(422, "INVALID_ARGUMENT"),
     errors.CannotServe: Status(422, "FAILED_PRECONDITION"),
     errors.RateLimited: Status(429, "RESOURCE_EXHAUSTED"),

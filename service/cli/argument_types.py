@@ -33,6 +33,14 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def probabilities(text: str) -> list[float]:
+    """Parse numbers above 0 and up to 1, separated by commas."""
+    numbers = [above_zero(number) for number in text.split(",")]
+    if over := [number for number in numbers if number > 1]:
+        raise argparse.ArgumentTypeError(f"{over[0]} is above 1")
+    return numbers
+
+
 def view_plans(text: str) -> list[str]:
     """Parse names of view plans, separated by commas."""
     names = text.split(",")

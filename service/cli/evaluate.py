@@ -13,8 +13,10 @@ import uvloop
 from service.cli import console, progress
 from service.errors import ModelError
 from service.imaging.image_folder import LeftOut
+from service.models import store
+from service.models.label_tree import LabelTree
 from service.models.manifest import Label
-from service.offline import evaluation
+from service.offline import evaluation, specificity
 from service.offline.evaluation import Photo, Ranked, Score
 from service.serving import factory
 from service.serving.classifier import Classifier
@@ -67,6 +69,8 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
     folder: Path = given["folder"]
     if given["compare"]:
         return _compare(settings, folder, given["plans"][0])
+    if given["specificity"]:
+        return _specificity(settings, folder, given)
 
     async def score(classifier: Classifier) -> list[Score]:
         labelled = photos(folder, classifier.ensemble.labels)
@@ -87,6 +91,30 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
         console.terminal().print(shown)
     for sentence in sorted({sentence for result in scores for sentence in result.unreadable}):
         console.say(sentence, stderr=True)
+    return 0
+
+
+def _specificity(settings: Settings, folder: Path, given: dict[str, Any]) -> int:
+    """Print accuracy and information gain at each specificity."""
+    plan = given["plans"][0]
+    labelled, ranked = rank_whole(settings, folder, plan, plan)
+    probabilities, targets = evaluation.probabilities(labelled, ranked)
+    tree = LabelTree.of(store.locate(settings.model_store).labels(settings.model.split(",")[0]))
+    scores = [
+        specificity.score(tree, probabilities, targets.tolist(), asked)
+        for asked in given["specificity"]
+    ]
+    if given["json"]:
+        console.say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
+        return 0
+    shown = console.table(
+        f"{settings.model}, {plan}, {len(targets)} photos of {folder}",
+        *("specificity", "accuracy", "information gain", "answers that are classes"),
+    )
+    for score in scores:
+        shares = (score.accuracy, score.information, score.classes)
+        shown.add_row(f"{score.specificity}", *(f"{100 * share:.1f} %" for share in shares))
+    console.terminal().print(shown)
     return 0
 
 

@@ -212,6 +212,13 @@ def _add_evaluate(commands: _Commands) -> None:
         const="service.cli.ensemble_table:table",
         help="compare the first model with the average of all models, with every view plan",
     )
+    mode.add_argument(
+        "--specificity",
+        type=types.probabilities,
+        metavar="P,...",
+        help="accuracy and information gain of the most specific labels that are as probable as "
+        "each of these, with the first view plan",
+    )
     add_settings(evaluate, OFFLINE)
     _add_json(evaluate)
     evaluate.set_defaults(run="service.cli.evaluate:evaluate")

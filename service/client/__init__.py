@@ -22,6 +22,7 @@ from service.client.results import (
     Models,
     Prediction,
     Ranking,
+    SpecificLabel,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Prediction",
     "Ranking",
     "Rejected",
+    "SpecificLabel",
     "TimedOut",
     "Unauthorized",
     "Unavailable",

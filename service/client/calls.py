@@ -51,9 +51,10 @@ def post(
 ) -> Request:
     """Build a request that posts images."""
     query = {
-        name: value
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
         for name, value in options.items()
-        if name not in {"timeout", "background"} and isinstance(value, str | int)
+        if name not in {"timeout", "background"}
+        and isinstance(value, str | int | float | list | tuple)
     }
     own_headers = {"Content-Type": _BINARY} if len(images) == 1 else {}
     if options.get("background"):

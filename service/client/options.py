@@ -2,6 +2,9 @@
 
 from typing import TypedDict
 
+Labels = str | list[str | int] | tuple[str | int, ...]
+"""Indices, WordNet ids or names; a string has them separated by commas."""
+
 
 class CallOptions(TypedDict, total=False):
     """Options of every method."""
@@ -15,6 +18,12 @@ class ClassifyOptions(CallOptions, total=False):
     model: str | None
     views: str | None
     top_k: int | None
+    labels: (
+        str | list[str | int] | tuple[str | int, ...] | None
+    )  # rank these only: classes, or broader labels
+    threshold: float | None  # leave out labels that are less probable
+    renormalise: bool | None  # divide probabilities by that of all `labels` together
+    specificity: float | None  # ask for the most specific label that is as probable
     background: bool  # low priority: other requests go first
 
 

@@ -7,12 +7,31 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A label and its probability; `index` is its class index."""
+    """A label and its probability; `index` is its class index.
+
+    `broader` has its hypernyms in WordNet, the nearest first; none where WordNet has no such label.
+    """
 
     label: str
     wnid: str | None
     index: int
     probability: float
+    broader: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpecificLabel:
+    """The most specific label, a class or broader, that is as probable as `specificity`, or more.
+
+    `probability` is that of all the `classes` that it covers; `index` is a class's.
+    """
+
+    label: str
+    wnid: str | None
+    index: int | None
+    probability: float
+    classes: int
+    broader: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +47,11 @@ class Ranking:
     view_count: int
     predictions: tuple[Prediction, ...]
     notice: str | None = None
+    specific: SpecificLabel | None = None  # of a request with `specificity`
 
     @property
     def best(self) -> Prediction:
-        """The most probable label."""
+        """The most probable label; raises `IndexError` if `threshold` left none."""
         return self.predictions[0]
 
 
@@ -113,11 +133,30 @@ def ranking(body: Mapping[str, Any], result: Mapping[str, Any]) -> Ranking:
         version=body["version"],
         views=body["views"],
         view_count=result["view_count"],
-        predictions=tuple(
-            Prediction(item["label"], item["wnid"], item["index"], item["probability"])
-            for item in result["predictions"]
-        ),
+        predictions=tuple(map(_prediction, result["predictions"])),
         notice=body.get("notice"),
+        specific=_specific(result["specific"]) if result.get("specific") else None,
+    )
+
+
+def _prediction(item: Mapping[str, Any]) -> Prediction:
+    return Prediction(
+        label=item["label"],
+        wnid=item["wnid"],
+        index=item["index"],
+        probability=item["probability"],
+        broader=tuple(item.get("broader") or ()),
+    )
+
+
+def _specific(item: Mapping[str, Any]) -> SpecificLabel:
+    return SpecificLabel(
+        label=item["label"],
+        wnid=item["wnid"],
+        index=item["index"],
+        probability=item["probability"],
+        classes=item["classes"],
+        broader=tuple(item["broader"] or ()),
     )
 
 

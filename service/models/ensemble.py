@@ -6,7 +6,7 @@ Probabilities, not logits, are averaged: over an image's views, then over the me
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from service.errors import InvalidParameter, UnknownLabel
 from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
+from service.models.label_tree import LabelTree
 from service.models.manifest import Label
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
@@ -50,7 +51,7 @@ class Prediction:
     probability: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: `tree` is kept in its `__dict__`
 class Ensemble:
     """Models that are loaded, warmed up and measured."""
 
@@ -75,6 +76,11 @@ class Ensemble:
     def notice(self) -> str | None:
         """The notices that every response carries."""
         return " ".join(member.notice for member in self.members if member.notice) or None
+
+    @cached_property
+    def tree(self) -> LabelTree:
+        """The tree of its labels, built when it is first asked for."""
+        return LabelTree.of(self.labels)
 
     def plans(self, name: str) -> tuple[Plan, ...]:
         """Return each member's view plan of this name.

@@ -1,7 +1,9 @@
 """A model's manifest (`model.toml`) and labels."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import tomlkit
@@ -9,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, HttpUrl, Validat
 
 from service.errors import ModelError
 from service.imaging.crops import CROP, Interpolation, Resize, Rule
+from service.models.hypernyms import Hypernyms
 
 Channel = Annotated[float, Field(ge=0, le=255)]
 Format = Literal["caffemodel", "pth", "safetensors"]
+
+_NO_HYPERNYMS: Mapping[str, Hypernyms] = MappingProxyType({})
 
 
 class _Table(BaseModel):
@@ -95,10 +100,11 @@ class Manifest(_Table):
 
 
 class Label(_Table):
-    """A class: its name, and its WordNet id where it has one."""
+    """A class: its name, and its WordNet id and hypernyms where it has them."""
 
     name: str
     wnid: str | None
+    broader: Hypernyms = ()
 
 
 def read(path: Path) -> Manifest:
@@ -127,8 +133,13 @@ def calibrated(text: str, calibration: Calibration) -> str:
     return tomlkit.dumps(document)
 
 
-def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
-    """Read labels, one per line: the WordNet id (or nothing), a tab, the name."""
+def read_labels(
+    path: Path, classes: int, broader: Mapping[str, Hypernyms] = _NO_HYPERNYMS
+) -> tuple[Label, ...]:
+    """Read labels, one per line: the WordNet id (or nothing), a tab, the name.
+
+    `broader` has hypernyms by WordNet id.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -137,4 +148,7 @@ def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
     if len(lines) != classes:
         raise ModelError(f"{path} has {len(lines)} labels and the model {classes} classes")
     pairs = [line.rpartition("\t") for line in lines]
-    return tuple(Label(name=name, wnid=wnid or None) for wnid, _, name in pairs)
+    return tuple(
+        Label(name=name, wnid=wnid or None, broader=broader.get(wnid, ()))
+        for wnid, _, name in pairs
+    )

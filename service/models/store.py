@@ -18,7 +18,7 @@ from filelock import FileLock
 
 import service
 from service.errors import BadWeights, MissingWeights, ModelError
-from service.models import manifest
+from service.models import hypernyms, manifest
 from service.models.download import Progress, download
 from service.models.manifest import Calibration, Label, Manifest, Source
 from service.settings import NAME
@@ -59,9 +59,11 @@ class Store:
         return ",".join(self.manifest(name).version for name in model.split(","))
 
     def labels(self, name: str) -> tuple[Label, ...]:
-        """Read a model's labels."""
+        """Read a model's labels, with the hypernyms of those that WordNet's table has."""
         described = self.manifest(name)
-        return manifest.read_labels(self._labels_path(name, described.labels), described.classes)
+        path = self._labels_path(name, described.labels)
+        broader = hypernyms.read(self.builtin / hypernyms.TABLE)
+        return manifest.read_labels(path, described.classes, broader)
 
     def fingerprint(self, name: str) -> tuple[str, ...] | None:
         """Return a value that changes with the model's files; None if there is no such model."""

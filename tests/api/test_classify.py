@@ -138,7 +138,7 @@ def test_one_image_is_answered_with_its_ranking(real_client: TestClient, beagle:
     assert (body["model"], body["version"]) == ("bvlc_googlenet", "1")
     assert (body["views"], body["view_count"]) == ("adaptive", 1)  # it is sure at once
     assert [list(prediction) for prediction in body["predictions"]] == [
-        ["label", "wnid", "index", "probability"]
+        ["label", "wnid", "index", "probability", "broader"]
     ] * 5
     first = body["predictions"][0]
     assert (first["label"], first["wnid"], first["index"]) == ("beagle", "n02088364", 162)
@@ -279,6 +279,7 @@ def test_the_members_of_an_ensemble_are_listed_and_averaged() -> None:
     assert response.json()["model"] == "fake0,fake1"
     assert response.json()["predictions"][0] == {
         "label": "green", "wnid": None, "index": 1, "probability": pytest.approx(1),
+        "broader": None,
     }  # fmt: skip
 
 

@@ -7,17 +7,19 @@ checks run, none is left out.
 import hashlib
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import schemathesis
-from conftest import colour_or_map, fake_backend
+from conftest import FakeBackend, colour_or_map, fake_backend
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.schemas import BaseSchema
 from starlette.types import Receive, Scope, Send
+from test_label_options import LABELS
 
 from service.api.auth import api_keys
 from service.api.middleware.auth import OPEN
@@ -60,8 +62,15 @@ class Renewed:
         await self._app(scope, receive, send)
 
 
+def labelled(*_: object) -> FakeBackend:
+    """Make a fake model whose labels have broader ones, so that every option has a meaning."""
+    backend = fake_backend(colour_or_map, explains=True)
+    backend.ensemble = replace(backend.ensemble, labels=LABELS)
+    return backend
+
+
 def service(settings: Settings = SETTINGS) -> FastAPI:
-    return create_app(settings, load=lambda *_: fake_backend(colour_or_map, explains=True))
+    return create_app(settings, load=labelled)
 
 
 # Too many images are too much, 413, who has no key is told so before anything else, 401, or who

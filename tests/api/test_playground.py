@@ -735,6 +735,7 @@ def test_a_heat_map_lies_over_the_image_while_it_is_wanted(
     expect(ours("#options")).to_be_visible()
     ours.pick(shared / "photos/flickr/beagle.jpg")
     ours.answered("beagle")
+    expect(ours(".path >> visible=true")).to_have_text("dog > hunting dog > hound > beagle")
     heat, image = ours(".heat"), ours("img")
     original = image.get_attribute("src") or ""
     with ours.page.expect_response("**/explain?*") as explained:

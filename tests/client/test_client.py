@@ -224,6 +224,26 @@ def test_an_explanation_as_numbers_and_as_png(ask: Ask, url: str) -> None:
     assert ask(url, "heat_map", plain("blue"), label=0).startswith(b"\x89PNG")
 
 
+def test_label_options_are_sent(ask: Ask, url: str) -> None:
+    ranking = ask(url, "classify", plain("yellow"), labels=["blue", 0], threshold=0.1)
+    assert [prediction.label for prediction in ranking.predictions] == ["red"]
+    assert ranking.best.probability == pytest.approx(0.5)
+    options = {"labels": "blue,0", "renormalise": True, "top_k": 1}
+    assert ask(url, "classify", plain("yellow"), **options).best.probability == pytest.approx(1)
+    with pytest.raises(Rejected, match="has no broader labels") as raised:
+        ask(url, "classify", plain("red"), specificity=0.5)
+    assert raised.value.code == "no_broader_labels"
+
+
+def test_a_real_photo_has_broader_labels(ask: Ask, served: Served, beagle: bytes) -> None:
+    url = f"http://{HOST}:{served.port}"
+    ranking = ask(url, "classify", beagle, views="single", specificity=0.9)
+    assert ranking.best.broader[:3] == ("hound", "hunting dog", "dog")
+    assert (ranking.specific.label, ranking.specific.index) == ("hound", None)
+    assert ranking.specific.broader == ranking.best.broader[1:]
+    assert 0.9 <= ranking.specific.probability <= 1
+
+
 def test_a_real_photo_has_the_same_result_as_over_http(
     ask: Ask, served: Served, beagle: bytes
 ) -> None:

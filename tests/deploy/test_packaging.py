@@ -64,7 +64,11 @@ def test_only_the_bundled_models_weights_are_in_the_wheel(site: Path) -> None:
         "digits/weights.safetensors.sha256",
         "digits/openvino.zip",
         "digits/openvino.zip.sha256",
+        "wordnet/LICENSE",
     }
+    for file in ("hypernyms.tsv", "LICENSE"):
+        packed, ours = (folder / "wordnet" / file for folder in (store, ROOT / "model_store"))
+        assert packed.read_bytes() == ours.read_bytes()
 
 
 @pytest.mark.parametrize("folder", ["api/static/playground", "api/static/docs"])

@@ -19,10 +19,16 @@ from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
     PRIORITY,
     ImageHeaders,
-    ImageQuery,
     Receiver,
     body,
     gone,
+)
+from service.api.routes.label_options import (
+    SPECIFIC,
+    Broader,
+    LabelOptions,
+    LabelQuery,
+    SpecificLabel,
 )
 from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
@@ -41,6 +47,7 @@ class Prediction(BaseModel):
     wnid: Annotated[str | None, Field(description="WordNet id", examples=["n02088364"])]
     index: Annotated[int, Field(description="place among the classes", examples=[162])]
     probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
+    broader: Broader
 
 
 ViewCount = Annotated[int, Field(description="views that were looked at", examples=[2])]
@@ -58,6 +65,7 @@ class One(_Answered):
 
     view_count: ViewCount
     predictions: list[Prediction]
+    specific: Annotated[SpecificLabel | None, SPECIFIC] = None
 
 
 class Result(BaseModel):
@@ -66,6 +74,7 @@ class Result(BaseModel):
     filename: str | None = None
     view_count: ViewCount | None = None
     predictions: list[Prediction] | None = None
+    specific: Annotated[SpecificLabel | None, SPECIFIC] = None
     error: Problem | None = None
 
 
@@ -78,7 +87,7 @@ class Several(_Answered):
 PATH = "/classify"
 
 
-class ClassifyQuery(ImageQuery):
+class ClassifyQuery(LabelQuery):
     """Parameters of a request, in its query or its form."""
 
     views: Annotated[
@@ -158,13 +167,14 @@ class _Handler:
         """
         metrics, background = self.receiver.core.metrics, is_background(headers.priority)
         async with self.receiver.receive(request, query, headers) as received:
-            uploads = received.uploads
+            uploads, chosen = received.uploads, received.query
+            options = LabelOptions.of(chosen, received.model.ensemble, chosen.top_k)
             metrics.stage("upload", received.uploaded, background=background)
             predicted = await received.model.predict(
                 PredictRequest(
                     [upload.data for upload in uploads],
-                    received.query.views or self.settings.views,
-                    received.query.top_k,
+                    chosen.views or self.settings.views,
+                    chosen.top_k,
                     received.seconds,
                     background=background,
                     gone=lambda: gone(request),
@@ -176,23 +186,24 @@ class _Handler:
         self.stages.trace(received.started, received.uploaded, predicted.answers)
         total = request_stats.add_up(predicted.answers)
         note(request.scope, total.notes(predicted.plan, received.uploaded))
-        content = to_json(_body(request, uploads, predicted))
+        content = to_json(_body(request, uploads, predicted, options))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
         return Response(content, headers=fields, media_type="application/json")
 
 
 def _body(
-    request: Request, uploads: Sequence[Upload], predicted: PredictResponse
+    request: Request, uploads: Sequence[Upload], predicted: PredictResponse, options: LabelOptions
 ) -> dict[str, Any]:
     """Make the body of a response, as `One` or `Several`; raises the error of a single image."""
     answers, about = predicted.answers, _about(predicted)
     if len(answers) > 1:
-        results = [_result(*pair, request) for pair in zip(uploads, answers, strict=True)]
+        pairs = zip(uploads, answers, strict=True)
+        results = [_result(*pair, request, options) for pair in pairs]
         return {**about, "results": results}
     (answer,) = answers
     if isinstance(answer, ServiceError):
         raise answer
-    return {**about, "view_count": answer.view_count, "predictions": answer.predictions}
+    return {**about, "view_count": answer.view_count, **options.described(answer)}
 
 
 def _about(predicted: PredictResponse) -> dict[str, Any]:
@@ -202,12 +213,14 @@ def _about(predicted: PredictResponse) -> dict[str, Any]:
     return {**named, **notice, "views": predicted.plan}
 
 
-def _result(upload: Upload, answer: Answer | ServiceError, request: Request) -> dict[str, Any]:
+def _result(
+    upload: Upload, answer: Answer | ServiceError, request: Request, options: LabelOptions
+) -> dict[str, Any]:
     if isinstance(answer, ServiceError):
         error = problem_details.of(answer, request).model_dump(exclude_none=True)
         return {"filename": upload.filename, "error": error}
     return {
         "filename": upload.filename,
         "view_count": answer.view_count,
-        "predictions": answer.predictions,
+        **options.described(answer),
     }

@@ -199,8 +199,12 @@ export class Card {
   }
 }
 
-function labelled({ label, probability }) {
+// The first label has its three nearest broader ones, as "dog > hunting dog > hound > beagle".
+function labelled({ label, probability, broader }, place) {
   const row = made("label");
+  const path = row.querySelector(".path");
+  path.hidden = place > 0 || !broader;
+  path.textContent = [label, ...(broader ?? []).slice(0, 3)].reverse().join(" > ");
   row.querySelector(".name").textContent = label;
   row.querySelector(".share").textContent = percent(probability);
   row.querySelector(".bar").style.setProperty("--share", probability);
