@@ -114,4 +114,5 @@ def _member(model: Model) -> Member:
         manifest.notice,
         explains=model.explains,
         sides=model.sides,
+        lead=manifest.lead(model.sha256),
     )

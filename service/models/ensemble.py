@@ -16,6 +16,7 @@ from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
 from service.models.manifest import Label
+from service.models.stopping_rule import LEAD, StoppingRule
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
 
@@ -38,6 +39,7 @@ class Member:
     notice: str | None = None
     explains: bool = False  # whether it has class activation maps
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
+    lead: float = LEAD  # of the stopping rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class Ensemble:
     def notice(self) -> str | None:
         """The notices that every response carries."""
         return " ".join(member.notice for member in self.members if member.notice) or None
+
+    @property
+    def stopping_rule(self) -> StoppingRule:
+        """When the views `adaptive` stop: of several members, with the largest of their leads."""
+        return StoppingRule(max(member.lead for member in self.members))
 
     def plans(self, name: str) -> tuple[Plan, ...]:
         """Return each member's view plan of this name.
