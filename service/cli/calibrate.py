@@ -11,7 +11,7 @@ from service.engine import engine
 from service.errors import ModelError
 from service.imaging import heif
 from service.imaging.image_decoder import Bounds
-from service.models import calibration, stopping_fit, store
+from service.models import calibration, conformal, stopping_fit, store
 from service.models.manifest import Calibration
 from service.offline import view_probabilities
 from service.offline.view_probabilities import ViewProbabilities
@@ -51,8 +51,14 @@ def fit(
         fitted, sentences = calibration.uncalibrated(logits, measured.targets, sha256), [str(error)]
     means = measured.means(now, fitted.temperature)
     stopping = stopping_fit.fit(means, measured.ends, agreement)
-    sentences.append(stopping_fit.sentence(stopping))
-    return fitted.model_copy(update={"stopping": stopping}), sentences
+    by_plan = {
+        "single": means[:, 0],
+        "ten": means[:, -1],
+        "adaptive": stopping_fit.looked(means, stopping.lead),
+    }
+    sets = conformal.fit(by_plan, measured.targets)
+    sentences += [stopping_fit.sentence(stopping), conformal.sentence(sets)]
+    return fitted.model_copy(update={"stopping": stopping, "sets": sets}), sentences
 
 
 def _measure(settings: Settings, folder: Path) -> ViewProbabilities:

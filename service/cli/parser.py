@@ -70,7 +70,9 @@ def _add_models(commands: _Commands) -> None:
     )
     quantize.set_defaults(run="service.cli.models:quantize_model")
     calibrate = _add_model_action(
-        actions, "calibrate", "fit a model's temperature and stopping rule to labelled photos"
+        actions,
+        "calibrate",
+        "fit a model's temperature, stopping rule and label sets to labelled photos",
     )
     calibrate.add_argument("folder", type=Path, metavar="DIR")
     calibrate.add_argument(

@@ -53,7 +53,7 @@ def post(
     query = {
         name: value
         for name, value in options.items()
-        if name not in {"timeout", "background"} and isinstance(value, str | int)
+        if name not in {"timeout", "background"} and isinstance(value, str | int | float)
     }
     own_headers = {"Content-Type": _BINARY} if len(images) == 1 else {}
     if options.get("background"):

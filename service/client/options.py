@@ -15,6 +15,7 @@ class ClassifyOptions(CallOptions, total=False):
     model: str | None
     views: str | None
     top_k: int | None
+    coverage: float | None  # asks for a set of labels that holds the true one so often
     background: bool  # low priority: other requests go first
 
 

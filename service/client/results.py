@@ -16,6 +16,19 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Labels one of which is the true one with a probability of `coverage`.
+
+    `abstention` says why the set of `size` labels has none listed: it is "empty" or "too_large".
+    """
+
+    coverage: float
+    size: int
+    labels: tuple[Prediction, ...]
+    abstention: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """An image's labels, most probable first, with the model, its version and the views used.
 
@@ -28,6 +41,7 @@ class Ranking:
     view_count: int
     predictions: tuple[Prediction, ...]
     notice: str | None = None
+    label_set: LabelSet | None = None  # with the option `coverage`
 
     @property
     def best(self) -> Prediction:
@@ -113,12 +127,19 @@ def ranking(body: Mapping[str, Any], result: Mapping[str, Any]) -> Ranking:
         version=body["version"],
         views=body["views"],
         view_count=result["view_count"],
-        predictions=tuple(
-            Prediction(item["label"], item["wnid"], item["index"], item["probability"])
-            for item in result["predictions"]
-        ),
+        predictions=tuple(map(_prediction, result["predictions"])),
         notice=body.get("notice"),
+        label_set=_label_set(result["label_set"]) if result.get("label_set") else None,
     )
+
+
+def _prediction(item: Mapping[str, Any]) -> Prediction:
+    return Prediction(item["label"], item["wnid"], item["index"], item["probability"])
+
+
+def _label_set(item: Mapping[str, Any]) -> LabelSet:
+    labels = tuple(map(_prediction, item["labels"]))
+    return LabelSet(item["coverage"], item["size"], labels, item["abstention"])
 
 
 def models(body: Mapping[str, Any]) -> Models:

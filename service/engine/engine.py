@@ -115,4 +115,5 @@ def _member(model: Model) -> Member:
         explains=model.explains,
         sides=model.sides,
         lead=manifest.lead(model.sha256),
+        label_sets=manifest.label_sets(model.sha256),
     )

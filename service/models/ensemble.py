@@ -15,7 +15,7 @@ from service.errors import InvalidParameter, UnknownLabel
 from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
-from service.models.manifest import Label
+from service.models.manifest import Label, LabelSets
 from service.models.stopping_rule import LEAD, StoppingRule
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
@@ -40,6 +40,7 @@ class Member:
     explains: bool = False  # whether it has class activation maps
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
     lead: float = LEAD  # of the stopping rule
+    label_sets: LabelSets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,11 @@ class Ensemble:
     def stopping_rule(self) -> StoppingRule:
         """When the views `adaptive` stop: of several members, with the largest of their leads."""
         return StoppingRule(max(member.lead for member in self.members))
+
+    @property
+    def label_sets(self) -> LabelSets | None:
+        """The label sets of a single model that is calibrated; several are not as a whole."""
+        return self.members[0].label_sets if len(self.members) == 1 else None
 
     def plans(self, name: str) -> tuple[Plan, ...]:
         """Return each member's view plan of this name.

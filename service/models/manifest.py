@@ -1,11 +1,20 @@
 """A model's manifest (`model.toml`) and labels."""
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, HttpUrl, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    HttpUrl,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import ModelError
 from service.imaging.crops import CROP, Interpolation, Resize, Rule
@@ -62,14 +71,30 @@ class Stopping(_Table):
     views: float  # looked at on average
 
 
+class LabelSets(_Table):
+    """The least probability of labels in a set, by view plan and level of coverage."""
+
+    levels: Annotated[tuple[float, ...], Field(min_length=1)]  # ascending
+    thresholds: dict[str, tuple[float, ...]]  # of each plan, one a level
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(len(row) != len(self.levels) for row in self.thresholds.values()):
+            raise ValueError("each view plan needs a threshold for each level")
+        if any(lower >= higher for lower, higher in pairwise(self.levels)):
+            raise ValueError("levels have to ascend")
+        return self
+
+
 class Calibration(_Table):
-    """What was fitted to labelled images: the softmax temperature and the stopping rule."""
+    """What was fitted to labelled images: temperature, stopping rule and label sets."""
 
     temperature: Annotated[float, Field(gt=0, lt=1000)]
     sha256: str  # of the weights it was fitted for; ignored for others
     images: int  # number it was fitted to
     error: tuple[float, float]  # held-out expected calibration error, before and after
     stopping: Stopping | None = None
+    sets: LabelSets | None = None
 
 
 class Training(_Table):
@@ -113,6 +138,11 @@ class Manifest(_Table):
         """Return the stopping rule's lead for these weights; `LEAD` if none was fitted."""
         fitted = self.fitted(sha256)
         return fitted.stopping.lead if fitted and fitted.stopping else LEAD
+
+    def label_sets(self, sha256: str) -> LabelSets | None:
+        """Return the label sets of these weights; None if they are not calibrated."""
+        fitted = self.fitted(sha256)
+        return fitted.sets if fitted else None
 
 
 class Label(_Table):

@@ -15,6 +15,7 @@ from service.api import problem_details
 from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
+from service.api.routes import label_sets
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
     PRIORITY,
@@ -27,6 +28,7 @@ from service.api.routes.image_request import (
 from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
+from service.models import conformal
 from service.serving import request_stats
 from service.serving.predictor import Predictor, PredictRequest, PredictResponse
 from service.serving.types import Answer
@@ -40,6 +42,18 @@ class Prediction(BaseModel):
     wnid: Annotated[str | None, Field(description="WordNet id", examples=["n02088364"])]
     index: Annotated[int, Field(description="place among the classes", examples=[162])]
     probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
+
+
+class LabelSet(BaseModel):
+    """Labels one of which is the true one with a probability of `coverage`."""
+
+    coverage: Annotated[float, Field(description="of the set, at least the wanted one")]
+    size: Annotated[int, Field(description="how many labels are in the set", examples=[2])]
+    labels: Annotated[list[Prediction], Field(description="of the set; none with an `abstention`")]
+    abstention: Annotated[
+        conformal.Abstention | None,
+        Field(description="why the set says nothing: no label is probable enough, or too many are"),
+    ]
 
 
 ViewCount = Annotated[int, Field(description="views that were looked at", examples=[2])]
@@ -57,6 +71,7 @@ class One(_Answered):
 
     view_count: ViewCount
     predictions: list[Prediction]
+    label_set: LabelSet | None = None
 
 
 class Result(BaseModel):
@@ -65,6 +80,7 @@ class Result(BaseModel):
     filename: str | None = None
     view_count: ViewCount | None = None
     predictions: list[Prediction] | None = None
+    label_set: LabelSet | None = None
     error: Problem | None = None
 
 
@@ -89,6 +105,7 @@ class ClassifyQuery(ImageQuery):
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, le=1000, description="how many labels")] = 5
+    coverage: label_sets.Coverage = None
 
 
 class ClassifyHeaders(ImageHeaders):
@@ -112,7 +129,7 @@ _TIMING = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
-    **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
+    **problem_details.documented(400, 404, 408, 409, 413, 415, 422, 500, 503, 504),
 }
 
 
@@ -162,12 +179,16 @@ class _Handler:
         async with self.receiver.receive(request, query, headers) as received:
             uploads = received.uploads
             metrics.stage("upload", received.uploaded, background=background)
+            views = received.query.views or self.settings.views
+            promise = label_sets.promise(
+                received.classifier.ensemble, views, received.query.coverage
+            )
             predicted = await self.predictor.predict(
                 received.classifier,
                 PredictRequest(
                     received.query.model,
                     [upload.data for upload in uploads],
-                    received.query.views or self.settings.views,
+                    views,
                     received.query.top_k,
                     received.seconds,
                     background=background,
@@ -180,7 +201,7 @@ class _Handler:
         self.stages.trace(received.started, received.uploaded, predicted.answers)
         total = request_stats.add_up(predicted.answers)
         note(request.scope, total.notes(predicted.plan, received.uploaded))
-        content = to_json(_body(request, uploads, predicted))
+        content = to_json(label_sets.added(_body(request, uploads, predicted), predicted, promise))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
         return Response(content, headers=fields, media_type="application/json")
 
