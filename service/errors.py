@@ -111,6 +111,12 @@ class Conflict(ClientError):
     code = "conflict"
 
 
+class NotCalibrated(ClientError):
+    """The model was not calibrated for label sets of that coverage and those views."""
+
+    code = "not_calibrated"
+
+
 class NotExplainable(ServiceError):
     """The model does not support class activation maps."""
 

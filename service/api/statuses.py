@@ -25,6 +25,7 @@ STATUS: Mapping[type[ServiceError], Status] = {
     errors.BodyTimeout: Status(408, "DEADLINE_EXCEEDED"),
     errors.HeaderTimeout: Status(408, "DEADLINE_EXCEEDED"),
     errors.Conflict: Status(409, "FAILED_PRECONDITION"),
+    errors.NotCalibrated: Status(409, "FAILED_PRECONDITION"),
     errors.TooLarge: Status(413, "INVALID_ARGUMENT"),
     errors.UnsupportedType: Status(415, "INVALID_ARGUMENT"),
     errors.CompressedBody: Status(415, "INVALID_ARGUMENT"),

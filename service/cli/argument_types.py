@@ -25,6 +25,13 @@ def above_zero(text: str) -> float:
     return float(text)
 
 
+def agreement(text: str) -> float:
+    """Parse per cent from 50 to below 100."""
+    if not re.fullmatch(_NUMBER, text) or not 50 <= float(text) < 100:  # noqa: PLR2004 - per cent
+        raise argparse.ArgumentTypeError(f"{text!r} is not per cent from 50 to below 100")
+    return float(text)
+
+
 def duration(text: str) -> float:
     """Parse milliseconds or seconds; returns seconds."""
     match = re.fullmatch(f"({_NUMBER})(ms|s)", text)

@@ -8,16 +8,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import uvloop
 
 from service.cli import console, progress
-from service.errors import ModelError
+from service.errors import ModelError, NoBroaderLabels
 from service.imaging.image_folder import LeftOut
-from service.models import store
-from service.models.label_tree import LabelTree
 from service.models.manifest import Label
 from service.offline import evaluation, specificity
 from service.offline.evaluation import Photo, Ranked, Score
+from service.offline.specificity import SpecificityScore
 from service.serving import factory
 from service.serving.classifier import Classifier
 from service.settings import Precision, Settings
@@ -97,23 +97,35 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
 def _specificity(settings: Settings, folder: Path, given: dict[str, Any]) -> int:
     """Print accuracy and information gain at each specificity."""
     plan = given["plans"][0]
-    labelled, ranked = rank_whole(settings, folder, plan, plan)
-    probabilities, targets = evaluation.probabilities(labelled, ranked)
-    tree = LabelTree.of(store.locate(settings.model_store).labels(settings.model.split(",")[0]))
-    scores = [
-        specificity.score(tree, probabilities, targets.tolist(), asked)
-        for asked in given["specificity"]
-    ]
+
+    async def score(classifier: Classifier) -> list[SpecificityScore]:
+        ensemble = classifier.ensemble
+        if ensemble.tree.is_flat:
+            raise NoBroaderLabels(f"{ensemble.name} has no broader labels")
+        labelled = photos(folder, ensemble.labels)
+        with progress.counting() as bar:
+            advance = functools.partial(bar.advance, bar.add_task(plan, total=len(labelled)))
+            rows = await evaluation.all_probabilities(classifier, labelled, plan, advance)
+        read = np.flatnonzero(~np.isnan(rows[:, 0]))
+        if not read.size:
+            raise ModelError("none of the photos can be read")
+        targets = [labelled[row].index for row in read]
+        return [
+            specificity.score(ensemble.tree, rows[read], targets, asked)
+            for asked in given["specificity"]
+        ]
+
+    scores = run(settings, score)
     if given["json"]:
         console.say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
         return 0
     shown = console.table(
-        f"{settings.model}, {plan}, {len(targets)} photos of {folder}",
+        f"{settings.model}, {plan}, {scores[0].photos} photos of {folder}",
         *("specificity", "accuracy", "information gain", "answers that are classes"),
     )
-    for score in scores:
-        shares = (score.accuracy, score.information, score.classes)
-        shown.add_row(f"{score.specificity}", *(f"{100 * share:.1f} %" for share in shares))
+    for result in scores:
+        shares = (result.accuracy, result.information, result.classes)
+        shown.add_row(f"{result.specificity}", *(f"{100 * share:.1f} %" for share in shares))
     console.terminal().print(shown)
     return 0
 

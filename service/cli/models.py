@@ -1,17 +1,14 @@
-"""The models commands that list, quantize, calibrate and verify."""
+"""The models commands that list, quantize and verify."""
 
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from service import cpu_info
 from service.bench.photos import read
-from service.cli import console, evaluate
+from service.cli import console
 from service.engine import openvino_engine, quantization
 from service.errors import ModelError
-from service.models import calibration, store
-from service.offline import evaluation
+from service.models import store
 from service.settings import Settings
 
 
@@ -44,22 +41,6 @@ def quantize_model(settings: Settings, given: dict[str, Any]) -> int:
         raise ModelError(f"{result}; not close enough, not saved")
     quantization.publish(model_store, model, pixels)
     console.say(f"{result}; {model.name} can be served with --precision int8")
-    return 0
-
-
-def calibrate_model(settings: Settings, given: dict[str, Any]) -> int:
-    """Fit the temperature of a model to labelled photos, and write it to its manifest."""
-    name, folder = given["name"], given["folder"]
-    settings = settings.model_copy(update={"model": name})
-    model_store = store.locate(settings.model_store)
-    digest = model_store.verify(name)
-    temperature = model_store.manifest(name).temperature(digest)
-    ranked = evaluate.rank_whole(settings, folder, "single", name)
-    likely, targets = evaluation.probabilities(*ranked)
-    fit = calibration.calibrate(np.log(likely) * temperature, targets, digest)
-    with model_store.locked(name):
-        model_store.calibrate(name, fit)
-    console.say(f"{name} has {calibration.sentence(fit)}")
     return 0
 
 

@@ -70,10 +70,19 @@ def _add_models(commands: _Commands) -> None:
     )
     quantize.set_defaults(run="service.cli.models:quantize_model")
     calibrate = _add_model_action(
-        actions, "calibrate", "fit the temperature of a model to labelled photos"
+        actions,
+        "calibrate",
+        "fit a model's temperature, stopping rule and label sets to labelled photos",
     )
     calibrate.add_argument("folder", type=Path, metavar="DIR")
-    calibrate.set_defaults(run="service.cli.models:calibrate_model")
+    calibrate.add_argument(
+        "--agreement",
+        type=types.agreement,
+        default=99.5,
+        metavar="PERCENT",
+        help="images whose first label by the views `adaptive` is that of all ten (default: 99.5)",
+    )
+    calibrate.set_defaults(run="service.cli.calibrate:calibrate_model")
     verify = actions.add_parser("verify", help="check all weights against their SHA-256")
     verify.set_defaults(run="service.cli.models:verify_models")
     for action in (listing, fetch, import_, convert, quantize, verify):

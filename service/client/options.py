@@ -24,6 +24,7 @@ class ClassifyOptions(CallOptions, total=False):
     threshold: float | None  # leave out labels that are less probable
     renormalise: bool | None  # divide probabilities by that of all `labels` together
     specificity: float | None  # ask for the most specific label that is as probable
+    coverage: float | None  # asks for a set of labels that holds the true one so often
     background: bool  # low priority: other requests go first
 
 

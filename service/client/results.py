@@ -35,6 +35,19 @@ class SpecificLabel:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Labels one of which is the true one with a probability of `coverage`.
+
+    `abstention` says why the set of `size` labels has none listed: it is "empty" or "too_large".
+    """
+
+    coverage: float
+    size: int
+    labels: tuple[Prediction, ...]
+    abstention: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """An image's labels, most probable first, with the model, its version and the views used.
 
@@ -48,6 +61,7 @@ class Ranking:
     predictions: tuple[Prediction, ...]
     notice: str | None = None
     specific: SpecificLabel | None = None  # of a request with `specificity`
+    label_set: LabelSet | None = None  # with the option `coverage`
 
     @property
     def best(self) -> Prediction:
@@ -136,6 +150,7 @@ def ranking(body: Mapping[str, Any], result: Mapping[str, Any]) -> Ranking:
         predictions=tuple(map(_prediction, result["predictions"])),
         notice=body.get("notice"),
         specific=_specific(result["specific"]) if result.get("specific") else None,
+        label_set=_label_set(result["label_set"]) if result.get("label_set") else None,
     )
 
 
@@ -158,6 +173,11 @@ def _specific(item: Mapping[str, Any]) -> SpecificLabel:
         classes=item["classes"],
         broader=tuple(item["broader"] or ()),
     )
+
+
+def _label_set(item: Mapping[str, Any]) -> LabelSet:
+    labels = tuple(map(_prediction, item["labels"]))
+    return LabelSet(item["coverage"], item["size"], labels, item["abstention"])
 
 
 def models(body: Mapping[str, Any]) -> Models:

@@ -114,4 +114,6 @@ def _member(model: Model) -> Member:
         manifest.notice,
         explains=model.explains,
         sides=model.sides,
+        lead=manifest.lead(model.sha256),
+        label_sets=manifest.label_sets(model.sha256),
     )

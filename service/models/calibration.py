@@ -32,11 +32,7 @@ def calibrate(logits: Floats, targets: Classes, sha256: str) -> Calibration:
     `ModelError` for fewer than `LEAST` images, or if cross-validation shows a larger calibration
     error or log loss with the temperature than without.
     """
-    if len(targets) < LEAST:
-        raise ModelError(
-            f"a temperature is fitted to {LEAST} labelled images or more, and here are"
-            f" {len(targets)}: fewer can make probabilities worse"
-        )
+    check_count(len(targets))
     plain, fitted = softmax(logits), held_out(logits, targets)
     before, after = error(plain, targets), error(fitted, targets)
     losses = log_loss(plain, targets), log_loss(fitted, targets)
@@ -54,8 +50,29 @@ def calibrate(logits: Floats, targets: Classes, sha256: str) -> Calibration:
     )
 
 
+def check_count(images: int) -> None:
+    """Raise `ModelError` for fewer than `LEAST` images."""
+    if images < LEAST:
+        raise ModelError(
+            f"a temperature is fitted to {LEAST} labelled images or more, and here are"
+            f" {images}: fewer can make probabilities worse"
+        )
+
+
+def uncalibrated(logits: Floats, targets: Classes, sha256: str) -> Calibration:
+    """Return the calibration with a temperature of 1, for networks that need none."""
+    before = round(error(softmax(logits), targets), 4)
+    return Calibration(temperature=1, sha256=sha256, images=len(targets), error=(before, before))
+
+
+def tempered(probabilities: Floats, now: float, wanted: float) -> Floats:
+    """Convert probabilities (rows, classes) of one temperature to those of another."""
+    tiny = np.finfo(np.float32).tiny  # 0 has no logarithm
+    return softmax(np.log(np.maximum(probabilities, tiny, dtype=np.float64)) * (now / wanted))
+
+
 def sentence(calibration: Calibration) -> str:
-    """Describe a calibration in one sentence."""
+    """Describe a calibration's temperature in one sentence."""
     before, after = (f"{100 * error:.1f} %" for error in calibration.error)
     return (
         f"temperature {calibration.temperature:.3f}: on {calibration.images} images, each part of"

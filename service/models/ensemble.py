@@ -16,7 +16,8 @@ from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
 from service.models.label_tree import LabelTree
-from service.models.manifest import Label
+from service.models.manifest import Label, LabelSets
+from service.models.stopping_rule import LEAD, StoppingRule
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
 
@@ -39,6 +40,8 @@ class Member:
     notice: str | None = None
     explains: bool = False  # whether it has class activation maps
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
+    lead: float = LEAD  # of the stopping rule
+    label_sets: LabelSets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,16 @@ class Ensemble:
     def tree(self) -> LabelTree:
         """The tree of its labels, built when it is first asked for."""
         return LabelTree.of(self.labels)
+
+    @property
+    def stopping_rule(self) -> StoppingRule:
+        """When the views `adaptive` stop: of several members, with the largest of their leads."""
+        return StoppingRule(max(member.lead for member in self.members))
+
+    @property
+    def label_sets(self) -> LabelSets | None:
+        """The label sets of a single model that is calibrated; several are not as a whole."""
+        return self.members[0].label_sets if len(self.members) == 1 else None
 
     def plans(self, name: str) -> tuple[Plan, ...]:
         """Return each member's view plan of this name.

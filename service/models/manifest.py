@@ -2,16 +2,26 @@
 
 import tomllib
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, HttpUrl, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    HttpUrl,
+    ValidationError,
+    model_validator,
+)
 
 from service.errors import ModelError
 from service.imaging.crops import CROP, Interpolation, Resize, Rule
 from service.models.hypernyms import Hypernyms
+from service.models.stopping_rule import LEAD
 
 Channel = Annotated[float, Field(ge=0, le=255)]
 Format = Literal["caffemodel", "pth", "safetensors"]
@@ -57,13 +67,39 @@ class Accuracy(_Table):
     top5: float
 
 
+class Stopping(_Table):
+    """The lead with which the views `adaptive` stop, as fitted to images."""
+
+    lead: Annotated[float, Field(ge=0, le=2)]  # above 1 it looks at all views
+    agreement: Annotated[float, Field(gt=0, lt=1)]  # wanted: share with the label of all views
+    differences: int  # images with another first label than by all views
+    views: float  # looked at on average
+
+
+class LabelSets(_Table):
+    """The least probability of labels in a set, by view plan and level of coverage."""
+
+    levels: Annotated[tuple[float, ...], Field(min_length=1)]  # ascending
+    thresholds: dict[str, tuple[float, ...]]  # of each plan, one a level
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(len(row) != len(self.levels) for row in self.thresholds.values()):
+            raise ValueError("each view plan needs a threshold for each level")
+        if any(lower >= higher for lower, higher in pairwise(self.levels)):
+            raise ValueError("levels have to ascend")
+        return self
+
+
 class Calibration(_Table):
-    """The softmax temperature of calibrated probabilities."""
+    """What was fitted to labelled images: temperature, stopping rule and label sets."""
 
     temperature: Annotated[float, Field(gt=0, lt=1000)]
     sha256: str  # of the weights it was fitted for; ignored for others
     images: int  # number it was fitted to
     error: tuple[float, float]  # held-out expected calibration error, before and after
+    stopping: Stopping | None = None
+    sets: LabelSets | None = None
 
 
 class Training(_Table):
@@ -93,10 +129,25 @@ class Manifest(_Table):
     calibration: Calibration | None = None
     training: Training | None = None
 
+    def fitted(self, sha256: str) -> Calibration | None:
+        """Return the calibration of these weights; None if they have none."""
+        fitted = self.calibration
+        return fitted if fitted and fitted.sha256 == sha256 else None
+
     def temperature(self, sha256: str) -> float:
         """Return the softmax temperature of these weights; 1 if they are not calibrated."""
-        fitted = self.calibration
-        return fitted.temperature if fitted and fitted.sha256 == sha256 else 1.0
+        fitted = self.fitted(sha256)
+        return fitted.temperature if fitted else 1.0
+
+    def lead(self, sha256: str) -> float:
+        """Return the stopping rule's lead for these weights; `LEAD` if none was fitted."""
+        fitted = self.fitted(sha256)
+        return fitted.stopping.lead if fitted and fitted.stopping else LEAD
+
+    def label_sets(self, sha256: str) -> LabelSets | None:
+        """Return the label sets of these weights; None if they are not calibrated."""
+        fitted = self.fitted(sha256)
+        return fitted.sets if fitted else None
 
 
 class Label(_Table):
@@ -129,7 +180,7 @@ def written(described: Manifest) -> str:
 def calibrated(text: str, calibration: Calibration) -> str:
     """Set the calibration in a manifest's text; comments and order stay."""
     document = tomlkit.parse(text)
-    document["calibration"] = calibration.model_dump(mode="json")
+    document["calibration"] = calibration.model_dump(mode="json", exclude_none=True)
     return tomlkit.dumps(document)
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-
-from service.models.ensemble import Probabilities
+import numpy.typing as npt
 
 LEAD = 0.5
 """The default lead. On 1,000 photos of ImageNet's validation set, with bvlc_googlenet and stops
@@ -18,9 +17,18 @@ class StoppingRule:
 
     lead: float = LEAD
 
-    def is_sure(self, probabilities: Probabilities) -> bool:
+    def is_sure(self, probabilities: npt.NDArray[np.floating]) -> bool:
         """Tell whether the mean probabilities of the views so far, (classes,), are sure enough."""
-        if len(probabilities) == 1:
-            return True
-        second, first = np.partition(probabilities, -2)[-2:]
-        return bool(first - second >= self.lead)
+        return bool(leads(probabilities) >= self.lead)
+
+
+def leads(probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Return by how much the first label leads the second: of (..., classes), the shape (...).
+
+    A single class leads by infinity.
+    """
+    if probabilities.shape[-1] == 1:
+        return np.full(probabilities.shape[:-1], np.inf)
+    ordered = np.partition(probabilities, -2)
+    lead: npt.NDArray[np.floating] = ordered[..., -1] - ordered[..., -2]
+    return lead

@@ -136,24 +136,6 @@ def score(plan: str, photos: Sequence[Photo], ranked: Sequence[Ranked]) -> Score
     return Score(plan, len(photos), top1, top5, tuple(unreadable))
 
 
-def probabilities(
-    photos: Sequence[Photo], ranked: Sequence[Ranked]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return the probabilities (photos, classes) and classes (photos,) of readable photos.
-
-    Rankings have to be of all classes. No probability is 0, so that all have a logarithm. Raises
-    `ModelError` if no photo could be read.
-    """
-    rows, targets = [], []
-    for photo, predictions in zip(photos, ranked, strict=True):
-        if not isinstance(predictions, ServiceError):
-            rows.append(_by_class(predictions))
-            targets.append(photo.index)
-    if not rows:
-        raise ModelError("none of the photos can be read")
-    return np.maximum(rows, np.finfo(np.float32).tiny), np.array(targets)
-
-
 async def all_probabilities(
     classifier: Classifier, photos: Sequence[Photo], plan: str, advance: Callable[[int], None]
 ) -> npt.NDArray[np.float64]:

@@ -17,7 +17,6 @@ from service.errors import DeadlineExceeded, NotExplainable, ServiceError
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.image_decoder import Bounds, ImageInput, is_view
 from service.models.ensemble import Ensemble, Result, ViewJobs
-from service.models.stopping_rule import StoppingRule
 from service.scheduling.batcher import Batcher
 from service.scheduling.reservation import Reservation
 from service.scheduling.types import JobSpec
@@ -61,7 +60,7 @@ class Classifier:
         self._decoding = DecodeTurns(backend.decode_wait, limits.decoders)
         self._jobs = functools.cache(backend.ensemble.jobs)
         self._cache = ResultCache(limits.cache_bytes) if limits.cache_bytes else None
-        self._rule, self._lately = StoppingRule(), ViewsLately()
+        self._rule, self._lately = backend.ensemble.stopping_rule, ViewsLately()
 
     @property
     def ensemble(self) -> Ensemble:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ from service.client import (
     retries,
     transport,
 )
-from service.client.results import Box, Member
+from service.client.results import Box, LabelSet, Member
 from service.client.retries import Failures
+from service.models.manifest import LabelSets
 
 HOST = "127.0.0.1"
 TLS = b"\x16"  # how it begins
@@ -166,6 +168,22 @@ def test_every_kind_of_image_input_is_classified(ask: Ask, url: str, tmp_path: P
 def test_options_are_sent(ask: Ask, url: str) -> None:
     ranking = ask(url + "/", "classify", plain("red"), views="ten", top_k=1, model=None)
     assert (ranking.views, len(ranking.predictions)) == ("ten", 1)
+
+
+def test_a_label_set_is_a_value(ask: Ask) -> None:
+    backend = fake_backend()
+    (member,) = backend.ensemble.members
+    sets = LabelSets(levels=(0.8, 0.9), thresholds={"single": (0.9, 0.2)})
+    backend.ensemble = replace(backend.ensemble, members=(replace(member, label_sets=sets),))
+    with live(backend) as url:
+        ranking = ask(url, "classify", plain("orange"), coverage=0.85)
+        assert ranking.label_set == LabelSet(0.9, 2, ranking.predictions[:2], None)
+        (empty,) = ask(url, "classify_all", [plain("orange")], coverage=0.8)
+        assert empty.label_set == LabelSet(0.8, 0, (), "empty")
+        assert ask(url, "classify", plain("orange")).label_set is None
+        with pytest.raises(Rejected, match="too few images") as caught:
+            ask(url, "classify", plain("orange"), coverage=0.99)
+    assert (caught.value.code, caught.value.status) == ("not_calibrated", 409)
 
 
 def test_classify_all_keeps_the_order_and_sends_smaller_requests_after_413(

@@ -6,13 +6,14 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from conftest import ROOT
 
+from service.engine import engine
 from service.errors import ModelError
+from service.imaging.image_decoder import Bounds
 from service.models import calibration, store
-from service.offline import evaluation
+from service.offline import evaluation, view_probabilities
 from service.offline.evaluation import Score
 from service.serving import factory
 from service.serving.classifier import Classifier
@@ -61,20 +62,13 @@ def test_accuracy_on_held_out_digits_is_98_percent(digits: Path) -> None:
 
 @pytest.mark.slow
 def test_bundled_model_needs_no_temperature(digits: Path) -> None:
-    async def likely() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        settings = Settings(model="digits", device="cpu", precision="float32", cpu_threads=1)
-        async with factory.create_served_model(settings) as served_model:
-            classifier = await served_model.ready()
-            photos = evaluation.find(digits / "test", classifier.ensemble.labels)
-            ranked = await evaluation.rank_all(
-                classifier, photos, "single", lambda _: None, top_k=10
-            )
-            return evaluation.probabilities(photos, ranked)
-
+    settings = Settings(model="digits", device="cpu", precision="float32", cpu_threads=1)
+    loaded = engine.load(settings)
+    photos = evaluation.find(digits / "test", loaded.ensemble.labels)
+    measured = view_probabilities.measure(loaded, photos, Bounds(10**6), lambda _: None)
     assert store.locate(None).manifest("digits").calibration is None
-    probabilities, targets = asyncio.run(likely())
     with pytest.raises(ModelError, match="a temperature would not make probabilities better"):
-        calibration.calibrate(np.log(probabilities), targets, "0" * 64)
+        calibration.calibrate(np.log(measured.views[:, 0]), measured.targets, "0" * 64)
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ from service.imaging import crops
 from service.imaging.crops import CROP, DENSE, Resize
 from service.imaging.image_decoder import Bounds, decode
 from service.models.ensemble import Probabilities
+from service.models.manifest import Calibration, Stopping
+from service.models.stopping_rule import StoppingRule
 from service.models.store import Store
 from service.scheduling.cost_model import Key, LinearCost
 from service.scheduling.types import Slice
@@ -260,3 +262,19 @@ def test_probabilities_not_logits_are_averaged(
     expected = logits.softmax(1).mean(0)
     assert (logits.mean(0).softmax(0) - expected).abs().max() > 1e-3
     assert rank(real, photo, "ten") == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_an_ensemble_has_the_lead_of_its_calibration(tmp_path: Path) -> None:
+    store = Store(tmp_path, ROOT / "model_store")
+    stopping = Stopping(lead=0.3, agreement=0.99, differences=1, views=2.5)
+    fitted = Calibration(
+        temperature=1,
+        sha256=store.verify("digits"),
+        images=100,
+        error=(0.1, 0.1),
+        stopping=stopping,
+    )
+    assert load(store, "digits").ensemble.stopping_rule == StoppingRule()
+    with store.locked("digits"):
+        store.calibrate("digits", fitted)
+    assert load(store, "digits").ensemble.stopping_rule == StoppingRule(0.3)

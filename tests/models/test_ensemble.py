@@ -11,6 +11,7 @@ from service.imaging import crops
 from service.imaging.crops import CROP, DENSE, Resize
 from service.models.ensemble import Prediction
 from service.models.manifest import Label
+from service.models.stopping_rule import StoppingRule
 from service.scheduling.cost_model import Key
 from service.scheduling.types import JobSpec
 
@@ -85,3 +86,11 @@ def test_averages_over_views_then_members() -> None:
     assert [prediction.label for prediction in ranking] == ["blue", "red", "green"]
     means = [prediction.probability for prediction in ranking]
     assert means == pytest.approx([(0.2 + 0.7) / 2, (0.5 + 0.1) / 2, (0.3 + 0.2) / 2])
+
+
+def test_several_members_stop_with_the_largest_of_their_leads() -> None:
+    ensemble = fake_backend(members=3).ensemble
+    leads = zip(ensemble.members, (0.3, 0.7, 0.5), strict=True)
+    members = tuple(replace(member, lead=lead) for member, lead in leads)
+    assert replace(ensemble, members=members).stopping_rule == StoppingRule(0.7)
+    assert ensemble.stopping_rule == StoppingRule()

@@ -19,7 +19,8 @@ from service.engine import networks
 from service.errors import ModelError
 from service.imaging.crops import CROP, Resize
 from service.models import manifest
-from service.models.manifest import Label
+from service.models.manifest import Calibration, Label, Stopping
+from service.models.stopping_rule import LEAD
 
 STORE = ROOT / "model_store"
 TORCHVISIONS = {
@@ -190,3 +191,30 @@ def test_manifest_that_is_not_text(described: Path) -> None:
     described.write_bytes(b"\xff\xfe\0")
     with pytest.raises(ModelError, match="is not TOML"):
         manifest.read(described)
+
+
+def test_a_calibration_is_of_its_weights_only() -> None:
+    stopping = Stopping(lead=0.3, agreement=0.99, differences=1, views=2.5)
+    fitted = Calibration(
+        temperature=2, sha256="ab" * 32, images=100, error=(0.2, 0.1), stopping=stopping
+    )
+    described = manifest.read(STORE / "googlenet/model.toml")
+    calibrated = described.model_copy(update={"calibration": fitted})
+    assert (calibrated.temperature("ab" * 32), calibrated.lead("ab" * 32)) == (2, 0.3)
+    for others in (calibrated, described):
+        assert (others.temperature("cd" * 32), others.lead("cd" * 32)) == (1, LEAD)
+    temperature_only = fitted.model_copy(update={"stopping": None})
+    calibrated = described.model_copy(update={"calibration": temperature_only})
+    assert (calibrated.temperature("ab" * 32), calibrated.lead("ab" * 32)) == (2, LEAD)
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
+    stopping = Stopping(lead=0.3, agreement=0.99, differences=1, views=2.5)
+    fitted = Calibration(
+        temperature=2, sha256="ab" * 32, images=100, error=(0.2, 0.1), stopping=stopping
+    )
+    text = (STORE / "googlenet/model.toml").read_text("utf-8")
+    for calibration in (fitted, fitted.model_copy(update={"stopping": None})):
+        text = manifest.calibrated(text, calibration)
+        (tmp_path / "model.toml").write_text(text, "utf-8")
+        assert manifest.read(tmp_path / "model.toml").calibration == calibration

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import fake_backend, served_model
 from PIL import Image
@@ -220,17 +219,3 @@ def test_the_shared_photos_are_of_a_hundred_classes(shared: Path, tmp_path: Path
         (tmp_path / path.name).symlink_to(path)
     labels = [Label(name=f"class {n}", wnid=path.name[:9]) for n, path in enumerate(paths)]
     assert [photo.index for photo in evaluation.find(tmp_path, labels)] == list(range(100))
-
-
-def test_probabilities_are_in_the_order_of_the_classes_and_none_is_quite_0() -> None:
-    likely, targets = evaluation.probabilities(
-        PHOTOS, [ranking(0.2, 0.8, 0), UNREADABLE, ranking(0, 0.4, 0.6)]
-    )
-    assert likely.tolist() == pytest.approx(np.array([[0.2, 0.8, 0], [0, 0.4, 0.6]]), abs=1e-30)
-    assert likely.min() > 0
-    assert targets.tolist() == [PHOTOS[0].index, PHOTOS[2].index]
-
-
-def test_photos_none_of_which_can_be_read_have_none() -> None:
-    with pytest.raises(ModelError, match="none of the photos can be read"):
-        evaluation.probabilities(PHOTOS, [UNREADABLE] * 3)

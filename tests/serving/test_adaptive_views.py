@@ -86,6 +86,16 @@ async def test_looking_ends_with_the_stage_whose_mean_is_sure() -> None:
         assert answer.probabilities == pytest.approx([0.75, 0.25, 0])
 
 
+async def test_a_model_may_have_a_lead_of_its_own() -> None:
+    backend = fake_backend(surer_with_every_view)
+    (member,) = backend.ensemble.members
+    backend.ensemble = replace(backend.ensemble, members=(replace(member, lead=0.8),))
+    async with serving(backend) as served:
+        (answer,) = await classify(served, RED, plan="adaptive")
+        assert isinstance(answer, Answer)
+        assert answer.view_count == 6  # after two views it leads by a half
+
+
 async def test_members_count_as_views() -> None:
     """Each is looked at as far as the mean over members needs."""
     device = Device()

@@ -22,14 +22,11 @@ from starlette.testclient import TestClient
 
 from service.__main__ import main
 from service.bench.process import free_port
-from service.cli import evaluate
 from service.engine import weights
 from service.errors import ModelError
 from service.models import store
-from service.models.ensemble import Prediction
 from service.models.manifest import Calibration
-from service.models.store import MANIFEST, Store
-from service.offline.evaluation import Photo, Ranked
+from service.models.store import Store
 from service.server.app import create_app
 from service.settings import Settings
 from service.training import dataset, report, run, trainer
@@ -497,57 +494,6 @@ def test_a_wrong_command_line_is_an_error(
 ) -> None:
     assert main(["train", str(images), *wrong, "--model-store", str(tmp_path)]) in {1, 2}
     assert sentence in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_model_is_not_calibrated_on_few_photos(
-    trained: tuple[Path, TrainedModel], images: Path, tmp_path: Path, capsys: Captured
-) -> None:
-    root = tmp_path / "store"
-    shutil.copytree(trained[0], root)
-    before = (root / "stripes" / MANIFEST).read_bytes()
-    where = ["--model-store", str(root), "--device", "cpu", "--precision", "float32"]
-    assert main(["models", "calibrate", "stripes", str(images), *where, "--max-batch=2"]) == 1
-    assert "100 labelled images or more, and here are 24: " in capsys.readouterr().err
-    assert (root / "stripes" / MANIFEST).read_bytes() == before
-
-
-def ranked(sure: float, right: int, photos: int = 200) -> tuple[list[Photo], list[Ranked]]:
-    """Photos of two classes, all named `sure` as the first, and as many of them right."""
-    first, second = (Prediction("a", None, 0, sure), Prediction("b", None, 1, 1 - sure))
-    targets = [int(n * right // photos == (n + 1) * right // photos) for n in range(photos)]
-    return [Photo(Path("a"), target) for target in targets], [(first, second)] * photos
-
-
-def test_a_model_is_calibrated_on_labelled_photos_if_that_helps(
-    trained: tuple[Path, TrainedModel],
-    tmp_path: Path,
-    capsys: Captured,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    root = tmp_path / "store"
-    shutil.copytree(trained[0], root)
-    calibrate = ["models", "calibrate", "stripes", str(tmp_path), "--model-store", str(root)]
-    monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.99, right=160))
-    assert main(calibrate) == 0
-    assert re.match(r"stripes has temperature 3\.\d+: on 200 ", capsys.readouterr().out)
-    first = store.locate(root).manifest("stripes").calibration
-    assert first is not None
-    assert (first.images, first.sha256) == (200, trained[1].sha256)
-    # What is ranked now has that temperature already, which is not fitted a second time.
-    monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(sure=0.8, right=160))
-    assert main(calibrate) == 0
-    again = store.locate(root).manifest("stripes").calibration
-    assert again is not None
-    assert again.temperature == pytest.approx(first.temperature, rel=0.01)
-    # A temperature that does not help changes nothing.
-    before = (root / "stripes" / MANIFEST).read_bytes()
-    right = 1 / (1 + np.exp(-np.log(4) * again.temperature))
-    monkeypatch.setattr(evaluate, "rank_whole", lambda *_: ranked(0.8, round(200 * right)))
-    capsys.readouterr()
-    assert main(calibrate) == 1
-    assert "a temperature would not make probabilities better: " in capsys.readouterr().err
-    assert (root / "stripes" / MANIFEST).read_bytes() == before
 
 
 # Reports.

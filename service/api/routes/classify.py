@@ -15,6 +15,7 @@ from service.api import problem_details
 from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
+from service.api.routes import label_sets
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
     PRIORITY,
@@ -33,6 +34,7 @@ from service.api.routes.label_options import (
 from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
+from service.models import conformal
 from service.serving import request_stats
 from service.serving.core import Core
 from service.serving.predictor import PredictRequest, PredictResponse
@@ -48,6 +50,18 @@ class Prediction(BaseModel):
     index: Annotated[int, Field(description="place among the classes", examples=[162])]
     probability: Annotated[float, Field(ge=0, le=1, examples=[0.81])]
     broader: Broader
+
+
+class LabelSet(BaseModel):
+    """Labels one of which is the true one with a probability of `coverage`."""
+
+    coverage: Annotated[float, Field(description="of the set, at least the wanted one")]
+    size: Annotated[int, Field(description="how many labels are in the set", examples=[2])]
+    labels: Annotated[list[Prediction], Field(description="of the set; none with an `abstention`")]
+    abstention: Annotated[
+        conformal.Abstention | None,
+        Field(description="why the set says nothing: no label is probable enough, or too many are"),
+    ]
 
 
 ViewCount = Annotated[int, Field(description="views that were looked at", examples=[2])]
@@ -66,6 +80,7 @@ class One(_Answered):
     view_count: ViewCount
     predictions: list[Prediction]
     specific: Annotated[SpecificLabel | None, SPECIFIC] = None
+    label_set: LabelSet | None = None
 
 
 class Result(BaseModel):
@@ -75,6 +90,7 @@ class Result(BaseModel):
     view_count: ViewCount | None = None
     predictions: list[Prediction] | None = None
     specific: Annotated[SpecificLabel | None, SPECIFIC] = None
+    label_set: LabelSet | None = None
     error: Problem | None = None
 
 
@@ -99,6 +115,7 @@ class ClassifyQuery(LabelQuery):
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, le=1000, description="how many labels")] = 5
+    coverage: label_sets.Coverage = None
 
 
 class ClassifyHeaders(ImageHeaders):
@@ -122,7 +139,7 @@ _TIMING = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
-    **problem_details.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
+    **problem_details.documented(400, 404, 408, 409, 413, 415, 422, 500, 503, 504),
 }
 
 
@@ -170,10 +187,12 @@ class _Handler:
             uploads, chosen = received.uploads, received.query
             options = LabelOptions.of(chosen, received.model.ensemble, chosen.top_k)
             metrics.stage("upload", received.uploaded, background=background)
+            views = chosen.views or self.settings.views
+            promise = label_sets.promise(received.model.ensemble, views, chosen.coverage)
             predicted = await received.model.predict(
                 PredictRequest(
                     [upload.data for upload in uploads],
-                    chosen.views or self.settings.views,
+                    views,
                     chosen.top_k,
                     received.seconds,
                     background=background,
@@ -186,7 +205,8 @@ class _Handler:
         self.stages.trace(received.started, received.uploaded, predicted.answers)
         total = request_stats.add_up(predicted.answers)
         note(request.scope, total.notes(predicted.plan, received.uploaded))
-        content = to_json(_body(request, uploads, predicted, options))
+        described = _body(request, uploads, predicted, options)
+        content = to_json(label_sets.added(described, predicted, promise))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
         return Response(content, headers=fields, media_type="application/json")
 

@@ -118,21 +118,22 @@ class LabelOptions:
         predictions = answer.predictions
         if self.kept:
             predictions = self.kept.rank(self.ensemble, answer.probabilities, self.top_k)
-        described = {"predictions": [self._prediction(one) for one in predictions]}
+        described = {"predictions": [prediction(self.ensemble, one) for one in predictions]}
         if self.specificity is None:
             return described
         node = self.ensemble.tree.most_specific(answer.probabilities, self.specificity)
         return {**described, "specific": _specific(*node)}
 
-    def _prediction(self, prediction: Prediction) -> Mapping[str, Any]:
-        broader = self.ensemble.labels[prediction.index].broader
-        return {
-            "label": prediction.label,
-            "wnid": prediction.wnid,
-            "index": prediction.index,
-            "probability": prediction.probability,
-            "broader": [synset.name for synset in broader] or None,
-        }
+
+def prediction(ensemble: Ensemble, ranked: Prediction) -> Mapping[str, Any]:
+    """Describe one label of a ranking."""
+    return {
+        "label": ranked.label,
+        "wnid": ranked.wnid,
+        "index": ranked.index,
+        "probability": ranked.probability,
+        "broader": [synset.name for synset in ensemble.labels[ranked.index].broader] or None,
+    }
 
 
 def _specific(node: Node, probability: float) -> Mapping[str, Any]:

@@ -1,0 +1,82 @@
+"""Probabilities of labelled photos, by view: what a calibration is fitted to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.engine import Engine
+from service.engine.prepared_image import PreparedImage
+from service.errors import ModelError, ServiceError
+from service.imaging.image_decoder import Bounds
+from service.models import calibration
+from service.models.ensemble import Probabilities
+from service.offline.evaluation import Photo
+from service.scheduling.cost_model import Key
+from service.scheduling.types import Batch, Slice
+
+PLAN = "adaptive"  # the views of `ten`, that of `single` first
+
+
+@dataclass(frozen=True, slots=True)
+class ViewProbabilities:
+    """What a network says of each view of labelled images."""
+
+    views: npt.NDArray[np.float32]  # (images, views, classes), in the order of `adaptive`
+    targets: npt.NDArray[np.int64]  # (images,) true classes
+    ends: tuple[int, ...]  # the number of views after each stage
+
+    def means(self, now: float, wanted: float) -> npt.NDArray[np.float64]:
+        """Return the mean after each stage, (images, stages, classes), of another temperature.
+
+        `now` is the softmax temperature of the probabilities.
+        """
+        return np.array([self._means(image, now, wanted) for image in self.views])
+
+    def _means(
+        self, image: npt.NDArray[np.float32], now: float, wanted: float
+    ) -> list[npt.NDArray[np.floating]]:
+        sums = calibration.tempered(image, now, wanted).cumsum(axis=0)
+        return [sums[end - 1] / end for end in self.ends]
+
+
+def measure(
+    engine: Engine, photos: Sequence[Photo], bounds: Bounds, advance: Callable[[int], None]
+) -> ViewProbabilities:
+    """Compute each view of the photos with an engine of one model, in this process.
+
+    A photo that cannot be decoded is left out; raises `ModelError` if none can. `advance` takes
+    the number of photos newly done.
+    """
+    (plan,) = engine.ensemble.plans(PLAN)
+    rows, targets = [], []
+    for photo in photos:
+        try:
+            (prepared,) = engine.prepare(photo.path.read_bytes(), PLAN, bounds)
+        except ServiceError:
+            continue
+        finally:
+            advance(1)
+        rows.append(_by_view(engine, prepared))
+        targets.append(photo.index)
+    if not rows:
+        raise ModelError("none of the photos can be read")
+    ends = tuple(stage.stop for stage in plan.stages)
+    return ViewProbabilities(np.array(rows, np.float32), np.array(targets), ends)
+
+
+def _by_view(engine: Engine, prepared: PreparedImage) -> list[Probabilities]:
+    """Compute the probabilities of one image: (views, classes)."""
+    key, costs = Key(0, prepared.plan.side), engine.ensemble.costs
+    views = [Slice(prepared, view, view + 1) for view in range(len(prepared.plan.views))]
+    most = costs.largest(key)
+    results: list[Probabilities] = []
+    for start in range(0, len(views), most):
+        part = tuple(views[start : start + most])
+        size = costs.curves[key].fitting(len(part))
+        results += cast(
+            "Sequence[Probabilities]", engine.executors[0].run(Batch(key, size, part, "full"))
+        )
+    return results
