@@ -145,7 +145,7 @@ def operation(path: str, settings: Settings = SETTINGS) -> dict[str, Any]:
 
 # No client reads a 499, a 431 is the connection's, before there is a request, and some errors are
 # those of managing models or of explaining.
-ERRORS = HTTP - {CLIENT_CLOSED_REQUEST, 431} - {403, 409, 501, 507}
+ERRORS = HTTP - {CLIENT_CLOSED_REQUEST, 431} - {403, 501, 507}
 REFUSED = {401, 429}  # where there are keys
 
 

@@ -54,7 +54,7 @@ def test_an_unknown_query_parameter_is_refused(
         ("POST", "/classify?view=single", "'view'; did you mean views?"),
         ("POST", "/classify?Views=single", "'Views'; did you mean views?"),
         ("POST", "/classify?topk=1", "'topk'; did you mean top_k?"),
-        ("POST", "/classify?top_k=1&xyz", "'xyz'; there are labels, model, renormalise, "),
+        ("POST", "/classify?top_k=1&xyz", "'xyz'; there are coverage, labels, model, "),
         ("POST", "/explain?labels=red", "'labels'; did you mean label?"),
         ("GET", "/readyz?verbos", "'verbos'; did you mean verbose?"),
         ("GET", "/metrics?x=1", "'x'; this path has none"),
@@ -115,7 +115,7 @@ def test_the_fields_of_a_form_are_parameters_like_those_of_the_query(client: Tes
     ("path", "fields", "said"),
     [
         ("/classify", {"view": "single"}, "'view'; did you mean views?"),
-        ("/classify", {"xyz": "red"}, "'xyz'; there are file, labels, model, renormalise, "),
+        ("/classify", {"xyz": "red"}, "'xyz'; there are coverage, file, labels, "),
         ("/classify", {"label": "red"}, "'label'; did you mean labels?"),
         ("/explain", {"top_k": "1"}, "'top_k'; there are file, label, model, views"),
         ("/classify", {"views": "eleven"}, "views: "),
@@ -142,7 +142,7 @@ def test_a_form_field_chooses_the_model(world: World) -> None:
 
 def test_the_form_is_documented_with_its_fields(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    chosen = {"labels", "threshold", "renormalise", "specificity"}
+    chosen = {"coverage", "labels", "threshold", "renormalise", "specificity"}
     for path, names in (("/classify", {"model", "top_k", "views", *chosen}),
                         ("/explain", {"label", "model", "views"})):  # fmt: skip
         content = paths[path]["post"]["requestBody"]["content"]

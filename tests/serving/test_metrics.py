@@ -41,7 +41,7 @@ REASONS = (
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
     *("slow_head", "head_too_large"),
     *("unauthorized", "forbidden", "rate_limited", "unknown_model", "conflict", "cannot_serve"),
-    *("not_explainable", "unknown_label"),
+    *("not_explainable", "unknown_label", "not_calibrated", "no_broader_labels"),
     *("no_room", "inference_failed", "caller_gone", "internal"),
 )
 CLOSED = ("idle", "evicted", "silent", "stalled", "full")
