@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import compress
 
 from service.errors import MalformedRequest, ServiceError
-from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import ImageInput
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
@@ -17,7 +16,7 @@ from service.serving.classifier import Classifier
 from service.serving.disconnects import never
 from service.serving.metrics.metrics import Metrics
 from service.serving.shadow import ShadowCandidate
-from service.serving.types import Answer, Explanation
+from service.serving.types import Answer
 from service.settings import AUTO, PlanName, Views
 
 EMPTY = "an image is empty; send its bytes"
@@ -51,7 +50,7 @@ class PredictResponse:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """Classifies and explains with a model that is in use (`ModelRegistry.use`)."""
+    """Classifies with a model that is in use (`ModelRegistry.use`)."""
 
     classifier: Classifier
     shadow: ShadowCandidate | None  # that is offered what was classified
@@ -97,28 +96,3 @@ class Predictor:
             background=request.background,
             gone=request.gone,
         )
-
-    async def explain(
-        self,
-        image: bytes,
-        *,
-        plan: str,
-        index: int | None,
-        seconds: float,
-        gone: Callable[[], Awaitable[None]] = never,
-    ) -> Explanation:
-        """Compute an image's class activation maps; see `Classifier.explain`."""
-        return await self.classifier.explain(
-            image, plan=plan, index=index, seconds=seconds, gone=gone
-        )
-
-    async def paint(
-        self,
-        image: bytes,
-        heat: Grid,
-        *,
-        seconds: float,
-        gone: Callable[[], Awaitable[None]] = never,
-    ) -> bytes:
-        """Draw a heat map over an image; see `Classifier.paint`."""
-        return await self.classifier.paint(image, heat, seconds=seconds, gone=gone)

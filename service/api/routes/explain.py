@@ -134,11 +134,11 @@ class _Handler:
     async def _explained(
         self, request: Request, received: Received[ExplainQuery], image: bytes
     ) -> Response:
-        model, query = received.model, received.query
+        classifier, query = received.model.classifier, received.query
         deadline = received.started + received.uploaded + received.seconds
-        index = model.ensemble.find(query.label) if query.label else None
+        index = classifier.ensemble.find(query.label) if query.label else None
         with self._counted(query.views):
-            explanation = await model.explain(
+            explanation = await classifier.explain(
                 image,
                 plan=query.views,
                 index=index,
@@ -148,10 +148,12 @@ class _Handler:
         heat = activation_map.heat(explanation.activations)
         if _PNG in request.headers.get("accept", ""):
             seconds = deadline - time.monotonic()
-            heatmap = await model.paint(image, heat, seconds=seconds, gone=lambda: gone(request))
+            heatmap = await classifier.paint(
+                image, heat, seconds=seconds, gone=lambda: gone(request)
+            )
             return Response(heatmap, media_type=_PNG)
         box = activation_map.hottest(heat)
-        body = _explained(model.ensemble.name, query.views, explanation, box)
+        body = _explained(classifier.ensemble.name, query.views, explanation, box)
         return Response(body.model_dump_json(), media_type="application/json")
 
     @contextmanager
