@@ -33,7 +33,7 @@ from service.api.uploads import COPIES, Budget
 from service.errors import WrongOption
 from service.models import store
 from service.scheduling.types import BatchReport, DropReport, RestartReport
-from service.serving.core import Core
+from service.serving.core import Core, LocalCore
 from service.serving.factory import LoadBackend, create_served_model
 from service.serving.metrics import loop_lag, worker_collector
 from service.serving.metrics.metrics import Metrics
@@ -80,16 +80,18 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     metrics: Metrics | None = None,
     certificate: Certificate | None = None,
     gave_up: Callable[[str], None] = lambda _: None,
+    core: Core | None = None,
 ) -> FastAPI:
     """Compose the service; tests pass a fake backend as `load`.
 
     `is_leaving` returns whether the process is stopping. Spans go to `tracer_provider`, or to where
     OpenTelemetry's environment variables say, or nowhere. `metrics` may already count connections.
     `certificate` encrypts gRPC. `gave_up` is called with the name of a model whose worker has ended
-    too often to be restarted.
+    too often to be restarted. `core` is one in another process; by default it is in this one.
     """
-    metrics = metrics or Metrics()
-    core = create_core(settings, load, metrics, gave_up, is_leaving)
+    metrics = core.metrics if core else metrics or Metrics()
+    core = core or create_core(settings, load, metrics, gave_up)
+    metrics.is_ready(lambda: core.status.is_ready and not is_leaving())
     state = _create_state(settings, core, is_leaving)
     grpc_server = _create_grpc_server(state, certificate)
     app = FastAPI(
@@ -102,9 +104,9 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
         openapi_url=None,  # served by `service.api.routes.docs`
         telemetry=_telemetry(tracer_provider),
     )
-    app.state.refresh = core.models.refresh  # on SIGHUP
+    app.state.refresh = core.models.refresh if isinstance(core, LocalCore) else None  # on SIGHUP
     app.state.leave = grpc_server.leave if grpc_server else lambda: None  # before the server stops
-    app.state.serves = lambda: bool(core.models.served)
+    app.state.serves = lambda: bool(core.status.served)
     _add_routes(app, state, tracer_provider)
     _add_middleware(app, state)
     return app
@@ -115,15 +117,10 @@ def create_core(
     load: LoadBackend,
     metrics: Metrics,
     gave_up: Callable[[str], None],
-    is_leaving: Callable[[], bool],
-) -> Core:
+) -> LocalCore:
     """Create the core in this process; see `create_app`."""
     models = create_registry(settings, load, metrics, gave_up)
-    metrics.watch(
-        ready=lambda: models.is_ready and not is_leaving(),
-        backlog=models.backlog,
-        cached=models.cached,
-    )
+    metrics.watch(backlog=models.backlog, cached=models.cached)
     shadow = ShadowCandidate(
         models,
         lambda comparison: metrics.shadow(comparison.outcome, comparison.distance),
@@ -131,7 +128,7 @@ def create_core(
         share=settings.shadow_share,
         seconds=settings.timeout_seconds,
     )
-    return Core(models, shadow, metrics)
+    return LocalCore(models, shadow, metrics)
 
 
 def create_registry(

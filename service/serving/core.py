@@ -1,25 +1,74 @@
 """The core: all that the API's routes share under every protocol: models, quotas and metrics."""
 
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    contextmanager,
+)
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
+
+from prometheus_client.metrics_core import Metric
 
 from service.serving.metrics.metrics import Metrics
-from service.serving.predictor import Predictor
-from service.serving.rate_limits import Quotas
+from service.serving.predictor import LocalPredictor, Predictor
+from service.serving.rate_limits import Limit, Quotas, Usage
 from service.serving.registry import ModelRegistry
 from service.serving.shadow import ShadowCandidate
+from service.serving.status import ModelStatus, Status
 
 
 @dataclass(frozen=True, slots=True)
-class Core:
-    """Serves models, for as long as it is entered."""
+class Admission:
+    """What decides whether a request with one image is admitted."""
+
+    plan: str
+    seconds: float  # left until its deadline
+    maps: bool = False  # whether it is to be explained, too
+    background: bool = False
+
+
+class Core(AbstractAsyncContextManager["Core"], Protocol):
+    """Serves models, for as long as it is entered: in this process, or in another one."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What this process counts."""
+
+    @property
+    def status(self) -> Status:
+        """The models as they are now."""
+
+    def use(self, name: str | None = None) -> AbstractContextManager[Predictor]:
+        """Use a model until the context is left; raises `UnknownModel` or `NotReady`."""
+
+    async def admit(self, name: str | None, admission: Admission) -> None:
+        """Raise what a request would be refused with now, if that is known."""
+
+    async def take(self, key: str, limits: tuple[Limit, ...]) -> Usage:
+        """Count a request of an API key, unless a limit is reached."""
+
+    async def load(self, name: str, *, default: bool, share: float | None) -> None:
+        """Serve a model; see `ModelRegistry.load`, `set_default` and `ShadowCandidate.follow`."""
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; see `ModelRegistry.unload`."""
+
+    async def collect(self) -> Sequence[Metric]:
+        """Collect the metrics of all processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCore:
+    """The core in this process."""
 
     models: ModelRegistry
     shadow: ShadowCandidate
     metrics: Metrics
-    quotas: Quotas = field(default_factory=Quotas)
+    _quotas: Quotas = field(default_factory=Quotas)
     _life: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
@@ -30,25 +79,42 @@ class Core:
     async def __aexit__(self, *_: object) -> None:
         await self._life.aclose()
 
+    @property
+    def status(self) -> Status:
+        """The models as they are now."""
+        models = self.models
+        return Status(
+            default=models.default,
+            served={
+                name: ModelStatus(model.ensemble, model.failure_reason)
+                for name, model in models.served.items()
+            },
+            missing=models.missing,
+            not_loaded_reason=models.not_loaded_reason,
+            failure_reason=models.failure_reason,
+            excluded_reasons=models.excluded_reasons,
+            shadow=self.shadow.share,
+        )
+
     @contextmanager
     def use(self, name: str | None = None) -> Iterator[Predictor]:
         """Use a model until the context is left; raises `UnknownModel` or `NotReady`."""
         shadow = self.shadow if name in {None, self.models.default} else None
         with self.models.use(name) as classifier:
-            yield Predictor(classifier, shadow, self.metrics)
+            yield LocalPredictor(classifier, shadow, self.metrics)
 
-    def admit(
-        self,
-        name: str | None,
-        *,
-        plan: str,
-        seconds: float,
-        maps: bool = False,
-        background: bool = False,
-    ) -> None:
+    async def admit(self, name: str | None, admission: Admission) -> None:
         """Raise what a request with one image would be refused with now."""
-        classifier = self.models.find(name).classifier
-        classifier.admit(plan=plan, seconds=seconds, maps=maps, background=background)
+        self.models.find(name).classifier.admit(
+            plan=admission.plan,
+            seconds=admission.seconds,
+            maps=admission.maps,
+            background=admission.background,
+        )
+
+    async def take(self, key: str, limits: tuple[Limit, ...]) -> Usage:
+        """Count a request of an API key, unless a limit is reached."""
+        return self._quotas.take(key, limits, time.monotonic())
 
     async def load(self, name: str, *, default: bool, share: float | None) -> None:
         """Serve a model; see `ModelRegistry.load`, `set_default` and `ShadowCandidate.follow`."""
@@ -57,3 +123,11 @@ class Core:
             self.models.set_default(name)
         if share is not None:
             self.shadow.follow(name, share)
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; see `ModelRegistry.unload`."""
+        self.models.unload(name)
+
+    async def collect(self) -> Sequence[Metric]:
+        """Collect the metrics of this process."""
+        return [*self.metrics.registry.collect()]

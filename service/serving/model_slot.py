@@ -49,6 +49,11 @@ class ModelSlot:
     _users: int = 0
     _left: asyncio.Event = field(default_factory=asyncio.Event)  # set by a user that leaves
 
+    @property
+    def version(self) -> str:
+        """The model's version."""
+        return self.served_model.ensemble.version
+
     @contextlib.contextmanager
     def use(self) -> Iterator[ServedModel]:
         """Keep the model open until this context is left."""

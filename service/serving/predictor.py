@@ -7,8 +7,10 @@ requests to the shadow candidate, and counts each image.
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Protocol
 
 from service.errors import MalformedRequest, ServiceError
+from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import ImageInput
 from service.models.ensemble import Ensemble
 from service.serving import request_stats
@@ -16,7 +18,7 @@ from service.serving.classifier import Classifier
 from service.serving.disconnects import never
 from service.serving.metrics.metrics import Metrics
 from service.serving.shadow import ShadowCandidate
-from service.serving.types import Answer
+from service.serving.types import Answer, Explanation
 from service.settings import AUTO, PlanName, Views
 
 EMPTY = "an image is empty; send its bytes"
@@ -35,6 +37,27 @@ class PredictRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainRequest:
+    """An image, and which of its labels to explain."""
+
+    image: bytes
+    plan: str
+    index: int | None  # of the label; None is the most probable one
+    seconds: float  # left until its deadline
+    gone: Callable[[], Awaitable[None]] = never  # returns when the client has disconnected
+
+
+@dataclass(frozen=True, slots=True)
+class PaintRequest:
+    """An image, and the heat map to draw over it."""
+
+    image: bytes
+    heat: Grid
+    seconds: float  # left until its deadline
+    gone: Callable[[], Awaitable[None]] = never  # returns when the client has disconnected
+
+
+@dataclass(frozen=True, slots=True)
 class PredictResponse:
     """The answer or the error of each image, in their order."""
 
@@ -48,9 +71,29 @@ class PredictResponse:
         return [answer for answer in self.answers if isinstance(answer, ServiceError)]
 
 
+class Predictor(Protocol):
+    """Classifies with a model that is in use."""
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The model's metadata."""
+
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        """Classify all images of a request.
+
+        Raises `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of them.
+        """
+
+    async def explain(self, request: ExplainRequest) -> Explanation:
+        """Compute an image's class activation maps; raises what `Classifier.explain` does."""
+
+    async def paint(self, request: PaintRequest) -> bytes:
+        """Draw a heat map over an image: a PNG file; raises what `Classifier.paint` does."""
+
+
 @dataclass(frozen=True, slots=True)
-class Predictor:
-    """Classifies with a model that is in use (`ModelRegistry.use`)."""
+class LocalPredictor:
+    """Classifies with a classifier of this process (`ModelRegistry.use`)."""
 
     classifier: Classifier
     shadow: ShadowCandidate | None  # that is offered what was classified
@@ -62,10 +105,7 @@ class Predictor:
         return self.classifier.ensemble
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
-        """Classify all images of a request.
-
-        Raises `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of them.
-        """
+        """Classify all images of a request; count them, and offer them to the shadow candidate."""
         plan = self._plan(request)
         sent = [len(image) > 0 for image in request.images]
         images = [*compress(request.images, sent)]
@@ -76,6 +116,22 @@ class Predictor:
         answers = [next(rest) if is_sent else MalformedRequest(EMPTY) for is_sent in sent]
         request_stats.count(self.metrics, plan, answers, background=request.background)
         return PredictResponse(self.ensemble, plan, answers)
+
+    async def explain(self, request: ExplainRequest) -> Explanation:
+        """Compute an image's class activation maps; raises what `Classifier.explain` does."""
+        return await self.classifier.explain(
+            request.image,
+            plan=request.plan,
+            index=request.index,
+            seconds=request.seconds,
+            gone=request.gone,
+        )
+
+    async def paint(self, request: PaintRequest) -> bytes:
+        """Draw a heat map over an image: a PNG file; raises what `Classifier.paint` does."""
+        return await self.classifier.paint(
+            request.image, request.heat, seconds=request.seconds, gone=request.gone
+        )
 
     def _plan(self, request: PredictRequest) -> PlanName:
         if request.views != AUTO:

@@ -16,11 +16,11 @@ from service.errors import (
     CannotServe,
     CapacityExceeded,
     Conflict,
-    NotReady,
     ServiceError,
     UnknownModel,
 )
 from service.scheduling.types import Backlog
+from service.serving import status
 from service.serving.classifier import Classifier
 from service.serving.model_slot import (
     Loading,
@@ -30,7 +30,7 @@ from service.serving.model_slot import (
     wait_ready,
 )
 from service.serving.readiness import Readiness
-from service.serving.served_model import FAILED, LOADING_RETRY, ServedModel
+from service.serving.served_model import FAILED, ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +82,7 @@ class ModelRegistry:
         return {name: slot.served_model for name, slot in self._slots.items()}
 
     def find(self, name: str | None = None) -> ServedModel:
-        """Return a model to use at once; raises `UnknownModel`, or `NotReady` until it is loaded.
-
-        `name@version` is the model `name` if it has that version, unless a model has that name.
-        """
+        """Return a model to use at once; raises what `status.find` does."""
         return self._slot(name or self.default).served_model
 
     @contextlib.contextmanager
@@ -95,17 +92,14 @@ class ModelRegistry:
             yield served_model.classifier
 
     def _slot(self, name: str) -> ModelSlot:
-        if slot := self._slots.get(name):
-            return slot
-        plain, _, version = name.partition("@")
-        slot = self._slots.get(plain)
-        if slot and slot.served_model.ensemble.version == version:
-            return slot
-        if reason := self._readiness.missing.get(name):
-            raise NotReady(reason, retry_after=LOADING_RETRY)
-        raise UnknownModel(f"there is no model {name!r} here; there are {', '.join(self._slots)}")
+        return status.find(name, self._slots, self.missing, lambda slot: slot.version)
 
     # Probes and metrics.
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Why models are not loaded, by name."""
+        return self._readiness.missing
 
     def exclude_from_probes(self, candidate: str | None) -> None:
         """Let no probe fail for this model from now on: no client waits for it.

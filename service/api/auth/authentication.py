@@ -22,11 +22,11 @@ def authenticate(keyring: Keyring, headers: Mapping[bytes, bytes]) -> ApiKey:
     return api_key
 
 
-def count(api_key: ApiKey, core: Core, now: float) -> Usage:
+async def count(api_key: ApiKey, core: Core) -> Usage:
     """Count a request against a key's limits; return what is left of them."""
     usage = _UNLIMITED
     if api_key.limits:
-        usage = core.quotas.take(api_key.name, api_key.limits, now)
+        usage = await core.take(api_key.name, api_key.limits)
     core.metrics.called(api_key.name, "rate_limited" if usage.wait else "admitted")
     return usage
 

@@ -38,7 +38,7 @@ class Methods:
         return await handlers[call.method](call, message)
 
     async def _server_live(self, *_: Any) -> Message:
-        is_live = self.inference.models.failure_reason is None
+        is_live = self.inference.status.failure_reason is None
         return self.messages.make("ServerLiveResponse", live=is_live)
 
     async def _server_ready(self, *_: Any) -> Message:

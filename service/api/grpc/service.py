@@ -69,7 +69,7 @@ class Service:
         return grpc.method_handlers_generic_handler(described.full_name, handlers)
 
     def _is_serving(self) -> bool:
-        return self._inference.models.is_ready and not self._is_leaving()
+        return self._inference.status.is_ready and not self._is_leaving()
 
     def _handler(self, method: str) -> Any:
         async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
@@ -100,7 +100,7 @@ class Service:
     ) -> bytes | ServiceError | None:
         """Give the response, the error, or None after an unexpected exception."""
         try:
-            self._authenticate(call)
+            await self._authenticate(call)
             async with self._receiving.message(messages) as data:
                 call.nbytes = len(data)
                 read = partial(self._messages.read, f"{call.method}Request", data)
@@ -116,14 +116,14 @@ class Service:
         call.status = OK
         return response.SerializeToString()
 
-    def _authenticate(self, call: Call) -> None:
+    async def _authenticate(self, call: Call) -> None:
         """Raise `Unauthorized` or `RateLimited`, as HTTP's middleware responds."""
         if self._keyring is None or call.method in _OPEN:
             return
         self._keyring.refresh(call.started)
         api_key = authentication.authenticate(self._keyring, call.headers)
         call.notes["key"] = api_key.name
-        usage = authentication.count(api_key, self._inference.core, call.started)
+        usage = await authentication.count(api_key, self._inference.core)
         if error := authentication.refusal(usage):
             raise error
 

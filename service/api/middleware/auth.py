@@ -51,14 +51,13 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            now = time.monotonic()
-            self._keyring.refresh(now)
+            self._keyring.refresh(time.monotonic())
             if path(scope) not in OPEN:
-                await self._authenticated(scope, receive, send, now)
+                await self._authenticated(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _authenticated(self, scope: Scope, receive: Receive, send: Send, now: float) -> None:
+    async def _authenticated(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             api_key = authentication.authenticate(self._keyring, dict(scope["headers"]))
         except Unauthorized as error:
@@ -66,7 +65,7 @@ class Authentication:
             return
         scope[_MANAGES] = api_key.manages
         note(scope, {"key": api_key.name})
-        usage = authentication.count(api_key, self._core, now)
+        usage = await authentication.count(api_key, self._core)
         if fields := _fields(usage.left):
             send = _with_fields(send, fields)
         if refusal := authentication.refusal(usage):

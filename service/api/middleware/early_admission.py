@@ -16,7 +16,7 @@ from service.api.open_inference.paths import target
 from service.api.routes import classify, explain
 from service.errors import ServiceError
 from service.imaging import crops
-from service.serving.core import Core
+from service.serving.core import Admission, Core
 from service.settings import AUTO, Settings
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
@@ -36,9 +36,9 @@ class EarlyAdmission:
             try:
                 if infer := target(template):
                     template, model = infer
-                    self._check_infer(scope, model)
+                    await self._check_infer(scope, model)
                 elif default := self._views.get(template):
-                    self._check(scope, default, maps=template == explain.PATH)
+                    await self._check(scope, default, maps=template == explain.PATH)
             except ServiceError as error:
                 name_route(scope, template)
                 refusal = problem_details.refusal(error, Request(scope), self._core.metrics)
@@ -46,7 +46,7 @@ class EarlyAdmission:
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope, default: str, *, maps: bool) -> None:
+    async def _check(self, scope: Scope, default: str, *, maps: bool) -> None:
         """Raise the core's refusal; the route refuses invalid views and timeouts."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
         plan, model = query.get("views", [default])[-1], query.get("model", [None])[-1]
@@ -55,10 +55,11 @@ class EarlyAdmission:
             plan = crops.NAMES[0]  # if there is no time even for the fewest
         if plan in crops.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._max_ms)) / 1000
-            background = is_background(scope)
-            self._core.admit(model, plan=plan, seconds=seconds, maps=maps, background=background)
+            admission = Admission(plan, seconds, maps=maps, background=is_background(scope))
+            await self._core.admit(model, admission)
 
-    def _check_infer(self, scope: Scope, model: str) -> None:
+    async def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same for the fewest views: those and the timeout are in the unread body."""
         seconds = int(self._max_ms) / 1000
-        self._core.admit(model, plan="single", seconds=seconds, background=is_background(scope))
+        admission = Admission("single", seconds, background=is_background(scope))
+        await self._core.admit(model, admission)

@@ -18,7 +18,7 @@ from service.serving.core import Core
 from service.serving.disconnects import never
 from service.serving.metrics.metrics import Metrics
 from service.serving.predictor import PredictRequest
-from service.serving.registry import ModelRegistry
+from service.serving.status import Status
 from service.serving.types import Answer
 from service.settings import Settings
 
@@ -60,9 +60,9 @@ class Inference:
     )
 
     @property
-    def models(self) -> ModelRegistry:
-        """The models."""
-        return self.core.models
+    def status(self) -> Status:
+        """The models as they are now."""
+        return self.core.status
 
     @property
     def metrics(self) -> Metrics:
@@ -82,11 +82,11 @@ class Inference:
 
     def ensemble(self, name: str, version: str) -> Ensemble:
         """Give a model's description; an empty version is any. Raises what `find` does."""
-        return self.models.find(named(name, version)).ensemble
+        return self.status.find(named(name, version)).ensemble
 
     def works(self, name: str, version: str) -> bool:
         """Tell whether a model is ready; raises what `find` does."""
-        return self.models.find(named(name, version)).failure_reason is None
+        return self.status.find(named(name, version)).failure_reason is None
 
     def index(self, *, only_ready: bool) -> list[Indexed]:
         """List the served models and their states."""
@@ -97,7 +97,7 @@ class Inference:
                 "UNAVAILABLE" if served.failure_reason else "READY",
                 served.failure_reason or "",
             )
-            for name, served in self.models.served.items()
+            for name, served in self.status.served.items()
         ]
         return [model for model in models if model.state == "READY" or not only_ready]
 

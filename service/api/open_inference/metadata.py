@@ -86,12 +86,12 @@ class _Handlers:
 
     async def live(self) -> Response:
         """Tell whether this process goes on living, as /livez does."""
-        is_live = self.inference.models.failure_reason is None
+        is_live = self.inference.status.failure_reason is None
         return JSONResponse({"live": is_live}, 200 if is_live else 503)
 
     async def ready(self) -> Response:
         """Tell whether requests should be sent here now, as /readyz does."""
-        is_ready = self.inference.models.is_ready and not self.is_leaving()
+        is_ready = self.inference.status.is_ready and not self.is_leaving()
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     async def described(self) -> Server:

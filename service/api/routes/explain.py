@@ -28,7 +28,7 @@ from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
 from service.serving.core import Core
-from service.serving.predictor import EMPTY
+from service.serving.predictor import EMPTY, ExplainRequest, PaintRequest
 from service.serving.types import Explanation
 from service.settings import FixedPlanName, Settings
 
@@ -134,26 +134,22 @@ class _Handler:
     async def _explained(
         self, request: Request, received: Received[ExplainQuery], image: bytes
     ) -> Response:
-        classifier, query = received.model.classifier, received.query
+        model, query = received.model, received.query
         deadline = received.started + received.uploaded + received.seconds
-        index = classifier.ensemble.find(query.label) if query.label else None
+        index = model.ensemble.find(query.label) if query.label else None
         with self._counted(query.views):
-            explanation = await classifier.explain(
-                image,
-                plan=query.views,
-                index=index,
-                seconds=deadline - time.monotonic(),
-                gone=lambda: gone(request),
+            seconds = deadline - time.monotonic()
+            explanation = await model.explain(
+                ExplainRequest(image, query.views, index, seconds, lambda: gone(request))
             )
         heat = activation_map.heat(explanation.activations)
         if _PNG in request.headers.get("accept", ""):
             seconds = deadline - time.monotonic()
-            heatmap = await classifier.paint(
-                image, heat, seconds=seconds, gone=lambda: gone(request)
-            )
+            paint = PaintRequest(image, heat, seconds, lambda: gone(request))
+            heatmap = await model.paint(paint)
             return Response(heatmap, media_type=_PNG)
         box = activation_map.hottest(heat)
-        body = _explained(classifier.ensemble.name, query.views, explanation, box)
+        body = _explained(model.ensemble.name, query.views, explanation, box)
         return Response(body.model_dump_json(), media_type="application/json")
 
     @contextmanager

@@ -1,11 +1,12 @@
 """Probes and metrics, which do no work on the executors."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from prometheus_client import exposition
+from prometheus_client.metrics_core import Metric
 from starlette.responses import PlainTextResponse, Response
 
 from service.serving.core import Core
@@ -34,6 +35,17 @@ def router(core: Core, is_leaving: Callable[[], bool]) -> APIRouter:
 
 
 @dataclass(frozen=True, slots=True)
+class _Collected:
+    """Metrics as a registry gives them to an encoder."""
+
+    families: Sequence[Metric]
+
+    def collect(self) -> Sequence[Metric]:
+        """Return them."""
+        return self.families
+
+
+@dataclass(frozen=True, slots=True)
 class _Handlers:
     """The handler of each route; their docstrings are OpenAPI's descriptions."""
 
@@ -42,34 +54,36 @@ class _Handlers:
 
     async def livez(self, verbose: Verbose = None) -> Response:
         """Should this process go on living; if not, restart it."""
-        checks = {"worker": self.core.models.failure_reason}
+        checks = {"worker": self.core.status.failure_reason}
         return _probe(checks, verbose, self._failed_candidates())
 
     async def readyz(self, verbose: Verbose = None) -> Response:
         """Should requests be sent here now."""
+        status = self.core.status
         checks = {
-            "model": self.core.models.not_loaded_reason,
-            "worker": self.core.models.failure_reason,
+            "model": status.not_loaded_reason,
+            "worker": status.failure_reason,
             "stop": "the service is stopping" if self.is_leaving() else None,
         }
-        ensembles = [served.ensemble for served in self.core.models.served.values()]
+        ensembles = [served.ensemble for served in status.served.values()]
         notices = [ensemble.notice for ensemble in ensembles if ensemble.notice]
         return _probe(checks, verbose, [*notices, *self._failed_candidates()])
 
     async def startupz(self, verbose: Verbose = None) -> Response:
         """Has the model been loaded, warmed and timed."""
-        return _probe({"model": self.core.models.not_loaded_reason}, verbose)
+        return _probe({"model": self.core.status.not_loaded_reason}, verbose)
 
     async def metrics(self, request: Request) -> Response:
         """Give the metrics in Prometheus's or OpenMetrics' format."""
         encode, media_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self.core.metrics.registry), media_type=media_type)
+        families = await self.core.collect()
+        return Response(encode(_Collected(families)), media_type=media_type)
 
     def _failed_candidates(self) -> list[str]:
         """Describe the failed shadow candidates, for which no probe fails."""
         return [
             f"{name}, a shadow candidate, does not work: {reason}"
-            for name, reason in self.core.models.excluded_reasons.items()
+            for name, reason in self.core.status.excluded_reasons.items()
         ]
 
 

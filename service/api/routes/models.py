@@ -97,14 +97,16 @@ class _Handlers:
 
     async def models(self) -> Models:
         """Tell what is served."""
-        models, candidate = self.core.models, self.core.shadow.share
-        models.find()  # raises NotReady until a model is loaded
+        status = self.core.status
+        status.find()  # raises NotReady until a model is loaded
         return Models(
-            default=models.default,
-            shadow=Candidate(model=candidate[0], share=candidate[1]) if candidate else None,
+            default=status.default,
+            shadow=Candidate(model=status.shadow[0], share=status.shadow[1])
+            if status.shadow
+            else None,
             models=[
                 _served(name, model.ensemble, self.settings)
-                for name, model in models.served.items()
+                for name, model in status.served.items()
             ],
         )
 
@@ -118,12 +120,12 @@ class _Handlers:
         """
         _check(request)
         await self.core.load(name, default=default, share=share)
-        return _served(name, self.core.models.find(name).ensemble, self.settings)
+        return _served(name, self.core.status.find(name).ensemble, self.settings)
 
     async def unload(self, request: Request, name: Name) -> Response:
         """Serve a model no more; what it has accepted is done."""
         _check(request)
-        self.core.models.unload(name)
+        await self.core.unload(name)
         return Response(status_code=204)
 
 

@@ -60,11 +60,9 @@ class Metrics(
     def watch(
         self,
         *,
-        ready: Callable[[], bool],
         backlog: Callable[[], Backlog],
         cached: Callable[[], int],
     ) -> None:
         """Call these at every scrape, for gauges that no event updates."""
-        self._ready.set_function(ready)
         self._cache_bytes.set_function(cached)
         self._watch_queue(backlog)

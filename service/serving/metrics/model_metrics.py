@@ -1,6 +1,6 @@
 """Metrics of the models that are served, their workers, and a shadow candidate."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -81,6 +81,10 @@ class ModelMetrics:
             ["process"],
             registry=registry,
         )
+
+    def is_ready(self, ready: Callable[[], bool]) -> None:
+        """Call `ready` at every scrape for whether the readiness probe succeeds."""
+        self._ready.set_function(ready)
 
     def serves(self, served: Mapping[str, tuple[Backend, float]]) -> None:
         """Publish these models and no others: each with its backend and the seconds of its load."""
