@@ -26,11 +26,14 @@ from service.errors import (
 from service.settings import Settings
 
 FIELD = "file"  # the name of a form's image parts
+# What other services and clients call them.
+ALIASES = ("data", "file[]", "files", "files[]", "image", "images")
 RAW = "application/octet-stream"  # accepted as image/* is, for an image that is the body
 COPIES = 2  # of a body in memory, as measured
 BUSY_RETRY = 1.0  # seconds; how long uploads take is not predictable
 _MAX_OTHER_PARTS = 16  # form fields, and file inputs left empty
 _MAX_FIELD = 2048  # bytes of a form field
+_IMAGES = frozenset({FIELD, *ALIASES})
 _CHARSET = "_charset_"  # names a form's encoding (RFC 7578); ignored
 
 
@@ -128,9 +131,10 @@ async def read(
 ) -> Form:
     """Read the `file` parts of a multipart body, or a raw image as the only one.
 
-    `fields` are the names of the form fields that may come with them. An empty file input of a
-    browser's form is ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`,
-    `InvalidParameter`, `UnsupportedType`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
+    Parts with one of the `ALIASES` are `file` parts, too. `fields` are the names of the form fields
+    that may come with them. An empty file input of a browser's form is ignored. Raises
+    `MalformedRequest`, `MissingFile`, `TooLarge`, `InvalidParameter`, `UnsupportedType`,
+    `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
     """
     _check_coding(request)
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -214,7 +218,7 @@ class _PartLimits:
             raise TooLarge(f"the request has over {self.max_files} parts; send fewer")
         if _is_unused(part):
             return
-        if part.name == FIELD:
+        if part.name in _IMAGES:
             self.files.add(number)
             if len(self.files) > self.max_files:
                 raise TooLarge(f"the request has over {self.max_files} images; send fewer")
@@ -232,21 +236,22 @@ def _is_unused(part: Part) -> bool:
     """Tell whether a part is empty so far, as a browser's of an empty file input."""
     if part.name == _CHARSET:
         return True
-    is_file = part.filename is not None or part.name in {None, "", FIELD}
+    is_file = part.filename is not None or part.name in {None, "", *_IMAGES}
     return is_file and not part.filename and not part.data
 
 
 def _form(parts: list[Part]) -> Form:
     """Give the images of a form and its fields; raises `MissingFile`."""
     used = [part for part in parts if not _is_unused(part)]
-    uploads = [Upload(part.filename, bytes(part.data)) for part in used if part.name == FIELD]
-    if not uploads:
-        if any(part.name == FIELD for part in parts):
-            raise MissingFile(f"the form's part {FIELD!r} is empty: no image was chosen")
-        raise MissingFile(f"there is no part named {FIELD!r}; send the image as one")
+    uploads = [Upload(part.filename, bytes(part.data)) for part in used if part.name in _IMAGES]
     fields = {
         part.name: part.data.decode("utf-8", "replace")
         for part in used
-        if part.name and part.name != FIELD
+        if part.name and part.name not in _IMAGES
     }
+    if not uploads:
+        if any(part.name in _IMAGES for part in parts):
+            raise MissingFile(f"the form's part {FIELD!r} is empty: no image was chosen")
+        among = f", only {', '.join(fields)}" if fields else ""
+        raise MissingFile(f"there is no part named {FIELD!r}{among}; send the image as one")
     return Form(uploads, fields)

@@ -21,7 +21,7 @@ from starlette.types import Message
 from test_classify import JPEG, Gate, assert_problem, parts, plain, service, top
 
 from service.api import multipart
-from service.api.uploads import BUSY_RETRY, Bounds, Budget, Form, Share, Upload, read
+from service.api.uploads import ALIASES, BUSY_RETRY, Bounds, Budget, Form, Share, Upload, read
 from service.errors import (
     CompressedBody,
     InvalidParameter,
@@ -204,6 +204,19 @@ UNCHOSEN = (
 )
 
 
+@pytest.mark.parametrize("name", ["file", *ALIASES])
+def test_images_have_the_names_that_other_clients_give_them(name: str) -> None:
+    several = value(name.encode(), b"x") + file(b"y") + value(name.encode(), b"")
+    assert [upload.data for upload in received(sending([several, END]))] == [b"x", b"y"]
+    with pytest.raises(TooLarge, match="over 3 images"):
+        received(sending([several + file(b"z"), value(name.encode(), b"x")]))
+
+
+def test_a_form_without_an_image_names_the_fields_that_it_has() -> None:
+    with pytest.raises(MissingFile, match="no part named 'file', only views, model; send"):
+        received(sending([value(b"views", b"ten"), value(b"model", b"a"), END]))
+
+
 @pytest.mark.parametrize("unchosen", UNCHOSEN)
 def test_a_file_that_was_not_chosen_is_ignored(unchosen: bytes) -> None:
     for body in (unchosen + file(b"x"), file(b"x") + unchosen, file(b"x") * 3 + unchosen):
@@ -219,7 +232,7 @@ def test_a_form_in_which_no_file_was_chosen_says_so() -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (b"files", "'files'; did you mean file?"),
+        (b"fil", "'fil'; did you mean file?"),
         (b"view", "'view'; did you mean views?"),
         (b"photo", "'photo'; there are file, model, views"),
         (b"<script>", "of that name; there are"),
@@ -289,7 +302,7 @@ def test_a_body_with_content_encoding_identity_is_read(coding: str) -> None:
         (BODY[:-30], MalformedRequest),
         (file(b"x") + b"--b", MalformedRequest),
         (b"no boundary" + BODY, MalformedRequest),
-        (value(b"files", b"x") + END, InvalidParameter),
+        (value(b"fil", b"x") + END, InvalidParameter),
         (value(b"FILE", b"x") + END, InvalidParameter),
         (value(b"view", b"") + file(b"x") + END, InvalidParameter),
         (value(b"views", b"x" * 2049) + file(b"x") + END, InvalidParameter),

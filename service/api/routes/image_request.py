@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import parameters
-from service.api.uploads import FIELD, RAW, Bounds, Budget, Upload, read
+from service.api.uploads import ALIASES, FIELD, RAW, Bounds, Budget, Upload, read
 from service.imaging import image_decoder
 from service.serving.core import Core
 from service.serving.predictor import Predictor
@@ -45,7 +45,13 @@ class ImageHeaders(BaseModel):
 
 def body(max_files: int, fields: type[ImageQuery]) -> dict[str, Any]:
     """Describe the request's body for OpenAPI; the handler reads it, not FastAPI."""
-    images = {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": max_files}
+    images = {
+        "type": "array",
+        "items": _BINARY,
+        "minItems": 1,
+        "maxItems": max_files,
+        "description": f"other names of it: {', '.join(ALIASES)}",
+    }
     form = {
         "type": "object",
         "required": [FIELD],
