@@ -15,6 +15,10 @@ from test_docs import blocks
 
 ADDRESS = "localhost:8000"
 PAGE = ROOT / "docs/clients.md"
+REACT = [
+    ROOT / f".venv-clients/node_modules/{name}/umd/{name}.production.min.js"
+    for name in ("react", "react-dom")
+]
 COMMANDS = {
     "javascript": ("node", ["node", "example.mjs"]),
     "java": ("javac", ["java", "example.java"]),
@@ -83,7 +87,7 @@ def submit(page: Page) -> None:
     page.click("button")
 
 
-ACTIONS = {"output": [choose, drop, lambda _: None], "body": [submit]}
+ACTIONS = {"output": [choose, drop, lambda _: None, choose], "body": [submit]}
 STEPS = [(where, action) for where, actions in ACTIONS.items() for action in actions]
 
 
@@ -94,12 +98,18 @@ def test_an_example_works_in_a_page_of_another_origin(
     pages = examples("html", port)
     assert len(pages) == len(STEPS)
     where, action = STEPS[number]
+    scripts = {f"/{path.name}": path for path in REACT}
+    if any(path.name in pages[number] and not path.exists() for path in REACT):
+        missing("React (make clients)")
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
+        script = scripts.get(handler.path)
+        kind = "text/javascript" if script else "text/html; charset=utf-8"
         handler.send_response(200)
-        handler.send_header("Content-Type", "text/html; charset=utf-8")
+        handler.send_header("Content-Type", kind)
         handler.end_headers()
-        handler.wfile.write(b"<!DOCTYPE html>" + pages[number].encode())
+        whole = f"<!DOCTYPE html>{pages[number]}".encode()
+        handler.wfile.write(script.read_bytes() if script else whole)
 
     with website(answer) as address:
         page = chromium.new_page()
