@@ -6,12 +6,13 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from conftest import answered, fake_backend
+from conftest import answered, colour_or_map, fake_backend
 from starlette.testclient import TestClient
 from test_auth import KEY, digests
 from test_classify import (
@@ -178,6 +179,24 @@ def test_images_are_admitted_together() -> None:
     assert_problem(refused, 504, "deadline_exceeded")
 
 
+def test_an_image_that_has_to_leave_room_is_tried_again() -> None:
+    """Behind a job of six seconds twelve more fit, but single ones leave room for another such."""
+    gate = Gate()
+    settings = Settings(model="fake", views="single", timeout_seconds=20)
+    slow = fake_backend(gate, seconds_per_row=1, sizes=[1])
+    with service(lambda *_: slow, settings) as client, ThreadPoolExecutor() as threads:
+        with gate.shut():
+            first = threads.submit(client.post, "/classify", files=parts(*[plain("blue")] * 6))
+            assert gate.entered.wait(10)
+            files = parts(*[plain("red")] * 12)
+            second = threads.submit(client.post, "/classify", files=files, headers=LINES)
+            while gauge(client, "googlenet_queue_rows") < 12:
+                time.sleep(0.01)
+        assert first.result().status_code == 200
+        answers = lines(second.result())
+    assert [line["predictions"][0]["label"] for line in answers] == ["red"] * 12
+
+
 def test_a_key_is_charged_once_and_needed() -> None:
     keyed = SETTINGS.model_copy(update={"api_key_hashes": digests(web=KEY)})
     with service(lambda *_: fake_backend(), keyed) as client:
@@ -234,6 +253,14 @@ def test_a_member_that_cannot_be_unpacked_fails_alone(client: TestClient) -> Non
     assert_describes(odd["error"], 422, "unreadable_image")
     assert "broken in its archive" in odd["error"]["detail"]
     assert good["predictions"][0]["label"] == "blue"
+
+
+def test_an_archive_of_one_image_is_explained() -> None:
+    with service(lambda *_: fake_backend(colour_or_map, explains=True)) as client:
+        whole = packed({"red.png": plain("red")})
+        for body, status in ((whole, 200), (whole.replace(b"red.png", b"red.pnG", 1), 422)):
+            sent = client.post("/explain", content=body, headers={"content-type": ZIP})
+            assert sent.status_code == status, sent.text
 
 
 REFUSED = {

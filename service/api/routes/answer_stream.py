@@ -19,6 +19,7 @@ from service.serving.predictor import Predictor, PredictRequest, PredictResponse
 from service.settings import PlanName
 
 MEDIA_TYPE = "application/x-ndjson"
+_WAIT = 0.05  # seconds at least, before an image is tried again
 _PLACE = {
     "index": {"type": "integer", "description": "place of the image in the request, from 0"},
     "filename": {"type": ["string", "null"]},
@@ -122,7 +123,7 @@ async def _predict(
             seconds = deadline - time.monotonic()
             return index, await model.predict(replace(request, seconds=seconds))
         except ServiceError as error:
-            wait = error.retry_after if isinstance(error, Overloaded) else math.inf
+            wait = max(_WAIT, error.retry_after) if isinstance(error, Overloaded) else math.inf
             if time.monotonic() + wait >= deadline:
                 return index, PredictResponse(model.ensemble, plan, [error])
             await asyncio.sleep(wait)
