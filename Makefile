@@ -8,7 +8,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 BIN    := $(VENV)/bin
 
-.PHONY: floors run test test-all bench digits lenet5 image lock audit sbom tools clients proto check fuzz soak install clean
+.PHONY: floors run test test-all bench digits lenet5 image lock audit sbom tools packages clients proto check fuzz soak install clean
 
 run: install ## Serve MODEL on HOST:PORT; with WEIGHTS=FILE, import that file first
 	$(if $(WEIGHTS),$(BIN)/googlenet-service models import $(MODEL) $(WEIGHTS))
@@ -92,9 +92,11 @@ sbom: $(VENV)/.dev ## SBOM of the CPU image with MODEL's weights: CycloneDX, in 
 		deploy/requirements.txt \
 		| $(BIN)/python deploy/sbom.py $(SBOM) $(subst $(comma), ,$(MODEL))
 
-tools: clients ## Tools for tests (needs root): Prometheus, a browser, Open Inference clients
-	which promtool chromium >/dev/null \
-		|| { apt-get update -q && apt-get install -qy --no-install-recommends prometheus chromium fonts-dejavu-core; }
+tools: packages clients ## Tools for tests (needs root): Prometheus, a browser, clients and their languages
+
+packages: ## Its system packages
+	which promtool chromium npm javac go >/dev/null \
+		|| { apt-get update -q && apt-get install -qy --no-install-recommends prometheus chromium fonts-dejavu-core npm default-jdk-headless golang-go; }
 
 check: $(VENV)/.dev ## Format, lint, types, layers of imports
 	$(BIN)/ruff format --check .
@@ -104,13 +106,16 @@ check: $(VENV)/.dev ## Format, lint, types, layers of imports
 
 CLIENTS := .venv-clients
 
-clients: $(CLIENTS)/.made ## Triton's and KServe's clients, for tests
+clients: $(CLIENTS)/.made $(CLIENTS)/node_modules ## Triton's and KServe's clients, React, for tests
 
 # In their own environment: they need older libraries than the service.
 $(CLIENTS)/.made:
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --disable-pip-version-check --quiet 'tritonclient[http,grpc]>=2.60' 'kserve>=0.15'
 	touch $@
+
+$(CLIENTS)/node_modules: | $(CLIENTS)/.made
+	npm install --silent --no-package-lock --prefix $(CLIENTS) react@18 react-dom@18
 
 FLOORS := .venv-floors
 # Without torch, whose build depends on the device.

@@ -10,7 +10,7 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from service.api import multipart, parameters
+from service.api import archive_body, multipart, parameters
 from service.api.multipart import Part
 from service.errors import (
     BodyTimeout,
@@ -20,9 +20,11 @@ from service.errors import (
     MalformedRequest,
     MissingFile,
     Overloaded,
+    ServiceError,
     TooLarge,
     UnsupportedType,
 )
+from service.imaging.archives import Kind
 from service.settings import Settings
 
 FIELD = "file"  # the name of a form's image parts
@@ -39,10 +41,14 @@ _CHARSET = "_charset_"  # names a form's encoding (RFC 7578); ignored
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image as received; its file name is for the response only."""
+    """One image as received; its file name is for the response only.
+
+    An image of an archive that cannot be read has no data but an `error`.
+    """
 
     filename: str | None
     data: bytes
+    error: ServiceError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +135,12 @@ class Bounds:
 async def read(
     request: Request, bounds: Bounds, share: Share, fields: Collection[str] = ()
 ) -> Form:
-    """Read the `file` parts of a multipart body, or a raw image as the only one.
+    """Read the `file` parts of a multipart body, an archive's images, or a raw image.
 
     Parts with one of the `ALIASES` are `file` parts, too. `fields` are the names of the form fields
     that may come with them. An empty file input of a browser's form is ignored. Raises
     `MalformedRequest`, `MissingFile`, `TooLarge`, `InvalidParameter`, `UnsupportedType`,
-    `BodyTimeout`, `Overloaded` or `ClientDisconnected`.
+    `BodyTimeout`, `Overloaded` or `ClientDisconnected`, and `UnreadableImage` for a broken archive.
     """
     _check_coding(request)
     kind, options = parse_options_header(request.headers.get("content-type"))
@@ -146,8 +152,11 @@ async def read(
             return _form(parts)
         if kind.startswith(b"image/") or kind == RAW.encode():
             return Form([await _raw(chunks)], {})
+        if archive := archive_body.KINDS.get(kind.decode("latin-1")):
+            return Form(await _unpacked((await _raw(chunks)).data, archive, bounds, share), {})
     raise UnsupportedType(
-        "send multipart/form-data with a `file` part, or the image itself as image/*"
+        "send multipart/form-data with a `file` part, the image itself as image/*, or "
+        "several as application/zip or application/x-tar"
     )
 
 
@@ -201,6 +210,18 @@ async def _raw(chunks: AsyncIterator[bytes]) -> Upload:
     if not data:
         raise MalformedRequest("the body is empty; send an image")
     return Upload(None, data)
+
+
+async def _unpacked(body: bytes, kind: Kind, bounds: Bounds, share: Share) -> list[Upload]:
+    images = archive_body.images(body, kind, max_bytes=bounds.nbytes, max_images=bounds.files)
+    uploads = []
+    async for name, image in images:
+        if isinstance(image, bytes):
+            share.add(len(image))
+            uploads.append(Upload(name, image))
+        else:
+            uploads.append(Upload(name, b"", image))
+    return uploads
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from service.cli import console, evaluate, progress
 from service.errors import BulkError
+from service.imaging.archives import IsNew, Source
 from service.imaging.image_folder import LeftOut
 from service.offline.bulk import (
     image_source,
@@ -26,7 +27,6 @@ from service.offline.bulk import (
     results_file,
     results_parquet,
 )
-from service.offline.bulk.image_source import IsNew, Source
 from service.offline.bulk.local_runner import Put
 from service.offline.bulk.results_file import CSV, JSONL, Origin, ResultsFile, Row
 from service.serving.classifier import Classifier

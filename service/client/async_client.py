@@ -1,7 +1,9 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -11,8 +13,18 @@ from service.client.errors import ClientError
 from service.client.image_input import ImageInput
 from service.client.options import CallOptions, ClassifyOptions, ExplainOptions
 from service.client.results import Explanation, Models, Ranking
-from service.client.steps import Read, Response, Send, Sleep, Steps
-from service.client.transport import SEND_ERRORS, BaseClient
+from service.client.steps import (
+    Give,
+    NextLine,
+    Read,
+    Response,
+    Send,
+    Sleep,
+    Step,
+    Steps,
+    StepsOfMany,
+)
+from service.client.transport import OK, SEND_ERRORS, BaseClient
 
 T = TypeVar("T")
 
@@ -39,6 +51,12 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
     ) -> list[Ranking | ClientError]:
         """Rank each image's labels, or return its error; the timeout is for all of them."""
         return await self._run(bulk.classify_all(images, options, self._context(options)))
+
+    def classify_stream(
+        self, images: Iterable[ImageInput], **options: Unpack[ClassifyOptions]
+    ) -> AsyncIterator[tuple[int, Ranking | ClientError]]:
+        """Rank each image's labels, for `async for`; see `Client.classify_stream`."""
+        return self._run_stream(bulk.classify_stream(images, options, self._context(options)))
 
     async def wait_reachable(self, **options: Unpack[CallOptions]) -> None:
         """Wait for a response of any status; raises `ClientError` if none comes in time."""
@@ -69,7 +87,25 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
                 return result
             outcome = await self._do(step)
 
-    async def _do(self, step: Send | Sleep | Read) -> object:
+    async def _run_stream(self, steps: StepsOfMany) -> AsyncIterator[tuple[int, Any]]:
+        outcome: object = None
+        async with AsyncExitStack() as opened:
+            while True:
+                try:
+                    step = steps.send(outcome)
+                except StopIteration:
+                    return
+                outcome = None
+                match step:
+                    case Give():
+                        yield step.index, step.outcome
+                    case Send(is_streamed=True):
+                        await opened.aclose()
+                        outcome = await self._open_stream(step, opened)
+                    case _:
+                        outcome = await self._do(step)
+
+    async def _do(self, step: Step) -> object:
         match step:
             case Read(bytes() as data):
                 return data  # a thread would cost more
@@ -77,7 +113,9 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
                 return await asyncio.to_thread(image_input.read, image)
             case Send():
                 return await self._send(step)
-            case _:
+            case NextLine():
+                return await self._next_line(step)
+            case Sleep():
                 await asyncio.sleep(step.seconds)
                 return None
 
@@ -88,3 +126,22 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         except SEND_ERRORS as error:
             return self._send_error(error)
         return self._response(response, response.content)
+
+    async def _open_stream(self, step: Send, opened: AsyncExitStack) -> Response | ClientError:
+        try:
+            async with asyncio.timeout(step.seconds):
+                stream = self._http.stream(**self._request_options(step))
+                response = await opened.enter_async_context(stream)
+                if response.status_code == OK:
+                    return replace(self._response(response, b""), lines=response.aiter_lines())
+                return self._response(response, await response.aread())
+        except SEND_ERRORS as error:
+            return self._send_error(error)
+
+    async def _next_line(self, step: NextLine) -> bytes | ClientError | None:
+        try:
+            async with asyncio.timeout(step.seconds):
+                line: str | None = await anext(step.response.lines, None)
+        except SEND_ERRORS as error:
+            return self._send_error(error)
+        return line.encode() if line else None

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx2
@@ -11,8 +13,18 @@ from service.client.errors import ClientError
 from service.client.image_input import ImageInput
 from service.client.options import CallOptions, ClassifyOptions, ExplainOptions
 from service.client.results import Explanation, Models, Ranking
-from service.client.steps import Read, Response, Send, Sleep, Steps
-from service.client.transport import SEND_ERRORS, BaseClient
+from service.client.steps import (
+    Give,
+    NextLine,
+    Read,
+    Response,
+    Send,
+    Sleep,
+    Step,
+    Steps,
+    StepsOfMany,
+)
+from service.client.transport import OK, SEND_ERRORS, BaseClient
 
 T = TypeVar("T")
 
@@ -50,6 +62,16 @@ class Client(BaseClient[httpx2.Client]):
         """Rank each image's labels, or return its error; the timeout is for all of them."""
         return self._run(bulk.classify_all(images, options, self._context(options)))
 
+    def classify_stream(
+        self, images: Iterable[ImageInput], **options: Unpack[ClassifyOptions]
+    ) -> Iterator[tuple[int, Ranking | ClientError]]:
+        """Rank each image's labels; gives its place and its ranking or error when it is there.
+
+        The timeout is for all of them. A request that is refused is retried; one whose response
+        ends too soon is not: its images without a ranking have that error.
+        """
+        return self._run_stream(bulk.classify_stream(images, options, self._context(options)))
+
     def wait_reachable(self, **options: Unpack[CallOptions]) -> None:
         """Wait for a response of any status; raises `ClientError` if none comes in time."""
         self._run(exchange.wait_reachable(self._context(options)))
@@ -79,13 +101,33 @@ class Client(BaseClient[httpx2.Client]):
                 return result
             outcome = self._do(step)
 
-    def _do(self, step: Send | Sleep | Read) -> object:
+    def _run_stream(self, steps: StepsOfMany) -> Iterator[tuple[int, Any]]:
+        outcome: object = None
+        with ExitStack() as opened:
+            while True:
+                try:
+                    step = steps.send(outcome)
+                except StopIteration:
+                    return
+                outcome = None
+                match step:
+                    case Give():
+                        yield step.index, step.outcome
+                    case Send(is_streamed=True):
+                        opened.close()
+                        outcome = self._open_stream(step, opened)
+                    case _:
+                        outcome = self._do(step)
+
+    def _do(self, step: Step) -> object:
         match step:
             case Read(image):
                 return image_input.read(image)
             case Send():
                 return self._send(step)
-            case _:
+            case NextLine():
+                return self._next_line(step)
+            case Sleep():
                 time.sleep(step.seconds)
                 return None
 
@@ -98,6 +140,24 @@ class Client(BaseClient[httpx2.Client]):
                 return self._response(response, body)
         except SEND_ERRORS as error:
             return self._send_error(error)
+
+    def _open_stream(self, step: Send, opened: ExitStack) -> Response | ClientError:
+        try:
+            response = opened.enter_context(self._http.stream(**self._request_options(step)))
+            if response.status_code == OK:
+                return replace(self._response(response, b""), lines=response.iter_lines())
+            return self._response(response, response.read())
+        except SEND_ERRORS as error:
+            return self._send_error(error)
+
+    def _next_line(self, step: NextLine) -> bytes | ClientError | None:
+        try:
+            if step.seconds <= 0:
+                raise TimeoutError
+            line: str | None = next(step.response.lines, None)
+        except SEND_ERRORS as error:
+            return self._send_error(error)
+        return line.encode() if line else None
 
 
 def _until(deadline: float, parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -11,7 +11,9 @@ from service.client.steps import CallContext, Request, Response, Send, Sleep, St
 T = TypeVar("T")
 
 
-def exchange(request: Request, context: CallContext) -> Steps[Response]:
+def exchange(
+    request: Request, context: CallContext, *, is_streamed: bool = False
+) -> Steps[Response]:
     """Send a request until its response has status 200; raises the last error."""
     failures = retries.Failures()
     outcome: Response | ClientError
@@ -19,7 +21,7 @@ def exchange(request: Request, context: CallContext) -> Steps[Response]:
     while True:
         if (remaining := context.remaining) <= 0:
             raise outcome
-        outcome = yield Send(request, remaining)
+        outcome = yield Send(request, remaining, is_streamed)
         if isinstance(outcome, Response):
             if outcome.status == 200:  # noqa: PLR2004 - HTTP's
                 return outcome

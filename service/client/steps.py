@@ -33,6 +33,7 @@ class Response:
     headers: Mapping[str, str]
     body: bytes
     proxy: str | None = None  # that it came through
+    lines: Any = None  # of one that is streamed: an iterator of the client that runs the call
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,23 @@ class Send:
 
     request: Request
     seconds: float  # until the call's deadline
+    is_streamed: bool = False  # the body of a response with status 200 is read by `NextLine`
+
+
+@dataclass(frozen=True, slots=True)
+class NextLine:
+    """Read a line of a streamed response; its result is None at the end, or a `ClientError`."""
+
+    response: Response
+    seconds: float  # until the call's deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Give the result of one image of several to the caller; its own result is None."""
+
+    index: int  # the image's place among them
+    outcome: Any  # a `Ranking` or a `ClientError`
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +75,9 @@ class Read:
     image: ImageInput
 
 
-Steps = Generator[Send | Sleep | Read, Any, T]
+Step = Send | NextLine | Sleep | Read
+Steps = Generator[Step, Any, T]
+StepsOfMany = Generator[Step | Give, Any, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ H = TypeVar("H", httpx2.Client, httpx2.AsyncClient)
 DEFAULT_TIMEOUT = 30.0  # seconds
 MAX_TIMEOUT = 7 * 24 * 3600.0  # seconds; a socket's own may not be over 24 days
 
+OK = 200  # HTTP's
 SEND_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError)
 
 OnRetry = Callable[[ClientError, float], None]

@@ -98,18 +98,24 @@ class Classifier:
         return _FEWEST_VIEWS
 
     def admit(
-        self, *, plan: str, seconds: float, maps: bool = False, background: bool = False
+        self,
+        *,
+        plan: str,
+        seconds: float,
+        images: int = 1,
+        maps: bool = False,
+        background: bool = False,
     ) -> None:
-        """Raise what a request with one image would be refused with now.
+        """Raise what a request with so many images would be refused with now.
 
         With `maps`, it is admitted for both its classification and its explanation.
         """
         jobs = self._jobs(plan)
-        specs = self._lately.specs(jobs)
+        specs = [*self._lately.specs(jobs)] * images
         self._batcher.admit(
             [*specs, *jobs.maps] if maps and self.ensemble.explains else specs,
             seconds,
-            decode_wait=self._decoding.decode_wait(1, background=background),
+            decode_wait=self._decoding.decode_wait(images, background=background),
             background=background,
         )
 

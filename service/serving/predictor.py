@@ -6,7 +6,6 @@ requests to the shadow candidate, and counts each image.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Protocol
 
 from service.errors import MalformedRequest, ServiceError
@@ -26,14 +25,24 @@ EMPTY = "an image is empty; send its bytes"
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """Images, and how to classify them."""
+    """Images, and how to classify them; an error stands for an image that could not be read."""
 
-    images: Sequence[ImageInput]
+    images: Sequence[ImageInput | ServiceError]
     views: Views
     top_k: int
     seconds: float  # left until its deadline
     background: bool = False
     gone: Callable[[], Awaitable[None]] = never  # returns when the client has disconnected
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitRequest:
+    """What decides whether images are admitted that will be predicted one by one."""
+
+    images: int
+    views: Views
+    seconds: float  # left until their deadline
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,12 @@ class Predictor(Protocol):
         Raises `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of them.
         """
 
+    async def admit(self, request: AdmitRequest) -> PlanName:
+        """Choose the views of images that will be predicted one by one.
+
+        Raises what `predict` would raise for all of them together now.
+        """
+
     async def explain(self, request: ExplainRequest) -> Explanation:
         """Compute an image's class activation maps; raises what `Classifier.explain` does."""
 
@@ -106,14 +121,18 @@ class LocalPredictor:
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Classify all images of a request; count them, and offer them to the shadow candidate."""
-        plan = self._plan(request)
-        sent = [len(image) > 0 for image in request.images]
-        images = [*compress(request.images, sent)]
+        plan = self._plan(
+            request.views, len(request.images), request.seconds, background=request.background
+        )
+        errors = [*map(_error, request.images)]
+        images = [
+            image for image in request.images if not isinstance(image, ServiceError) and len(image)
+        ]
         classified = await self._classify(plan, request, images)
         if self.shadow:
             self.shadow.offer(images, plan, classified)
         rest = iter(classified)
-        answers = [next(rest) if is_sent else MalformedRequest(EMPTY) for is_sent in sent]
+        answers = [error or next(rest) for error in errors]
         request_stats.count(self.metrics, plan, answers, background=request.background)
         return PredictResponse(self.ensemble, plan, answers)
 
@@ -133,11 +152,17 @@ class LocalPredictor:
             request.image, request.heat, seconds=request.seconds, gone=request.gone
         )
 
-    def _plan(self, request: PredictRequest) -> PlanName:
-        if request.views != AUTO:
-            return request.views
-        count, background = len(request.images), request.background
-        return self.classifier.choose_views(count, request.seconds, background=background)
+    async def admit(self, request: AdmitRequest) -> PlanName:
+        """Choose the views of images that will be predicted one by one."""
+        images, seconds, background = request.images, request.seconds, request.background
+        plan = self._plan(request.views, images, seconds, background=background)
+        self.classifier.admit(plan=plan, images=images, seconds=seconds, background=background)
+        return plan
+
+    def _plan(self, views: Views, images: int, seconds: float, *, background: bool) -> PlanName:
+        if views != AUTO:
+            return views
+        return self.classifier.choose_views(images, seconds, background=background)
 
     async def _classify(
         self, plan: PlanName, request: PredictRequest, images: Sequence[ImageInput]
@@ -152,3 +177,10 @@ class LocalPredictor:
             background=request.background,
             gone=request.gone,
         )
+
+
+def _error(image: ImageInput | ServiceError) -> ServiceError | None:
+    """Return the error of an image that is not classified."""
+    if isinstance(image, ServiceError):
+        return image
+    return None if len(image) else MalformedRequest(EMPTY)

@@ -94,6 +94,10 @@ class Gate:
         assert self._opened.wait(20)
         return mean_colour(batch)
 
+    def open(self) -> None:
+        """Let through all that waits, and what comes."""
+        self._opened.set()
+
     @contextmanager
     def shut(self) -> Iterator[None]:
         """Let nothing through; afterwards all of it."""
@@ -102,7 +106,7 @@ class Gate:
         try:
             yield
         finally:
-            self._opened.set()
+            self.open()
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.schemas import BaseSchema
 from starlette.types import Receive, Scope, Send
+from test_answer_stream import packed
 from test_label_options import LABELS
 
+from service.api import archive_body
 from service.api.auth import api_keys
 from service.api.middleware.auth import OPEN
 from service.api.statuses import CLIENT_CLOSED_REQUEST, HTTP
@@ -44,7 +46,8 @@ def image(kind: str) -> bytes:
 # What no generator of strings would find: bodies that are what their schema says they are.
 IMAGES = {kind: image(kind.removeprefix("image/")) for kind in image_decoder.MEDIA_TYPES}
 schemathesis.openapi.format("binary", st.sampled_from([*IMAGES.values()]))
-for kind, data in IMAGES.items():
+ARCHIVES = {kind: packed({"red.png": image("PNG")}, kind) for kind in archive_body.KINDS}
+for kind, data in (IMAGES | ARCHIVES).items():
     schemathesis.openapi.media_type(kind, st.just(data))
 
 
@@ -175,7 +178,7 @@ def test_the_body_of_classify_is_documented_in_every_form() -> None:
     body = operation("/classify")["post"]["requestBody"]
     assert body["required"] is True
     assert {*body["content"]} == {
-        *("multipart/form-data", "application/octet-stream", *image_decoder.MEDIA_TYPES)
+        *("multipart/form-data", "application/octet-stream", *image_decoder.MEDIA_TYPES, *ARCHIVES)
     }
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
 

@@ -5,13 +5,14 @@ import hashlib
 import io
 import itertools
 import json
+import operator
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,16 +65,20 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Make one call with either client."""
+    """Make one call with either client; what it gives one by one is a list."""
 
     def blocking(url: str, call: str, *what: Any, about: Any = None, **how: Any) -> Any:
         with Client(url, **(about or {})) as client:
-            return getattr(client, call)(*what, **how)
+            result = getattr(client, call)(*what, **how)
+            return [*result] if isinstance(result, Iterator) else result
 
     def on_a_loop(url: str, call: str, *what: Any, about: Any = None, **how: Any) -> Any:
         async def main() -> Any:
             async with AsyncClient(url, **(about or {})) as client:
-                return await getattr(client, call)(*what, **how)
+                result = getattr(client, call)(*what, **how)
+                if isinstance(result, AsyncIterator):
+                    return [one async for one in result]
+                return await result
 
         return asyncio.run(main())
 
@@ -186,15 +191,19 @@ def test_a_label_set_is_a_value(ask: Ask) -> None:
     assert (caught.value.code, caught.value.status) == ("not_calibrated", 409)
 
 
-def test_classify_all_keeps_the_order_and_sends_smaller_requests_after_413(
-    ask: Ask, url: str, tmp_path: Path
+@pytest.mark.parametrize("call", ["classify_all", "classify_stream"])
+def test_many_images_are_sent_in_smaller_requests_after_413(
+    call: str, ask: Ask, url: str, tmp_path: Path
 ) -> None:
     colours = [*itertools.islice(itertools.cycle(LABELS), 40)]
     images: list[Any] = [plain(colour) for colour in colours]
     images[5] = images[5][:-30]
     images[7] = tmp_path / "gone.png"
     images[20] = bytes(5000)  # more than a body may have
-    results = ask(url, "classify_all", iter(images), top_k=1)
+    results = ask(url, call, iter(images), top_k=1)
+    if call == "classify_stream":  # in any order
+        places, results = zip(*sorted(results, key=operator.itemgetter(0)), strict=True)
+        assert [*places] == [*range(40)]
     assert len(results) == 40
     bad = {n: result for n, result in enumerate(results) if not isinstance(result, Ranking)}
     assert {n: (type(error), error.code) for n, error in bad.items()} == {
@@ -278,7 +287,67 @@ def test_a_real_photo_has_the_same_result_as_over_http(
     assert bad.status == 415
 
 
+def test_a_stream_gives_a_result_before_the_others_are_there() -> None:
+    gate = Gate()
+    with live(fake_backend(gate)) as url, Client(url) as client, gate.shut():
+        results = client.classify_stream([plain("red"), b"none", plain("blue")])
+        place, error = next(results)
+        assert isinstance(error, Rejected)
+        assert (place, error.code) == (1, "unsupported_type")
+        gate.open()
+        rest = sorted((place, one.best.label) for place, one in results if isinstance(one, Ranking))
+    assert rest == [(0, "red"), (2, "blue")]
+
+
+def test_real_photos_have_the_same_rankings_in_a_stream(
+    ask: Ask, served: Served, shared: Path
+) -> None:
+    url = f"http://{HOST}:{served.port}"
+    photos = [shared / f"photos/flickr/{name}.jpg" for name in ("beagle", "tractor", "koala")]
+    together = ask(url, "classify_all", photos, views="single")
+    streamed = dict(ask(url, "classify_stream", photos, views="single"))
+    for place, ranking in enumerate(together):
+        assert [one.index for one in streamed[place].predictions] == [
+            one.index for one in ranking.predictions
+        ]
+        for ours, theirs in zip(streamed[place].predictions, ranking.predictions, strict=True):
+            assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
+
+
 # Errors.
+
+
+@pytest.mark.parametrize("end", [b"", b"none\n", b'{"index": 0}\n', b'{"index": 9}\n'])
+def test_images_without_a_line_have_the_error_that_ended_the_stream(ask: Ask, end: bytes) -> None:
+    body = json.dumps({"index": 1, **ONE}).encode() + b"\n" + end
+    with misbehaving(answered(body)) as (url, asked):
+        results = ask(url, "classify_stream", [plain("red")] * 3)
+    assert [place for place, _ in results] == [1, 0, 2]
+    assert isinstance(results[0][1], Ranking)
+    assert {type(error) for _, error in results[1:]} == {Failed if end else Unreachable}
+    assert len(asked) == 1
+
+
+def test_a_stream_that_is_refused_is_retried(ask: Ask) -> None:
+    problem = json.dumps({"detail": "busy", "code": "overloaded", "retry_after_ms": 1}).encode()
+    good = answered(json.dumps({"index": 0, **ONE}).encode() + b"\n")
+    with misbehaving(answered(problem, "503 Busy"), good) as (url, asked):
+        ((place, ranking),) = ask(url, "classify_stream", [plain("red")])
+    assert (place, ranking.best.label, len(asked)) == (0, "red", 2)
+    assert b"accept: application/x-ndjson" in asked[0].lower()
+
+
+def test_a_stream_that_stops_times_out(ask: Ask) -> None:
+    body = json.dumps({"index": 1, **ONE}).encode() + b"\n"
+
+    def stop(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + body)
+        connection.recv(1)  # until the client has given up
+
+    with misbehaving(stop) as (url, _):
+        results = ask(url, "classify_stream", [plain("red")] * 2, timeout=0.5)
+    assert [place for place, _ in results] == [1, 0]
+    assert isinstance(results[1][1], TimedOut)
 
 
 def test_a_broken_image_is_rejected(ask: Ask, url: str) -> None:

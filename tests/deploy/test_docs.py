@@ -6,6 +6,7 @@ The language of a fenced block says what is done with it:
 - `python` is run by our Python, or that of .venv-clients if it imports Triton's client.
 - `toml` is written to the file that its first line names.
 - `text` cannot be run here; its first line says what it needs.
+- `html`, `javascript`, `java` and `go` are run by `test_client_examples.py`.
 - `json`, `mermaid` and `yaml` are examples. There are no other languages.
 """
 
@@ -68,6 +69,7 @@ def test_the_reference_has_every_error_and_every_status() -> None:
 
 EXAMPLES = ("sh", "python", "toml")
 SHOWN = ("json", "mermaid", "yaml")
+CLIENTS = ("html", "javascript", "java", "go")
 DOCUMENTS = sorted(
     page
     for folder in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md")
@@ -130,7 +132,7 @@ RUN = sorted({block.page for block in BLOCKS if block.language in EXAMPLES})
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_that_is_not_run_says_why(block: Block) -> None:
-    assert block.language in (*EXAMPLES, *SHOWN, "text")
+    assert block.language in (*EXAMPLES, *SHOWN, *CLIENTS, "text")
     if block.language == "text":
         assert block.text.startswith("# needs "), "its first line is to say why it is not run"
 

@@ -41,6 +41,7 @@ from service.cli import parser
 from service.client import Client, Ranking, Unavailable, Unreachable
 from service.engine.prepared_image import PreparedImage
 from service.errors import BulkError, InferenceFailed, ServiceError
+from service.imaging.archives import Source
 from service.models import store
 from service.models.ensemble import Probabilities
 from service.models.store import MANIFEST, Store
@@ -52,7 +53,6 @@ from service.offline.bulk import (
     results_parquet,
 )
 from service.offline.bulk.aimd_window import MOST, AimdWindow
-from service.offline.bulk.image_source import Source
 from service.offline.bulk.results_file import CSV, JSONL, Format, Row
 from service.scheduling.types import Batch
 from service.serving import factory

@@ -1,6 +1,7 @@
 """POST /classify."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,11 +16,13 @@ from service.api import problem_details
 from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
-from service.api.routes import label_sets
+from service.api.routes import answer_stream, label_sets
+from service.api.routes.answer_stream import LinesResponse, predict_each
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
     PRIORITY,
     ImageHeaders,
+    Received,
     Receiver,
     body,
     gone,
@@ -35,6 +38,7 @@ from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
 from service.models import conformal
+from service.models.conformal import Promise
 from service.serving import request_stats
 from service.serving.core import Core
 from service.serving.predictor import PredictRequest, PredictResponse
@@ -138,16 +142,16 @@ _TIMING = {
     "example": 'decode;dur=2.10, queue;dur=0.30, inference;dur=20.00, batch;desc="16 rows"',
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE}},
+    200: {
+        "headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE},
+        "content": answer_stream.CONTENT,
+    },
     **problem_details.documented(400, 404, 408, 409, 413, 415, 422, 500, 503, 504),
 }
 
 
 def router(
-    core: Core,
-    settings: Settings,
-    budget: Budget,
-    tracer_provider: TracerProvider | None,
+    core: Core, settings: Settings, budget: Budget, tracer_provider: TracerProvider | None
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
@@ -160,6 +164,15 @@ def router(
         openapi_extra=body(settings.max_images_per_request, ClassifyQuery),
     )(handler.classify)
     return routes
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is asked for the images of a request."""
+
+    predict: PredictRequest
+    options: LabelOptions
+    promise: Promise | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,27 +191,20 @@ class _Handler:
     ) -> Response:
         """Name what is on an image, or on several; a bad one never spoils the others.
 
-        Send multipart/form-data with one or more `file` parts, or one image as the body.
+        Send multipart/form-data with one or more `file` parts, one image as the body, or a zip
+        or tar of images as the body.
         One image answers with `predictions` or a problem; several with `results` in their
-        order, each with its own `predictions` or `error`.
+        order, each with its own `predictions` or `error`. With `Accept: application/x-ndjson`
+        each image's answer is a line that is sent when it is ready, in any order.
         """
         metrics, background = self.receiver.core.metrics, is_background(headers.priority)
+        if answer_stream.is_accepted(request):
+            lines = self._lines(request, query, headers)
+            return await LinesResponse.of(lines, metrics)
         async with self.receiver.receive(request, query, headers) as received:
-            uploads, chosen = received.uploads, received.query
-            options = LabelOptions.of(chosen, received.model.ensemble, chosen.top_k)
-            metrics.stage("upload", received.uploaded, background=background)
-            views = chosen.views or self.settings.views
-            promise = label_sets.promise(received.model.ensemble, views, chosen.coverage)
-            predicted = await received.model.predict(
-                PredictRequest(
-                    [upload.data for upload in uploads],
-                    views,
-                    chosen.top_k,
-                    received.seconds,
-                    background=background,
-                    gone=lambda: gone(request),
-                ),
-            )
+            work = self._work(request, received, background=background)
+            predicted = await received.model.predict(work.predict)
+        uploads, options, promise = received.uploads, work.options, work.promise
         if len(uploads) > 1:  # their errors are parts of the response
             for error in predicted.errors:
                 metrics.rejected(error, background=background)
@@ -209,6 +215,54 @@ class _Handler:
         content = to_json(label_sets.added(described, predicted, promise))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
         return Response(content, headers=fields, media_type="application/json")
+
+    def _work(
+        self, request: Request, received: Received[ClassifyQuery], *, background: bool
+    ) -> _Work:
+        """Derive what is to be done with the images; raises what a parameter is refused with."""
+        chosen, ensemble = received.query, received.model.ensemble
+        options = LabelOptions.of(chosen, ensemble, chosen.top_k)
+        self.receiver.core.metrics.stage("upload", received.uploaded, background=background)
+        views = chosen.views or self.settings.views
+        promise = label_sets.promise(ensemble, views, chosen.coverage)
+        predict = PredictRequest(
+            [upload.error or upload.data for upload in received.uploads],
+            views,
+            chosen.top_k,
+            received.seconds,
+            background=background,
+            gone=lambda: gone(request),
+        )
+        return _Work(predict, options, promise)
+
+    async def _lines(
+        self, request: Request, query: ClassifyQuery, headers: ClassifyHeaders
+    ) -> AsyncGenerator[bytes]:
+        """Give each image's line when it is ready; see `predict_each`."""
+        metrics, background = self.receiver.core.metrics, is_background(headers.priority)
+        answers: list[Answer | ServiceError] = []
+        async with self.receiver.receive(request, query, headers) as received:
+            work = self._work(request, received, background=background)
+            async with aclosing(predict_each(received.model, work.predict)) as images:
+                async for index, predicted in images:
+                    answers += predicted.answers
+                    for error in predicted.errors:
+                        metrics.rejected(error, background=background)
+                    line = _line(request, index, received.uploads[index], predicted, work)
+                    yield to_json(line) + b"\n"
+        self.stages.trace(received.started, received.uploaded, answers)
+        note(request.scope, request_stats.add_up(answers).notes(predicted.plan, received.uploaded))
+
+
+def _line(
+    request: Request, index: int, upload: Upload, predicted: PredictResponse, work: _Work
+) -> dict[str, Any]:
+    """Make an image's line: the answer to it alone, or its error."""
+    place = {"index": index, "filename": upload.filename}
+    if predicted.errors:
+        return {**place, **_result(upload, predicted.errors[0], request, work.options)}
+    body = _body(request, [upload], predicted, work.options)
+    return {**place, **label_sets.added(body, predicted, work.promise)}
 
 
 def _body(
@@ -236,11 +290,8 @@ def _about(predicted: PredictResponse) -> dict[str, Any]:
 def _result(
     upload: Upload, answer: Answer | ServiceError, request: Request, options: LabelOptions
 ) -> dict[str, Any]:
+    named = {"filename": upload.filename}
     if isinstance(answer, ServiceError):
         error = problem_details.of(answer, request).model_dump(exclude_none=True)
-        return {"filename": upload.filename, "error": error}
-    return {
-        "filename": upload.filename,
-        "view_count": answer.view_count,
-        **options.described(answer),
-    }
+        return {**named, "error": error}
+    return {**named, "view_count": answer.view_count, **options.described(answer)}

@@ -128,7 +128,7 @@ class _Handler:
         async with self.receiver.receive(request, query, headers) as received:
             (upload,) = received.uploads
             if not upload.data:
-                raise MalformedRequest(EMPTY)
+                raise upload.error or MalformedRequest(EMPTY)
             return await self._explained(request, received, upload.data)
 
     async def _explained(

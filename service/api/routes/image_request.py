@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from service.api import parameters
+from service.api import archive_body, parameters
 from service.api.uploads import ALIASES, FIELD, RAW, Bounds, Budget, Upload, read
 from service.imaging import image_decoder
 from service.serving.core import Core
@@ -58,7 +58,7 @@ def body(max_files: int, fields: type[ImageQuery]) -> dict[str, Any]:
         "properties": {FIELD: images, **fields.model_json_schema()["properties"]},
         "additionalProperties": False,
     }
-    media_types = (*image_decoder.MEDIA_TYPES, RAW)
+    media_types = (*image_decoder.MEDIA_TYPES, RAW, *archive_body.KINDS)
     content = {
         "multipart/form-data": {"schema": form},
         **{media_type: {"schema": _BINARY} for media_type in media_types},

@@ -6,9 +6,9 @@ from typing import Any
 
 from service import cpu_info
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
+from service.imaging.archives import Source
 from service.models import store
 from service.offline.bulk import ordered_tasks
-from service.offline.bulk.image_source import Source
 from service.offline.bulk.results_file import Origin, Row
 from service.offline.evaluation import TIMEOUT
 from service.serving.classifier import Classifier

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from service.errors import ServiceError
-from service.offline.bulk.image_source import Source
+from service.imaging.archives import Source
 
 R = TypeVar("R")
 

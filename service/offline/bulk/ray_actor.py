@@ -13,8 +13,8 @@ from typing import Any
 import uvloop
 
 from service.errors import BulkError, ServiceError
+from service.imaging.archives import Look, Source
 from service.offline.bulk import image_source, local_runner
-from service.offline.bulk.image_source import Look, Source
 from service.offline.bulk.results_file import JSONL, Origin, Row
 from service.serving import factory
 from service.settings import Settings

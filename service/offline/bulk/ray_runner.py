@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import BulkError
-from service.imaging import image_folder
+from service.imaging import archives, image_folder
 from service.imaging.image_folder import LeaveOut
 from service.offline.bulk import image_source, ray_actor
 from service.offline.bulk.local_runner import Put
@@ -53,7 +53,7 @@ def files(
 ) -> Iterator[str]:
     """Find the image files without results, and all archives."""
     for file in dict.fromkeys(image_source.files(paths, leave_out)):
-        if image_source.is_archive(file) or image_source.named(file) not in done:
+        if image_source.is_archive(file) or archives.printable(file) not in done:
             yield file
 
 
@@ -95,7 +95,7 @@ def _results(ray: Any, task: Task, tables: Sequence[Any], actors: int | None) ->
 def _for_actor(task: Task, resources: Resources) -> Task:
     """Reduce a task to what an actor needs, with absolute paths."""
     archives = tuple(
-        image_source.named(str(path)) for path in task.paths if image_source.is_archive(path.name)
+        archives.printable(str(path)) for path in task.paths if image_source.is_archive(path.name)
     )
     return dataclasses.replace(
         task,
@@ -194,4 +194,4 @@ def _ray() -> Any:
 def _table(files: Sequence[str]) -> Any:
     """Make a row of files: the name in the results, and the absolute path, of each."""
     paths = [os.fsencode(Path(file).absolute()) for file in files]
-    return ray_actor.table(file=[paths], name=[[*map(image_source.named, files)]])
+    return ray_actor.table(file=[paths], name=[[*map(archives.printable, files)]])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.errors import BulkError, DeadlineExceeded, NotReady, RateLimited, ServiceError
+from service.imaging.archives import Source
 from service.offline.bulk import local_runner, ordered_tasks
 from service.offline.bulk.aimd_window import AimdWindow
-from service.offline.bulk.image_source import Source
 from service.offline.bulk.local_runner import Put
 from service.offline.bulk.results_file import Origin, Row
 
