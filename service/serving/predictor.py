@@ -74,7 +74,9 @@ class Predictor:
             self.shadow.offer(images, plan, classified)
         rest = iter(classified)
         answers = [next(rest) if is_sent else MalformedRequest(EMPTY) for is_sent in sent]
-        request_stats.count(self.metrics, plan, answers, background=request.background)
+        request_stats.count(
+            self.metrics, self.ensemble, plan, answers, background=request.background
+        )
         return PredictResponse(self.ensemble, plan, answers)
 
     def _plan(self, request: PredictRequest) -> PlanName:
