@@ -170,6 +170,16 @@ OVERVIEW = Dashboard(
                 {"{{instance}}": f"timestamp(googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}) - googlenet_worker_last_heartbeat_timestamp_seconds{{{MINE}}}"},
                 "s", limits={"red": 15}),
         ]),
+        Row("Confidence and drift", [
+            Panel("Confidence", "Probability of the first label; a tenth of the answers are below the lower line.",
+                {"median {{model}}": quantile(0.5, "googlenet_answer_confidence", by="model"),
+                 "p10 {{model}}": quantile(0.1, "googlenet_answer_confidence", by="model")}, "percentunit", most=1),
+            Panel("Entropy", "Mean entropy of the answers' probabilities, in nats; 0 is certain.",
+                {"{{model}}": f"{rate('googlenet_answer_entropy_nats_sum', by='model')} / {rate('googlenet_answer_entropy_nats_count', by='model')}"}),
+            Panel("Drift", "Population stability index of the last 1000 answers against the calibration images: from 0.1 on look at it, over 0.25 is an alert. No data without a calibration, and before 1000 answers.",
+                {"{{model}} {{views}} {{distribution}}": f"max by (model, views, distribution) (googlenet_drift_psi{{{MINE}}})"},
+                limits={"orange": 0.1, "red": 0.25}),
+        ]),
         Row("Models and versions", [
             Panel("Models", "Name, version, checksum, device and number format, by instance.",
                 {"": f"googlenet_model_info{{{MINE}}}"}, kind="table", width=12, height=6),

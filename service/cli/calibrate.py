@@ -11,7 +11,7 @@ from service.engine import engine
 from service.errors import ModelError
 from service.imaging import heif
 from service.imaging.image_decoder import Bounds
-from service.models import calibration, conformal, stopping_fit, store
+from service.models import calibration, conformal, drift, stopping_fit, store
 from service.models.manifest import Calibration
 from service.offline import view_probabilities
 from service.offline.view_probabilities import ViewProbabilities
@@ -57,8 +57,14 @@ def fit(
         "adaptive": stopping_fit.looked(means, stopping.lead),
     }
     sets = conformal.fit(by_plan, measured.targets)
-    sentences += [stopping_fit.sentence(stopping), conformal.sentence(sets)]
-    return fitted.model_copy(update={"stopping": stopping, "sets": sets}), sentences
+    reference = drift.fit(by_plan)
+    sentences += [
+        stopping_fit.sentence(stopping),
+        conformal.sentence(sets),
+        drift.sentence(reference),
+    ]
+    parts = {"stopping": stopping, "sets": sets, "reference": reference}
+    return fitted.model_copy(update=parts), sentences
 
 
 def _measure(settings: Settings, folder: Path) -> ViewProbabilities:

@@ -116,4 +116,5 @@ def _member(model: Model) -> Member:
         sides=model.sides,
         lead=manifest.lead(model.sha256),
         label_sets=manifest.label_sets(model.sha256),
+        references=manifest.references(model.sha256),
     )

@@ -4,8 +4,8 @@ Probabilities, not logits, are averaged: over an image's views, then over the me
 (section 7 of the paper).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 
 import numpy as np
@@ -16,7 +16,7 @@ from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
 from service.models.label_tree import LabelTree
-from service.models.manifest import Label, LabelSets
+from service.models.manifest import Label, LabelSets, Reference
 from service.models.stopping_rule import LEAD, StoppingRule
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
@@ -42,6 +42,7 @@ class Member:
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
     lead: float = LEAD  # of the stopping rule
     label_sets: LabelSets | None = None
+    references: Mapping[str, Reference] = field(default_factory=dict)  # by view plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,11 @@ class Ensemble:
     def label_sets(self) -> LabelSets | None:
         """The label sets of a single model that is calibrated; several are not as a whole."""
         return self.members[0].label_sets if len(self.members) == 1 else None
+
+    @property
+    def references(self) -> Mapping[str, Reference]:
+        """The references of a single model by view plan; several have none as a whole."""
+        return self.members[0].references if len(self.members) == 1 else {}
 
     def plans(self, name: str) -> tuple[Plan, ...]:
         """Return each member's view plan of this name.

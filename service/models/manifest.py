@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     HttpUrl,
+    NonNegativeInt,
     ValidationError,
     model_validator,
 )
@@ -91,8 +92,30 @@ class LabelSets(_Table):
         return self
 
 
+class Bins(_Table):
+    """A histogram of images: bin i has the values above edge i - 1, up to and with edge i."""
+
+    edges: tuple[FiniteFloat, ...]  # ascending
+    counts: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]  # one more than edges
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.counts) != len(self.edges) + 1:
+            raise ValueError("bins need one count more than edges")
+        if any(lower >= higher for lower, higher in pairwise(self.edges)):
+            raise ValueError("edges have to ascend")
+        return self
+
+
+class Reference(_Table):
+    """What a view plan answered on the calibration images, to compare later answers with."""
+
+    labels: Bins  # of the first label's class index
+    confidence: Bins  # of its probability
+
+
 class Calibration(_Table):
-    """What was fitted to labelled images: temperature, stopping rule and label sets."""
+    """What was fitted to labelled images: temperature, stopping rule, label sets, reference."""
 
     temperature: Annotated[float, Field(gt=0, lt=1000)]
     sha256: str  # of the weights it was fitted for; ignored for others
@@ -100,6 +123,7 @@ class Calibration(_Table):
     error: tuple[float, float]  # held-out expected calibration error, before and after
     stopping: Stopping | None = None
     sets: LabelSets | None = None
+    reference: dict[str, Reference] | None = None  # by view plan
 
 
 class Training(_Table):
@@ -148,6 +172,11 @@ class Manifest(_Table):
         """Return the label sets of these weights; None if they are not calibrated."""
         fitted = self.fitted(sha256)
         return fitted.sets if fitted else None
+
+    def references(self, sha256: str) -> Mapping[str, Reference]:
+        """Return the references of these weights by view plan; none if not calibrated."""
+        fitted = self.fitted(sha256)
+        return (fitted.reference if fitted else None) or {}
 
 
 class Label(_Table):

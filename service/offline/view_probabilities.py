@@ -43,18 +43,22 @@ class ViewProbabilities:
 
 
 def measure(
-    engine: Engine, photos: Sequence[Photo], bounds: Bounds, advance: Callable[[int], None]
+    engine: Engine,
+    photos: Sequence[Photo],
+    bounds: Bounds,
+    advance: Callable[[int], None],
+    views: str = PLAN,
 ) -> ViewProbabilities:
     """Compute each view of the photos with an engine of one model, in this process.
 
     A photo that cannot be decoded is left out; raises `ModelError` if none can. `advance` takes
     the number of photos newly done.
     """
-    (plan,) = engine.ensemble.plans(PLAN)
+    (plan,) = engine.ensemble.plans(views)
     rows, targets = [], []
     for photo in photos:
         try:
-            (prepared,) = engine.prepare(photo.path.read_bytes(), PLAN, bounds)
+            (prepared,) = engine.prepare(photo.path.read_bytes(), views, bounds)
         except ServiceError:
             continue
         finally:

@@ -133,7 +133,9 @@ class LocalPredictor:
             self.shadow.offer(images, plan, classified)
         rest = iter(classified)
         answers = [error or next(rest) for error in errors]
-        request_stats.count(self.metrics, plan, answers, background=request.background)
+        request_stats.count(
+            self.metrics, self.ensemble, plan, answers, background=request.background
+        )
         return PredictResponse(self.ensemble, plan, answers)
 
     async def explain(self, request: ExplainRequest) -> Explanation:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import ServiceError
+from service.models.ensemble import Ensemble
 from service.serving.metrics.metrics import Metrics
 from service.serving.types import Answer, Timing
 
@@ -12,14 +13,20 @@ _NO_TIME = Timing(0.0, 0.0, 0.0, 0.0)  # of a request without answers
 
 
 def count(
-    metrics: Metrics, plan: str, answers: Sequence[Answer | ServiceError], *, background: bool
+    metrics: Metrics,
+    ensemble: Ensemble,
+    plan: str,
+    answers: Sequence[Answer | ServiceError],
+    *,
+    background: bool,
 ) -> None:
-    """Count each image by its outcome, and record the seconds of its stages."""
+    """Count each image by its outcome, its answer, and the seconds of its stages."""
     for answer in answers:
         if isinstance(answer, ServiceError):
             metrics.image(plan, answer)
         else:
             metrics.image(plan)
+            metrics.answered(ensemble, plan, answer.probabilities)
             if answer.cached:
                 metrics.cache_hit()
                 continue

@@ -28,6 +28,7 @@ def test_a_temperature_is_not_fitted_a_second_time() -> None:
     assert (first.images, first.sha256) == (200, DIGEST)
     assert first.temperature == pytest.approx(3.3, abs=0.1)
     assert sentences[0].startswith("temperature 3.")
+    assert set(first.reference or {}) == {"single", "ten", "adaptive"}
     tempered = 1 / (1 + 99 ** (-1 / first.temperature))
     again, _ = calibrate.fit(measured(tempered, 160), first.temperature, DIGEST, 0.995)
     assert again.temperature == pytest.approx(first.temperature, rel=0.01)

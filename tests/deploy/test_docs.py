@@ -35,6 +35,14 @@ from service.settings import Settings
 PAGES = runpy.run_path(str(ROOT / "docs/reference.py"))["pages"]()
 
 
+def test_the_figure_of_views_is_that_of_their_table() -> None:
+    made = runpy.run_path(str(ROOT / "benchmarks/views_figure.py"))
+    points = made["read"]((ROOT / "docs/views.md").read_text("utf-8"))
+    assert [point.views for point in points] == ["single", "ten", "adaptive", "dense", "paper"]
+    figure = (ROOT / "docs/views.svg").read_text("utf-8")
+    assert figure == made["figure"](points), "run python benchmarks/views_figure.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_reference_is_up_to_date(page: Path) -> None:
     assert page.read_text("utf-8") == PAGES[page], "run python docs/reference.py"

@@ -6,11 +6,13 @@ sees the first event.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry
 
 from service.scheduling.types import Backlog, BatchReport, DropReport, RestartReport
+from service.serving.backend import Backend
+from service.serving.metrics.answer_metrics import AnswerMetrics
 from service.serving.metrics.batch_metrics import BatchMetrics, QueueMetrics
 from service.serving.metrics.model_metrics import ModelMetrics, ShadowMetrics
 from service.serving.metrics.process_metrics import ProcessMetrics, threads
@@ -25,6 +27,7 @@ class Metrics(
     ConnectionMetrics,
     RequestMetrics,
     ImageMetrics,
+    AnswerMetrics,
     BatchMetrics,
     QueueMetrics,
     ModelMetrics,
@@ -38,6 +41,7 @@ class Metrics(
         ConnectionMetrics.__init__(self, registry)
         RequestMetrics.__init__(self, registry)
         ImageMetrics.__init__(self, registry)
+        AnswerMetrics.__init__(self, registry)
         QueueMetrics.__init__(self, registry)
         BatchMetrics.__init__(self, registry)
         ModelMetrics.__init__(self, registry)
@@ -56,6 +60,11 @@ class Metrics(
                 self._wait(wait)
             self._batch(report)
             self._rate(model, report.key, report.rate)
+
+    def serves(self, served: Mapping[str, tuple[Backend, float]]) -> None:
+        """Publish these models and count their answers; see `ModelMetrics.serves`."""
+        super().serves(served)
+        self.count_answers_of({name: backend.ensemble for name, (backend, _) in served.items()})
 
     def watch(
         self,
