@@ -262,6 +262,7 @@ def test_the_models_are_listed(real_client: TestClient, real_store: Store) -> No
                 "views": ["single", "ten", "paper", "dense", "adaptive", "auto"],
                 "default_views": "adaptive",
                 "explains": True,
+                "label_sets": [],
                 "members": [
                     {
                         "name": "bvlc_googlenet",

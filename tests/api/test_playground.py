@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 from test_auth import KEY, OTHER, digests
 from test_classify import Gate, encoded, plain, service
 from test_connections import hosting
+from test_label_sets import SETS, UNSURE
 from test_metrics import counts
 
 from service.api.routes import page
@@ -198,6 +199,7 @@ def port(gate: Gate) -> Iterator[int]:
         yield ours.port
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 RED, BLUE = ("red.png", plain("red")), ("blue.png", plain("blue"))
 
 
@@ -225,14 +227,16 @@ def test_an_image_has_five_bars_of_labels_and_the_time_of_each_stage(
     )
     shares = [part / whole for part, whole in zip(filled, widths, strict=True)]
     assert shares == pytest.approx(percents(ours.cards), abs=0.02)
+    expect(ours(".time summary")).to_have_text(re.compile(r"Time: \d+\sms"))
+    ours(".time summary").click()
     assert re.fullmatch(
         r"decode [\d.]+ ms queue [\d.]+ ms inference \d+ ms, in a batch of \d+ rows?",
         " ".join(ours(".legend").inner_text().split()),
     )
     assert ours(".stages span").count() == 3
     expect(ours("#log")).to_contain_text("beagle.jpg: beagle, ")
-    expect(ours("img")).to_have_js_property("complete", value=True)
-    assert ours.page.evaluate("document.querySelector('img').naturalWidth > 0")
+    expect(ours("#cards img")).to_have_js_property("complete", value=True)
+    assert ours.page.evaluate("document.querySelector('#cards img').naturalWidth > 0")
 
 
 def percents(card: Locator) -> list[float]:
@@ -273,7 +277,7 @@ def test_other_views_are_for_the_next_image_and_again_for_the_last(visit: Open, 
     expect(ours("#views-hint")).to_have_text(re.compile("Four corners and the centre"))
     expect(ours(".state")).to_have_text("fake0, one view")
     ours(".again").click()
-    expect(ours(".state")).to_have_text("fake0, ten views")
+    expect(ours(".state")).to_have_text("fake0, 10 views (ten)")
     expect(ours(".again")).to_be_hidden()
     expect(ours("code")).to_contain_text("views=ten")
     assert sum("/classify?" in url for url in ours.requested) == 2
@@ -288,6 +292,50 @@ def test_a_model_can_be_chosen(visit: Open) -> None:
         ours.answered("red")
         expect(ours("code")).to_contain_text("model=other")
         assert [url for url in ours.requested if "/classify?" in url and "model=other" in url]
+
+
+def test_a_link_has_the_settings_and_a_calibrated_model_its_label_sets(visit: Open) -> None:
+    backend = fake_backend()
+    (member,) = backend.ensemble.members
+    members = (changed(member, label_sets=SETS),)
+    backend.ensemble = changed(backend.ensemble, members=members)
+    with hosting(backend) as hosted:
+        ours = visit(hosted.port)
+        expect(ours("#coverage-choice")).to_be_hidden()  # `adaptive` is not calibrated
+        ours.page.get_by_label("single").check()
+        ours("#coverage").select_option("0.9")
+        link = ours("#settings-link").get_attribute("href")
+        assert link == "#views=single&coverage=0.9"
+        ours = visit(hosted.port, path=f"/{link}")
+        ours.pick(("orange.png", UNSURE))
+        ours.answered("red")
+        expect(ours(".set")).to_have_text("With 90\u00a0% coverage: red or green.")
+        for coverage, sentence in ("0.95", "too many labels to tell, 3."), ("", ""):
+            ours("#coverage").select_option(coverage)
+            again = ours(".again")
+            expect(again).to_have_text(f"Again with single, {'a' if coverage else 'no'} set")
+            again.click()
+            expect(again).to_be_hidden()
+            expect(ours(".set")).to_have_text(re.compile(re.escape(sentence) + "$"))
+        ours.page.evaluate("location.hash = '#views=ten&coverage=7&model=none'")
+        expect(ours.page.get_by_label("ten")).to_be_checked()
+        expect(ours("#coverage")).to_have_value("")
+
+
+def test_the_images_of_a_visit_lead_to_their_cards_of_one_height(visit: Open, port: int) -> None:
+    ours = visit(port, viewport={"width": 1280, "height": 500})
+    ours.pick(RED)
+    ours.answered("red")
+    expect(ours("#history")).to_be_hidden()
+    ours.pick(BLUE, ("broken.png", b"broken"), ("wide.png", plain("red")))
+    ours.answered("blue", "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image.", "red", "red")
+    articles = ours("article").all()[:3]  # of one row
+    assert len({box(article)["height"] for article in articles}) == 1
+    ours.page.get_by_role("button", name="red.png").click()
+    expect(ours.cards.last).to_be_focused()
+    expect(ours.cards.last).to_be_in_viewport()
+    ours("#clear").click()
+    expect(ours("#history li")).to_have_count(0)
 
 
 def test_a_model_that_does_not_explain_has_no_heat_map(visit: Open, port: int) -> None:
@@ -409,7 +457,7 @@ def test_without_tls_a_phones_own_camera_and_the_keyboards_copy_are_offered(
     assert chooser.value.element.get_attribute("capture") == "environment"
     chooser.value.set_files([{"name": "me.png", "mimeType": "image/png", "buffer": RED[1]}])
     ours.answered("red")
-    ours("summary").click()
+    ours(".command summary").click()
     ours(".copy").click()
     expect(ours(".copy")).to_have_text("Selected: press Ctrl+C")
     assert ours.page.evaluate("String(getSelection())") == ours.command
@@ -438,7 +486,7 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_images_name(
         ours.pick(tmp_path / name)
         expect(ours.cards.first.locator("h3")).to_have_text(name)
         expect(ours.cards.first.locator(".labels")).to_be_visible()
-        ours("summary").first.click()
+        ours(".command summary").first.click()
         ours(".copy").first.click()
         expect(ours(".copy").first).to_have_text("Copied")
         copied = ours.page.evaluate("navigator.clipboard.readText()")
@@ -449,8 +497,8 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_images_name(
 
 def test_images_that_a_browser_cannot_show_are_classified_too(visit: Open, port: int) -> None:
     ours = visit(port)
-    ours.pick(("red.tiff", encoded(Image.new("RGB", (8, 8), "red"), "TIFF")), ("a.heic", b"heic"))
-    ours.answered("red", "Not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image.")
+    ours.pick(("red.tiff", encoded(Image.new("RGB", (8, 8), "red"), "TIFF")), ("a.heic", HEIC))
+    ours.answered("red", "This is HEIC (iPhone); convert it to JPEG.")
     expect(ours(".no-preview >> visible=true")).to_have_count(2)
 
 
@@ -623,7 +671,8 @@ def test_a_keyboard_is_enough(visit: Open, port: int) -> None:
         assert seen[1] == "solid", seen  # where one is can be seen
         return str(seen[0])
 
-    assert [tab(), tab(), tab(), tab()] == ["choose", "use-camera", "adaptive", "a"]
+    first = ["choose", "use-camera", "adaptive", "settings-link", "a"]
+    assert [tab() for _ in first] == first
     for press in ("Enter", "Space"):
         ours("#choose").focus()
         with ours.page.expect_file_chooser() as chooser:
@@ -635,7 +684,8 @@ def test_a_keyboard_is_enough(visit: Open, port: int) -> None:
     assert [tab(), tab()] == ["use-camera", "adaptive"]
     ours.page.keyboard.press("ArrowLeft")
     expect(ours.page.get_by_label("dense")).to_be_checked()
-    assert [tab(), tab(), tab()] == ["clear", "again", "summary"]
+    rest = ["settings-link", "clear", "again", "summary", "summary"]
+    assert [tab() for _ in rest] == rest
     ours.page.keyboard.press("Enter")
     assert tab() == "copy"
 
@@ -667,7 +717,8 @@ def test_the_page_is_accessible_and_fits_every_width(width: int, scheme: str, vi
         expect(ours("#options")).to_be_visible()
         ours.pick(RED, ("a" * 200 + ".png", b"broken"))
         expect(ours("#cards [aria-busy=true]")).to_have_count(0)
-        ours("summary").first.click()
+        for summary in ours("[data-state=answered] summary").all():
+            summary.click()
         ours.page.get_by_label("single").check()
         check()
         ours("#use-camera").click()
@@ -736,7 +787,7 @@ def test_a_heat_map_lies_over_the_image_while_it_is_wanted(
     ours.pick(shared / "photos/flickr/beagle.jpg")
     ours.answered("beagle")
     expect(ours(".path >> visible=true")).to_have_text("dog > hunting dog > hound > beagle")
-    heat, image = ours(".heat"), ours("img")
+    heat, image = ours(".heat"), ours("#cards img")
     original = image.get_attribute("src") or ""
     with ours.page.expect_response("**/explain?*") as explained:
         heat.click()
@@ -744,7 +795,7 @@ def test_a_heat_map_lies_over_the_image_while_it_is_wanted(
     expect(heat).to_have_attribute("aria-pressed", "true")
     expect(image).not_to_have_attribute("src", original)
     expect(image).to_have_js_property("complete", value=True)
-    assert ours.page.evaluate("document.querySelector('img').naturalWidth > 0")
+    assert ours.page.evaluate("document.querySelector('#cards img').naturalWidth > 0")
     heat.click()
     expect(image).to_have_attribute("src", original)
     heat.click()

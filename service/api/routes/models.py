@@ -45,6 +45,7 @@ class Served(BaseModel):
     views: Annotated[list[str], Field(description="what `views` may be")]
     default_views: PlanName
     explains: Annotated[bool, Field(description="has it class activation maps, for `/explain`")]
+    label_sets: Annotated[list[str], Field(description="the views that `coverage` is for")]
     members: list[Member]
 
 
@@ -146,6 +147,7 @@ def _served(name: str, ensemble: Ensemble, settings: Settings) -> Served:
         views=[*crops.NAMES, AUTO],
         default_views=settings.views,
         explains=ensemble.explains,
+        label_sets=[*ensemble.label_sets.thresholds] if ensemble.label_sets else [],
         members=[
             Member(
                 name=member.name,

@@ -10,6 +10,7 @@ const shown = (share) => share < 0.001 ? "< 0.1" : share >= 0.9995 ? "> 99.9" : 
 const percent = (share) => `${shown(share)} %`.replaceAll(" ", NBSP);
 const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)}${NBSP}ms`;
 const seconds = (ms) => `${Math.ceil(ms / 1000)}${NBSP}s`;
+const list = (words) => words.length < 2 ? words.join() : `${words.slice(0, -1).join(", ")} or ${words.at(-1)}`;
 export const sentenced = (text) => text[0].toUpperCase() + text.slice(1) + (text.endsWith(".") ? "" : ".");
 
 export class Card {
@@ -17,12 +18,17 @@ export class Card {
     this.file = file;
     this.page = page;
     this.root = made("card");
+    this.thumbnail = made("thumbnail");
     this.leaving = new AbortController();
     this.original = URL.createObjectURL(file);
     this.find("h3").textContent = file.name;
     this.find("article").setAttribute("aria-label", file.name);
     this.find("img").alt = file.name;
     this.find("img").onerror = () => this.preview(false);
+    this.thumbnail.querySelector("img").src = this.original;
+    this.thumbnail.querySelector("img").onerror = (event) => { event.target.hidden = true; };
+    this.thumbnail.querySelector("button").setAttribute("aria-label", file.name);
+    this.thumbnail.querySelector("button").onclick = () => this.reveal();
     this.find(".again").onclick = () => this.again();
     this.find(".heat").onclick = () => this.toggleHeat();
     this.find(".copy").onclick = () => this.copy();
@@ -59,17 +65,18 @@ export class Card {
     this.root.setAttribute("aria-busy", String(["waiting", "asking"].includes(state)));
     this.find(".state").textContent = sentence;
     this.find("code").textContent = curl(this.file, this.how);
-    for (const part of [".labels", ".time", ".again", ".heat"]) this.find(part).hidden = true;
+    for (const part of [".labels", ".set", ".time", ".again", ".heat"]) this.find(part).hidden = true;
     this.find(".command").hidden = state === "waiting";
   }
 
-  answered({ model, predictions, views, view_count: count, timing }) {
+  answered({ model, predictions, views, view_count: count, label_set: set, timing }) {
     this.views = views; // that were taken, whatever was asked for
     this.how.views ??= views;
-    const looked = views === "adaptive" ? `${count} of ten views` : `${views} views`;
-    this.show("answered", `${model}, ${count === 1 ? "one view" : looked}`);
+    this.show("answered", `${model}, ${looked(views, count)}`);
     this.find(".labels").replaceChildren(...predictions.map(labelled));
     this.find(".labels").hidden = false;
+    this.find(".set").hidden = !set;
+    this.find(".set").textContent = set ? covered(set) : "";
     this.showTime(timing);
     this.refresh();
     const [first] = predictions;
@@ -87,6 +94,7 @@ export class Card {
       words.textContent = `${name} ${milliseconds(ms)}${batch}`;
       return [part, words];
     });
+    this.find(".time summary").textContent = `Time: ${milliseconds(total)}`;
     this.find(".stages").replaceChildren(...parts.map(([part]) => part));
     this.find(".legend").replaceChildren(...parts.map(([, words]) => words));
     this.find(".time").hidden = false;
@@ -118,9 +126,18 @@ export class Card {
 
   again() {
     if (this.find(".again").getAttribute("aria-disabled") === "true") return;
-    this.root.tabIndex = -1; // the button goes, the focus stays near
-    this.root.focus({ preventScroll: true });
+    this.focus(); // the button goes, the focus stays near
     this.ask();
+  }
+
+  focus() {
+    this.root.tabIndex = -1;
+    this.root.focus({ preventScroll: true });
+  }
+
+  reveal() {
+    this.focus();
+    this.root.scrollIntoView({ block: "nearest" });
   }
 
   // What is chosen by now may be asked of the same image; and models turn out not to explain.
@@ -128,10 +145,11 @@ export class Card {
     if (this.root.dataset.state !== "answered") return;
     this.find(".heat").hidden = !this.model?.explains;
     const now = this.page.chosen();
-    const [views, model] = [now.views !== this.how.views, now.model !== this.how.model];
+    const [views, model, coverage] = ["views", "model", "coverage"].map((key) => now[key] !== this.how[key]);
     const other = model ? `${this.page.model().name}, ` : "";
-    this.offerAgain(`Again with ${other}${now.views}`, true);
-    this.find(".again").hidden = !views && !model;
+    const set = coverage ? `, ${now.coverage ? "a" : "no"} set` : "";
+    this.offerAgain(`Again with ${other}${now.views}${set}`, true);
+    this.find(".again").hidden = !views && !model && !coverage;
   }
 
   async toggleHeat() {
@@ -156,7 +174,7 @@ export class Card {
   async explained() {
     // 144 maps take seconds, and their mean looks as that of ten does; adaptive views have none.
     const views = ["paper", "adaptive"].includes(this.views) ? "ten" : this.views;
-    const how = { ...this.how, views };
+    const how = { views, ...(this.how.model && { model: this.how.model }) };
     this.find(".heat").setAttribute("aria-busy", "true");
     try {
       return await this.page.turnstile.pass(() => heat(this.file, how, this.leaving.signal));
@@ -195,8 +213,22 @@ export class Card {
     this.leaving.abort();
     clearTimeout(this.ticking);
     this.root.remove();
+    this.thumbnail.remove();
     for (const url of [this.original, this.heated]) if (url) URL.revokeObjectURL(url);
   }
+}
+
+// What was looked at, as "3 of ten views" or "144 views (paper)".
+function looked(views, count) {
+  if (count === 1) return "one view";
+  return views === "adaptive" ? `${count} of ten views` : `${count} views (${views})`;
+}
+
+function covered({ coverage, size, labels, abstention }) {
+  const sure = `With ${Number((100 * coverage).toPrecision(3))}${NBSP}% coverage:`;
+  if (abstention === "empty") return `${sure} no label is probable enough.`;
+  if (abstention) return `${sure} too many labels to tell, ${size}.`;
+  return `${sure} ${list(labels.map(({ label }) => label))}.`;
 }
 
 // The first label has its three nearest broader ones, as "dog > hunting dog > hound > beagle".

@@ -44,12 +44,17 @@ function model() {
 
 function chosen() {
   const views = new FormData($("options")).get("views");
+  const coverage = !$("coverage-choice").hidden && $("coverage").value;
   const other = model() !== served.default;
-  return { ...(views && { views }), ...(other && { model: model().name }) };
+  return {
+    ...(views && { views }), ...(coverage && { coverage }), ...(other && { model: model().name }),
+  };
 }
 
 function refresh() {
   $("views-hint").textContent = VIEWS[chosen().views] ?? "";
+  $("coverage-choice").hidden = !model()?.label_sets.includes(chosen().views);
+  $("settings-link").href = `#${new URLSearchParams(chosen())}`;
   for (const card of cards) card.refresh();
 }
 
@@ -58,15 +63,24 @@ function explainsNot(one) {
   refresh();
 }
 
-function choose(one) {
+function choose(one, before = chosen().views) {
   $("served").textContent =
     `${one.name} knows ${one.classes.toLocaleString("en")} labels, on ${one.device} in ${one.precision}.`;
   $("notice").textContent = one.notice ?? "";
   $("notice").hidden = !one.notice;
-  const before = chosen().views;
   const preferred = one.views.includes(before) ? before : one.default_views;
   $("views").replaceChildren(...one.views.map((views) => option(views, views === preferred)));
   refresh();
+}
+
+// What a link says of the settings; what this service does not know is left as it is by default.
+function followLink() {
+  const linked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const one = served.all.find(({ name }) => name === linked.model) ?? served.default;
+  $("model").value = one.name;
+  $("coverage").value = linked.coverage ?? "";
+  if (!$("coverage").value) $("coverage").value = "";
+  choose(one, linked.views);
 }
 
 function option(value, checked) {
@@ -88,10 +102,9 @@ async function start() {
     return;
   }
   $("model").replaceChildren(...served.all.map(({ name }) => new Option(name, name)));
-  $("model").value = served.default.name;
   $("model-choice").hidden = served.all.length < 2;
   $("options").hidden = false;
-  choose(served.default);
+  followLink();
 }
 
 // A key, where one is asked for.
@@ -120,6 +133,7 @@ function take(files) {
   say(some.length < files.length ? `The first ${KEPT} of ${files.length} images were taken.` : "");
   const taken = some.map((file) => new Card(file, page));
   $("cards").prepend(...taken.map((card) => card.root));
+  $("history").prepend(...taken.map((card) => card.thumbnail));
   for (const card of taken) cards.add(card);
   drop([...cards].slice(0, -KEPT));
 }
@@ -130,6 +144,7 @@ function drop(some) {
     cards.delete(card);
   }
   $("results").hidden = !cards.size;
+  $("history").hidden = cards.size < 2;
 }
 
 function clear() {
@@ -209,7 +224,9 @@ $("camera").onclose = closeCamera;
 $("clear").onclick = clear;
 $("key").onsubmit = useKey;
 $("views").onchange = refresh;
+$("coverage").onchange = refresh;
 $("model").onchange = () => choose(model());
+window.onhashchange = () => { if (served.default) followLink(); };
 document.onpaste = pasted;
 document.ondragover = over;
 document.ondragleave = (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); };
