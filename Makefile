@@ -155,6 +155,7 @@ install: $(VENV)/.run
 
 # torch and torchvision together: builds of different versions do not import each other.
 $(VENV)/.run: pyproject.toml
+	@echo 'Installing into $(VENV), once: a few minutes, PyTorch is large.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet torch torchvision
 	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[train]'

@@ -1,7 +1,7 @@
 """Compose the application: settings in, a FastAPI application out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +80,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     metrics: Metrics | None = None,
     certificate: Certificate | None = None,
     gave_up: Callable[[str], None] = lambda _: None,
+    serves: Callable[[Collection[str]], None] = lambda _: None,
     core: Core | None = None,
 ) -> FastAPI:
     """Compose the service; tests pass a fake backend as `load`.
@@ -87,10 +88,11 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     `is_leaving` returns whether the process is stopping. Spans go to `tracer_provider`, or to where
     OpenTelemetry's environment variables say, or nowhere. `metrics` may already count connections.
     `certificate` encrypts gRPC. `gave_up` is called with the name of a model whose worker has ended
-    too often to be restarted. `core` is one in another process; by default it is in this one.
+    too often to be restarted, `serves` with the names of all served models when they change. `core`
+    is one in another process; by default it is in this one.
     """
     metrics = core.metrics if core else metrics or Metrics()
-    core = core or create_core(settings, load, metrics, gave_up)
+    core = core or create_core(settings, load, metrics, gave_up, serves)
     metrics.is_ready(lambda: core.status.is_ready and not is_leaving())
     state = _create_state(settings, core, is_leaving)
     grpc_server = _create_grpc_server(state, certificate)
@@ -117,9 +119,10 @@ def create_core(
     load: LoadBackend,
     metrics: Metrics,
     gave_up: Callable[[str], None],
+    serves: Callable[[Collection[str]], None] = lambda _: None,
 ) -> LocalCore:
     """Create the core in this process; see `create_app`."""
-    models = create_registry(settings, load, metrics, gave_up)
+    models = create_registry(settings, load, metrics, gave_up, serves)
     metrics.watch(backlog=models.backlog, cached=models.cached)
     shadow = ShadowCandidate(
         models,
@@ -136,6 +139,7 @@ def create_registry(
     load: LoadBackend,
     metrics: Metrics,
     gave_up: Callable[[str], None] = lambda _: None,
+    serves: Callable[[Collection[str]], None] = lambda _: None,
 ) -> ModelRegistry:
     """Create the registry of the models that `settings` name; see `create_app`."""
     model_store = store.locate(settings.model_store)
@@ -157,6 +161,7 @@ def create_registry(
 
     def changed(served: Mapping[str, ServedModel]) -> None:
         metrics.serves({name: (it.backend, it.load_seconds) for name, it in served.items()})
+        serves(served.keys())
 
     def resident_bytes(served_model: ServedModel) -> int:
         return worker_collector.resident(served_model.backend.pid)

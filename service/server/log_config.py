@@ -1,6 +1,7 @@
 """Log configuration: text lines or JSON lines."""
 
 import logging
+import os
 import sys
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -27,9 +28,15 @@ def configure(settings: Settings) -> None:
     """Log to standard error with the level and format of the settings."""
     is_terminal = sys.stderr.isatty()
     is_text = settings.log_format == "text" or (settings.log_format == "auto" and is_terminal)
+    is_colourful = is_terminal and not os.environ.get("NO_COLOR")  # see no-color.org
     handler = logging.StreamHandler()
-    handler.setFormatter(_text(is_colourful=is_terminal) if is_text else _json())
+    handler.setFormatter(_text(is_colourful=is_colourful) if is_text else _json())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+
+
+def is_for_people(settings: Settings) -> bool:
+    """Whether text, not only a program's JSON lines, is wanted on standard error: a terminal."""
+    return sys.stderr.isatty() and settings.log_format != "json"
 
 
 def _text(*, is_colourful: bool) -> logging.Formatter:

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import ssl
+import sys
+from collections.abc import Collection
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from service.server import (
     log_config,
     unknown_variables,
     weights_download,
+    welcome,
 )
 from service.server.connection_limits import (
     Bounds,
@@ -52,6 +55,7 @@ class _Startup:
         self._settings = settings
         self._store = model_store
         self._required = {*settings.served} - ({settings.shadow} - {settings.model})
+        self._unserved = {*self._required}
         self.has_failed = False
 
     def load(self, settings: Settings, cancelled: Future[None]) -> Backend:
@@ -71,6 +75,15 @@ class _Startup:
         """Stop the server: a restart of the process may do what restarts of the worker did not."""
         if name != self._settings.shadow:
             self._fail()
+
+    def serves(self, names: Collection[str]) -> None:
+        """Say on a terminal how to use the service, once every required model serves."""
+        if self._unserved and self._unserved <= {*names}:
+            self._unserved.clear()
+            if log_config.is_for_people(self._settings):
+                # It listens since long before a worker has loaded: there is a socket.
+                port = self.server.servers[0].sockets[0].getsockname()[1]
+                sys.stderr.write(welcome.text(self._settings, port, self._store))
 
     def _fail(self) -> None:
         self.has_failed = True
@@ -99,6 +112,7 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
         metrics=metrics,
         certificate=certificate,
         gave_up=startup.gave_up,
+        serves=startup.serves,
     )
     config = configure(settings, application, metrics)
     with (

@@ -56,7 +56,7 @@ def test_an_installed_wheel_keeps_weights_in_the_users_cache(
     assert run(site, tmp_path, "models", "verify").stdout.startswith("bvlc_googlenet: ")
 
 
-def test_only_the_bundled_models_weights_are_in_the_wheel(site: Path) -> None:
+def test_only_the_bundled_models_weights_and_two_examples_are_in_the_wheel(site: Path) -> None:
     store = site / "service/model_store"
     files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
     assert {file for file in files if Path(file).suffix not in {".toml", ".tsv"}} == {
@@ -65,6 +65,8 @@ def test_only_the_bundled_models_weights_are_in_the_wheel(site: Path) -> None:
         "digits/openvino.zip",
         "digits/openvino.zip.sha256",
         "wordnet/LICENSE",
+        "digits/held_out/7.png",  # examples, for a first request
+        "clock.png",
     }
     for file in ("hypernyms.tsv", "LICENSE"):
         packed, ours = (folder / "wordnet" / file for folder in (store, ROOT / "model_store"))
