@@ -20,6 +20,7 @@ REQUIRED = {canonicalize_name(one.name): one for one in map(Requirement, LINES)}
 MODULES = (
     "api/test_classify",
     "api/test_grpc",
+    "api/test_grpc_tools",
     "api/test_open_inference",
     "api/test_request_log",
     "api/test_tracing",
