@@ -79,17 +79,3 @@ def test_beyond_what_is_enough_the_99th_percentile_hardly_falls(plan: Plan) -> N
 def test_a_replica_that_keeps_up_alone_is_all_that_is_needed() -> None:
     plan = planner.plan(REPLICA, {A: 1}, replace(TRAFFIC, rate=1))
     assert (plan.needed, plan.predictions[0].replicas) == (1, 1)
-
-
-@pytest.mark.slow
-def test_no_number_helps_where_a_request_alone_takes_too_long() -> None:
-    plan = planner.plan(REPLICA, {A: 1}, replace(TRAFFIC, objective=0.011))
-    assert plan.needed is None
-    assert not any(one.met for one in plan.predictions)
-    assert max(plan.predictions[-1].utilisation.values()) < 0.9
-
-
-def test_no_number_helps_where_the_service_refuses_every_request() -> None:
-    plan = planner.plan(REPLICA, {A: 1}, replace(TRAFFIC, deadline=0.009))
-    assert plan.needed is None
-    assert {(one.p50, one.p99, one.refused) for one in plan.predictions} == {(None, None, 1.0)}

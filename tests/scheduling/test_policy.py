@@ -430,7 +430,7 @@ growing = st.tuples(st.integers(1, 20), st.integers(1, 5)).flatmap(
 )
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     arrivals,
     st.builds(lambda a, b: CostModel({A: a, B: b}), growing, growing),
