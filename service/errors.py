@@ -3,6 +3,7 @@
 `service.api.statuses` maps each class to its HTTP and gRPC status.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 
@@ -141,6 +142,16 @@ class Unavailable(ServiceError):
     def __init__(self, sentence: str, *, retry_after: float) -> None:
         super().__init__(sentence)
         self.retry_after = retry_after
+
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., "Unavailable"], tuple[type["Unavailable"], str, float]]:
+        """Pickle: errors cross between processes."""
+        return _unavailable, (type(self), str(self), self.retry_after)
+
+
+def _unavailable(error: type[Unavailable], sentence: str, retry_after: float) -> Unavailable:
+    return error(sentence, retry_after=retry_after)
 
 
 class Overloaded(Unavailable):

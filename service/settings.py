@@ -41,6 +41,9 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, le=65535, description="port for gRPC (Open Inference Protocol); 0: no gRPC"),
     ] = 0
+    api_processes: Annotated[
+        int, Field(ge=1, le=64, description="processes for HTTP and gRPC, over one core process")
+    ] = 1
     tls_cert_file: Annotated[
         Path | None,
         Field(description="TLS certificate chain of HTTP and gRPC, in PEM; default: no TLS"),
@@ -217,8 +220,7 @@ class Settings(BaseSettings):
         Field(ge=0, description="most open connections; 0: as the limit of open files allows"),
     ] = 10_000
     backlog: Annotated[
-        int,
-        Field(ge=1, le=65535, description="most connections that wait to be accepted"),
+        int, Field(ge=1, le=65535, description="most connections that wait to be accepted")
     ] = 2048
     max_queue_bytes: Annotated[
         int,
@@ -255,8 +257,7 @@ class Settings(BaseSettings):
         Field(gt=0, le=600, description="longest wait for requests in flight after that"),
     ] = 30.0
     api_keys_file: Annotated[
-        Path | None,
-        Field(description="file of API keys; default: no authentication"),
+        Path | None, Field(description="file of API keys; default: no authentication")
     ] = None
     api_key_hashes: Annotated[
         str | None,
@@ -281,8 +282,7 @@ class Settings(BaseSettings):
     ] = None
     log_level: Annotated[LogLevel, Field(description="lowest level that is logged")] = "info"
     log_format: Annotated[
-        LogFormat,
-        Field(description="text or JSON lines; auto: text on a terminal, else JSON"),
+        LogFormat, Field(description="text or JSON lines; auto: text on a terminal, else JSON")
     ] = "auto"
 
     @property

@@ -7,6 +7,7 @@ Probabilities, not logits, are averaged: over an image's views, then over the me
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,7 @@ class Ensemble:
     device: str
     precision: str
     warmup_seconds: float
+    key: str = field(default_factory=lambda: uuid4().hex, repr=False, compare=False)  # of this load
 
     @property
     def name(self) -> str:

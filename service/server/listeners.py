@@ -2,11 +2,20 @@
 
 import ipaddress
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from service.errors import CannotListen
 from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The listening sockets of an API process."""
+
+    http: socket.socket
+    probes: socket.socket | None
 
 
 @contextmanager
@@ -38,6 +47,28 @@ def dual_stack(settings: Settings) -> Iterator[list[socket.socket] | None]:
         yield [listener]
 
 
+@contextmanager
+def shared(settings: Settings) -> Iterator[Sequence[Listeners]]:
+    """Listen for each API process on the same ports; the kernel spreads connections over them.
+
+    Each has a queue of its own, which outlives the process: the one that replaces it goes on with
+    it. Raises `CannotListen`.
+    """
+    with ExitStack() as stack:
+        if settings.grpc_port:
+            _listen(settings.host, settings.grpc_port, "gRPC").close()
+        # Nobody else may have the port, or would share it unnoticed.
+        http = stack.enter_context(_listen(settings.host, settings.port, "HTTP", reuse=True))
+        port, listeners = http.getsockname()[1], []
+        for number in range(settings.api_processes):
+            own = http if number == 0 else _listen(settings.host, port, "HTTP", reuse=True)
+            probes = None
+            if settings.probe_port:
+                probes = _listen(settings.host, settings.probe_port, "probes", reuse=True)
+            listeners.append(Listeners(stack.enter_context(own), probes))
+        yield listeners
+
+
 def _is_dual_stack(host: str) -> bool:
     """Return whether an address is `::` on a machine whose sockets can be for IPv4 and IPv6."""
     try:
@@ -47,11 +78,14 @@ def _is_dual_stack(host: str) -> bool:
     return address.is_unspecified and socket.has_dualstack_ipv6()
 
 
-def _listen(host: str, port: int, purpose: str) -> socket.socket:
+def _listen(host: str, port: int, purpose: str, *, reuse: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(
-            (host, port), family=family, dualstack_ipv6=_is_dual_stack(host)
+            (host, port),
+            family=family,
+            dualstack_ipv6=_is_dual_stack(host),
+            reuse_port=reuse,
         )
     except OSError as error:
         message = f"cannot bind port {port} of {host} for {purpose}: {error.strerror}"

@@ -31,6 +31,17 @@ class Admission:
     background: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """A model to serve, and its part in the traffic."""
+
+    name: str
+    default: bool  # whether requests that name no model get it
+    share: (
+        float | None
+    )  # of the default's requests, as a shadow candidate; None leaves that as it is
+
+
 class Core(AbstractAsyncContextManager["Core"], Protocol):
     """Serves models, for as long as it is entered: in this process, or in another one."""
 
@@ -51,7 +62,7 @@ class Core(AbstractAsyncContextManager["Core"], Protocol):
     async def take(self, key: str, limits: tuple[Limit, ...]) -> Usage:
         """Count a request of an API key, unless a limit is reached."""
 
-    async def load(self, name: str, *, default: bool, share: float | None) -> None:
+    async def load(self, request: LoadRequest) -> None:
         """Serve a model; see `ModelRegistry.load`, `set_default` and `ShadowCandidate.follow`."""
 
     async def unload(self, name: str) -> None:
@@ -116,13 +127,13 @@ class LocalCore:
         """Count a request of an API key, unless a limit is reached."""
         return self._quotas.take(key, limits, time.monotonic())
 
-    async def load(self, name: str, *, default: bool, share: float | None) -> None:
+    async def load(self, request: LoadRequest) -> None:
         """Serve a model; see `ModelRegistry.load`, `set_default` and `ShadowCandidate.follow`."""
-        await self.models.load(name)
-        if default:
-            self.models.set_default(name)
-        if share is not None:
-            self.shadow.follow(name, share)
+        await self.models.load(request.name)
+        if request.default:
+            self.models.set_default(request.name)
+        if request.share is not None:
+            self.shadow.follow(request.name, request.share)
 
     async def unload(self, name: str) -> None:
         """Unload a model; see `ModelRegistry.unload`."""

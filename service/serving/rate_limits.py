@@ -1,7 +1,7 @@
 """Rate limits: requests counted in fixed windows on a monotonic clock.
 
 A window begins with its first request, so that a refused client gets the exact time of its end.
-The counts are of this process alone.
+The counts are in the core's process, so they hold for all API processes.
 """
 
 import math

@@ -29,8 +29,8 @@ from service.api.tls import Certificate
 from service.server import listeners
 from service.server.app import create_app
 from service.server.connection_limits import most_connections
+from service.server.http_server import configure
 from service.server.request_head import MAX_HEADERS
-from service.server.serve import configure
 from service.server.uvicorn_server import Server
 from service.serving.metrics.metrics import Metrics
 from service.settings import Settings

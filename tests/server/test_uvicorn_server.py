@@ -25,8 +25,8 @@ from test_connections import hosting
 from service.bench.process import free_port
 from service.errors import CannotListen
 from service.server.app import create_app
+from service.server.http_server import configure
 from service.server.listeners import dual_stack, probes
-from service.server.serve import configure
 from service.server.uvicorn_server import Application, Server
 from service.serving.metrics.metrics import Metrics
 from service.settings import Settings

@@ -62,7 +62,8 @@ def _bound(service: Service, settings: Settings, certificate: Certificate | None
             # Clients ping every 10 s or so to keep a NAT open; the default is 300 s.
             ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.so_reuseport", 0),  # else a second server would share the port unnoticed
+            # With one process, a second server would share the port unnoticed.
+            ("grpc.so_reuseport", int(settings.api_processes > 1)),
         ],
         maximum_concurrent_rpcs=_MAX_CALLS,
     )

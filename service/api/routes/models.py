@@ -12,7 +12,7 @@ from service.api.middleware.auth import is_manager
 from service.errors import Forbidden
 from service.imaging import crops
 from service.models.ensemble import Ensemble
-from service.serving.core import Core
+from service.serving.core import Core, LoadRequest
 from service.settings import AUTO, MODEL, PlanName, Settings
 
 PATH = "/models/{name}"
@@ -120,7 +120,7 @@ class _Handlers:
         begun. Nothing happens if its files are the same.
         """
         _check(request)
-        await self.core.load(name, default=default, share=share)
+        await self.core.load(LoadRequest(name, default, share))
         return _served(name, self.core.status.find(name).ensemble, self.settings)
 
     async def unload(self, request: Request, name: Name) -> Response:

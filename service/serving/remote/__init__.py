@@ -1,0 +1,1 @@
+"""The core in another process: one core process serves many API processes."""
