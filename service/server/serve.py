@@ -93,9 +93,7 @@ class _Startup:
 def serve(settings: Settings, _: dict[str, Any]) -> int:
     """Serve until the process is signalled; downloads missing weights first."""
     log_config.configure(settings)
-    unknown_variables.check(os.environ, is_strict=settings.require_model)
-    _check_proxies(settings.trusted_proxies)
-    certificate = Certificate.read(settings)
+    certificate = check(settings)
     model_store = store.locate(settings.model_store)
     if settings.download_weights and (
         status := weights_download.download_first(model_store, settings.models)
@@ -126,6 +124,13 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
         gc.freeze()  # objects made so far stay; collections need not traverse them
         startup.server.run(sockets)
     return int(startup.has_failed)
+
+
+def check(settings: Settings) -> Certificate | None:
+    """Read the certificate; raises `WrongOption` for settings and variables that are wrong."""
+    unknown_variables.check(os.environ, is_strict=settings.require_model)
+    _check_proxies(settings.trusted_proxies)
+    return Certificate.read(settings)
 
 
 def _check_proxies(trusted: str) -> None:
