@@ -97,9 +97,10 @@ USER 10001:10001
 EXPOSE 8000 8001
 
 # Readiness: dependents of a "healthy" container start, and it gets requests. Supervisors that restart
-# by liveness have their own probes. http.client, since it ignores proxies.
+# by liveness have their own probes. http.client, since it ignores proxies. The probe port has no TLS;
+# a certificate is not verified: it names the service, not this address.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
-    CMD ["python", "-c", "import http.client, os, sys; connection = http.client.HTTPConnection('127.0.0.1', int(os.environ['GOOGLENET_PORT']), timeout=4); connection.request('GET', '/readyz'); sys.exit(connection.getresponse().status != 200)"]
+    CMD ["python", "-c", "import http.client, os, ssl, sys; probes = int(os.environ.get('GOOGLENET_PROBE_PORT', 0)); address = ('127.0.0.1', probes or int(os.environ['GOOGLENET_PORT'])); secure = os.environ.get('GOOGLENET_TLS_CERT_FILE') and not probes; connection = http.client.HTTPSConnection(*address, timeout=4, context=ssl._create_unverified_context()) if secure else http.client.HTTPConnection(*address, timeout=4); connection.request('GET', '/readyz'); sys.exit(connection.getresponse().status != 200)"]
 
 # Exec form: the listening process gets the signal, drains, finishes its requests and ends the worker.
 STOPSIGNAL SIGTERM

@@ -2,21 +2,29 @@
 
 import os
 import platform
-import sys
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-_V2 = ("", "unified")  # where version 2 is mounted below the root: alone, or beside version 1
-_V1 = ("cpu", "cpu,cpuacct", "cpuacct,cpu")  # the same for version 1's CPU controller
+from service import cgroups
+
+_FEATURES = (  # instructions that networks run faster with, by Linux's names on x86 and Arm
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "i8mm", "bf16"),
+)
 
 
-def available(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+def available(proc: Path = cgroups.PROC, mount: Path = cgroups.CGROUPS) -> int:
     """Count the CPUs this process may use: those of its affinity, within its quota, at least 1.
 
-    A quota of part of a CPU is rounded down. `proc` and `cgroups` are where Linux mounts them.
+    A quota of part of a CPU is rounded down. `proc` and `mount` are `service.cgroups`'.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(affinity or 1, *map(_quota, _folders(proc, cgroups)), sys.maxsize))
+    return max(1, min(affinity(), cgroups.cpus(proc, mount)))
+
+
+def affinity() -> int:
+    """Count the CPUs that the system may run this process on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def decoding(threads: int) -> int:
@@ -24,54 +32,18 @@ def decoding(threads: int) -> int:
     return threads or available()
 
 
-def _folders(proc: Path, cgroups: Path) -> Iterator[Path]:
-    """Find the folders of this process's cgroups and of all their ancestors, in both versions.
-
-    A container without a cgroup namespace sees the host's path in `/proc/self/cgroup`, and its
-    own cgroup as the root of the mount. So the root is always one of the folders, and missing
-    folders have no quota.
-    """
-    for mounts, path in _memberships(proc):
-        inside = PurePosixPath(path.lstrip("/"))
-        if ".." in inside.parts:  # a cgroup outside this namespace is not visible
-            inside = PurePosixPath()
-        for mount in mounts:
-            yield from (cgroups / mount / folder for folder in (inside, *inside.parents))
-
-
-def _memberships(proc: Path) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Read `/proc/self/cgroup`: possible mounts and the path of each cgroup that limits CPU."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
-        if not controllers:
-            yield _V2, path
-        elif "cpu" in controllers.split(","):
-            yield _V1, path
-
-
-def _quota(folder: Path) -> int:
-    """Read how many whole CPUs one cgroup allows; `sys.maxsize` where it has no quota."""
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        return sys.maxsize if quota == "max" or int(quota) < 0 else int(quota) // int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return sys.maxsize
-
-
-def multiply_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the CPU has bfloat16 instructions, by Linux's names of them."""
+def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """List the CPU's instructions that networks run faster with, by Linux's names of them."""
     try:
         words = set(cpuinfo.read_text().split())
     except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+        return []
+    return [name for name in _FEATURES if name in words]
+
+
+def multiply_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the CPU has bfloat16 instructions."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features(cpuinfo))
 
 
 def model_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -247,6 +247,9 @@ def website(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
         def do_POST(self) -> None:
             self.do_GET()
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def log_message(self, *_: object) -> None:
             pass
 

@@ -1,12 +1,13 @@
-"""The number of CPUs this process may use."""
+"""The CPUs and the memory that this process may use."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from service import cpu_info
+from service import cgroups, cpu_info
 
 V1 = "4:memory:/elsewhere\n3:cpu,cpuacct:{path}\n2:cpuset:/\n1:name=systemd:/\n"
 V2 = "0::{path}\n"
@@ -180,6 +181,36 @@ def test_a_process_without_a_cgroup_that_limits_cpu_has_no_quota(
     assert cpu_info.available(proc, cgroups) == MANY  # without the file, too
     join(proc, content)
     assert cpu_info.available(proc, cgroups) == MANY
+
+
+@pytest.mark.parametrize(("content", "limit"), [("max\n", None), ("5000\n", 5000), ("", None)])
+@pytest.mark.parametrize(
+    ("membership", "file"),
+    [
+        (V2, "pod/app/memory.max"),
+        (V2, "memory.max"),
+        (V2, "unified/pod/memory.max"),
+        ("4:memory:{path}\n", "memory/pod/app/memory.limit_in_bytes"),
+        ("4:memory:{path}\n", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_the_smallest_limit_of_memory_of_all_ancestors_counts(
+    membership: str, file: str, content: str, limit: int | None, roots: tuple[Path, Path]
+) -> None:
+    proc, mount = roots
+    join(proc, membership.format(path="/pod/app"))
+    for folder in ("", "memory"):
+        path = mount / folder / "pod/memory.max"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("9000\n")
+    path = mount / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    assert cgroups.memory(proc, mount) == (limit or 9000)
+
+
+def test_without_a_cgroup_memory_has_no_limit(roots: tuple[Path, Path]) -> None:
+    assert cgroups.memory(*roots) == sys.maxsize
 
 
 @pytest.mark.parametrize(("chosen", "threads"), [(3, 3), (0, 2)])

@@ -33,6 +33,7 @@ def build() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_doctor(commands)
     _add_models(commands)
     _add_keys(commands)
     _add_train(commands)
@@ -48,6 +49,14 @@ def _add_serve(commands: _Commands) -> None:
     serve = commands.add_parser("serve", help="serve over HTTP; downloads missing weights")
     add_settings(serve, Settings.model_fields)
     serve.set_defaults(run="service.server.serve:serve")
+
+
+def _add_doctor(commands: _Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor", help="check this machine and these settings, and print what serve would choose"
+    )
+    add_settings(doctor, Settings.model_fields)
+    doctor.set_defaults(run="service.cli.doctor.doctor:doctor")
 
 
 def _add_models(commands: _Commands) -> None:

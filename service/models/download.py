@@ -39,9 +39,28 @@ def download(url: str, part: Path, *, digest: str, progress: Progress) -> None:
     check(part, digest)
 
 
+def ask(url: str, *, seconds: float) -> None:
+    """Ask for a file's headers; raises `Unreachable`, with the reason, where a download would fail.
+
+    Looking a name up may take longer than `seconds` without a packet.
+    """
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - a manifest's, http or https
+    try:
+        urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310 - the same
+    except urllib.error.HTTPError as error:
+        with error:
+            raise Unreachable(f"{error.code} {error.reason}") from error
+    except (*_NETWORK, OSError, ValueError) as error:
+        raise Unreachable(_reason(error)) from error
+
+
 def _sentence(url: str, error: Exception) -> str:
-    reason = str(getattr(error, "reason", error)).strip()
-    return f"cannot download {url}: {reason}; the partial file is kept"
+    return f"cannot download {url}: {_reason(error)}; the partial file is kept"
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", error)
+    return str(getattr(reason, "strerror", None) or reason).strip()
 
 
 def check(path: Path, digest: str) -> None:

@@ -28,9 +28,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings, _: dict[str, Any]) -> int:
     """Serve until the process is signalled; downloads missing weights first."""
     log_config.configure(settings)
-    unknown_variables.check(os.environ, is_strict=settings.require_model)
-    _check_proxies(settings.trusted_proxies)
-    certificate = Certificate.read(settings)
+    certificate = check(settings)
     model_store = store.locate(settings.model_store)
     if settings.download_weights and (
         status := weights_download.download_first(model_store, settings.models)
@@ -63,6 +61,13 @@ def _serve_alone(settings: Settings, model_store: Store, certificate: Certificat
     ):
         server.run(application, metrics, sockets, probe_listener)
     return int(startup.has_failed)
+
+
+def check(settings: Settings) -> Certificate | None:
+    """Read the certificate; raises `WrongOption` for settings and variables that are wrong."""
+    unknown_variables.check(os.environ, is_strict=settings.require_model)
+    _check_proxies(settings.trusted_proxies)
+    return Certificate.read(settings)
 
 
 def _check_proxies(trusted: str) -> None:

@@ -49,7 +49,8 @@ from service.serving.backend import Backend
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-COMMANDS = ["serve", "models", "models list", "models fetch", "models import", "models verify",
+COMMANDS = ["serve", "doctor",
+            "models", "models list", "models fetch", "models import", "models verify",
             "keys", "keys new", "keys check",
             "look", "classify", "evaluate", "bench", "plan"]  # fmt: skip
 

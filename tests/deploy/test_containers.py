@@ -17,6 +17,8 @@ import pytest
 import yaml
 from conftest import ROOT, missing, website
 from packaging.specifiers import SpecifierSet
+from test_connections import hosting
+from test_tls import papers_in
 
 from service.server.app import create_app
 from service.settings import Settings
@@ -177,12 +179,13 @@ def answering(status: int) -> Iterator[int]:
         yield int(address.rpartition(":")[2])
 
 
-def check_health(port: int) -> int:
+def check_health(port: int, **settings: object) -> int:
     _, command = instruction("HEALTHCHECK").split("CMD", 1)
     python, *arguments = json.loads(command)
     assert python == "python"
     nowhere = "http://127.0.0.1:9"  # a proxy is not used
-    done = run(sys.executable, *arguments, GOOGLENET_PORT=str(port), http_proxy=nowhere)
+    given = {f"GOOGLENET_{name.upper()}": str(value) for name, value in settings.items()}
+    done = run(sys.executable, *arguments, GOOGLENET_PORT=str(port), http_proxy=nowhere, **given)
     return done.returncode
 
 
@@ -190,6 +193,18 @@ def check_health(port: int) -> int:
 def test_the_health_check_reports_readiness(status: int, code: int) -> None:
     with answering(status) as port:
         assert check_health(port) == code
+
+
+def test_the_health_check_speaks_tls_where_the_service_does(tmp_path: Path) -> None:
+    papers = papers_in(tmp_path)
+    with hosting(trust=papers.trust(), **papers.settings) as ours:
+        assert check_health(ours.port, **papers.settings) == 0
+        assert check_health(ours.port) == 1
+
+
+def test_the_health_check_asks_the_probe_port_without_tls() -> None:
+    with answering(200) as port:
+        assert check_health(9, probe_port=port, tls_cert_file="cert.pem") == 0
 
 
 def test_the_health_check_fails_without_an_answer() -> None:

@@ -195,7 +195,7 @@ def test_the_commands_of_a_page_run(page: Path, desk: Path, served: Served) -> N
             missing(tool)
     # For a fast start.
     quick = {"MAX_BATCH": "2", "CPU_THREADS": "1", "PRECISION": "float32"}
-    own = {"MODEL_STORE": str(desk / "store"), "DOWNLOAD_WEIGHTS": "False"}
+    own = {"MODEL_STORE": str(desk / "store"), "DOWNLOAD_WEIGHTS": "False", "PORT": "0"}
     done = subprocess.run(  # noqa: S603 - our own documentation
         ["bash", "-c", script(page)],  # noqa: S607 - whichever bash there is
         cwd=desk, capture_output=True, text=True, timeout=600, check=False,

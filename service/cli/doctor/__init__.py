@@ -1,0 +1,1 @@
+"""The doctor command: a module for each subject that it checks."""
