@@ -110,7 +110,10 @@ def _read(reader: BinaryIO) -> bytes | None:
 
 def main(connections: socket.socket, events: Connection) -> None:
     """Load the models, then serve the connections that arrive until the client has exited."""
-    settings, level = events.recv()
+    try:
+        settings, level = events.recv()
+    except EOFError:  # the serving process was killed before it sent them
+        return
     parent = ParentChannel(events)
     logging.basicConfig(level=level, format="%(message)s", handlers=[parent])
     logging.getLogger("PIL").setLevel(logging.INFO)  # its debug level logs what images contain

@@ -361,7 +361,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no content type": ({"content": b"a cat"}, 415, "unsupported_type"),
     "half a PNG": ({"files": parts(encoded(Image.effect_noise((64, 64), 50))[:2000])},
                    422, "unreadable_image"),
-    "no part named file": ({"files": {"image": plain("red")}}, 422, "invalid_parameter"),
+    "no part named file": ({"files": {"photo": plain("red")}}, 422, "invalid_parameter"),
     "no image": ({"files": {"views": (None, b"ten")}}, 422, "missing_file"),
     "a file that was not chosen": ({"files": {"file": ("", b"")}}, 422, "missing_file"),
     **{f"{name}={value}": ({"params": {name: value}, "files": parts(plain("red"))},

@@ -101,6 +101,10 @@ class Sent(Threads):
         return ours
 
 
+def test_main_ends_with_a_server_that_sends_nothing() -> None:
+    talking(lambda *_: None)
+
+
 def test_main_loads_reports_readiness_and_handles_calls(small: Settings, beagle: bytes) -> None:
     def talk(events: Connection, calls: socket.socket) -> object:
         events.send((small.model_copy(update={"max_batch": 1}), logging.INFO))

@@ -71,7 +71,7 @@ class AnswerMetrics:
         before, self._ensembles = self._ensembles, dict(served)
         for name, ensemble in before.items():
             if served.get(name) is not ensemble:
-                self._remove(name)
+                self._forget(name)
         for name in served:
             self._confidence.labels(name)
             self._entropy.labels(name)
@@ -99,7 +99,7 @@ class AnswerMetrics:
         if window.is_full and not was_full:
             self._psi.labels(*labels).set_function(window.psi)  # computed at a scrape
 
-    def _remove(self, model: str) -> None:
+    def _forget(self, model: str) -> None:
         self._windows = {key: it for key, it in self._windows.items() if key[0] != model}
         for metric in (self._confidence, self._entropy, self._psi):
             metric.remove_by_labels({"model": model})
