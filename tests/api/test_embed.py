@@ -59,10 +59,10 @@ def test_a_photo_is_nearest_to_its_own_mirrored_scaled_and_cropped_versions(
         assert similar[same].min() > similar[~same].max()
 
 
-def test_features_of_ten_views_are_the_mean_of_those_of_each(
+def test_a_mirrored_image_has_the_same_features_by_ten_views(
     real_client: TestClient, beagle: bytes
 ) -> None:
-    """An image that is not resized has the same ten views when it is mirrored."""
+    """Of 256 pixels, so that it is not resized, an image has the same ten views mirrored."""
     upright = Image.open(io.BytesIO(beagle)).convert("RGB").resize((256, 256))
     images = [encoded(image) for image in (upright, ImageOps.mirror(upright))]
     first, mirrored = embedded(real_client, *images, views="ten")["results"]
