@@ -124,6 +124,12 @@ class NotExplainable(ServiceError):
     code = "not_explainable"
 
 
+class NoFeatures(ServiceError):
+    """The model has no features, or is an ensemble of several models, which have none together."""
+
+    code = "no_features"
+
+
 class CannotServe(ClientError):
     """The model could not be loaded; the models that were served still are."""
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
@@ -276,16 +276,20 @@ Run = Callable[[Batch[PreparedImage]], Sequence[Result]]
 
 
 def mean_colour(batch: Batch[PreparedImage]) -> list[Probabilities]:
-    """A fake model with three classes: how red, green and blue a slice's views are, summed."""
+    """A fake model with three classes: how red, green and blue a slice's views are, summed.
+
+    Its features are the mean colours.
+    """
     results = []
     for part in batch.slices:
-        total = np.zeros(3)
+        total, colours = np.zeros(3), np.zeros(3)
         for view in part.payload.plan.views[part.start : part.stop]:
             canvas = part.payload.canvases[view.canvas]
             square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
             colour = square.mean(axis=(0, 1))
             total += colour / max(colour.sum(), 1e-9)
-        results.append(total)
+            colours += colour
+        results.append(np.concatenate([total, colours]) if part.payload.features else total)
     return results
 
 
@@ -333,14 +337,21 @@ class FakeBackend:
         self.end.set_result(None)
 
     async def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
+        self,
+        image: ImageInput,
+        views: str,
+        bounds: Bounds,
+        target: int = 0,
+        *,
+        features: bool = False,
     ) -> Sequence[PreparedImage]:
         """Decode in a thread, one image after the other."""
         what = (image, self.ensemble.plans(views), bounds, target)
         loop = asyncio.get_running_loop()
         self.undecoded += 1
         try:
-            return await loop.run_in_executor(self.decoder, self._timed, *what)
+            prepared = await loop.run_in_executor(self.decoder, self._timed, *what)
+            return [replace(one, features=True) for one in prepared] if features else prepared
         finally:
             self.undecoded -= 1
 

@@ -74,14 +74,20 @@ class Faulty:
         self.backend.close()
 
     async def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
+        self,
+        image: ImageInput,
+        views: str,
+        bounds: Bounds,
+        target: int = 0,
+        *,
+        features: bool = False,
     ) -> Sequence[Payload]:
         """Prepare an image, or fail."""
         if self._happens("broken_decoder"):
             raise InferenceFailed("the decoder is broken")
         if self._happens("slow_decoder"):
             await asyncio.sleep(self._chance.uniform(0, 0.2))
-        return await self.backend.prepare(image, views, bounds, target)
+        return await self.backend.prepare(image, views, bounds, target, features=features)
 
     async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
         """Draw a heat map."""

@@ -48,6 +48,6 @@ def not_allowed(method: str, path: str, allowed: Sequence[str]) -> str:
     """Give the sentence of a 405."""
     shown = method if method in METHODS else "this method"
     sentence = f"{shown} is not allowed here; use {' or '.join(allowed)}"
-    if method == "PUT" and path in {"/classify", "/explain"}:
+    if method == "PUT" and path in {"/classify", "/explain", "/embed"}:
         return f"{sentence} (curl -T sends PUT: use -F file=@IMAGE instead)"
     return sentence

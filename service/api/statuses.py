@@ -40,6 +40,7 @@ STATUS: Mapping[type[ServiceError], Status] = {
     errors.InferenceFailed: Status(500, "INTERNAL"),
     errors.OutOfMemory: Status(500, "INTERNAL"),
     errors.NotExplainable: Status(501, "UNIMPLEMENTED"),
+    errors.NoFeatures: Status(501, "UNIMPLEMENTED"),
     errors.Overloaded: Status(503, "UNAVAILABLE"),
     errors.NotReady: Status(503, "UNAVAILABLE"),
     errors.DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED"),

@@ -15,6 +15,7 @@ from service.client.errors import (
 from service.client.image_input import ImageInput
 from service.client.results import (
     Box,
+    Embedding,
     Explanation,
     HeatMap,
     LabelSet,
@@ -31,6 +32,7 @@ __all__ = [
     "Box",
     "Client",
     "ClientError",
+    "Embedding",
     "Explanation",
     "Failed",
     "HeatMap",

@@ -11,8 +11,8 @@ import httpx2
 from service.client import bulk, calls, exchange, image_input
 from service.client.errors import ClientError
 from service.client.image_input import ImageInput
-from service.client.options import CallOptions, ClassifyOptions, ExplainOptions
-from service.client.results import Explanation, Models, Ranking
+from service.client.options import CallOptions, ClassifyOptions, EmbedOptions, ExplainOptions
+from service.client.results import Embedding, Explanation, Models, Ranking
 from service.client.steps import (
     Give,
     NextLine,
@@ -69,6 +69,10 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
     async def explain(self, image: ImageInput, **options: Unpack[ExplainOptions]) -> Explanation:
         """Locate a label, by default the most probable, in an image."""
         return await self._run(calls.explain(image, options, self._context(options)))
+
+    async def embed(self, image: ImageInput, **options: Unpack[EmbedOptions]) -> Embedding:
+        """Compute an image's features, for a search of similar ones."""
+        return await self._run(calls.embed(image, options, self._context(options)))
 
     async def heat_map(self, image: ImageInput, **options: Unpack[ExplainOptions]) -> bytes:
         """Draw the explanation over the image: a PNG."""

@@ -6,8 +6,8 @@ from service.client import results
 from service.client.errors import ClientError
 from service.client.exchange import exchange, parse
 from service.client.image_input import ImageInput
-from service.client.options import ClassifyOptions, ExplainOptions
-from service.client.results import Explanation, Models, Ranking
+from service.client.options import ClassifyOptions, EmbedOptions, ExplainOptions
+from service.client.results import Embedding, Explanation, Models, Ranking
 from service.client.steps import CallContext, Read, Request, Response, Steps
 
 _BINARY = "application/octet-stream"
@@ -37,6 +37,13 @@ def explain(image: ImageInput, options: ExplainOptions, context: CallContext) ->
     return parse(response, results.explanation)
 
 
+def embed(image: ImageInput, options: EmbedOptions, context: CallContext) -> Steps[Embedding]:
+    """Compute an image's features."""
+    data = yield from _read(image)
+    response = yield from exchange(post("/embed", [data], options), context)
+    return parse(response, results.embedding)
+
+
 def heat_map(image: ImageInput, options: ExplainOptions, context: CallContext) -> Steps[bytes]:
     """Draw a label's heat map over the image: a PNG."""
     response = yield from _explain(image, options, "image/png", context)
@@ -46,7 +53,7 @@ def heat_map(image: ImageInput, options: ExplainOptions, context: CallContext) -
 def post(
     path: str,
     images: Sequence[bytes],
-    options: ClassifyOptions | ExplainOptions,
+    options: ClassifyOptions | EmbedOptions | ExplainOptions,
     headers: Mapping[str, str] | None = None,
 ) -> Request:
     """Build a request that posts images."""

@@ -28,6 +28,15 @@ class ClassifyOptions(CallOptions, total=False):
     background: bool  # low priority: other requests go first
 
 
+class EmbedOptions(CallOptions, total=False):
+    """Options of features."""
+
+    model: str | None
+    views: str | None
+    normalise: bool | None  # divide the features by their Euclidean norm
+    background: bool  # low priority: other requests go first
+
+
 class ExplainOptions(CallOptions, total=False):
     """Options of an explanation: the label to explain, by its WordNet id, name or index."""
 

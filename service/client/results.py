@@ -140,6 +140,16 @@ class Explanation:
     box: Box | None
 
 
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An image's features, averaged over the views."""
+
+    model: str
+    version: str
+    views: str
+    features: tuple[float, ...]
+
+
 def ranking(body: Mapping[str, Any], result: Mapping[str, Any]) -> Ranking:
     """Read one image's result in the response to POST /classify."""
     return Ranking(
@@ -220,6 +230,11 @@ def explanation(body: Mapping[str, Any]) -> Explanation:
 
 def _heat_map(item: Mapping[str, Any]) -> HeatMap:
     return HeatMap(_box(item), tuple(tuple(row) for row in item["grid"]), item["logit"])
+
+
+def embedding(body: Mapping[str, Any]) -> Embedding:
+    """Read the response to POST /embed."""
+    return Embedding(body["model"], body["version"], body["views"], tuple(body["features"]))
 
 
 def _box(item: Mapping[str, Any]) -> Box:

@@ -35,12 +35,26 @@ def dtype(batch: Batch[PreparedImage]) -> type[np.uint8 | np.float32]:
     return np.float32 if any(canvas.dtype == np.float32 for canvas in canvases) else np.uint8
 
 
+def has_features(batch: Batch[PreparedImage]) -> bool:
+    """Whether the features of any of a batch's images are asked for."""
+    return any(part.payload.features for part in batch.slices)
+
+
 def sums(
-    probabilities: npt.NDArray[np.float32], slices: Sequence[Slice[PreparedImage]]
+    outputs: Sequence[npt.NDArray[np.float32]], slices: Sequence[Slice[PreparedImage]]
 ) -> list[Probabilities]:
-    """Sum a batch's probabilities, (rows, classes) float32, by slice."""
+    """Sum a batch's rows by slice; see `service.models.ensemble.Result`.
+
+    The outputs are probabilities, (rows, classes) float32, and features, (rows, channels), which
+    may be missing where none are asked for.
+    """
     ends = np.cumsum([part.rows for part in slices])
     return [
-        probabilities[end - part.rows : end].sum(axis=0, dtype=np.float64)
+        _sum(outputs if part.payload.features else outputs[:1], slice(end - part.rows, end))
         for end, part in zip(ends, slices, strict=True)
     ]
+
+
+def _sum(outputs: Sequence[npt.NDArray[np.float32]], rows: slice) -> Probabilities:
+    parts = [output[rows].sum(axis=0, dtype=np.float64) for output in outputs]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]

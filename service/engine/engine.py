@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.engine import gpu_info, openvino_engine, prepared_image
 from service.engine.executor import DeviceExecutor, Model, Placed
@@ -29,7 +29,13 @@ class Engine:
     """The first member's, which tensors sent instead of images have been through."""
 
     def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
+        self,
+        image: ImageInput,
+        views: str,
+        bounds: Bounds,
+        target: int = 0,
+        *,
+        features: bool = False,
     ) -> list[PreparedImage]:
         """Decode an image for a view plan; one prepared image per member.
 
@@ -38,8 +44,11 @@ class Engine:
         """
         plans = self.ensemble.plans(views)
         if image_decoder.is_view(image):
-            return prepared_image.given(prepared_image.unscaled(image, self.preprocessing), plans)
-        return prepared_image.prepare(image, plans, bounds, target)
+            view = prepared_image.unscaled(image, self.preprocessing)
+            prepared = prepared_image.given(view, plans)
+        else:
+            prepared = prepared_image.prepare(image, plans, bounds, target)
+        return [replace(one, features=True) for one in prepared] if features else prepared
 
 
 def load(settings: Settings) -> Engine:

@@ -98,7 +98,7 @@ class Compiled:
         """Run a batch."""
         rows = assemble(batch)
         if not batch.key.maps:
-            return sums(self.probabilities(rows), batch.slices)
+            return sums(_infer(self._probabilities[rows.dtype], rows), batch.slices)
         assert self._classifier is not None  # noqa: S101 - for mypy: only models with maps have such keys
         (part,) = batch.slices
         logits, features = _infer(self._features, rows)

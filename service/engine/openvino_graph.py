@@ -34,11 +34,27 @@ def logits_only(graph: Any) -> Any:
 def probabilities(
     model: Converted, preprocessing: Preprocessing, temperature: float, kind: type[np.generic]
 ) -> Any:
-    """Make the graph from RGB pixels of type `kind`, (N, side, side, 3), to (N, classes)."""
+    """Make the graph from RGB pixels of type `kind`, (N, side, side, 3), to (N, classes).
+
+    If the network has a `last` layer, the graph also gives what that is applied to: (N, channels).
+    """
     graph = _preprocessed(read(model), preprocessing, kind)
     logits = graph.output(0).get_node().input_value(0)
     scaled = opset13.divide(logits, np.float32(temperature))
-    return openvino.Model([opset13.softmax(scaled, 1)], graph.get_parameters(), "probabilities")
+    pooled = [_pooled(logits)] if model.description.network.last is not None else []
+    outputs = [opset13.softmax(scaled, 1).output(0), *pooled]
+    return openvino.Model(outputs, graph.get_parameters(), "probabilities")
+
+
+def _pooled(logits: Any) -> Any:
+    """Find the input of the last layer, a matrix product and a bias, before its quantization."""
+    node = logits.get_node()
+    while node.get_type_name() != "MatMul":
+        node = node.input_value(0).get_node()
+    pooled = node.input_value(0)
+    if pooled.get_node().get_type_name() == "FakeQuantize":
+        return pooled.get_node().input_value(0)
+    return pooled
 
 
 def features(model: Converted, preprocessing: Preprocessing) -> Any:

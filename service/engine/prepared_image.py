@@ -26,6 +26,7 @@ class PreparedImage:
     canvases: tuple[Pixels | Unrounded, ...]
     size: tuple[int, int] = (1, 1)  # width and height of the image, possibly decoded smaller
     target: int = 0  # class of the activation maps
+    features: bool = False  # whether its features are asked for, too
 
 
 def prepare(

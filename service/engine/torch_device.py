@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 from service.engine import cuda_fusion
 from service.errors import ModelError, OutOfMemory
+
+T = TypeVar("T")
 
 CPU = "torch-cpu"  # the device setting for PyTorch on the CPU; "cpu" means OpenVINO
 
@@ -105,28 +108,28 @@ def _copied(  # pragma: no cover - needs a GPU
 
 
 def recorded(
-    module: Callable[[torch.Tensor], torch.Tensor], device: torch.device
-) -> Callable[[torch.Tensor], torch.Tensor]:
+    module: Callable[[torch.Tensor], T], device: torch.device
+) -> Callable[[torch.Tensor], T]:
     """Return the module, on a GPU as CUDA graphs, which are faster to launch."""
     return module if device.type == "cpu" else _Recorded(module)
 
 
-class _Recorded:  # pragma: no cover - needs a GPU
+class _Recorded(Generic[T]):  # pragma: no cover - needs a GPU
     """A module as CUDA graphs, recorded once for each input shape and type, then replayed.
 
     Launching a network's kernels one by one takes Python longer than a small batch takes them.
     Not thread-safe: the next result of the same shape and type overwrites the last.
     """
 
-    def __init__(self, module: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, module: Callable[[torch.Tensor], T]) -> None:
         self._module = module
         self._graphs: dict[
             tuple[torch.Size, torch.dtype],
-            tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor],
+            tuple[torch.cuda.CUDAGraph, torch.Tensor, T],
         ] = {}
         self._pool = torch.cuda.graph_pool_handle()  # shared, as one graph runs at a time
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> T:
         key = x.shape, x.dtype
         if key not in self._graphs:
             self._graphs[key] = self._record(x)
@@ -135,7 +138,7 @@ class _Recorded:  # pragma: no cover - needs a GPU
         graph.replay()
         return result
 
-    def _record(self, x: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+    def _record(self, x: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, T]:
         buffer = x.clone()
         self._module(buffer)  # initialization by libraries cannot be recorded
         graph = torch.cuda.CUDAGraph()

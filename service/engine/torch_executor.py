@@ -55,9 +55,12 @@ def _executor(members: Sequence[_Member], device: torch.device, number: int) -> 
             pixels = cut(batch, device)
             if batch.key.maps:
                 return [_explained(members[batch.key.member].features, pixels, batch)]
+            probabilities, features = networks[batch.key.member](pixels)
             # The copy to the host synchronizes with the device.
-            probabilities = networks[batch.key.member](pixels).cpu().numpy()
-        return batch_assembly.sums(probabilities, batch.slices)
+            outputs = [probabilities.cpu().numpy()]
+            if batch_assembly.has_features(batch):
+                outputs.append(features.float().cpu().numpy())
+        return batch_assembly.sums(outputs, batch.slices)
 
     return DeviceExecutor(run, number)
 
@@ -137,7 +140,7 @@ def _probabilities(
     x = torch.from_numpy(probe()).to(device)
     try:
         with torch_device.memory(), torch_device.forwards(device)():
-            return [Probabilities(model, device, dtype)(x).cpu().numpy() for model in models]
+            return [Probabilities(model, device, dtype)(x)[0].cpu().numpy() for model in models]
     except RuntimeError as error:
         why = str(error.__cause__ or error).partition("\n")[0]
         raise ModelError(

@@ -35,17 +35,29 @@ class Normalise(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Computes (N, classes) float32 from (N, side, side, 3) RGB, uint8 or float32."""
+    """Computes (N, classes) float32 from (N, side, side, 3) RGB, uint8 or float32.
+
+    And the features that the last layer is applied to, (N, channels), in the network's number
+    format; of networks without class activation maps, the logits.
+    """
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network = torch_device.place(model.network(), device, dtype)
+        network = model.network()
+        last: nn.Module = nn.Identity()
+        if model.explains:
+            name = weights.architecture(model.manifest).last
+            last = network.get_submodule(name)
+            network.set_submodule(name, nn.Identity())
+        self.network = torch_device.place(network, device, dtype)
+        self.last = last.to(device, dtype)
         self.normalise = Normalise(model.manifest.preprocessing, dtype).to(device)
         self.temperature = model.temperature
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.normalise(pixels))
-        return (logits.float() / self.temperature).softmax(1)
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features: Tensor = self.network(self.normalise(pixels))
+        logits = self.last(features)
+        return (logits.float() / self.temperature).softmax(1), features
 
 
 class Features(nn.Module):

@@ -12,7 +12,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import InvalidParameter, UnknownLabel
+from service.errors import InvalidParameter, NoFeatures, UnknownLabel
 from service.imaging import crops
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
@@ -24,8 +24,13 @@ from service.scheduling.types import JobSpec
 
 Probabilities = npt.NDArray[np.float64]  # (classes,)
 
+Features = npt.NDArray[np.float32]  # (channels,)
+
 Result = Probabilities | Activation
-"""The result of a slice: summed probabilities, or a map if its key has `maps`."""
+"""The result of a slice: summed probabilities, or a map if its key has `maps`.
+
+Summed features follow the probabilities if the slice's image asks for them: (classes + channels,).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,22 @@ class Ensemble:
     def explains(self) -> bool:
         """Whether it has class activation maps: only a single model can."""
         return len(self.members) == 1 and self.members[0].explains
+
+    def check_features(self) -> None:
+        """Raise `NoFeatures` unless it is a single model that has features."""
+        if len(self.members) > 1:
+            raise NoFeatures(f"{self.name} are several models; ask a single one for features")
+        if not self.explains:
+            raise NoFeatures(f"{self.name} has no features; use another model")
+
+    def split(
+        self, average: Probabilities, *, features: bool
+    ) -> tuple[Probabilities, Features | None]:
+        """Split the mean of an image's results into probabilities and features, if it has those."""
+        if not features:
+            return average, None
+        classes = len(self.labels)
+        return average[:classes].copy(), average[classes:].astype(np.float32)
 
     def find(self, label: str) -> int:
         """Find a class by index, WordNet id, or unique name.

@@ -26,7 +26,7 @@ from service.api.open_inference import paths as open_inference_paths
 from service.api.open_inference import routes as open_inference
 from service.api.open_inference.handler import Inference
 from service.api.open_inference.json_request import HEADER_LENGTH
-from service.api.routes import classify, docs, explain, health, page
+from service.api.routes import classify, docs, embed, explain, health, page
 from service.api.routes import models as model_routes
 from service.api.tls import Certificate
 from service.api.uploads import COPIES, Budget
@@ -229,6 +229,7 @@ def _add_routes(app: FastAPI, state: _State, tracer_provider: TracerProvider | N
     inference = state.inference
     app.include_router(classify.router(core, settings, budget, tracer_provider))
     app.include_router(explain.router(core, settings, budget))
+    app.include_router(embed.router(core, settings, budget, tracer_provider))
     app.include_router(model_routes.router(core, settings))
     app.include_router(open_inference_metadata.router(inference, state.is_leaving))
     app.include_router(open_inference.router(inference, budget, tracer_provider))

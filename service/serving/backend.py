@@ -40,11 +40,18 @@ class Backend(Protocol):
         ...
 
     async def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
+        self,
+        image: ImageInput,
+        views: str,
+        bounds: Bounds,
+        target: int = 0,
+        *,
+        features: bool = False,
     ) -> Sequence[Payload]:
         """Decode an image for a view plan; return a payload for each member.
 
-        Class activation maps are of the class `target`. Raises what
+        Class activation maps are of the class `target`; with `features`, its results have those,
+        too. Raises what
         `service.imaging.image_decoder.decode` does, or `InferenceFailed`.
         """
         ...

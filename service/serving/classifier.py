@@ -47,6 +47,7 @@ class _Request:
     top_k: int
     background: bool
     deadline: float  # by time.monotonic()
+    features: bool  # whether they are asked for, too
 
 
 Reservations = Sequence[Reservation[Payload, Result]]
@@ -127,20 +128,25 @@ class Classifier:
         top_k: int,
         seconds: float,
         background: bool = False,
+        features: bool = False,
         gone: Callable[[], Awaitable[None]] = never,
     ) -> list[Answer | ServiceError]:
         """Rank each image's labels, or return its error, within `seconds`.
 
         Images of `background` requests have low priority, and a share of the time while others
-        wait. Raises, for all of them, `Overloaded` or `DeadlineExceeded` if they are refused at
+        wait. With `features`, answers have those, too; not of views that may stop early. Raises,
+        for all images, `NoFeatures`, `Overloaded` or `DeadlineExceeded` if they are refused at
         once, and `ClientDisconnected` when `gone()` returns first: rows that are queued then are
         not run.
         """
+        if features:
+            self.ensemble.check_features()
         deadline = time.monotonic() + seconds
-        request = _Request(plan, self._jobs(plan), top_k, background, deadline)
+        request = _Request(plan, self._jobs(plan), top_k, background, deadline, features)
         if self._cache is None:
             return await self._compute(images, request, gone)
-        keys = [await key_in_background(image, plan) for image in images]
+        kept = f"{plan} features" if features else plan
+        keys = [await key_in_background(image, kept) for image in images]
         known = {key: cached for key in keys if (cached := self._cache.get(key)) is not None}
         missing = [image for key, image in zip(keys, images, strict=True) if key not in known]
         computed = iter(await self._compute(missing, request, gone) if missing else ())
@@ -148,7 +154,8 @@ class Classifier:
         for key in keys:
             answer = self._cached(known[key], top_k) if key in known else next(computed)
             if isinstance(answer, Answer) and not answer.cached:
-                self._cache.put(key, CachedResult(answer.probabilities, answer.view_count))
+                result = CachedResult(answer.probabilities, answer.view_count, answer.features)
+                self._cache.put(key, result)
             answers.append(answer)
         return answers
 
@@ -251,19 +258,22 @@ class Classifier:
         started = time.monotonic()
         async with self._decoding.turn(background=request.background):
             bounds = self._bounds(request.deadline)
-            payloads = await self._backend.prepare(image, request.views, bounds)
+            how = request.views, bounds
+            payloads = await self._backend.prepare(image, *how, features=request.features)
         decoded = time.monotonic() - started
         look = await adaptive_views.look(
             self._batcher, self._rule, request.jobs, reservations, payloads
         )
         if request.jobs.has_stops:
             self._lately = self._lately.observed(look.view_count)
+        probabilities, features = self.ensemble.split(look.average, features=request.features)
         return Answer(
-            self.ensemble.best(look.average, request.top_k),
+            self.ensemble.best(probabilities, request.top_k),
             look.timing(started, decoded),
             look.batch_rows,
-            look.average,
+            probabilities,
             look.view_count,
+            features,
         )
 
     async def _activations(

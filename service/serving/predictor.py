@@ -32,6 +32,7 @@ class PredictRequest:
     top_k: int
     seconds: float  # left until its deadline
     background: bool = False
+    features: bool = False  # whether answers have them, too; of fixed views
     gone: Callable[[], Awaitable[None]] = never  # returns when the client has disconnected
 
 
@@ -90,7 +91,8 @@ class Predictor(Protocol):
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Classify all images of a request.
 
-        Raises `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of them.
+        Raises `NoFeatures`, `Overloaded`, `DeadlineExceeded` or `ClientDisconnected` for all of
+        them.
         """
 
     async def admit(self, request: AdmitRequest) -> PlanName:
@@ -177,6 +179,7 @@ class LocalPredictor:
             top_k=request.top_k,
             seconds=request.seconds,
             background=request.background,
+            features=request.features,
             gone=request.gone,
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from service.imaging.image_decoder import ImageInput
-from service.models.ensemble import Probabilities
+from service.models.ensemble import Features, Probabilities
 
 _OVERHEAD = 512  # bytes of an entry besides its values, about
 _LARGE = 256 * 1024  # bytes, which take a third of a millisecond to hash
@@ -37,10 +37,11 @@ async def key_in_background(image: ImageInput, views: str) -> bytes:
 
 
 class CachedResult(NamedTuple):
-    """An image's probabilities, (classes,), and how many views they are the mean of."""
+    """An image's probabilities, (classes,), how many views they are the mean of, and features."""
 
     probabilities: Probabilities
     view_count: int
+    features: Features | None = None
 
 
 class ResultCache:
@@ -69,4 +70,5 @@ class ResultCache:
 
 
 def _nbytes(result: CachedResult) -> int:
-    return result.probabilities.nbytes + _OVERHEAD
+    features = 0 if result.features is None else result.features.nbytes
+    return result.probabilities.nbytes + features + _OVERHEAD

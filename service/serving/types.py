@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from service.imaging.activation_map import Activation
 from service.imaging.image_decoder import Bounds
-from service.models.ensemble import Prediction, Probabilities
+from service.models.ensemble import Features, Prediction, Probabilities
 from service.settings import BACKGROUND_SHARE
 
 
@@ -44,6 +44,7 @@ class Answer:
     batch_rows: int  # rows of all jobs in the largest of its last batches
     probabilities: Probabilities = field(repr=False, compare=False)  # of all classes
     view_count: int  # that were looked at
+    features: Features | None = field(default=None, repr=False, compare=False)  # if asked for
     cached: bool = False  # from the result cache
 
 

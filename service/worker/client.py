@@ -119,7 +119,13 @@ class WorkerClient:
         return self._decoders.decode_wait(busy + self._waiting + images)
 
     async def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
+        self,
+        image: ImageInput,
+        views: str,
+        bounds: Bounds,
+        target: int = 0,
+        *,
+        features: bool = False,
     ) -> Sequence[RemoteHandle]:
         """Decode an image; a cancelled request leaves the worker thread to finish."""
 
@@ -127,7 +133,7 @@ class WorkerClient:
             number, members = response
             return [RemoteHandle(number, self._forget)] * members
 
-        return await self._decoded(Prepare(image, views, bounds, target), handles)
+        return await self._decoded(Prepare(image, views, bounds, target, features), handles)
 
     async def paint(self, image: bytes, heat: Grid, bounds: Bounds) -> bytes:
         """Decode an image and draw a heat map over it; the response is a PNG file."""

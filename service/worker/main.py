@@ -83,7 +83,13 @@ class Handler:
         return self._prepare(request)
 
     def _prepare(self, request: Prepare) -> tuple[int, int]:
-        images = self._engine.prepare(request.image, request.views, request.bounds, request.target)
+        images = self._engine.prepare(
+            request.image,
+            request.views,
+            request.bounds,
+            request.target,
+            features=request.features,
+        )
         number = next(self._numbers)
         self._images[number] = images
         return number, len(images)

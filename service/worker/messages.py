@@ -34,6 +34,7 @@ class Prepare:
     views: str
     bounds: Bounds
     target: int = 0  # class of the activation maps
+    features: bool = False  # whether its features are asked for, too
 
 
 @dataclass(frozen=True, slots=True)

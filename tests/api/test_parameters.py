@@ -56,6 +56,7 @@ def test_an_unknown_query_parameter_is_refused(
         ("POST", "/classify?topk=1", "'topk'; did you mean top_k?"),
         ("POST", "/classify?top_k=1&xyz", "'xyz'; there are coverage, labels, model, "),
         ("POST", "/explain?labels=red", "'labels'; did you mean label?"),
+        ("POST", "/embed?top_k=1", "'top_k'; there are model, normalise, views"),
         ("GET", "/readyz?verbos", "'verbos'; did you mean verbose?"),
         ("GET", "/metrics?x=1", "'x'; this path has none"),
         ("PUT", "/models/fake?defaults=1", "'defaults'; did you mean default?"),
@@ -123,6 +124,9 @@ def test_the_fields_of_a_form_are_parameters_like_those_of_the_query(client: Tes
         ("/classify", {"top_k": "many"}, "top_k: "),
         ("/classify", {"model": "A B"}, "model: "),
         ("/explain", {"views": "auto"}, "views: "),
+        ("/embed", {"views": "adaptive"}, "views: "),
+        ("/embed", {"normalise": "often"}, "normalise: "),
+        ("/embed", {"normalize": "true"}, "'normalize'; did you mean normalise?"),
         ("/explain", {"label": "x" * 201}, "label: "),
     ],
 )
@@ -144,6 +148,7 @@ def test_the_form_is_documented_with_its_fields(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     chosen = {"coverage", "labels", "threshold", "renormalise", "specificity"}
     for path, names in (("/classify", {"model", "top_k", "views", *chosen}),
+                        ("/embed", {"model", "normalise", "views"}),
                         ("/explain", {"label", "model", "views"})):  # fmt: skip
         content = paths[path]["post"]["requestBody"]["content"]
         form = content["multipart/form-data"]["schema"]
@@ -175,7 +180,7 @@ def test_a_file_field_without_a_file_is_ignored(client: TestClient) -> None:
 # What is compressed.
 
 
-@pytest.mark.parametrize("path", ["/classify", "/explain", "/v2/models/fake/infer"])
+@pytest.mark.parametrize("path", ["/classify", "/embed", "/explain", "/v2/models/fake/infer"])
 @pytest.mark.parametrize(
     "kind", ["image/jpeg", "multipart/form-data; boundary=b", "application/json"]
 )

@@ -150,7 +150,7 @@ def test_an_unknown_path_gets_a_hint_to_the_right_one(
 
 
 def test_put_of_curl_gets_a_hint_to_post(client: TestClient) -> None:
-    for path in ("/classify", "/explain"):
+    for path in ("/classify", "/explain", "/embed"):
         problem = assert_problem(client.put(path, content=b"x"), 405, "method_not_allowed")
         assert problem["detail"].endswith("(curl -T sends PUT: use -F file=@IMAGE instead)")
     assert "curl" not in client.put("/livez").json()["detail"]

@@ -48,7 +48,7 @@ from service.client import (
     retries,
     transport,
 )
-from service.client.results import Box, LabelSet, Member
+from service.client.results import Box, Embedding, LabelSet, Member
 from service.client.retries import Failures
 from service.models.manifest import LabelSets
 
@@ -249,6 +249,12 @@ def test_an_explanation_as_numbers_and_as_png(ask: Ask, url: str) -> None:
     other = ask(url, "explain", plain("blue"), views="ten")
     assert (other.label, len(other.maps), other.box) == ("blue", 10, None)
     assert ask(url, "heat_map", plain("blue"), label=0).startswith(b"\x89PNG")
+
+
+def test_features(ask: Ask, url: str) -> None:
+    found = ask(url, "embed", plain("blue"), views="ten", normalise=True, background=True)
+    assert found == Embedding("fake0", "1", "ten", (0.0, 0.0, 1.0))
+    assert ask(url, "embed", plain("blue")).features == (0.0, 0.0, 255.0)
 
 
 def test_label_options_are_sent(ask: Ask, url: str) -> None:

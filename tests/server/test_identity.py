@@ -54,9 +54,10 @@ class ColourEngine:
         self.executors = [DeviceExecutor(self._run, number) for number in range(2)]
 
     def prepare(
-        self, image: bytes, views: str, bounds: Bounds, target: int = 0
+        self, image: bytes, views: str, bounds: Bounds, target: int = 0, *, features: bool
     ) -> Sequence[PreparedImage]:
         """Decode an image."""
+        assert not features
         return prepare(image, self.ensemble.plans(views), bounds, target)
 
     @staticmethod

@@ -299,11 +299,17 @@ class Recording(FakeBackend):
     decoded: list[tuple[str, float]] = field(default_factory=list)
 
     async def prepare(
-        self, image: ImageInput, views: str, bounds: Bounds, target: int = 0
+        self,
+        image: ImageInput,
+        views: str,
+        bounds: Bounds,
+        target: int = 0,
+        *,
+        features: bool = False,
     ) -> Sequence[PreparedImage]:
         """Record it."""
         self.decoded.append((views, bounds.seconds))
-        return await super().prepare(image, views, bounds, target)
+        return await super().prepare(image, views, bounds, target, features=features)
 
 
 @pytest.mark.parametrize(("seconds", "longest"), [(2.0, 2.0), (30.0, 10.0)])
@@ -615,7 +621,7 @@ async def test_a_worker_that_ends_too_often_is_not_restarted() -> None:
 class Ended(FakeBackend):
     """A backend that has ended."""
 
-    async def prepare(self, *_: object) -> NoReturn:
+    async def prepare(self, *_: object, **__: object) -> NoReturn:
         """Refuse."""
         raise InferenceFailed("it has ended")
 

@@ -41,7 +41,7 @@ REASONS = (
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
     *("slow_head", "head_too_large"),
     *("unauthorized", "forbidden", "rate_limited", "unknown_model", "conflict", "cannot_serve"),
-    *("not_explainable", "unknown_label", "not_calibrated", "no_broader_labels"),
+    *("not_explainable", "no_features", "unknown_label", "not_calibrated", "no_broader_labels"),
     *("no_room", "inference_failed", "caller_gone", "internal"),
 )
 CLOSED = ("idle", "evicted", "silent", "stalled", "full")
@@ -165,7 +165,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
     client.post("/classify?views=mine&top_k=-1", files={"mine": b""}, headers={"x-request-id": "m"})
     closed = {
         "route": {
-            *("/classify", "/explain", "/models", "/models/{name}", "unmatched"),
+            *("/classify", "/embed", "/explain", "/models", "/models/{name}", "unmatched"),
             "/v2/models/{name}/infer",
             *("/livez", "/readyz", "/startupz", "/metrics"),
         },
@@ -333,8 +333,8 @@ def test_a_queued_image_of_a_disconnected_client_costs_no_batch() -> None:
     backend = fake_backend(gate)
     prepare = backend.prepare
 
-    async def prepared(*image: Any) -> Sequence[PreparedImage]:
-        result = await prepare(*image)
+    async def prepared(*image: Any, features: bool) -> Sequence[PreparedImage]:
+        result = await prepare(*image, features=features)
         decoded.release()
         return result  # and is queued before other tasks run
 
@@ -344,7 +344,7 @@ def test_a_queued_image_of_a_disconnected_client_costs_no_batch() -> None:
             await decoded.acquire()
         yield {"type": "http.disconnect"}
 
-    backend.prepare = prepared  # type: ignore[method-assign]
+    backend.prepare = prepared  # type: ignore[assignment,method-assign]
     headers = {"content-type": "image/png"}
     with service(lambda *_: backend) as client:
         with ThreadPoolExecutor() as threads, gate.shut():

@@ -56,9 +56,9 @@ class FakeEngine:
         self._now = 0
         self._lock = threading.Lock()
 
-    def prepare(self, image: bytes, views: str, bounds: Bounds, target: int = 0) -> list[Prepared]:
+    def prepare(self, image: bytes, *how: object, features: bool) -> list[Prepared]:
         """Return a name for each member, or raise the error that the image names."""
-        assert (views, bounds, target) == ("single", Bounds(99), 0)
+        assert (*how, features) == ("single", Bounds(99), 0, False)
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api import problem_details
 from service.api.middleware.request_log import is_background, name_route, path
 from service.api.open_inference.paths import target
-from service.api.routes import classify, explain
+from service.api.routes import classify, embed, explain
 from service.errors import ServiceError
 from service.imaging import crops
 from service.serving.core import Admission, Core
@@ -27,7 +27,11 @@ class EarlyAdmission:
 
     def __init__(self, app: ASGIApp, core: Core, settings: Settings) -> None:
         self._app, self._core = app, core
-        self._views = {classify.PATH: settings.views, explain.PATH: explain.VIEWS}
+        self._views = {
+            classify.PATH: settings.views,
+            explain.PATH: explain.VIEWS,
+            embed.PATH: embed.VIEWS,
+        }
         self._max_ms = str(int(settings.timeout_seconds * 1000))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -71,14 +71,16 @@ class LabelSet(BaseModel):
 ViewCount = Annotated[int, Field(description="views that were looked at", examples=[2])]
 
 
-class _Answered(BaseModel):
+class Answered(BaseModel):
+    """What every response says of the model."""
+
     model: Annotated[str, Field(examples=["bvlc_googlenet"])]
     version: Annotated[str, Field(description="of the model", examples=["1"])]
     notice: Annotated[str | None, Field(description="what has to be known of the model")] = None
     views: PlanName
 
 
-class One(_Answered):
+class One(Answered):
     """The answer to one image."""
 
     view_count: ViewCount
@@ -98,7 +100,7 @@ class Result(BaseModel):
     error: Problem | None = None
 
 
-class Several(_Answered):
+class Several(Answered):
     """The answer to several images, in their order."""
 
     results: list[Result]
@@ -141,11 +143,9 @@ _TIMING = {
     " images, the most",
     "example": 'decode;dur=2.10, queue;dur=0.30, inference;dur=20.00, batch;desc="16 rows"',
 }
+HEADERS = {"Server-Timing": _TIMING, "Cache-Status": _CACHE}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "headers": {"Server-Timing": _TIMING, "Cache-Status": _CACHE},
-        "content": answer_stream.CONTENT,
-    },
+    200: {"headers": HEADERS, "content": answer_stream.CONTENT},
     **problem_details.documented(400, 404, 408, 409, 413, 415, 422, 500, 503, 504),
 }
 
@@ -269,7 +269,7 @@ def _body(
     request: Request, uploads: Sequence[Upload], predicted: PredictResponse, options: LabelOptions
 ) -> dict[str, Any]:
     """Make the body of a response, as `One` or `Several`; raises the error of a single image."""
-    answers, about = predicted.answers, _about(predicted)
+    answers, about = predicted.answers, describe_model(predicted)
     if len(answers) > 1:
         pairs = zip(uploads, answers, strict=True)
         results = [_result(*pair, request, options) for pair in pairs]
@@ -280,7 +280,8 @@ def _body(
     return {**about, "view_count": answer.view_count, **options.described(answer)}
 
 
-def _about(predicted: PredictResponse) -> dict[str, Any]:
+def describe_model(predicted: PredictResponse) -> dict[str, Any]:
+    """Describe the model, as `Answered`."""
     ensemble = predicted.ensemble
     notice = {"notice": ensemble.notice} if ensemble.notice else {}
     named = {"model": ensemble.name, "version": ensemble.version}

@@ -44,7 +44,10 @@ class Served(BaseModel):
     classes: int
     views: Annotated[list[str], Field(description="what `views` may be")]
     default_views: PlanName
-    explains: Annotated[bool, Field(description="has it class activation maps, for `/explain`")]
+    explains: Annotated[
+        bool,
+        Field(description="has it class activation maps, for `/explain`, and features, `/embed`"),
+    ]
     label_sets: Annotated[list[str], Field(description="the views that `coverage` is for")]
     members: list[Member]
 
