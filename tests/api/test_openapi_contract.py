@@ -4,6 +4,7 @@ Once for a service that anybody may call, and once for one with API keys. All of
 checks run, none is left out.
 """
 
+import base64
 import hashlib
 import io
 import re
@@ -46,6 +47,8 @@ def image(kind: str) -> bytes:
 # What no generator of strings would find: bodies that are what their schema says they are.
 IMAGES = {kind: image(kind.removeprefix("image/")) for kind in image_decoder.MEDIA_TYPES}
 schemathesis.openapi.format("binary", st.sampled_from([*IMAGES.values()]))
+BASE64 = [base64.b64encode(data).decode() for data in IMAGES.values()]
+schemathesis.openapi.format("byte", st.sampled_from(BASE64))
 ARCHIVES = {kind: packed({"red.png": image("PNG")}, kind) for kind in archive_body.KINDS}
 for kind, data in (IMAGES | ARCHIVES).items():
     schemathesis.openapi.media_type(kind, st.just(data))
@@ -178,9 +181,12 @@ def test_the_body_of_classify_is_documented_in_every_form() -> None:
     body = operation("/classify")["post"]["requestBody"]
     assert body["required"] is True
     assert {*body["content"]} == {
-        *("multipart/form-data", "application/octet-stream", *image_decoder.MEDIA_TYPES, *ARCHIVES)
+        *("multipart/form-data", "application/octet-stream", "application/json"),
+        *(*image_decoder.MEDIA_TYPES, *ARCHIVES),
     }
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
+    assert body["content"]["application/json"]["schema"]["required"] == ["images"]
+    assert "null" not in str(body)
 
 
 def test_api_keys_are_documented_only_where_they_are_needed() -> None:
