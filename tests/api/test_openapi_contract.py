@@ -24,6 +24,7 @@ from test_answer_stream import packed
 from test_label_options import LABELS
 
 from service.api import archive_body
+from service.api.adapters.routers import ROUTERS
 from service.api.auth import api_keys
 from service.api.middleware.auth import OPEN
 from service.api.statuses import CLIENT_CLOSED_REQUEST, HTTP
@@ -32,6 +33,7 @@ from service.server.app import create_app
 from service.settings import Settings
 
 SETTINGS = Settings(model="fake", max_body_bytes=1_000_000)
+ADAPTED = SETTINGS.model_copy(update={"adapters": ",".join(ROUTERS)})
 KEY = api_keys.new()
 GUARDED = SETTINGS.model_copy(
     update={"api_key_hashes": f"web:{hashlib.sha256(KEY.encode()).hexdigest()}"}
@@ -96,6 +98,7 @@ def described(chosen: Settings, **generation: bool) -> BaseSchema:
 schema = described(SETTINGS)
 guarded = described(GUARDED).exclude(path=[*OPEN])
 keyed = described(GUARDED, **{"with-security-parameters": False}).exclude(path=[*OPEN])
+adapted = described(ADAPTED).include(tag_regex=".")
 often = settings(
     max_examples=50, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck]
 )
@@ -103,7 +106,7 @@ often = settings(
 
 @pytest.fixture
 def _ready() -> None:
-    for described_ in (schema, guarded, keyed):
+    for described_ in (schema, guarded, keyed, adapted):
         while described_["/readyz"]["GET"].Case().call().status_code != 200:
             pass  # as a probe does
 
@@ -113,6 +116,15 @@ def _ready() -> None:
 @often
 @pytest.mark.usefixtures("_ready")
 def test_every_answer_is_as_documented(case: schemathesis.Case) -> None:
+    have_time(case)
+    case.call_and_validate()
+
+
+@pytest.mark.slow
+@adapted.parametrize()
+@often
+@pytest.mark.usefixtures("_ready")
+def test_every_answer_of_an_adapter_is_as_documented(case: schemathesis.Case) -> None:
     have_time(case)
     case.call_and_validate()
 

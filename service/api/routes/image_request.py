@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import archive_body, json_body, parameters
+from service.api.json_body import Shape
 from service.api.uploads import ALIASES, FIELD, RAW, Bounds, Budget, Upload, read
 from service.imaging import image_decoder
 from service.serving.core import Core
@@ -102,6 +103,7 @@ class Receiver:
     budget: Budget
     bounds: Bounds
     max_seconds: float
+    shape: Shape = json_body.ordinary  # of JSON
 
     @asynccontextmanager
     async def receive(
@@ -116,7 +118,8 @@ class Receiver:
             model = stack.enter_context(self.core.use(query.model))
             share = stack.enter_context(self.budget.share())
             started = time.monotonic()
-            form = await read(request, self.bounds, share, type(query).model_fields)
+            names = type(query).model_fields
+            form = await read(request, self.bounds, share, names, self.shape)
             if form.fields:
                 fields = parameters.parse(type(query), form.fields, strict=form.typed)
                 query = query.model_copy(update=fields.model_dump(exclude_unset=True))
