@@ -14,9 +14,10 @@ _OTHER_APIS = (
         f"this is not TensorFlow Serving's API: {_CLASSIFY}{_OR}",
     ),
     (
-        re.compile(r"/(predict|predictions|invocations|infer|inference|score)(/.*)?"),
-        f"{_CLASSIFY}{_OR}",
+        re.compile(r"/predictions(/.*)?"),
+        f"{_CLASSIFY}, or serve with --adapters torchserve",
     ),
+    (re.compile(r"/(predict|invocations|infer|inference|score)(/.*)?"), f"{_CLASSIFY}{_OR}"),
     (
         re.compile(
             r"/(ping|health|healthz|healthcheck|status|live|ready|liveness|readiness)(/.*)?"

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from conftest import Served, colour_or_map, fake_backend, serving, wait_ready
 from huggingface_hub import InferenceClient
 from starlette.testclient import TestClient
+from test_auth import GUARDED
 from test_classify import SETTINGS, Gate, assert_problem, plain, service
 
 from service.api.adapters.routers import ROUTERS
 from service.models.store import Store
+from service.server.app import create_app
 from service.settings import Settings
 
 ADAPTERS = ",".join(ROUTERS)
@@ -82,6 +85,34 @@ def test_hugging_faces_client_gets_the_same_labels(
         assert_same([(one.label, one.score) for one in best], wanted[:3])
 
 
+@pytest.mark.parametrize("arguments", [["-T"], ["-X", "POST", "-T"], ["-F"], ["--data-binary"]])
+def test_curl_gets_the_same_labels_of_torchserve(
+    arguments: list[str], adapted: Served, photos: list[Path], classified: list[Labels]
+) -> None:
+    prefix = {"-F": "data=@", "--data-binary": "@"}.get(arguments[-1], "")
+    for path in (MODEL, f"{MODEL}/1"):
+        target = f"{url(adapted)}/predictions/{path}"
+        for photo, wanted in zip(photos, classified, strict=True):
+            done = subprocess.run(  # noqa: S603 - a photo of ours, to our process
+                ["curl", "-sSf", *arguments, f"{prefix}{photo}", target],  # noqa: S607 - any curl
+                capture_output=True, check=True, timeout=60,
+            )  # fmt: skip
+            assert_same([*json.loads(done.stdout).items()], wanted)
+
+
+def test_torchserves_ping_needs_no_key_and_is_that_of_readiness() -> None:
+    leaving = [False]
+    guarded = GUARDED.model_copy(update={"adapters": ADAPTERS})
+    app = create_app(guarded, load=lambda *_: fake_backend(), is_leaving=lambda: leaving[0])
+    with TestClient(app) as client:
+        wait_ready(client)
+        assert client.get("/ping").json() == {"status": "Healthy"}
+        assert_problem(client.put("/predictions/fake", content=RED), 401, "unauthorized")
+        leaving[0] = True
+        answer = client.get("/ping")
+        assert (answer.status_code, answer.json()) == (503, {"status": "Unhealthy"})
+
+
 # What is refused.
 
 
@@ -115,6 +146,9 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
      "parameters.top_k: "),
     (HUGGING_FACE, {"inputs": GOOD, "parameters": {"function_to_apply": "sigmoid"}}, 422,
      "invalid_parameter", "parameters.function_to_apply: "),
+    ("/predictions/fake", {"images": [GOOD, GOOD]}, 413, "too_large", ""),
+    ("/predictions/fake@1/2", {"images": [GOOD]}, 404, "unknown_model", ""),
+    ("/predictions/fake/2", {"images": [GOOD]}, 404, "unknown_model", ""),
     ("/models/other", {"inputs": GOOD}, 404, "unknown_model", ""),
 ]  # fmt: skip
 
@@ -126,7 +160,8 @@ def test_a_bad_request_is_refused(sent: tuple[str, Any, int, str, str], client: 
     assert problem["detail"].startswith(sentence)
 
 
-IMAGES = [("POST", HUGGING_FACE)]
+PREDICTIONS = "/predictions/fake"
+IMAGES = [("POST", HUGGING_FACE), ("POST", PREDICTIONS), ("PUT", PREDICTIONS)]
 
 
 @pytest.mark.parametrize("headers", UNTYPED)

@@ -126,7 +126,7 @@ def test_an_error_of_the_framework_keeps_its_sentence() -> None:
         ("/nothing/here", "POST an image to /classify"),
         ("/v1/models/x:predict", "not TensorFlow Serving's API"),
         ("/v1/models", "/v2/models/NAME/infer"),
-        ("/predictions/resnet", "POST an image to /classify"),
+        ("/predictions/resnet", "or serve with --adapters torchserve"),
         ("/invocations", "POST an image to /classify"),
         ("/healthz", "/livez, /readyz and /startupz"),
         ("/classfy", "did you mean /classify?"),

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 from fastapi import APIRouter
 
-from service.api.adapters import huggingface
+from service.api.adapters import huggingface, torchserve
 from service.api.adapters.adapter import Adapter
 
 ROUTERS: Mapping[str, Callable[[Adapter], APIRouter]] = {
     "huggingface": huggingface.router,
+    "torchserve": torchserve.router,
 }
 
 
