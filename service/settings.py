@@ -20,7 +20,7 @@ PLAIN = r"[a-z0-9_]{1,64}"  # a model
 NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # a model, or one version of it
 MEMBERS = 16  # most models of an ensemble
 MODEL = rf"{NAME}(,{NAME}){{0,{MEMBERS - 1}}}"  # a model or an ensemble
-_ADAPTER = "(huggingface|torchserve)"
+_ADAPTER = "(huggingface|torchserve|kserve-v1)"
 
 
 class Settings(BaseSettings):

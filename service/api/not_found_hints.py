@@ -11,7 +11,7 @@ _OR = ", or use the Open Inference Protocol at /v2/models/NAME/infer"
 _OTHER_APIS = (
     (
         re.compile(r"/v1/models(/.*)?"),
-        f"this is not TensorFlow Serving's API: {_CLASSIFY}{_OR}",
+        f"{_CLASSIFY}{_OR}, or serve with --adapters kserve-v1",
     ),
     (
         re.compile(r"/predictions(/.*)?"),

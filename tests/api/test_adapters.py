@@ -4,13 +4,13 @@ import base64
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from conftest import Served, colour_or_map, fake_backend, serving, wait_ready
+from conftest import ROOT, Served, colour_or_map, fake_backend, missing, serving, wait_ready
 from huggingface_hub import InferenceClient
 from starlette.testclient import TestClient
 from test_auth import GUARDED
@@ -113,6 +113,37 @@ def test_torchserves_ping_needs_no_key_and_is_that_of_readiness() -> None:
         assert (answer.status_code, answer.json()) == (503, {"status": "Unhealthy"})
 
 
+def test_kserves_client_gets_the_same_labels(
+    adapted: Served, photos: list[Path], classified: list[Labels]
+) -> None:
+    python = ROOT / ".venv-clients/bin/python"
+    if not python.exists():
+        missing("KServe's client (make tools)")
+    images = [encoded(photo.read_bytes()) for photo in photos]
+    shapes: list[Callable[[str], Any]] = [
+        lambda image: image,
+        lambda image: {"b64": image},
+        lambda image: {"image": {"b64": image}},
+    ]
+    bodies = [{"instances": [*map(shape, images)]} for shape in shapes]
+    done = subprocess.run(  # noqa: S603 - our script
+        [python, ROOT / "tests/clients.py", "kserve", "v1", f"127.0.0.1:{adapted.port}"],
+        input=json.dumps([{"model": MODEL, "body": body} for body in bodies]),
+        capture_output=True, text=True, timeout=100, check=True, env={},
+    )  # fmt: skip
+    for answer in json.loads(done.stdout):
+        assert answer["ready"] is True
+        for ranking, wanted in zip(answer["predictions"], classified, strict=True):
+            assert_same([(one["label"], one["probability"]) for one in ranking], wanted)
+
+
+def test_models_are_listed_and_ready_by_kserves_protocol(client: TestClient) -> None:
+    assert client.get("/v1/models").json() == {"models": ["fake"]}
+    assert client.get("/v1/models/fake").json() == {"name": "fake", "ready": True}
+    assert_problem(client.get("/v1/models/other"), 404, "unknown_model")
+    assert client.get("/v1/models/fake:predict").headers["allow"] == "POST"
+
+
 # What is refused.
 
 
@@ -136,6 +167,7 @@ def test_hugging_faces_parameters_may_be_null(client: TestClient) -> None:
 
 
 HUGGING_FACE = "/models/fake"
+PREDICT = "/v1/models/fake:predict"
 GOOD = encoded(RED)
 REFUSED: list[tuple[str, Any, int, str, str]] = [
     (HUGGING_FACE, {"inputs": "***"}, 422, "invalid_parameter", "inputs[0] is not base64"),
@@ -149,6 +181,10 @@ REFUSED: list[tuple[str, Any, int, str, str]] = [
     ("/predictions/fake", {"images": [GOOD, GOOD]}, 413, "too_large", ""),
     ("/predictions/fake@1/2", {"images": [GOOD]}, 404, "unknown_model", ""),
     ("/predictions/fake/2", {"images": [GOOD]}, 404, "unknown_model", ""),
+    (PREDICT, {"instances": [GOOD, "***"]}, 422, "invalid_parameter", "instances[1] is not base64"),
+    (PREDICT, {"instances": [{"url": GOOD}]}, 422, "invalid_parameter", "instances[0] must be "),
+    (PREDICT, {"instances": []}, 422, "invalid_parameter", "instances: "),
+    (PREDICT, {"instances": [GOOD] * 4}, 413, "too_large", "the request has over 3 images"),
     ("/models/other", {"inputs": GOOD}, 404, "unknown_model", ""),
 ]  # fmt: skip
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 from fastapi import APIRouter
 
-from service.api.adapters import huggingface, torchserve
+from service.api.adapters import huggingface, kserve_v1, torchserve
 from service.api.adapters.adapter import Adapter
 
 ROUTERS: Mapping[str, Callable[[Adapter], APIRouter]] = {
     "huggingface": huggingface.router,
     "torchserve": torchserve.router,
+    "kserve-v1": kserve_v1.router,
 }
 
 
