@@ -20,6 +20,7 @@ PLAIN = r"[a-z0-9_]{1,64}"  # a model
 NAME = PLAIN + r"(@[A-Za-z0-9._-]{1,32})?"  # a model, or one version of it
 MEMBERS = 16  # most models of an ensemble
 MODEL = rf"{NAME}(,{NAME}){{0,{MEMBERS - 1}}}"  # a model or an ensemble
+_ADAPTER = "(huggingface|torchserve|kserve-v1)"
 
 
 class Settings(BaseSettings):
@@ -86,10 +87,7 @@ class Settings(BaseSettings):
     ] = None
     shadow: Annotated[
         str | None,
-        Field(
-            pattern=rf"^{MODEL}$",
-            description="shadow model: classifies too, its predictions only compared",
-        ),
+        Field(pattern=rf"^{MODEL}$", description="shadow model: only its predictions are compared"),
     ] = None
     shadow_share: Annotated[
         float,
@@ -151,9 +149,7 @@ class Settings(BaseSettings):
     timeout_seconds: Annotated[
         float,
         Field(
-            ge=0.01,
-            le=600,
-            description="default and longest deadline of a request, used for admission",
+            ge=0.01, le=600, description="default and longest deadline of a request, for admission"
         ),
     ] = 10.0
     max_batch: Annotated[
@@ -170,11 +166,7 @@ class Settings(BaseSettings):
     ] = 20 * MEBIBYTE
     max_pixels: Annotated[
         int,
-        Field(
-            ge=1,
-            le=178_000_000,
-            description="most pixels of an image; over it: 413",
-        ),
+        Field(ge=1, le=178_000_000, description="most pixels of an image; over it: 413"),
     ] = 50_000_000
     heic: Annotated[
         bool,
@@ -256,6 +248,13 @@ class Settings(BaseSettings):
         float,
         Field(gt=0, le=600, description="longest wait for requests in flight after that"),
     ] = 30.0
+    adapters: Annotated[
+        str | None,
+        Field(
+            pattern=rf"^{_ADAPTER}(,{_ADAPTER})*$",
+            description="other servers' APIs to serve, too, separated by commas; default: none",
+        ),
+    ] = None
     api_keys_file: Annotated[
         Path | None, Field(description="file of API keys; default: no authentication")
     ] = None

@@ -124,7 +124,13 @@ def kserve(kind: str, url: str) -> Callable[[Call], Any]:
             result = await client.infer(request(call), headers=metadata)
         return {"output": jsonable(result.outputs[0].as_numpy()), "id": result.id}
 
-    calls: dict[str, Callable[[Call], Awaitable[Any]]] = {"http": rest, "grpc": grpc}
+    async def v1(call: Call) -> Any:
+        base, name = f"http://{url}", call["model"]
+        async with InferenceRESTClient(RESTConfig(protocol="v1", retries=0)) as client:
+            ready = await client.is_model_ready(base, name)
+            return {"ready": ready} | await client.infer(base, call["body"], name)
+
+    calls: dict[str, Callable[[Call], Awaitable[Any]]] = {"http": rest, "grpc": grpc, "v1": v1}
     return lambda call: asyncio.run(calls[kind](call))  # type: ignore[arg-type]
 
 

@@ -11,12 +11,13 @@ _OR = ", or use the Open Inference Protocol at /v2/models/NAME/infer"
 _OTHER_APIS = (
     (
         re.compile(r"/v1/models(/.*)?"),
-        f"this is not TensorFlow Serving's API: {_CLASSIFY}{_OR}",
+        f"{_CLASSIFY}{_OR}, or serve with --adapters kserve-v1",
     ),
     (
-        re.compile(r"/(predict|predictions|invocations|infer|inference|score)(/.*)?"),
-        f"{_CLASSIFY}{_OR}",
+        re.compile(r"/predictions(/.*)?"),
+        f"{_CLASSIFY}, or serve with --adapters torchserve",
     ),
+    (re.compile(r"/(predict|invocations|infer|inference|score)(/.*)?"), f"{_CLASSIFY}{_OR}"),
     (
         re.compile(
             r"/(ping|health|healthz|healthcheck|status|live|ready|liveness|readiness)(/.*)?"

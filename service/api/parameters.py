@@ -4,17 +4,19 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, QueryParams
 
-from service.errors import InvalidParameter, MalformedRequest
+from service.errors import InvalidParameter, MalformedRequest, TooLarge
 
 M = TypeVar("M", bound=BaseModel)
 
+_BRACKETS = b",[{"  # each value of JSON, but the first, follows one of these
+_PIECE = 512 * 1024  # bytes counted at once
 _SHOWN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)  # names of a client that an error repeats
 
 
@@ -69,14 +71,24 @@ def parse_headers(model: type[M], headers: Headers) -> M:
     return parse(model, {name: headers[name] for name in names if name in headers})
 
 
-def parse(model: type[M], fields: Mapping[str, str]) -> M:
-    """Parse fields of a form, a query or headers; raises `InvalidParameter`."""
+def parse(model: type[M], fields: Mapping[str, Any], *, strict: bool = False) -> M:
+    """Parse fields: text of a form, a query or headers, or `strict`, of JSON, which has types.
+
+    Raises `InvalidParameter`.
+    """
     try:
-        return model.model_validate(dict(fields))
+        return model.model_validate(dict(fields), strict=strict or None)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         # The name, without the types of a union that pydantic tried.
         raise InvalidParameter(sentence(first["loc"][:1], first["msg"])) from error
+
+
+def check_values(text: bytes, most: int, instead: str) -> None:
+    """Raise `TooLarge` for JSON of more values: in memory, each may take 30 times its bytes."""
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    if sum(len(piece) - len(piece.translate(None, _BRACKETS)) for piece in pieces) > most:
+        raise TooLarge(f"over {most} values are too many for JSON; {instead}")
 
 
 def parse_json(model: type[M], body: bytes) -> M:

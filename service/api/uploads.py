@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from service.api import archive_body, multipart, parameters
+from service.api import archive_body, json_body, multipart, parameters
+from service.api.json_body import Shape
 from service.api.multipart import Part
 from service.errors import (
     BodyTimeout,
@@ -43,7 +44,7 @@ _CHARSET = "_charset_"  # names a form's encoding (RFC 7578); ignored
 class Upload:
     """One image as received; its file name is for the response only.
 
-    An image of an archive that cannot be read has no data but an `error`.
+    An image of an archive, or in base64, that cannot be read has no data but an `error`.
     """
 
     filename: str | None
@@ -53,10 +54,11 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The images of a request, and its form fields."""
+    """The images of a request, and its form fields, or those of JSON, which have types."""
 
     uploads: list[Upload]
-    fields: Mapping[str, str]
+    fields: Mapping[str, Any]
+    typed: bool = False
 
 
 @dataclass(slots=True)
@@ -133,12 +135,17 @@ class Bounds:
 
 
 async def read(
-    request: Request, bounds: Bounds, share: Share, fields: Collection[str] = ()
+    request: Request,
+    bounds: Bounds,
+    share: Share,
+    fields: Collection[str] = (),
+    shape: Shape = json_body.ordinary,
 ) -> Form:
-    """Read the `file` parts of a multipart body, an archive's images, or a raw image.
+    """Read the `file` parts of a multipart body, the images of an archive or JSON, or a raw image.
 
     Parts with one of the `ALIASES` are `file` parts, too. `fields` are the names of the form fields
-    that may come with them. An empty file input of a browser's form is ignored. Raises
+    that may come with them; JSON has one `shape`. An empty file input of a browser's form is
+    ignored. Raises
     `MalformedRequest`, `MissingFile`, `TooLarge`, `InvalidParameter`, `UnsupportedType`,
     `BodyTimeout`, `Overloaded` or `ClientDisconnected`, and `UnreadableImage` for a broken archive.
     """
@@ -154,9 +161,13 @@ async def read(
             return Form([await _raw(chunks)], {})
         if archive := archive_body.KINDS.get(kind.decode("latin-1")):
             return Form(await _unpacked((await _raw(chunks)).data, archive, bounds, share), {})
+        if kind == json_body.MEDIA_TYPE.encode():
+            body = b"".join([chunk async for chunk in chunks])
+            images, values = await json_body.read(body, shape, fields, bounds.files)
+            return Form([_upload(None, image, share) for image in images], values, typed=True)
     raise UnsupportedType(
-        "send multipart/form-data with a `file` part, the image itself as image/*, or "
-        "several as application/zip or application/x-tar"
+        "send multipart/form-data with a `file` part, the image itself as image/*, several as "
+        "application/zip or application/x-tar, or base64 in application/json"
     )
 
 
@@ -214,14 +225,15 @@ async def _raw(chunks: AsyncIterator[bytes]) -> Upload:
 
 async def _unpacked(body: bytes, kind: Kind, bounds: Bounds, share: Share) -> list[Upload]:
     images = archive_body.images(body, kind, max_bytes=bounds.nbytes, max_images=bounds.files)
-    uploads = []
-    async for name, image in images:
-        if isinstance(image, bytes):
-            share.add(len(image))
-            uploads.append(Upload(name, image))
-        else:
-            uploads.append(Upload(name, b"", image))
-    return uploads
+    return [_upload(name, image, share) async for name, image in images]
+
+
+def _upload(name: str | None, image: bytes | ServiceError, share: Share) -> Upload:
+    """Make an upload of what was unpacked, which takes memory beside the body."""
+    if isinstance(image, ServiceError):
+        return Upload(name, b"", image)
+    share.add(len(image))
+    return Upload(name, image)
 
 
 @dataclass(slots=True)

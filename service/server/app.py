@@ -14,6 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 
 from service.api import parameters, problem_details, statuses
+from service.api.adapters import routers as adapters
+from service.api.adapters.adapter import Adapter
 from service.api.auth.api_keys import Keyring
 from service.api.middleware import auth, request_log
 from service.api.middleware.auth import Authentication
@@ -236,6 +238,10 @@ def _add_routes(app: FastAPI, state: _State, tracer_provider: TracerProvider | N
     app.include_router(health.router(core, state.is_leaving))
     app.include_router(page.router())
     app.include_router(docs.router())
+    for router in adapters.chosen(
+        Adapter(core, settings, budget, tracer_provider, state.is_leaving)
+    ):
+        app.include_router(router)
     problem_details.install(app, core.metrics)
 
 

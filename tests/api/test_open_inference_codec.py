@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.api import base64_image
 from service.api.open_inference import (
-    base64_image,
     infer_request,
     infer_response,
     json_request,
@@ -175,8 +175,8 @@ def test_a_tensor_is_flat_or_raw_and_a_single_view() -> None:
         ([image("a", data=["***"])], "not base64"),
         ([image("a", data=["é"])], "not base64"),
         ([image("a", data=["abc"])], "not base64"),
-        ([image("a", data=[1])], "base64 strings"),
-        ([image("a", data=[None])], "base64 strings"),
+        ([image("a", data=[1])], "a base64 string"),
+        ([image("a", data=[None])], "a base64 string"),
         ([image("")], "an image is empty"),
         ([pixels(shape=[2, 3, 4, 3])], "says 72 values and there are 90"),
         ([pixels(shape=[1, 2**30, 2**30, 3])], "and there are 90"),

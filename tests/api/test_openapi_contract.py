@@ -4,6 +4,7 @@ Once for a service that anybody may call, and once for one with API keys. All of
 checks run, none is left out.
 """
 
+import base64
 import hashlib
 import io
 import re
@@ -23,6 +24,7 @@ from test_answer_stream import packed
 from test_label_options import LABELS
 
 from service.api import archive_body
+from service.api.adapters.routers import ROUTERS
 from service.api.auth import api_keys
 from service.api.middleware.auth import OPEN
 from service.api.statuses import CLIENT_CLOSED_REQUEST, HTTP
@@ -31,6 +33,7 @@ from service.server.app import create_app
 from service.settings import Settings
 
 SETTINGS = Settings(model="fake", max_body_bytes=1_000_000)
+ADAPTED = SETTINGS.model_copy(update={"adapters": ",".join(ROUTERS)})
 KEY = api_keys.new()
 GUARDED = SETTINGS.model_copy(
     update={"api_key_hashes": f"web:{hashlib.sha256(KEY.encode()).hexdigest()}"}
@@ -46,6 +49,8 @@ def image(kind: str) -> bytes:
 # What no generator of strings would find: bodies that are what their schema says they are.
 IMAGES = {kind: image(kind.removeprefix("image/")) for kind in image_decoder.MEDIA_TYPES}
 schemathesis.openapi.format("binary", st.sampled_from([*IMAGES.values()]))
+BASE64 = [base64.b64encode(data).decode() for data in IMAGES.values()]
+schemathesis.openapi.format("byte", st.sampled_from(BASE64))
 ARCHIVES = {kind: packed({"red.png": image("PNG")}, kind) for kind in archive_body.KINDS}
 for kind, data in (IMAGES | ARCHIVES).items():
     schemathesis.openapi.media_type(kind, st.just(data))
@@ -93,6 +98,7 @@ def described(chosen: Settings, **generation: bool) -> BaseSchema:
 schema = described(SETTINGS)
 guarded = described(GUARDED).exclude(path=[*OPEN])
 keyed = described(GUARDED, **{"with-security-parameters": False}).exclude(path=[*OPEN])
+adapted = described(ADAPTED).include(tag_regex=".")
 often = settings(
     max_examples=50, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck]
 )
@@ -100,7 +106,7 @@ often = settings(
 
 @pytest.fixture
 def _ready() -> None:
-    for described_ in (schema, guarded, keyed):
+    for described_ in (schema, guarded, keyed, adapted):
         while described_["/readyz"]["GET"].Case().call().status_code != 200:
             pass  # as a probe does
 
@@ -110,6 +116,15 @@ def _ready() -> None:
 @often
 @pytest.mark.usefixtures("_ready")
 def test_every_answer_is_as_documented(case: schemathesis.Case) -> None:
+    have_time(case)
+    case.call_and_validate()
+
+
+@pytest.mark.slow
+@adapted.parametrize()
+@often
+@pytest.mark.usefixtures("_ready")
+def test_every_answer_of_an_adapter_is_as_documented(case: schemathesis.Case) -> None:
     have_time(case)
     case.call_and_validate()
 
@@ -178,9 +193,12 @@ def test_the_body_of_classify_is_documented_in_every_form() -> None:
     body = operation("/classify")["post"]["requestBody"]
     assert body["required"] is True
     assert {*body["content"]} == {
-        *("multipart/form-data", "application/octet-stream", *image_decoder.MEDIA_TYPES, *ARCHIVES)
+        *("multipart/form-data", "application/octet-stream", "application/json"),
+        *(*image_decoder.MEDIA_TYPES, *ARCHIVES),
     }
     assert body["content"]["multipart/form-data"]["schema"]["required"] == ["file"]
+    assert body["content"]["application/json"]["schema"]["required"] == ["images"]
+    assert "null" not in str(body)
 
 
 def test_api_keys_are_documented_only_where_they_are_needed() -> None:

@@ -124,9 +124,9 @@ def test_an_error_of_the_framework_keeps_its_sentence() -> None:
     ("path", "sentence"),
     [
         ("/nothing/here", "POST an image to /classify"),
-        ("/v1/models/x:predict", "not TensorFlow Serving's API"),
+        ("/v1/models/x:predict", "or serve with --adapters kserve-v1"),
         ("/v1/models", "/v2/models/NAME/infer"),
-        ("/predictions/resnet", "POST an image to /classify"),
+        ("/predictions/resnet", "or serve with --adapters torchserve"),
         ("/invocations", "POST an image to /classify"),
         ("/healthz", "/livez, /readyz and /startupz"),
         ("/classfy", "did you mean /classify?"),

@@ -110,7 +110,7 @@ def test_content_types_are_read_without_case_and_parameters(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [None, "", "text/plain", "application/json", "multipart/mixed; boundary=b", "imagejpeg"]
+    "kind", [None, "", "text/plain", "application/xml", "multipart/mixed; boundary=b", "imagejpeg"]
 )
 def test_other_content_types_are_refused_unread(kind: str | None) -> None:
     with pytest.raises(UnsupportedType):

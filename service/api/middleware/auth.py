@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import problem_details
+from service.api.adapters import torchserve
 from service.api.auth import authentication
 from service.api.auth.api_keys import Keyring
 from service.api.middleware.request_log import name_route, note, path
@@ -20,7 +21,7 @@ from service.serving.rate_limits import Left
 # All other paths need a key, unknown ones included. The documentation describes the software, not
 # what it serves, and a browser sends no key for a page; the playground asks for one.
 _PAGES = page.PATHS | docs.PATHS
-OPEN = health.PATHS | health.INFERENCE_PATHS | _PAGES
+OPEN = health.PATHS | health.INFERENCE_PATHS | _PAGES | {torchserve.PING}
 
 _MANAGES = "googlenet.manages"
 _SCHEMES = {

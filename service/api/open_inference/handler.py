@@ -126,7 +126,7 @@ class Inference:
         )
         with self.core.use(named(name, version)) as model:
             predicted = await model.predict(predict_request)
-        ensemble, plan, good = predicted.ensemble, predicted.plan, _all_or_error(predicted.answers)
+        ensemble, plan, good = predicted.ensemble, predicted.plan, all_or_error(predicted.answers)
         values = _rankings(good) if request.labels else _probabilities(good)
         parameters = {"views": plan, **({"notice": ensemble.notice} if ensemble.notice else {})}
         response = InferResponse(request.id, name, ensemble.version, parameters, values)
@@ -138,8 +138,8 @@ def named(name: str, version: str) -> str:
     return f"{name}@{version}" if version and not name.endswith(f"@{version}") else name
 
 
-def _all_or_error(answers: Sequence[Answer | ServiceError]) -> list[Answer]:
-    """Give the answers, or raise the first error: the protocol has one response for all rows."""
+def all_or_error(answers: Sequence[Answer | ServiceError]) -> list[Answer]:
+    """Give the answers, or raise the first error, where one response is for all rows."""
     good: list[Answer] = []
     for row, answer in enumerate(answers):
         if isinstance(answer, _IMAGE_ERRORS) and len(answers) > 1:

@@ -9,13 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api import parameters
 from service.api.open_inference.infer_request import InferRequest, RequestedOutput, is_whole
 from service.api.open_inference.tensors import OUTPUT, InputTensor
-from service.errors import InvalidParameter, MalformedRequest, TooLarge
+from service.errors import InvalidParameter, MalformedRequest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # of the JSON before binary tensors
 MAX_VALUES = 1_000_000  # in JSON, where a value costs 30 times what it does in a binary tensor
 
-_BRACKETS = b",[{"  # each value of JSON, but the first, follows one of these
-_PIECE = 512 * 1024  # bytes counted at once
 _DECIMAL = re.compile(r"[0-9]{1,12}")
 
 
@@ -82,9 +80,7 @@ def parse(body: bytes, header_length: str | None = None) -> InferRequest:
 
 
 def _json(text: bytes) -> Body:
-    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
-    if sum(len(piece) - len(piece.translate(None, _BRACKETS)) for piece in pieces) > MAX_VALUES:
-        raise TooLarge(f"over {MAX_VALUES} values are too many for JSON; send a binary tensor")
+    parameters.check_values(text, MAX_VALUES, "send a binary tensor")
     return parameters.parse_json(Body, text)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.api.open_inference import base64_image
+from service.api import base64_image
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 from service.imaging.crops import CROP
 from service.imaging.image_decoder import ImageInput
@@ -98,7 +98,7 @@ def _encoded(values: memoryview | Sequence[Any], count: int) -> list[bytes]:
         elements = _raw_elements(values, count)
     else:
         elements = [
-            value if isinstance(value, bytes) else base64_image.decode(value)
+            value if isinstance(value, bytes) else base64_image.decode(value, "an element of image")
             for value in _flat(values)
         ]
     if len(elements) != count:

@@ -191,8 +191,8 @@ class _Handler:
     ) -> Response:
         """Name what is on an image, or on several; a bad one never spoils the others.
 
-        Send multipart/form-data with one or more `file` parts, one image as the body, or a zip
-        or tar of images as the body.
+        Send multipart/form-data with one or more `file` parts, JSON with `images` in base64,
+        one image as the body, or a zip or tar of images as the body.
         One image answers with `predictions` or a problem; several with `results` in their
         order, each with its own `predictions` or `error`. With `Accept: application/x-ndjson`
         each image's answer is a line that is sent when it is ready, in any order.

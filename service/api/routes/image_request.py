@@ -10,7 +10,8 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from service.api import archive_body, parameters
+from service.api import archive_body, json_body, parameters
+from service.api.json_body import Shape
 from service.api.uploads import ALIASES, FIELD, RAW, Bounds, Budget, Upload, read
 from service.imaging import image_decoder
 from service.serving.core import Core
@@ -52,18 +53,31 @@ def body(max_files: int, fields: type[ImageQuery]) -> dict[str, Any]:
         "maxItems": max_files,
         "description": f"other names of it: {', '.join(ALIASES)}",
     }
-    form = {
-        "type": "object",
-        "required": [FIELD],
-        "properties": {FIELD: images, **fields.model_json_schema()["properties"]},
-        "additionalProperties": False,
+    encoded = {
+        "type": "array",
+        "items": json_body.BASE64,
+        "minItems": 1,
+        "maxItems": max_files,
+        "description": "images in base64, or data URLs",
     }
+    known = fields.model_json_schema()["properties"]
     media_types = (*image_decoder.MEDIA_TYPES, RAW, *archive_body.KINDS)
     content = {
-        "multipart/form-data": {"schema": form},
+        "multipart/form-data": {"schema": _object(FIELD, images, known)},
+        json_body.MEDIA_TYPE: {"schema": _object(json_body.IMAGES, encoded, known)},
         **{media_type: {"schema": _BINARY} for media_type in media_types},
     }
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(name: str, images: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Describe a form, or JSON, that has images beside the fields of a query."""
+    return {
+        "type": "object",
+        "required": [name],
+        "properties": {name: images, **fields},
+        "additionalProperties": False,
+    }
 
 
 Q = TypeVar("Q", bound=ImageQuery)
@@ -89,12 +103,13 @@ class Receiver:
     budget: Budget
     bounds: Bounds
     max_seconds: float
+    shape: Shape = json_body.ordinary  # of JSON
 
     @asynccontextmanager
     async def receive(
         self, request: Request, query: Q, headers: ImageHeaders
     ) -> AsyncIterator[Received[Q]]:
-        """Read a request; fields of a form take precedence over its query.
+        """Read a request; fields of a form, or of JSON, take precedence over its query.
 
         The model and the memory of the images are in use until the context is left. Raises what
         `service.api.uploads.read` does, `InvalidParameter`, `UnknownModel` or `NotReady`.
@@ -103,9 +118,10 @@ class Receiver:
             model = stack.enter_context(self.core.use(query.model))
             share = stack.enter_context(self.budget.share())
             started = time.monotonic()
-            form = await read(request, self.bounds, share, type(query).model_fields)
+            names = type(query).model_fields
+            form = await read(request, self.bounds, share, names, self.shape)
             if form.fields:
-                fields = parameters.parse(type(query), form.fields)
+                fields = parameters.parse(type(query), form.fields, strict=form.typed)
                 query = query.model_copy(update=fields.model_dump(exclude_unset=True))
                 model = stack.enter_context(self.core.use(query.model))
             uploaded = time.monotonic() - started

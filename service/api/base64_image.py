@@ -12,17 +12,17 @@ _MAX_TYPE = 256  # characters of a data URL before its data
 _LINK = re.compile(r"(https?|file|blob|ftp|s3|gs):", re.IGNORECASE)
 
 
-def decode(value: object) -> bytes:
-    """Decode base64 or a data URL, in lines or not; raises `InvalidParameter`."""
+def decode(value: object, name: str) -> bytes:
+    """Decode base64 or a data URL, in lines or not; raises `InvalidParameter` with its `name`."""
     if not isinstance(value, str):
-        raise InvalidParameter("in JSON the elements of image must be base64 strings")
+        raise InvalidParameter(f"{name} must be a base64 string, as JSON has no bytes")
     if _LINK.match(value):
-        raise InvalidParameter("an element of image is a URL; send the image itself, in base64")
+        raise InvalidParameter(f"{name} is a URL; send the image itself, in base64")
     start = 0
     if value[: len(_DATA_URL)].lower() == _DATA_URL:
         start = value.find(",", 0, _MAX_TYPE) + 1
         if not value[:start].lower().endswith(";base64,"):
-            raise InvalidParameter("an element of image is a data URL without base64; send base64")
+            raise InvalidParameter(f"{name} is a data URL without base64; send base64")
     text = value[start:]
     try:
         return _decode_pieces(text)
@@ -31,7 +31,7 @@ def decode(value: object) -> bytes:
     try:
         return _decode_pieces(unbroken)
     except ValueError as error:
-        raise InvalidParameter("an element of image is not base64, as JSON needs it") from error
+        raise InvalidParameter(f"{name} is not base64, as JSON needs it") from error
 
 
 def _decode_pieces(text: str) -> bytes:
