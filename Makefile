@@ -94,9 +94,12 @@ sbom: $(VENV)/.dev ## SBOM of the CPU image with MODEL's weights: CycloneDX, in 
 
 tools: packages clients ## Tools for tests (needs root): Prometheus, a browser, clients and their languages
 
-packages: ## Its system packages
-	which promtool chromium npm javac go >/dev/null \
-		|| { apt-get update -q && apt-get install -qy --no-install-recommends prometheus chromium fonts-dejavu-core npm default-jdk-headless golang-go; }
+TOOLS := promtool:prometheus chromium:chromium npm:npm javac:default-jdk-headless go:golang-go
+
+packages: ## Debian packages of the tools that are missing
+	@missing=$$(for tool in $(TOOLS); do which $${tool%:*} >/dev/null || echo $${tool#*:}; done); \
+	[ -z "$$missing" ] || { apt-get update -q \
+		&& apt-get install -qy --no-install-recommends fonts-dejavu-core $$missing; }
 
 check: $(VENV)/.dev ## Format, lint, types, layers of imports
 	$(BIN)/ruff format --check .
@@ -115,7 +118,7 @@ $(CLIENTS)/.made:
 	touch $@
 
 $(CLIENTS)/node_modules: | $(CLIENTS)/.made
-	npm install --silent --no-package-lock --prefix $(CLIENTS) react@18 react-dom@18
+	npm install --loglevel=error --no-fund --no-audit --no-package-lock --prefix $(CLIENTS) react@18 react-dom@18
 
 FLOORS := .venv-floors
 # Without torch, whose build depends on the device.
