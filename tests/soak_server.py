@@ -11,7 +11,7 @@ from pathlib import Path
 
 from faults import Faulty, Rates
 
-from service.server import app, log_config, serve
+from service.server import app, http_server, log_config
 from service.server.uvicorn_server import Server
 from service.serving.metrics.metrics import Metrics
 from service.settings import Settings
@@ -54,7 +54,7 @@ def main() -> None:
     ours = app.create_app(
         settings, load=load, is_leaving=lambda: server.is_leaving, metrics=metrics
     )
-    server = Server(serve.configure(settings, ours, metrics), 0.0, None)
+    server = Server(http_server.configure(settings, ours, metrics), 0.0, None)
     config = server.config
     listener = config.bind_socket()
     print(listener.getsockname()[1], flush=True)

@@ -46,12 +46,20 @@ def ask(url: str, *, seconds: float) -> None:
     """
     request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - a manifest's, http or https
     try:
-        urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310 - the same
+        _open(request, seconds).close()
     except urllib.error.HTTPError as error:
         with error:
             raise Unreachable(f"{error.code} {error.reason}") from error
     except (*_NETWORK, OSError, ValueError) as error:
         raise Unreachable(_reason(error)) from error
+
+
+def _open(request: urllib.request.Request, seconds: float) -> http.client.HTTPResponse:
+    """Send a request by the proxies of the environment; `urlopen` keeps those of its first call."""
+    response: http.client.HTTPResponse = urllib.request.build_opener().open(
+        request, timeout=seconds
+    )
+    return response
 
 
 def _sentence(url: str, error: Exception) -> str:
@@ -82,7 +90,7 @@ def _transfer(url: str, part: Path, progress: Progress) -> None:
     if size:
         request.add_header("Range", f"bytes={size}-")
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - the same
+        response = _open(request, TIMEOUT)
     except urllib.error.HTTPError as error:
         if size and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             error.close()

@@ -356,7 +356,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "a text named .jpg": ({"files": {"file": ("cat.jpg", b"a cat")}}, 415, "unsupported_type"),
     "a web page": ({"content": b"<!DOCTYPE html>", "headers": JPEG}, 415, "unsupported_type"),
-    "JSON": ({"json": {"file": "a cat"}}, 415, "unsupported_type"),
+    "JSON": ({"json": {"file": "a cat"}}, 422, "invalid_parameter"),
     "a form": ({"data": {"file": "a cat"}}, 415, "unsupported_type"),
     "no content type": ({"content": b"a cat"}, 415, "unsupported_type"),
     "half a PNG": ({"files": parts(encoded(Image.effect_noise((64, 64), 50))[:2000])},

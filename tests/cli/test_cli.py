@@ -146,6 +146,7 @@ VALUES = {
     "additional_models": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000",
     "model_poll_seconds": "7.5",
     "shadow": "d,e", "shadow_share": "0.5",
+    "api_processes": "3", "adapters": "huggingface,torchserve",
 }  # fmt: skip
 
 

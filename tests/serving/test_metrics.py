@@ -242,7 +242,7 @@ def test_requests_refused_are_counted_by_reason(client: TestClient) -> None:
     client.post("/classify", content=b"x" * 100_001, headers=JPEG)
     client.post("/classify?top_k=0", files=parts(plain("red")))
     client.post("/classify", files={"views": (None, b"ten")})
-    client.post("/classify", json={})
+    client.post("/classify", content=b"a cat", headers={"content-type": "text/plain"})
     client.post("/classify?views=paper", files=parts(plain("red")), headers={"x-timeout-ms": "1"})
     assert nonzero(client, "googlenet_rejected_total") == {
         ("interactive", "malformed"): 1,

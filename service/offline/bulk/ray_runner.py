@@ -94,14 +94,14 @@ def _results(ray: Any, task: Task, tables: Sequence[Any], actors: int | None) ->
 
 def _for_actor(task: Task, resources: Resources) -> Task:
     """Reduce a task to what an actor needs, with absolute paths."""
-    archives = tuple(
+    prefixes = tuple(
         archives.printable(str(path)) for path in task.paths if image_source.is_archive(path.name)
     )
     return dataclasses.replace(
         task,
         settings=limit_settings(resources, task.settings),
         paths=[path.absolute() for path in task.paths],
-        done=frozenset(name for name in task.done if name.startswith(archives)),
+        done=frozenset(name for name in task.done if name.startswith(prefixes)),
     )
 
 
