@@ -145,9 +145,9 @@ async def read(
 
     Parts with one of the `ALIASES` are `file` parts, too. `fields` are the names of the form fields
     that may come with them; JSON has one `shape`. An empty file input of a browser's form is
-    ignored. Raises
-    `MalformedRequest`, `MissingFile`, `TooLarge`, `InvalidParameter`, `UnsupportedType`,
-    `BodyTimeout`, `Overloaded` or `ClientDisconnected`, and `UnreadableImage` for a broken archive.
+    ignored. Raises `MalformedRequest`, `MissingFile`, `TooLarge`, `InvalidParameter`,
+    `UnsupportedType`, `BodyTimeout`, `Overloaded` or `ClientDisconnected`, and `UnreadableImage`
+    for a broken archive.
     """
     _check_coding(request)
     kind, options = parse_options_header(request.headers.get("content-type"))

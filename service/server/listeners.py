@@ -24,8 +24,7 @@ def probes(settings: Settings) -> Iterator[socket.socket | None]:
 
     Also raises it if the gRPC port is taken; gRPC binds that port itself.
     """
-    if settings.grpc_port:
-        _listen(settings.host, settings.grpc_port, "gRPC").close()
+    _check_grpc(settings)
     if not settings.probe_port:
         yield None
         return
@@ -55,18 +54,24 @@ def shared(settings: Settings) -> Iterator[Sequence[Listeners]]:
     it. Raises `CannotListen`.
     """
     with ExitStack() as stack:
-        if settings.grpc_port:
-            _listen(settings.host, settings.grpc_port, "gRPC").close()
-        # Nobody else may have the port, or would share it unnoticed.
+        _check_grpc(settings)
         http = stack.enter_context(_listen(settings.host, settings.port, "HTTP", reuse=True))
         port, listeners = http.getsockname()[1], []
         for number in range(settings.api_processes):
-            own = http if number == 0 else _listen(settings.host, port, "HTTP", reuse=True)
-            probes = None
+            own, probes = http, None
+            if number:
+                own = stack.enter_context(_listen(settings.host, port, "HTTP", reuse=True))
             if settings.probe_port:
-                probes = _listen(settings.host, settings.probe_port, "probes", reuse=True)
-            listeners.append(Listeners(stack.enter_context(own), probes))
+                listener = _listen(settings.host, settings.probe_port, "probes", reuse=True)
+                probes = stack.enter_context(listener)
+            listeners.append(Listeners(own, probes))
         yield listeners
+
+
+def _check_grpc(settings: Settings) -> None:
+    """Raise `CannotListen` if the gRPC port is taken; gRPC binds it itself, later."""
+    if settings.grpc_port:
+        _listen(settings.host, settings.grpc_port, "gRPC").close()
 
 
 def _is_dual_stack(host: str) -> bool:

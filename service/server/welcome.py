@@ -1,4 +1,4 @@
-"""How to use a service that has become ready, for whoever started it on a terminal."""
+"""How to use a service that has become ready, for a user who has started it on a terminal."""
 
 import ipaddress
 import os

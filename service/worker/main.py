@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
@@ -22,7 +21,17 @@ from service.engine.prepared_image import PreparedImage
 from service.errors import ServiceError
 from service.imaging import heatmap
 from service.scheduling.types import Batch, Slice
-from service.worker.messages import LENGTH, Call, Loaded, Paint, Prepare, Request, Run, framed
+from service.worker.messages import (
+    LENGTH,
+    Call,
+    Loaded,
+    Paint,
+    Prepare,
+    Request,
+    Run,
+    framed,
+    reported,
+)
 
 logger = logging.getLogger("service.worker.main")  # `__name__` is "__main__" here
 
@@ -71,9 +80,7 @@ class Handler:
         except ServiceError as error:
             return error
         except Exception as error:  # noqa: BLE001 - any error goes to the client
-            reported = RuntimeError(f"{type(error).__name__}: {error}")
-            reported.add_note(traceback.format_exc())  # pickling loses the traceback
-            return reported
+            return reported(error)
 
     def _result(self, request: Request) -> object:
         if isinstance(request, Run):

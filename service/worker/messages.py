@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import traceback
 from dataclasses import dataclass
 
 from service.imaging.activation_map import Grid
@@ -16,6 +17,13 @@ def framed(message: object) -> bytes:
     """Encode a call or a response: its length, then the pickle."""
     content = pickle.dumps(message)
     return LENGTH.pack(len(content)) + content
+
+
+def reported(error: Exception) -> RuntimeError:
+    """Describe an unexpected error, in `except`, for another process: pickling loses tracebacks."""
+    described = RuntimeError(f"{type(error).__name__}: {error}")
+    described.add_note(traceback.format_exc())
+    return described
 
 
 @dataclass(frozen=True, slots=True)

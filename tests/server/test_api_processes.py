@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,9 +169,8 @@ def test_without_the_core_all_are_answered_until_it_is_replaced(killed: Served) 
     assert post(killed, "/classify", image).json()["predictions"][0]["label"] == "5"
 
 
-def until(happens: object) -> None:
+def until(happens: Callable[[], bool]) -> None:
     """Wait until something is so."""
-    assert callable(happens)
     for _ in range(300):
         if happens():
             return

@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from service.api import json_body, problem_details
 from service.api.json_body import Shape
-from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.open_inference.handler import all_or_error
 from service.api.routes.classify import ClassifyHeaders
@@ -20,7 +19,6 @@ from service.api.routes.image_request import ImageQuery, Received, Receiver, gon
 from service.api.tracing import Stages
 from service.api.uploads import RAW, Bounds, Budget
 from service.models.ensemble import Prediction
-from service.serving import request_stats
 from service.serving.core import Admission, Core
 from service.serving.predictor import PredictRequest
 from service.settings import Settings
@@ -96,9 +94,8 @@ class Adapter:
                 )
             )
         answers = all_or_error(predicted.answers)
-        Stages(self.tracer_provider).trace(received.started, received.uploaded, answers)
-        total = request_stats.add_up(answers)
-        note(request.scope, total.notes(predicted.plan, received.uploaded))
+        stages = Stages(self.tracer_provider)
+        total = received.record(request, stages, predicted.plan, answers)
         rankings = [answer.predictions for answer in answers]
         return Ranked(rankings, total.headers(caches=settings.cache_bytes > 0))
 
@@ -112,7 +109,7 @@ def _images(received: Received[Any]) -> Sequence[bytes]:
 
 
 def _typed(request: Request) -> Request:
-    """Take a body for an image whose type is none, or what curl says when it is told none."""
+    """Take a body for an image if it has no Content-Type, or the one that curl sends by default."""
     if request.headers.get("content-type", "").lower() not in _UNTYPED:
         return request
     others = [field for field in request.scope["headers"] if field[0] != b"content-type"]

@@ -70,7 +70,7 @@ class LinesResponse(Response):
             try:
                 async for line in self._rest:
                     await send({"type": "http.response.body", "body": line, "more_body": True})
-            except ClientDisconnected as error:  # is counted; nobody reads its response
+            except ClientDisconnected as error:  # only counted: no client reads its response
                 problem_details.refusal(error, Request(scope, receive), self._metrics)
                 return
             await send({"type": "http.response.body", "body": b""})

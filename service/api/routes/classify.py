@@ -13,7 +13,6 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
-from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes import answer_stream, label_sets
@@ -39,7 +38,6 @@ from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
 from service.models import conformal
 from service.models.conformal import Promise
-from service.serving import request_stats
 from service.serving.core import Core
 from service.serving.predictor import PredictRequest, PredictResponse
 from service.serving.types import Answer
@@ -208,9 +206,7 @@ class _Handler:
         if len(uploads) > 1:  # their errors are parts of the response
             for error in predicted.errors:
                 metrics.rejected(error, background=background)
-        self.stages.trace(received.started, received.uploaded, predicted.answers)
-        total = request_stats.add_up(predicted.answers)
-        note(request.scope, total.notes(predicted.plan, received.uploaded))
+        total = received.record(request, self.stages, predicted.plan, predicted.answers)
         described = _body(request, uploads, predicted, options)
         content = to_json(label_sets.added(described, predicted, promise))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
@@ -226,7 +222,7 @@ class _Handler:
         views = chosen.views or self.settings.views
         promise = label_sets.promise(ensemble, views, chosen.coverage)
         predict = PredictRequest(
-            [upload.error or upload.data for upload in received.uploads],
+            received.images,
             views,
             chosen.top_k,
             received.seconds,
@@ -250,8 +246,7 @@ class _Handler:
                         metrics.rejected(error, background=background)
                     line = _line(request, index, received.uploads[index], predicted, work)
                     yield to_json(line) + b"\n"
-        self.stages.trace(received.started, received.uploaded, answers)
-        note(request.scope, request_stats.add_up(answers).notes(predicted.plan, received.uploaded))
+        received.record(request, self.stages, predicted.plan, answers)
 
 
 def _line(

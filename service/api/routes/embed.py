@@ -12,7 +12,6 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
-from service.api.middleware.request_log import note
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes.classify import HEADERS, Answered, ClassifyHeaders, describe_model
@@ -22,7 +21,6 @@ from service.api.tracing import Stages
 from service.api.uploads import Bounds, Budget, Upload
 from service.errors import ServiceError
 from service.models.ensemble import Features
-from service.serving import request_stats
 from service.serving.core import Core
 from service.serving.predictor import PredictRequest, PredictResponse
 from service.serving.types import Answer
@@ -115,9 +113,7 @@ class _Handler:
         if len(received.uploads) > 1:  # their errors are parts of the response
             for error in predicted.errors:
                 metrics.rejected(error, background=background)
-        self.stages.trace(received.started, received.uploaded, predicted.answers)
-        total = request_stats.add_up(predicted.answers)
-        note(request.scope, total.notes(predicted.plan, received.uploaded))
+        total = received.record(request, self.stages, predicted.plan, predicted.answers)
         content = _body(request, received.uploads, predicted, normalise=received.query.normalise)
         fields = total.headers(caches=self.caches)
         return Response(to_json(content), headers=fields, media_type="application/json")
@@ -127,7 +123,7 @@ def _request(
     request: Request, received: Received[EmbedQuery], *, background: bool
 ) -> PredictRequest:
     return PredictRequest(
-        [upload.error or upload.data for upload in received.uploads],
+        received.images,
         received.query.views,
         top_k=1,
         seconds=received.seconds,

@@ -1,7 +1,7 @@
 """What requests with images share: parameters, the body, timeout, disconnect."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
@@ -12,10 +12,16 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.api import archive_body, json_body, parameters
 from service.api.json_body import Shape
+from service.api.middleware.request_log import note
+from service.api.tracing import Stages
 from service.api.uploads import ALIASES, FIELD, RAW, Bounds, Budget, Upload, read
+from service.errors import ServiceError
 from service.imaging import image_decoder
+from service.serving import request_stats
 from service.serving.core import Core
 from service.serving.predictor import Predictor
+from service.serving.request_stats import Total
+from service.serving.types import Answer
 from service.settings import MODEL
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -93,6 +99,20 @@ class Received(Generic[Q]):
     started: float  # by time.monotonic()
     uploaded: float  # seconds that reading took
     seconds: float  # left after that
+
+    @property
+    def images(self) -> list[bytes | ServiceError]:
+        """The images, or the error of each that could not be read."""
+        return [upload.error or upload.data for upload in self.uploads]
+
+    def record(
+        self, request: Request, stages: Stages, plan: str, answers: Sequence[Answer | ServiceError]
+    ) -> Total:
+        """Trace and log the answers; returns what they are in sum."""
+        stages.trace(self.started, self.uploaded, answers)
+        total = request_stats.add_up(answers)
+        note(request.scope, total.notes(plan, self.uploaded))
+        return total
 
 
 @dataclass(frozen=True, slots=True)

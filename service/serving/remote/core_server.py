@@ -84,7 +84,8 @@ class CoreServer:
     async def _predict(self, name: str | None, request: PredictRequest) -> Predicted:
         with self._core.use(name) as model:
             response = Predicted.of(await model.predict(request))
-        self._publish()  # the model may have been loaded since the last time
+        if not (self._sent and response.response(self._sent)):
+            self._publish()  # its model has been loaded since the last time
         return response
 
     async def _admit_all(self, name: str | None, request: AdmitRequest) -> PlanName:

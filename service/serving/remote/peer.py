@@ -10,21 +10,19 @@ import itertools
 import logging
 import pickle
 import socket
-import struct
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InferenceFailed, ServiceError
+from service.worker.messages import LENGTH, framed, reported
 
 logger = logging.getLogger(__name__)
 
 Handlers = Mapping[str, Callable[..., Awaitable[Any]]]
 Notices = Mapping[str, Callable[..., None]]
 
-_LENGTH = struct.Struct("!I")  # bytes of the pickled message that follows
 _BUFFER = 4 * 1024 * 1024  # bytes to read ahead: several images
 
 
@@ -103,7 +101,7 @@ class Peer:
         """Receive messages until the connection ends."""
         with suppress(asyncio.IncompleteReadError, OSError):
             while True:
-                (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
                 self._receive(pickle.loads(await reader.readexactly(length)))  # noqa: S301 - our own process
 
     async def call(self, method: str, *arguments: object) -> Any:
@@ -130,8 +128,7 @@ class Peer:
     def write(self, message: object) -> None:
         """Send a message, if the connection has not ended."""
         if self._writer:
-            content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-            self._writer.writelines((_LENGTH.pack(len(content)), content))
+            self._writer.write(framed(message))
 
     async def _send(self, message: object) -> None:
         """Send a message once the other process has room for it."""
@@ -167,9 +164,7 @@ class Peer:
             answer = _Failure(call.number, error)
         except Exception as error:
             logger.exception("%s failed", call.method)
-            reported = RuntimeError(f"{type(error).__name__}: {error}")
-            reported.add_note(traceback.format_exc())  # pickling loses the traceback
-            answer = _Failure(call.number, reported)
+            answer = _Failure(call.number, reported(error))
         finally:
             del self._handling[call.number]
         self.write(answer)
