@@ -24,7 +24,7 @@ def probes(settings: Settings) -> Iterator[socket.socket | None]:
 
     Also raises it if the gRPC port is taken; gRPC binds that port itself.
     """
-    _check_grpc(settings)
+    _check_free(settings.host, settings.grpc_port, "gRPC")
     if not settings.probe_port:
         yield None
         return
@@ -54,7 +54,10 @@ def shared(settings: Settings) -> Iterator[Sequence[Listeners]]:
     it. Raises `CannotListen`.
     """
     with ExitStack() as stack:
-        _check_grpc(settings)
+        _check_free(settings.host, settings.grpc_port, "gRPC")
+        # A second service that shares its ports would share these, unnoticed.
+        _check_free(settings.host, settings.port, "HTTP")
+        _check_free(settings.host, settings.probe_port, "probes")
         http = stack.enter_context(_listen(settings.host, settings.port, "HTTP", reuse=True))
         port, listeners = http.getsockname()[1], []
         for number in range(settings.api_processes):
@@ -68,10 +71,10 @@ def shared(settings: Settings) -> Iterator[Sequence[Listeners]]:
         yield listeners
 
 
-def _check_grpc(settings: Settings) -> None:
-    """Raise `CannotListen` if the gRPC port is taken; gRPC binds it itself, later."""
-    if settings.grpc_port:
-        _listen(settings.host, settings.grpc_port, "gRPC").close()
+def _check_free(host: str, port: int, purpose: str) -> None:
+    """Raise `CannotListen` if a port other than 0 is taken, by sockets that share it as well."""
+    if port:
+        _listen(host, port, purpose).close()
 
 
 def _is_dual_stack(host: str) -> bool:

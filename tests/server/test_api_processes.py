@@ -231,8 +231,9 @@ def test_a_model_that_cannot_be_loaded_ends_all(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_taken_port_is_one_sentence() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize("shares", [False, True], ids=["alone", "shared"])
+def test_a_taken_port_is_one_sentence(shares: bool) -> None:  # noqa: FBT001 - a parameter
+    with socket.create_server(("127.0.0.1", 0), reuse_port=shares) as taken:
         port = taken.getsockname()[1]
         ended = started("--port", str(port))
     assert ended.returncode == 1
