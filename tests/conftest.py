@@ -27,7 +27,8 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
-from service.engine import converter, weights
+from service.engine import converter, engine, weights
+from service.engine.engine import Engine
 from service.engine.prepared_image import PreparedImage, given, prepare, unscaled
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import CROP, DENSE, Box, Resize
@@ -152,6 +153,20 @@ def real_store(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     weights.install(store, "bvlc_googlenet", file, source=file.name)
     converter.convert(store, "bvlc_googlenet")
     return store
+
+
+@pytest.fixture(scope="module")
+def real_engine(real_store: Store) -> Engine:
+    """The engine with the real weights, in float32 on one thread."""
+    settings = Settings(
+        model="bvlc_googlenet",
+        model_store=real_store.root,
+        device="cpu",
+        precision="float32",
+        cpu_threads=1,
+        max_batch=10,
+    )
+    return engine.load(settings)
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,14 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from service.engine import engine
 from service.engine.engine import Engine
 from service.imaging.image_decoder import Bounds
 from service.models import drift
 from service.models.ensemble import Ensemble
-from service.models.store import Store
 from service.offline import evaluation, view_probabilities
 from service.offline.evaluation import Photo
 from service.serving.metrics.answer_metrics import WINDOW
 from service.serving.metrics.metrics import Metrics
-from service.settings import Settings
 
 ALERT = 0.25
 Change = Callable[[Image.Image], Image.Image]
@@ -35,19 +32,6 @@ def noised(photo: Image.Image) -> Image.Image:
     pixels = np.asarray(photo, float)
     noise = np.random.default_rng(0).normal(0, 60, pixels.shape)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def network(real_store: Store) -> Engine:
-    settings = Settings(
-        model="bvlc_googlenet",
-        model_store=real_store.root,
-        device="cpu",
-        precision="float32",
-        cpu_threads=1,
-        max_batch=10,
-    )
-    return engine.load(settings)
 
 
 def answers(network: Engine, photos: list[Photo]) -> np.ndarray:
@@ -81,15 +65,15 @@ def saved(path: Path, change: Change, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_only_photos_of_another_kind_drift(network: Engine, tmp_path: Path) -> None:
-    photos = evaluation.find(SHARED / "photos", network.ensemble.labels)
-    before = answers(network, photos)
-    (member,) = network.ensemble.members
+def test_only_photos_of_another_kind_drift(real_engine: Engine, tmp_path: Path) -> None:
+    photos = evaluation.find(SHARED / "photos", real_engine.ensemble.labels)
+    before = answers(real_engine, photos)
+    (member,) = real_engine.ensemble.members
     ensemble = replace(
-        network.ensemble, members=(replace(member, references=drift.fit({"single": before})),)
+        real_engine.ensemble, members=(replace(member, references=drift.fit({"single": before})),)
     )
     week = served(ensemble, before)
     assert max(week.values()) < 0.1
     for change in (rotated, noised):
         changed = [Photo(saved(photo.path, change, tmp_path), photo.index) for photo in photos]
-        assert served(ensemble, answers(network, changed))["confidence"] > ALERT, change
+        assert served(ensemble, answers(real_engine, changed))["confidence"] > ALERT, change

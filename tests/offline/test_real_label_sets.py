@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 from conftest import SHARED
 
-from service.engine import engine
+from service.engine.engine import Engine
 from service.imaging.image_decoder import Bounds
 from service.models import conformal, stopping_fit
 from service.models.conformal import Promise
 from service.models.ensemble import Ensemble
 from service.models.stopping_rule import LEAD
-from service.models.store import Store
 from service.offline import evaluation, view_probabilities
 from service.offline.evaluation import Photo
-from service.settings import Settings
 
 
 def photos(ensemble: Ensemble) -> list[Photo]:
@@ -33,19 +31,10 @@ def is_first_half(path: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_sets_hold_the_true_class_of_as_many_other_photos(real_store: Store) -> None:
+def test_sets_hold_the_true_class_of_as_many_other_photos(real_engine: Engine) -> None:
     """With n photos in one half, the coverage of others is of a beta distribution around it."""
-    settings = Settings(
-        model="bvlc_googlenet",
-        model_store=real_store.root,
-        device="cpu",
-        precision="float32",
-        cpu_threads=1,
-        max_batch=10,
-    )
-    loaded = engine.load(settings)
-    found = photos(loaded.ensemble)
-    measured = view_probabilities.measure(loaded, found, Bounds(10**8), lambda _: None)
+    found = photos(real_engine.ensemble)
+    measured = view_probabilities.measure(real_engine, found, Bounds(10**8), lambda _: None)
     means, targets = measured.means(1, 1), measured.targets
     first = np.array([is_first_half(photo.path) for photo in found])
     plans = {"single": means[:, 0], "adaptive": stopping_fit.looked(means, LEAD)}

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -23,6 +24,22 @@ async def connected(
     callee = Peer(handlers, {"note": [].append if notes is None else notes.append}, ENDED)
     async with caller.connected(ours), callee.connected(theirs):
         yield caller, callee
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A handler that ends only when it is cancelled."""
+
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def handle(self) -> None:
+        """Wait for ever."""
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
 
 
 async def doubled(number: int) -> int:
@@ -77,41 +94,25 @@ async def test_errors_cross_with_what_they_carry(caplog: pytest.LogCaptureFixtur
 
 
 async def test_a_cancelled_call_is_cancelled_at_the_other_end() -> None:
-    began, ended = asyncio.Event(), asyncio.Event()
-
-    async def endless() -> None:
-        began.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async with connected({"endless": endless}) as (caller, _):
+    endless = Endless()
+    async with connected({"endless": endless.handle}) as (caller, _):
         call = asyncio.create_task(caller.call("endless"))
-        await began.wait()
+        await endless.began.wait()
         call.cancel()
-        await ended.wait()
+        await endless.ended.wait()
         assert call.cancelled()
 
 
 async def test_the_end_of_the_connection_ends_calls_at_both_ends() -> None:
-    began, ended = asyncio.Event(), asyncio.Event()
-
-    async def endless() -> None:
-        began.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
+    endless = Endless()
     ours, theirs = socket.socketpair()
-    caller, callee = Peer({}, {}, ENDED), Peer({"endless": endless}, {}, ENDED)
+    caller, callee = Peer({}, {}, ENDED), Peer({"endless": endless.handle}, {}, ENDED)
     async with caller.connected(ours) as running:
         async with callee.connected(theirs):
             call = asyncio.create_task(caller.call("endless"))
-            await began.wait()
+            await endless.began.wait()
         await running
-        await ended.wait()
+        await endless.ended.wait()
     with pytest.raises(InferenceFailed, match=ENDED):
         await call
     assert not caller.is_connected
