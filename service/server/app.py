@@ -81,20 +81,16 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     tracer_provider: TracerProvider | None = None,
     metrics: Metrics | None = None,
     certificate: Certificate | None = None,
-    gave_up: Callable[[str], None] = lambda _: None,
-    serves: Callable[[Collection[str]], None] = lambda _: None,
     core: Core | None = None,
 ) -> FastAPI:
     """Compose the service; tests pass a fake backend as `load`.
 
     `is_leaving` returns whether the process is stopping. Spans go to `tracer_provider`, or to where
     OpenTelemetry's environment variables say, or nowhere. `metrics` may already count connections.
-    `certificate` encrypts gRPC. `gave_up` is called with the name of a model whose worker has ended
-    too often to be restarted, `serves` with the names of all served models when they change. `core`
-    is one in another process; by default it is in this one.
+    `certificate` encrypts gRPC. Without a `core` it makes one in this process.
     """
     metrics = core.metrics if core else metrics or Metrics()
-    core = core or create_core(settings, load, metrics, gave_up, serves)
+    core = core or create_core(settings, load, metrics)
     metrics.is_ready(lambda: core.status.is_ready and not is_leaving())
     state = _create_state(settings, core, is_leaving)
     grpc_server = _create_grpc_server(state, certificate)
@@ -120,10 +116,14 @@ def create_core(
     settings: Settings,
     load: LoadBackend,
     metrics: Metrics,
-    gave_up: Callable[[str], None],
+    gave_up: Callable[[str], None] = lambda _: None,
     serves: Callable[[Collection[str]], None] = lambda _: None,
 ) -> LocalCore:
-    """Create the core in this process; see `create_app`."""
+    """Create the core in this process.
+
+    `gave_up` is called with the name of a model whose worker has ended too often to be restarted,
+    `serves` with the names of all served models when they change.
+    """
     models = create_registry(settings, load, metrics, gave_up, serves)
     metrics.watch(backlog=models.backlog, cached=models.cached)
     shadow = ShadowCandidate(
@@ -143,7 +143,7 @@ def create_registry(
     gave_up: Callable[[str], None] = lambda _: None,
     serves: Callable[[Collection[str]], None] = lambda _: None,
 ) -> ModelRegistry:
-    """Create the registry of the models that `settings` name; see `create_app`."""
+    """Create the registry of the models that `settings` name; see `create_core`."""
     model_store = store.locate(settings.model_store)
 
     def make(name: str) -> ServedModel:

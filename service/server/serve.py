@@ -46,14 +46,9 @@ def _serve_alone(settings: Settings, model_store: Store, certificate: Certificat
     """Serve in this process."""
     metrics, server = Metrics(), HttpServer(settings)
     startup = Startup(settings, model_store, server.stop, server.port)
+    core = app.create_core(settings, startup.load, metrics, startup.gave_up, startup.serves)
     application = app.create_app(
-        settings,
-        load=startup.load,
-        is_leaving=server.is_leaving,
-        metrics=metrics,
-        certificate=certificate,
-        gave_up=startup.gave_up,
-        serves=startup.serves,
+        settings, core=core, is_leaving=server.is_leaving, certificate=certificate
     )
     with (
         listeners.probes(settings) as probe_listener,
