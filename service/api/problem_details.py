@@ -21,6 +21,7 @@ from service.serving.metrics.metrics import Metrics
 
 MEDIA_TYPE = "application/problem+json"
 _INFERENCE = "/v2"
+_TITLES = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 _HEADERS: Mapping[type[ServiceError], Mapping[str, str]] = {
     errors.Unauthorized: {"WWW-Authenticate": "Bearer"},
@@ -50,10 +51,9 @@ class Failure(BaseModel):
 
 def problem(status: int, code: str, detail: str, request: Request) -> Problem:
     """Make the body of an error response."""
-    is_standard = status in {standard.value for standard in HTTPStatus}
     return Problem(
         type=f"urn:googlenet-service:problem:{code}",
-        title=HTTPStatus(status).phrase if is_standard else "Client Closed Request",
+        title=_TITLES[status],
         status=status,
         detail=detail,
         code=code,

@@ -73,7 +73,8 @@ class QueueLoad:
     @property
     def is_empty(self) -> bool:
         """Whether there is no accepted work."""
-        return not (self.decode_wait or self.running or any(self.all_rows.values()))
+        waiting = any(self.rows.values()) or any(self.background.values())
+        return not (self.decode_wait or self.running or waiting)
 
     @property
     def all_rows(self) -> Mapping[Key, int]:
@@ -91,7 +92,8 @@ class QueueLoad:
         others are idle (Graham's bound for list scheduling).
         """
         shared = (self.running + costs.total(rows)) / self.devices
-        return shared + (1 - 1 / self.devices) * costs.longest(rows)
+        longest = costs.longest(rows) if self.devices > 1 else 0.0
+        return shared + (1 - 1 / self.devices) * longest
 
     def is_mostly_short(self, costs: CostModel) -> bool:
         """Whether long jobs are less than half of the interactive work."""
@@ -160,7 +162,7 @@ def evaluate(
     together = added(load.all_rows, rows)
     reserve = sum(costs.of(key, costs.largest(key)) for key, count in together.items() if count)
     free = 0.0
-    if not background and load.is_mostly_short(costs):
+    if load.headroom > alone and not background and load.is_mostly_short(costs):
         free = max(0.0, min(load.headroom, _MAX_HEADROOM * seconds) - alone)
     promised = done_in + reserve
     late = max(0.0, load.safety_factor * (promised + free) - seconds)

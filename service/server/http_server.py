@@ -24,6 +24,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_COLLECT_AFTER = 20_000  # new objects; Python's 700 are those of a few requests
 _PROBE_CONNECTIONS = 64  # reserved for probes and scrapes
 
 
@@ -63,6 +64,7 @@ class HttpServer:
         self._server = Server(config, self._settings.drain_seconds, probes, hooks)
         gc.collect()
         gc.freeze()  # objects made so far stay; collections need not traverse them
+        gc.set_threshold(_COLLECT_AFTER)
         self._server.run(sockets)
 
 

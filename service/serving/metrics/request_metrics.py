@@ -1,6 +1,7 @@
 """Metrics of connections, requests and their images."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -62,6 +63,9 @@ class RequestMetrics:
             registry=registry,
         )
         self._key_names: frozenset[str] = frozenset()
+        # Looking up a series takes longer than counting, and these are never removed.
+        self._requests_of = cache(self._requests.labels)
+        self._request_seconds_of = cache(self._request_seconds.labels)
 
     def request(  # noqa: PLR0913 - each is a label, or what is counted
         self,
@@ -75,8 +79,8 @@ class RequestMetrics:
     ) -> None:
         """Count an answered request; `traced` is its exemplar, empty if it is not traced."""
         label = priority(background=background)
-        self._requests.labels(route, method, code, label).inc()
-        self._request_seconds.labels(route, code, label).observe(seconds, traced or None)
+        self._requests_of(route, method, code, label).inc()
+        self._request_seconds_of(route, code, label).observe(seconds, traced or None)
 
     def expect(self, route: str, method: str, codes: Iterable[int]) -> None:
         """Start a route's statuses at zero: `rate()` does not see a series' first event."""
@@ -138,6 +142,10 @@ class ImageMetrics:
         self._cache_bytes = Gauge(
             "googlenet_cache_bytes", "Bytes of cached results.", registry=registry
         )
+        # Looking up a series takes longer than counting, and these are never removed.
+        self._seconds_of = cache(self._stages.labels)
+        self._images_of, self._views_of = cache(self._images.labels), cache(self._views.labels)
+        self._rejected_of = cache(self._rejected.labels)
         self._start_series()
 
     def _start_series(self) -> None:
@@ -152,15 +160,15 @@ class ImageMetrics:
 
     def stage(self, stage: str, seconds: float, *, background: bool) -> None:
         """Record how long a stage of a request took."""
-        self._stages.labels(stage, priority(background=background)).observe(seconds)
+        self._seconds_of(stage, priority(background=background)).observe(seconds)
 
     def image(self, plan: str, error: ServiceError | None = None) -> None:
         """Count an image that was answered, or refused."""
-        self._images.labels(plan, error.code if error else "ok").inc()
+        self._images_of(plan, error.code if error else "ok").inc()
 
     def views(self, plan: str, count: int) -> None:
         """Count the views that were computed for an image."""
-        self._views.labels(plan).inc(count)
+        self._views_of(plan).inc(count)
 
     def cache_hit(self) -> None:
         """Count an image that was answered from the cache."""
@@ -168,7 +176,7 @@ class ImageMetrics:
 
     def rejected(self, error: ServiceError, *, background: bool = False) -> None:
         """Count a request or an image that was refused."""
-        self._rejected.labels(error.code, priority(background=background)).inc()
+        self._rejected_of(error.code, priority(background=background)).inc()
 
 
 def _leaves(error: type[ServiceError]) -> list[type[ServiceError]]:
