@@ -43,8 +43,9 @@ class Settings(BaseSettings):
         Field(ge=0, le=65535, description="port for gRPC (Open Inference Protocol); 0: no gRPC"),
     ] = 0
     api_processes: Annotated[
-        int, Field(ge=1, le=64, description="processes for HTTP and gRPC, over one core process")
-    ] = 1
+        int,
+        Field(ge=0, le=64, description="processes for HTTP and gRPC; 0: by the machine"),
+    ] = 0
     tls_cert_file: Annotated[
         Path | None,
         Field(description="TLS certificate chain of HTTP and gRPC, in PEM; default: no TLS"),

@@ -13,6 +13,7 @@ from service.server import (
     app,
     listeners,
     log_config,
+    process_count,
     supervisor,
     unknown_variables,
     weights_download,
@@ -37,6 +38,7 @@ def serve(settings: Settings, _: dict[str, Any]) -> int:
             return status
         logger.warning("cannot download %s, serving the bundled model", settings.model)
         settings = settings.model_copy(update={"model": store.BUNDLED})
+    settings = process_count.resolved(settings)
     if settings.api_processes > 1:
         return supervisor.run(settings)
     return _serve_alone(settings, model_store, certificate)

@@ -69,6 +69,7 @@ def test_a_sound_machine_has_no_problems_on_one_screen(capsys: Captured) -> None
     lines = printed.out.splitlines()
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
+    assert "          HTTP and gRPC by 1 process" in lines
     assert "serve     digits on cpu in float32: 1 executor, batches of up to 2 rows" in lines
     assert "          whole: digits" in lines
     assert lines[-2:] == ["", "No problems"]
@@ -173,7 +174,8 @@ def test_a_port_that_is_not_free_is_a_problem(
     found = configuration.ports(settings)
     if problem is None:
         assert told(found) == []
-        assert found.lines == ["HTTP: any free one, probes: that of HTTP, gRPC: none"]
+        names = "HTTP: any free one, probes: that of HTTP, gRPC: none"
+        assert found.lines == [names, "HTTP and gRPC by 1 process"]
     else:
         ((sentence, remedy),) = told(found)
         assert sentence.startswith(problem[0].format(port=taken))

@@ -19,8 +19,10 @@ import httpx2
 import pytest
 from conftest import ROOT, Served, serving
 
+from service import cpu_info
+from service.engine import gpu_info
 from service.models.store import Store
-from service.server import child_settings
+from service.server import child_settings, process_count
 from service.settings import Settings
 
 COUNT = 3
@@ -248,6 +250,30 @@ def started(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "service", *command],
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cpus", "has_gpu", "count"),
+    [(1, False, 1), (16, False, 1), (17, False, 2), (96, False, 2), (4, True, 1), (5, True, 2)],
+)
+def test_there_are_as_many_processes_as_the_machine_needs(
+    cpus: int,
+    has_gpu: bool,  # noqa: FBT001 - a parameter of the test
+    count: int,
+) -> None:
+    assert process_count.best(cpus, has_gpu=has_gpu) == count
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "count"), [("auto", 0, 2), ("cpu", 0, 1), ("auto", 1, 1), ("cpu", 3, 3)]
+)
+def test_the_setting_comes_first_and_a_gpu_counts_if_it_computes(
+    device: str, wanted: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_info, "count", lambda: 1)
+    monkeypatch.setattr(cpu_info, "available", lambda: 8)
+    settings = Settings(device=device, api_processes=wanted)
+    assert process_count.resolved(settings).api_processes == count
 
 
 def test_each_process_has_its_share_of_the_limits() -> None:

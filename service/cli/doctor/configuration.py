@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from service.cli.doctor.finding import Finding, Problem
 from service.errors import CannotListen, ServiceError
-from service.server import app, listeners, serve
+from service.server import app, listeners, process_count, serve
 from service.settings import Settings
 
 _NOT_PRINTED = {"api_key_hashes"}
@@ -35,8 +35,10 @@ def given(settings: Settings) -> Finding:
 
 
 def ports(settings: Settings) -> Finding:
-    """Listen on each port for a moment."""
+    """Listen on each port for a moment, and tell how many processes would."""
     states, problems = [], []
+    count = process_count.resolved(settings).api_processes
+    processes = f"HTTP and gRPC by {count} process{'es' if count > 1 else ''}"
     with ExitStack() as held:  # all at once: two of them may be the same
         for purpose, setting, unset in _PORTS:
             port = getattr(settings, setting)
@@ -49,7 +51,7 @@ def ports(settings: Settings) -> Finding:
                 state = f"{port} is not free"
                 problems.append(_taken(settings.host, port, setting, error.__cause__))
             states.append(f"{purpose}: {state}")
-    return Finding("ports", [", ".join(states)], problems)
+    return Finding("ports", [", ".join(states), processes], problems)
 
 
 def _taken(host: str, port: int, setting: str, error: BaseException | None) -> Problem:

@@ -11,6 +11,7 @@ from service.cli.doctor.choice import Choice
 from service.cli.doctor.finding import Finding, Problem
 from service.engine import gpu_info
 from service.models import pytorch
+from service.server import process_count
 from service.serving.metrics.worker_collector import resident
 from service.settings import Settings
 
@@ -72,8 +73,10 @@ def memory(settings: Settings, chosen: Sequence[Choice]) -> Finding:
     if not chosen:
         return Finding("memory", [line])
     of_each = settings.max_queue_bytes + settings.cache_bytes
-    processes = resident(os.getpid()) + sum(choice.nbytes for choice in chosen)
-    needed = processes + settings.max_inflight_body_bytes + len(chosen) * of_each
+    count = process_count.resolved(settings).api_processes
+    python = resident(os.getpid()) * (count + 2 if count > 1 else 1)  # a supervisor and a core, too
+    workers = sum(choice.nbytes for choice in chosen)
+    needed = python + workers + settings.max_inflight_body_bytes + len(chosen) * of_each
     problems = []
     if needed > most:
         sentence = f"serve needs {_gib(needed)} with its queues full, and may use {_gib(most)}"
