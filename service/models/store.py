@@ -98,12 +98,16 @@ class Store:
     def read(self, name: str, file: str = WEIGHTS) -> tuple[bytes, str]:
         """Read a model's weights, or another checksummed file, and its SHA-256.
 
-        Raises `MissingWeights` with instructions, or `BadWeights` if the checksum differs.
+        Raises `MissingWeights` with instructions, or `BadWeights` if it cannot be read or its
+        checksum differs.
         """
         if not self.has(name, file):
             raise MissingWeights(self._how_to_get(name))
         path = self._readable(name, file)
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadWeights(f"cannot read {path}: {error.strerror or error}") from error
         digest = hashlib.sha256(data).hexdigest()
         if digest not in _recorded(path):
             raise BadWeights(f"{path} was changed or damaged: its SHA-256 is not the recorded one")

@@ -938,3 +938,11 @@ def test_full_disk_while_importing_keeps_the_old_weights(
     )
     assert sentence == f"cannot write to {copied.root / 'small'}: No space left on device"
     assert same(weights.load(copied, "small").state, state)
+
+
+def test_weights_that_cannot_be_read_are_refused(copied: Store) -> None:
+    path = copied.root / "small" / WEIGHTS
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # whose first page is not there
+    sentence = refusal(BadWeights, copied.verify, "small")
+    assert sentence == f"cannot read {path}: Input/output error"
