@@ -1,6 +1,7 @@
 """The CPUs and the memory that this process may use."""
 
 import os
+import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,3 +237,23 @@ def test_bfloat16_is_detected_by_the_flags_of_the_cpu(
 
 def test_without_cpuinfo_there_is_no_bfloat16(tmp_path: Path) -> None:
     assert not cpu_info.multiply_bfloat16(tmp_path / "cpuinfo")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "processor : 0\nmodel name : Some CPU @ 1 GHz\nmodel name : Some CPU @ 1 GHz\n",
+            "Some CPU @ 1 GHz",
+        ),
+        ("CPU implementer : 0x41\n", platform.machine()),
+        (None, platform.machine()),
+    ],
+)
+def test_the_processor_is_named_as_well_as_the_system_tells(
+    text: str | None, name: str, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text)
+    assert cpu_info.model_name(cpuinfo) == name

@@ -24,7 +24,7 @@ async def images(
     archives too, are left out unread. Raises `TooLarge`, `UnreadableImage` or `UnsupportedType`.
     """
     if body.startswith(_GZIP):
-        raise UnsupportedType("the tar is compressed; send the tar itself")
+        raise UnsupportedType("the archive is compressed with gzip; send it uncompressed")
     if kind == "zip" and body.count(_ZIP_ENTRY) > _MAX_MEMBERS:
         raise TooLarge(f"the archive has over {_MAX_MEMBERS} members")
     look = Look(max_bytes, lambda _: True, max_members=_MAX_MEMBERS)

@@ -149,7 +149,7 @@ class _Measurement:
         return {
             **subject,
             "python": platform.python_version(),
-            "machine": f"{cpu_info.available()} x {_cpu_model(Path('/proc/cpuinfo'))}",
+            "machine": f"{cpu_info.available()} x {cpu_info.model_name()}",
         }
 
     async def _run(self, body: str, connections: int) -> Run:
@@ -279,13 +279,3 @@ def _lone(rounds: Sequence[_Round]) -> Lone:
     alone = [round_.alone for round_ in rounds]
     ratios = [served / limit for served, limit in zip(seconds, alone, strict=True)]
     return Lone(Spread.of(seconds), Spread.of(alone), Spread.of(ratios))
-
-
-def _cpu_model(cpuinfo: Path) -> str:
-    """Return the CPU model, or the architecture where it is unknown."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return platform.machine()
-    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()

@@ -16,8 +16,9 @@ from service.errors import BenchError
 _READY_SECONDS = 300
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 60
-# The environment may name ports of another service on this machine.
-_NO_OTHER_PORTS = ("--probe-port", "0", "--grpc-port", "0")
+# What is measured is a listening process and its worker; the environment may name ports of
+# another service on this machine.
+_ALONE = ("--api-processes", "1", "--probe-port", "0", "--grpc-port", "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ async def serving(arguments: Sequence[str]) -> AsyncIterator[Started]:
     The service logs to standard error.
     """
     port = free_port()
-    listen = ("--host", "127.0.0.1", "--port", str(port), *_NO_OTHER_PORTS)
+    listen = ("--host", "127.0.0.1", "--port", str(port), *_ALONE)
     command = python_process.command("service", "serve", *arguments, *listen)
     started = time.perf_counter()
     process = subprocess.Popen(command, env=python_process.environment())  # noqa: ASYNC220, S603 - this program; does not block

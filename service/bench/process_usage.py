@@ -39,7 +39,10 @@ def _switches(process: Path) -> Iterator[int]:
 
 
 def by_process(pid: int) -> dict[str, Usage]:
-    """Return the usage of a service's listening process and of its worker; {} without Linux."""
+    """Return the usage of a service's listening process and of its worker; {} without Linux.
+
+    The service must have one API process.
+    """
     children = Path(f"/proc/{pid}/task/{pid}/children")
     if not children.exists():
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from service.cli import console, evaluate, progress
+from service.cli import console, offline, progress
 from service.engine import engine
 from service.errors import ModelError
 from service.imaging import heif
@@ -71,7 +71,7 @@ def _measure(settings: Settings, folder: Path) -> ViewProbabilities:
     if settings.heic:
         heif.require()
     loaded = engine.load(settings)
-    labelled = evaluate.photos(folder, loaded.ensemble.labels)
+    labelled = offline.photos(folder, loaded.ensemble.labels)
     bounds = Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic)
     with progress.counting() as bar:
         advance = partial(bar.advance, bar.add_task(settings.model, total=len(labelled)))

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import Progress
 from rich.text import Text
 
-from service.cli import console, evaluate, progress
+from service.cli import console, offline, progress
 from service.errors import BulkError
 from service.imaging.archives import IsNew, Source
 from service.imaging.image_folder import LeftOut
@@ -39,16 +39,6 @@ _FORMATS: dict[str, Callable[[Path], AbstractContextManager[ResultsFile]]] = {
     ".csv": partial(results_file.opened, form=CSV),
     ".jsonl": partial(results_file.opened, form=JSONL),
 }
-
-
-@dataclasses.dataclass(slots=True)
-class _ListSink:
-    """Collect results to print them at the end."""
-
-    rows: list[Row] = dataclasses.field(default_factory=list)
-
-    def write(self, row: Row) -> None:
-        self.rows.append(row)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,10 +69,6 @@ class _FileSink:
                 )
             self.results.origins.add(row.origin)
         self.results.write(row)
-
-
-class _Sink(Protocol):
-    def write(self, row: Row) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,14 +124,13 @@ def classify(settings: Settings, given: dict[str, Any]) -> int:
 
 
 def _print(job: _Job) -> int:
-    sink = _ListSink()
-    done = _work(job, job.sources(lambda _: True), _ranking(job), sink)
+    rows: list[Row] = []
+    done = _work(job, job.sources(lambda _: True), _ranking(job), rows.append)
     if job.given["json"]:
-        rows = [_as_json(row) for row in sink.rows]
-        console.say(json.dumps(rows, indent=2))
+        console.say(json.dumps([_as_json(row) for row in rows], indent=2))
     else:
         table = console.table("", "image", "label", "probability")
-        for row in sink.rows:
+        for row in rows:
             for cells, is_last in _cells(row):
                 table.add_row(*cells, end_section=is_last)
         console.terminal().print(table)
@@ -178,8 +163,8 @@ def _write(job: _Job, results: ResultsFile) -> _Counts:
     if job.given["engine"] == "ray":
         rank = partial(_rank_on_ray, job, Origin(**expected), done)
         files = ray_runner.files(job.paths, done, job.left_out.add)
-        return _work(job, files, rank, sink)
-    return _work(job, job.sources(image_source.once(done)), _ranking(job), sink)
+        return _work(job, files, rank, sink.write)
+    return _work(job, job.sources(image_source.once(done)), _ranking(job), sink.write)
 
 
 def _expected(job: _Job) -> Mapping[str, str]:
@@ -203,7 +188,7 @@ def _ranking(job: _Job) -> Callable[[Iterator[Source], Put], float]:
 
 
 def _work(
-    job: _Job, images: Iterator[T], rank: Callable[[Iterator[T], Put], float], sink: _Sink
+    job: _Job, images: Iterator[T], rank: Callable[[Iterator[T], Put], float], write: Put
 ) -> _Counts:
     """Rank images, if there are any, before a model is loaded; raises `BulkError` if not."""
     done = _Counts()
@@ -211,7 +196,7 @@ def _work(
         with _bar(job) as advance:
 
             def put(row: Row) -> None:
-                sink.write(row)
+                write(row)
                 done.images += 1
                 done.failures += row.error is not None
                 advance()
@@ -230,7 +215,7 @@ def _rank_locally(job: _Job, sources: Iterator[Source], put: Put) -> float:
         await local_runner.rank(classifier, sources, put, job.settings, job.given["top_k"])
         return time.monotonic() - started
 
-    return evaluate.run(job.settings, work)
+    return offline.run(job.settings, work)
 
 
 def _rank_on_ray(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from service.cli import console, evaluate, progress
+from service.cli import console, offline, progress
 from service.errors import ModelError
 from service.imaging.crops import CROP
 from service.models import store
@@ -58,7 +58,7 @@ def _photos(settings: Settings, names: Sequence[str], folder: Path) -> list[Phot
     first, *others = (model_store.labels(name) for name in names)
     if any(labels != first for labels in others):
         raise ModelError(f"{settings.model} have different labels and cannot be averaged")
-    return evaluate.photos(folder, first)
+    return offline.photos(folder, first)
 
 
 def _averaged(
@@ -77,7 +77,7 @@ def _averaged(
             results.append(Averaged(1, views, crops, crops * (plan.side / CROP) ** 2, likely))
         return results
 
-    return evaluate.run(settings.model_copy(update={"model": name}), answer)
+    return offline.run(settings.model_copy(update={"model": name}), answer)
 
 
 def _show(title: str, rows: Sequence[Row]) -> None:

@@ -1,67 +1,22 @@
-"""The evaluate command, and classification without a server."""
+"""The evaluate command."""
 
-import asyncio
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
-import uvloop
 
-from service.cli import console, progress
+from service.cli import console, offline, progress
 from service.errors import ModelError, NoBroaderLabels
-from service.imaging.image_folder import LeftOut
-from service.models.manifest import Label
+from service.models import store
 from service.offline import evaluation, specificity
 from service.offline.evaluation import Photo, Ranked, Score
 from service.offline.specificity import SpecificityScore
-from service.serving import factory
 from service.serving.classifier import Classifier
 from service.settings import Precision, Settings
-
-T = TypeVar("T")
-Find = Callable[[Path, Sequence[Label]], list[Photo]]
-
-
-def run(settings: Settings, work: Callable[[Classifier], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine with a classifier in this process."""
-
-    async def entered() -> T:
-        async with factory.create_served_model(settings) as served_model:
-            return await work(await served_model.ready())
-
-    # As in the server: less overhead for messages to and from the worker.
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(entered())
-
-
-def photos(folder: Path, labels: Sequence[Label]) -> list[Photo]:
-    """Find the labelled photos of a folder, and print what was left out."""
-    left_out = LeftOut()
-    labelled = evaluation.find(folder, labels, left_out.add)
-    if left_out.sentence:
-        console.say(left_out.sentence, stderr=True)
-    return labelled
-
-
-def rank_whole(
-    settings: Settings, folder: Path, plan: str, title: str, find: Find = photos
-) -> tuple[list[Photo], list[Ranked]]:
-    """Rank all classes for each labelled photo of a folder, with a progress bar."""
-
-    async def rank(classifier: Classifier) -> tuple[list[Photo], list[Ranked]]:
-        labels = classifier.ensemble.labels
-        labelled = find(folder, labels)
-        with progress.counting() as bar:
-            advance = functools.partial(bar.advance, bar.add_task(title, total=len(labelled)))
-            return labelled, await evaluation.rank_all(
-                classifier, labelled, plan, advance, top_k=len(labels)
-            )
-
-    return run(settings, rank)
 
 
 def evaluate(settings: Settings, given: dict[str, Any]) -> int:
@@ -73,7 +28,7 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
         return _specificity(settings, folder, given)
 
     async def score(classifier: Classifier) -> list[Score]:
-        labelled = photos(folder, classifier.ensemble.labels)
+        labelled = offline.photos(folder, classifier.ensemble.labels)
         with progress.counting() as bar:
             scores = []
             for plan in given["plans"]:
@@ -81,7 +36,7 @@ def evaluate(settings: Settings, given: dict[str, Any]) -> int:
                 scores.append(await evaluation.evaluate(classifier, labelled, plan, advance))
         return scores
 
-    scores = run(settings, score)
+    scores = offline.run(settings, score)
     if given["json"]:
         console.say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
     else:
@@ -102,7 +57,7 @@ def _specificity(settings: Settings, folder: Path, given: dict[str, Any]) -> int
         ensemble = classifier.ensemble
         if ensemble.tree.is_flat:
             raise NoBroaderLabels(f"{ensemble.name} has no broader labels")
-        labelled = photos(folder, ensemble.labels)
+        labelled = offline.photos(folder, ensemble.labels)
         with progress.counting() as bar:
             advance = functools.partial(bar.advance, bar.add_task(plan, total=len(labelled)))
             rows = await evaluation.all_probabilities(classifier, labelled, plan, advance)
@@ -115,7 +70,7 @@ def _specificity(settings: Settings, folder: Path, given: dict[str, Any]) -> int
             for asked in given["specificity"]
         ]
 
-    scores = run(settings, score)
+    scores = offline.run(settings, score)
     if given["json"]:
         console.say(json.dumps([dataclasses.asdict(score) for score in scores], indent=2))
         return 0
@@ -132,12 +87,9 @@ def _specificity(settings: Settings, folder: Path, given: dict[str, Any]) -> int
 
 def _compare(settings: Settings, folder: Path, plan: str) -> int:
     """Print how close the results of each number format are to those of float32."""
-
-    def ranked(precision: str, find: Find) -> tuple[list[Photo], list[Ranked]]:
-        chosen = settings.model_copy(update={"precision": precision})
-        return rank_whole(chosen, folder, plan, precision, find)
-
-    labelled, exact = ranked("float32", photos)
+    labels = store.locate(settings.model_store).labels(settings.model.split(",")[0])
+    labelled = offline.photos(folder, labels)
+    exact = _ranked(settings, labelled, plan, "float32")
     shown = console.table(
         f"{settings.model}, {plan}, on {folder}",
         *("precision", "photos", "top-1", "top-5", "same first label", "furthest probability"),
@@ -147,7 +99,8 @@ def _compare(settings: Settings, folder: Path, plan: str) -> int:
         if precision == "auto":
             continue
         try:
-            answers = exact if precision == "float32" else ranked(precision, evaluation.find)[1]
+            is_exact = precision == "float32"
+            answers = exact if is_exact else _ranked(settings, labelled, plan, precision)
         except ModelError as error:  # int8 is not available for every model and device
             sentences.append(f"{precision}: {error}")
             continue
@@ -159,6 +112,21 @@ def _compare(settings: Settings, folder: Path, plan: str) -> int:
     for sentence in sentences:
         console.say(sentence)
     return 0
+
+
+def _ranked(
+    settings: Settings, labelled: Sequence[Photo], plan: str, precision: Precision
+) -> list[Ranked]:
+    """Rank all classes for each photo in a number format, with a progress bar."""
+
+    async def rank(classifier: Classifier) -> list[Ranked]:
+        with progress.counting() as bar:
+            advance = functools.partial(bar.advance, bar.add_task(precision, total=len(labelled)))
+            return await evaluation.rank_all(
+                classifier, labelled, plan, advance, top_k=len(classifier.ensemble.labels)
+            )
+
+    return offline.run(settings.model_copy(update={"precision": precision}), rank)
 
 
 def _rates(score: Score) -> list[str]:

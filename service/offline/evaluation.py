@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,11 +114,9 @@ async def rank_all(
     newly done.
     """
     ranked: list[Ranked] = []
-    for start in range(0, len(photos), CHUNK):
-        images = [photo.path.read_bytes() for photo in photos[start : start + CHUNK]]
-        answers = await classifier.classify(images, plan=plan, top_k=top_k, seconds=TIMEOUT)
+    async for _, answers in _answers(classifier, photos, plan, top_k=top_k):
         ranked += [a.predictions if isinstance(a, Answer) else a for a in answers]
-        advance(len(images))
+        advance(len(answers))
     return ranked
 
 
@@ -143,21 +141,22 @@ async def all_probabilities(
 
     `advance` takes the number of photos newly done.
     """
-    classes = len(classifier.ensemble.labels)
-    rows = np.full((len(photos), classes), np.nan)
-    for start in range(0, len(photos), CHUNK):  # more would not fit into memory as predictions
-        part = photos[start : start + CHUNK]
-        ranked = await rank_all(classifier, part, plan, advance, top_k=classes)
-        for row, predictions in enumerate(ranked, start=start):
-            if not isinstance(predictions, ServiceError):
-                rows[row] = _by_class(predictions)
+    rows = np.full((len(photos), len(classifier.ensemble.labels)), np.nan)
+    async for start, answers in _answers(classifier, photos, plan, top_k=1):
+        for row, answer in enumerate(answers, start=start):
+            if isinstance(answer, Answer):
+                rows[row] = answer.probabilities
+        advance(len(answers))
     return rows
 
 
-def _by_class(predictions: Sequence[Prediction]) -> list[float]:
-    """Order the probabilities of a ranking of all classes by class."""
-    ordered = sorted(predictions, key=lambda prediction: prediction.index)
-    return [prediction.probability for prediction in ordered]
+async def _answers(
+    classifier: Classifier, photos: Sequence[Photo], plan: str, *, top_k: int
+) -> AsyncIterator[tuple[int, list[Answer | ServiceError]]]:
+    """Classify photos, a few at a time; give the answers, and the number of the first."""
+    for start in range(0, len(photos), CHUNK):
+        images = [photo.path.read_bytes() for photo in photos[start : start + CHUNK]]
+        yield start, await classifier.classify(images, plan=plan, top_k=top_k, seconds=TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True)

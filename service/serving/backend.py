@@ -51,8 +51,7 @@ class Backend(Protocol):
         """Decode an image for a view plan; return a payload for each member.
 
         Class activation maps are of the class `target`; with `features`, its results have those,
-        too. Raises what
-        `service.imaging.image_decoder.decode` does, or `InferenceFailed`.
+        too. Raises what `service.imaging.image_decoder.decode` does, or `InferenceFailed`.
         """
         ...
 

@@ -128,11 +128,6 @@ class ModelRegistry:
         """Why a model has failed, or None if none has."""
         return self._readiness.failure_reason(self.served)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether all models are loaded and none has failed."""
-        return not (self.not_loaded_reason or self.failure_reason)
-
     def backlog(self) -> Backlog:
         """Sum up the accepted work of all models; they share the devices."""
         backlogs = [model.backlog() for model in self.served.values()]

@@ -27,7 +27,8 @@ def find(
         return model
     if reason := missing.get(name):
         raise NotReady(reason, retry_after=LOADING_RETRY)
-    raise UnknownModel(f"there is no model {name!r} here; there are {', '.join(served)}")
+    there = ", ".join(served) or "none yet"
+    raise UnknownModel(f"there is no model {name!r} here; there are {there}")
 
 
 @dataclass(frozen=True, slots=True)

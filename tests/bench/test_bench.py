@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import platform
 import re
 import socket
 import time
@@ -38,7 +37,7 @@ from service.bench.figures import (
     Sustained,
 )
 from service.bench.load import _MOST_IN_FLIGHT, Run, Sample
-from service.bench.measure import BUSY, WAYS, Options, _cpu_model
+from service.bench.measure import BUSY, WAYS, Options
 from service.bench.process_usage import PerImage
 from service.bench.report import tables
 from service.bench.throughput_limit import Rate, _alone, _forwards, _loaded, _rate
@@ -556,26 +555,6 @@ def test_images_that_the_service_refuses_are_told_in_a_sentence(url: str, images
         path.write_text("no image")
     with pytest.raises(BenchError, match="no image was classified in"):
         run(measure.other(url, images, QUICK, lambda _: None))
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        (
-            "processor : 0\nmodel name : Some CPU @ 1 GHz\nmodel name : Some CPU @ 1 GHz\n",
-            "Some CPU @ 1 GHz",
-        ),
-        ("CPU implementer : 0x41\n", platform.machine()),
-        (None, platform.machine()),
-    ],
-)
-def test_the_processor_is_named_as_well_as_the_system_tells(
-    text: str | None, name: str, tmp_path: Path
-) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    if text is not None:
-        cpuinfo.write_text(text)
-    assert _cpu_model(cpuinfo) == name
 
 
 # A service of one's own.

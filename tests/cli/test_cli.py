@@ -500,11 +500,11 @@ def of_colours(settings: Settings) -> ServedModel:
 
 @pytest.fixture
 def coloured(tmp_path: Path) -> Path:
-    """Photos of three colours in the folders of their labels, and a file that is none."""
-    for colour, label in COLOURS:
-        (tmp_path / label).mkdir()
-        (tmp_path / label / f"{label}.png").write_bytes(plain(colour))
-    (tmp_path / "red/text.png").write_text("no image")
+    """Photos of three colours in folders of the first classes, and a file that is none."""
+    for number, (colour, label) in enumerate(COLOURS):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / f"{label}.png").write_bytes(plain(colour))
+    (tmp_path / "0/text.png").write_text("no image")
     return tmp_path
 
 
@@ -512,7 +512,8 @@ def test_number_formats_are_compared_with_float32(
     coloured: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(factory, "create_served_model", of_colours)
-    assert main(["evaluate", str(coloured), "--compare", "--plans", "single,ten"]) == 0
+    options = ["--compare", "--plans", "single,ten", "--model", "digits"]
+    assert main(["evaluate", str(coloured), *options]) == 0
     printed = capsys.readouterr().out
     assert cells(printed) == [
         ["float32", "3", "100.0 %", "100.0 %", "3", "0.0000"],
@@ -520,8 +521,8 @@ def test_number_formats_are_compared_with_float32(
         ["float16", "3", "33.3 %", "100.0 %", "1", "0.6000"],
     ]
     assert [line for line in printed.splitlines() if ": " in line] == [
-        "float16: green.png: red 0.600, exactly green 1.000",
         "float16: red.png: green 0.600, exactly red 1.000",
+        "float16: green.png: red 0.600, exactly green 1.000",
         "int8: not calibrated",
     ]
 
@@ -593,7 +594,7 @@ def test_a_report_is_printed_as_json(
 def test_bench_without_a_service_is_an_error(
     url: str, sentence: str, coloured: Path, capsys: Captured
 ) -> None:
-    status, told = refused(["bench", str(coloured / "red"), "--url", url], capsys)
+    status, told = refused(["bench", str(coloured / "0"), "--url", url], capsys)
     assert (status, told) == (1, f"googlenet-service: {sentence}\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import fake_backend, served_model
 from PIL import Image
 
-from service.cli import evaluate
+from service.cli import offline
 from service.errors import ModelError, ServiceError, UnreadableImage, UnsupportedType
 from service.models.ensemble import Prediction
 from service.models.manifest import Label
@@ -75,10 +75,10 @@ def test_commands_print_skipped_files_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo(tmp_path / "red/a")
-    assert len(evaluate.photos(tmp_path, LABELS)) == 1
+    assert len(offline.photos(tmp_path, LABELS)) == 1
     assert capsys.readouterr().err == ""
     (tmp_path / "red/notes.txt").write_text("no image")
-    assert len(evaluate.photos(tmp_path, LABELS)) == 1
+    assert len(offline.photos(tmp_path, LABELS)) == 1
     assert capsys.readouterr().err == (
         f"skipped, not images of a supported format: 1 .txt ({tmp_path}/red/notes.txt)\n"
     )

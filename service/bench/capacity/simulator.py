@@ -6,15 +6,14 @@ decoding threads and devices are locks; what holds one takes as long as the repl
 
 import asyncio
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
-import numpy as np
-
+from service.bench import load
 from service.bench.capacity import virtual_time
 from service.bench.capacity.replica_model import Replica, Rows, Stages
 from service.errors import DeadlineExceeded, ServiceError
@@ -42,7 +41,7 @@ class Outcome:
 
     def quantile(self, share: float) -> float:
         """Return a quantile of latencies, in seconds; NaN without any."""
-        return float(np.quantile(self.latencies, share)) if self.latencies else math.nan
+        return load.quantile(self.latencies, share)
 
     def within(self, seconds: float) -> float:
         """Return the share of all arrivals with at most this latency."""
@@ -50,14 +49,11 @@ class Outcome:
 
 
 def poisson(rate: float, count: int, seed: int = 0) -> Iterator[float]:
-    """Yield the first moments, in seconds, of a Poisson process of `rate` a second.
+    """Return the first moments, in seconds, of a Poisson process of `rate` a second.
 
     Split at random over replicas, such a process is one at each of them (Poisson thinning).
     """
-    rng, moment = random.Random(seed), 0.0
-    for _ in range(count):
-        moment += rng.expovariate(rate)
-        yield moment
+    return islice(load.arrivals(rate, math.inf, seed), count)
 
 
 def simulate(

@@ -76,9 +76,9 @@ def _googlenet(classes: int, width: float = 1.0, *, auxiliary: bool = False) -> 
 
 
 def _torchvision_googlenet(classes: int, *, auxiliary: bool) -> nn.Module:
-    from service.engine.networks import torchvision_googlenet  # noqa: PLC0415 - slow
+    from service.engine.networks import torchvision_networks  # noqa: PLC0415 - slow
 
-    return torchvision_googlenet.build(classes, auxiliary=auxiliary)
+    return torchvision_networks.build_googlenet(classes, auxiliary=auxiliary)
 
 
 def _se_resnet50(classes: int) -> nn.Module:
