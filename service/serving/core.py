@@ -14,21 +14,11 @@ from typing import Protocol, Self
 from prometheus_client.metrics_core import Metric
 
 from service.serving.metrics.metrics import Metrics
-from service.serving.predictor import LocalPredictor, Predictor
+from service.serving.predictor import AdmitRequest, LocalPredictor, Predictor
 from service.serving.rate_limits import Limit, Quotas, Usage
 from service.serving.registry import ModelRegistry
 from service.serving.shadow import ShadowCandidate
 from service.serving.status import ModelStatus, Status
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What decides whether a request with one image is admitted."""
-
-    plan: str
-    seconds: float  # left until its deadline
-    maps: bool = False  # whether it is to be explained, too
-    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +27,8 @@ class LoadRequest:
 
     name: str
     default: bool  # whether requests that name no model get it
-    share: (
-        float | None
-    )  # of the default's requests, as a shadow candidate; None leaves that as it is
+    # Of the default's requests, as a shadow candidate; None leaves that as it is.
+    share: float | None
 
 
 class Core(AbstractAsyncContextManager["Core"], Protocol):
@@ -56,7 +45,7 @@ class Core(AbstractAsyncContextManager["Core"], Protocol):
     def use(self, name: str | None = None) -> AbstractContextManager[Predictor]:
         """Use a model until the context is left; raises `UnknownModel` or `NotReady`."""
 
-    async def admit(self, name: str | None, admission: Admission) -> None:
+    async def admit(self, name: str | None, request: AdmitRequest) -> None:
         """Raise what a request would be refused with now, if that is known."""
 
     async def take(self, key: str, limits: tuple[Limit, ...]) -> Usage:
@@ -114,14 +103,10 @@ class LocalCore:
         with self.models.use(name) as classifier:
             yield LocalPredictor(classifier, shadow, self.metrics)
 
-    async def admit(self, name: str | None, admission: Admission) -> None:
-        """Raise what a request with one image would be refused with now."""
-        self.models.find(name).classifier.admit(
-            plan=admission.plan,
-            seconds=admission.seconds,
-            maps=admission.maps,
-            background=admission.background,
-        )
+    async def admit(self, name: str | None, request: AdmitRequest) -> None:
+        """Raise what a request would be refused with now."""
+        with self.use(name) as predictor:
+            await predictor.admit(request)
 
     async def take(self, key: str, limits: tuple[Limit, ...]) -> Usage:
         """Count a request of an API key, unless a limit is reached."""

@@ -38,11 +38,12 @@ class PredictRequest:
 
 @dataclass(frozen=True, slots=True)
 class AdmitRequest:
-    """What decides whether images are admitted that will be predicted one by one."""
+    """What decides whether images are admitted: one request's, or ones predicted one by one."""
 
-    images: int
     views: Views
     seconds: float  # left until their deadline
+    images: int = 1
+    maps: bool = False  # whether they are to be explained, too
     background: bool = False
 
 
@@ -158,9 +159,16 @@ class LocalPredictor:
 
     async def admit(self, request: AdmitRequest) -> PlanName:
         """Choose the views of images that will be predicted one by one."""
-        images, seconds, background = request.images, request.seconds, request.background
-        plan = self._plan(request.views, images, seconds, background=background)
-        self.classifier.admit(plan=plan, images=images, seconds=seconds, background=background)
+        plan = self._plan(
+            request.views, request.images, request.seconds, background=request.background
+        )
+        self.classifier.admit(
+            plan=plan,
+            images=request.images,
+            seconds=request.seconds,
+            maps=request.maps,
+            background=request.background,
+        )
         return plan
 
     def _plan(self, views: Views, images: int, seconds: float, *, background: bool) -> PlanName:

@@ -19,8 +19,8 @@ from service.api.routes.image_request import ImageQuery, Received, Receiver, gon
 from service.api.tracing import Stages
 from service.api.uploads import RAW, Bounds, Budget
 from service.models.ensemble import Prediction
-from service.serving.core import Admission, Core
-from service.serving.predictor import PredictRequest
+from service.serving.core import Core
+from service.serving.predictor import AdmitRequest, PredictRequest
 from service.settings import Settings
 
 ERRORS = problem_details.documented(400, 404, 408, 413, 415, 422, 500, 503, 504)
@@ -77,8 +77,8 @@ class Adapter:
         """
         background, settings = is_background(headers.priority), self.settings
         seconds = min(settings.timeout_seconds, (headers.timeout_ms or float("inf")) / 1000)
-        admission = Admission(settings.views, seconds, background=background)
-        await self.core.admit(query.model, admission)
+        asked = AdmitRequest(settings.views, seconds, background=background)
+        await self.core.admit(query.model, asked)
         bounds = replace(Bounds.of(settings), files=max_images)
         receiver = Receiver(self.core, self.budget, bounds, settings.timeout_seconds, shape)
         async with receiver.receive(_typed(request), query, headers) as received:

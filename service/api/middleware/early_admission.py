@@ -16,7 +16,8 @@ from service.api.open_inference.paths import target
 from service.api.routes import classify, embed, explain
 from service.errors import ServiceError
 from service.imaging import crops
-from service.serving.core import Admission, Core
+from service.serving.core import Core
+from service.serving.predictor import AdmitRequest
 from service.settings import AUTO, Settings
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
@@ -59,11 +60,11 @@ class EarlyAdmission:
             plan = crops.NAMES[0]  # if there is no time even for the fewest
         if plan in crops.NAMES and _MILLISECONDS.fullmatch(milliseconds):
             seconds = min(int(milliseconds), int(self._max_ms)) / 1000
-            admission = Admission(plan, seconds, maps=maps, background=is_background(scope))
-            await self._core.admit(model, admission)
+            asked = AdmitRequest(plan, seconds, maps=maps, background=is_background(scope))
+            await self._core.admit(model, asked)
 
     async def _check_infer(self, scope: Scope, model: str) -> None:
         """Raise the same for the fewest views: those and the timeout are in the unread body."""
         seconds = int(self._max_ms) / 1000
-        admission = Admission("single", seconds, background=is_background(scope))
-        await self._core.admit(model, admission)
+        asked = AdmitRequest("single", seconds, background=is_background(scope))
+        await self._core.admit(model, asked)

@@ -87,7 +87,8 @@ async def predict_each(model: Predictor, request: PredictRequest) -> AsyncGenera
     not ready.
     """
     count, seconds = len(request.images), request.seconds
-    plan = await model.admit(AdmitRequest(count, request.views, seconds, request.background))
+    asked = AdmitRequest(request.views, seconds, count, background=request.background)
+    plan = await model.admit(asked)
     single = replace(request, views=plan, gone=never)
     deadline = time.monotonic() + request.seconds
     finished: asyncio.Queue[asyncio.Task[Ready | None]] = asyncio.Queue()

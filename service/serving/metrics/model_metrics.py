@@ -77,7 +77,7 @@ class ModelMetrics:
         )
         self._threads = Gauge(
             "googlenet_process_threads",
-            "Threads of the process that serves HTTP and of the workers.",
+            "Threads of the processes that serve HTTP, with their core (http), and of the workers.",
             ["process"],
             registry=registry,
         )

@@ -70,10 +70,9 @@ class CoreServer:
 
     def _handlers(self) -> Handlers:
         return {
-            "admit": self._core.admit,
+            "admit": self._admit,
             "take": self._core.take,
             "predict": self._predict,
-            "admit_all": self._admit_all,
             "explain": self._explain,
             "paint": self._paint,
             "load": self._load,
@@ -88,7 +87,7 @@ class CoreServer:
             self._publish()  # its model has been loaded since the last time
         return response
 
-    async def _admit_all(self, name: str | None, request: AdmitRequest) -> PlanName:
+    async def _admit(self, name: str | None, request: AdmitRequest) -> PlanName:
         with self._core.use(name) as model:
             return await model.admit(request)
 

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady
 from service.models.ensemble import Ensemble
-from service.serving.core import Admission, LoadRequest
+from service.serving.core import LoadRequest
 from service.serving.disconnects import never, run_until_gone
 from service.serving.metrics.metrics import Metrics
 from service.serving.predictor import (
@@ -88,11 +88,11 @@ class RemoteCore:
         status = self.status
         yield RemotePredictor(self, name, status.find(name).ensemble, status)
 
-    async def admit(self, name: str | None, admission: Admission) -> None:
+    async def admit(self, name: str | None, request: AdmitRequest) -> None:
         """Raise what a request would be refused with now, if its time may be too short."""
         self.status.find(name)
-        if not self.status.is_ready or self._backlog >= _AMPLE * admission.seconds:
-            await self.ask("admit", name, admission)
+        if not self.status.is_ready or self._backlog >= _AMPLE * request.seconds:
+            await self.ask("admit", name, request)
 
     async def take(self, key: str, limits: tuple[Limit, ...]) -> Usage:
         """Count a request of an API key, unless a limit is reached."""
@@ -155,33 +155,32 @@ class RemotePredictor:
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Classify all images of a request; see `Predictor.predict`."""
-        predicted: Predicted = await self._ask(
-            "predict", request.gone, replace(request, gone=never)
-        )
+        predicted: Predicted = await self._ask("predict", request)
         if response := predicted.response(self.core.status, self.since):
             return response
         raise InferenceFailed(_REPLACED)
 
     async def admit(self, request: AdmitRequest) -> PlanName:
         """Choose the views of images that will be predicted one by one; see `Predictor.admit`."""
-        plan: PlanName = await self.core.ask("admit_all", self.name, request)
+        plan: PlanName = await self.core.ask("admit", self.name, request)
         return plan
 
     async def explain(self, request: ExplainRequest) -> Explanation:
         """Compute an image's class activation maps; see `Predictor.explain`."""
-        answer: Explanation = await self._ask("explain", request.gone, replace(request, gone=never))
+        answer: Explanation = await self._ask("explain", request)
         return answer
 
     async def paint(self, request: PaintRequest) -> bytes:
         """Draw a heat map over an image; see `Predictor.paint`."""
-        answer: bytes = await self._ask("paint", request.gone, replace(request, gone=never))
+        answer: bytes = await self._ask("paint", request)
         return answer
 
-    async def _ask(self, method: str, gone: Callable[[], Awaitable[None]], request: _Timed) -> Any:
+    async def _ask(self, method: str, request: _Timed) -> Any:
+        crossing = replace(request, gone=never)  # the client is this process's
         try:
             async with asyncio.timeout(request.seconds + _LATE):
-                works = [self.core.ask(method, self.name, request)]
-                (answer,) = await run_until_gone(gone, works)
+                works = [self.core.ask(method, self.name, crossing)]
+                (answer,) = await run_until_gone(request.gone, works)
         except TimeoutError:
             raise DeadlineExceeded("the core process did not answer before the deadline") from None
         return answer
