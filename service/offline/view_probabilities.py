@@ -12,7 +12,7 @@ from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, ServiceError
 from service.imaging.image_decoder import Bounds
 from service.models import calibration
-from service.models.ensemble import Probabilities
+from service.models.ensemble import ByView
 from service.offline.evaluation import Photo
 from service.scheduling.cost_model import Key
 from service.scheduling.types import Batch, Slice
@@ -71,16 +71,14 @@ def measure(
     return ViewProbabilities(np.array(rows, np.float32), np.array(targets), ends)
 
 
-def _by_view(engine: Engine, prepared: PreparedImage) -> list[Probabilities]:
-    """Compute the probabilities of one image: (views, classes)."""
+def _by_view(engine: Engine, prepared: PreparedImage) -> ByView:
+    """Compute the probabilities of one image by view."""
     key, costs = Key(0, prepared.plan.side), engine.ensemble.costs
     views = [Slice(prepared, view, view + 1) for view in range(len(prepared.plan.views))]
     most = costs.largest(key)
-    results: list[Probabilities] = []
+    results: list[ByView] = []
     for start in range(0, len(views), most):
         part = tuple(views[start : start + most])
         size = costs.curves[key].fitting(len(part))
-        results += cast(
-            "Sequence[Probabilities]", engine.executors[0].run(Batch(key, size, part, "full"))
-        )
-    return results
+        results += cast("Sequence[ByView]", engine.executors[0].run(Batch(key, size, part, "full")))
+    return np.vstack(results)

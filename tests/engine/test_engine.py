@@ -24,7 +24,7 @@ from service.imaging.crops import CROP, DENSE, Resize
 from service.imaging.image_decoder import Bounds, decode
 from service.models.ensemble import Probabilities
 from service.models.manifest import Calibration, Stopping
-from service.models.stopping_rule import StoppingRule
+from service.models.stopping_rule import LeadRule
 from service.models.store import Store
 from service.scheduling.cost_model import Key, LinearCost
 from service.scheduling.types import Slice
@@ -98,6 +98,16 @@ def test_split_job_has_the_same_sum(one: Engine) -> None:
     assert np.sum(parts, axis=0) == pytest.approx(all_, abs=1e-5)
     assert all_.sum() == pytest.approx(144, abs=1e-4)
     assert by_class(one, [parts], "paper") == pytest.approx(all_ / 144, abs=1e-6)
+
+
+def test_a_plan_with_stops_has_results_by_view(one: Engine) -> None:
+    run = one.executors[0].run
+    payload, summed = (cuts(noise(6), name) for name in ("adaptive", "ten"))
+    other, some = run(batch(Slice(summed, 4, 5), Slice(payload, 0, 6)))
+    (alone,) = run(batch(Slice(payload, 5, 6)))
+    assert np.asarray(some).shape == (6, 3)
+    assert np.asarray(some)[0] == pytest.approx(np.asarray(other), abs=1e-6)
+    assert np.asarray(some)[5:] == pytest.approx(np.asarray(alone), abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +284,7 @@ def test_an_ensemble_has_the_lead_of_its_calibration(tmp_path: Path) -> None:
         error=(0.1, 0.1),
         stopping=stopping,
     )
-    assert load(store, "digits").ensemble.stopping_rule == StoppingRule()
+    assert load(store, "digits").ensemble.stopping_rule("adaptive") == LeadRule()
     with store.locked("digits"):
         store.calibrate("digits", fitted)
-    assert load(store, "digits").ensemble.stopping_rule == StoppingRule(0.3)
+    assert load(store, "digits").ensemble.stopping_rule("adaptive") == LeadRule(0.3)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from service.models import calibration, stopping_fit
 from service.models.manifest import Stopping
 from service.models.stopping_fit import ALL_VIEWS, GRID
-from service.models.stopping_rule import LEAD, StoppingRule
+from service.models.stopping_rule import LEAD, LeadRule
 
 ENDS = (1, 2, 6, 10)
 
@@ -37,7 +37,7 @@ def test_disagreement_is_never_above_what_was_asked(
 ) -> None:
     means = drawn(seed, images, noise)
     fitted = stopping_fit.fit(means, ENDS, agreement)
-    rule = StoppingRule(fitted.lead)
+    rule = LeadRule(fitted.lead)
     labels, views = [], []
     for image in means:  # as the service does it
         stage = next((n for n in range(3) if rule.is_sure(image[n])), 3)
@@ -77,7 +77,7 @@ def test_few_images_raise_the_lead() -> None:
 def test_where_no_lead_is_enough_all_views_are_looked_at() -> None:
     fitted = stopping_fit.fit(constant(100, 0.99, 0.9, 0.4, 0.3), ENDS, 0.9)
     assert fitted == Stopping(lead=ALL_VIEWS, agreement=0.9, differences=0, views=10)
-    assert not StoppingRule(fitted.lead).is_sure(np.array([1.0, 0.0]))
+    assert not LeadRule(fitted.lead).is_sure(np.array([1.0, 0.0]))
 
 
 def test_a_single_class_needs_one_view() -> None:
