@@ -417,7 +417,7 @@ def fake_backend(  # noqa: PLR0913 - all that may be other
         buckets |= {Key(*place, maps=True): (1,) for place in places}
     ensemble = Ensemble(
         members=tuple(
-            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256), explains=explains)
+            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256), channels=3 * explains)
             for n in range(members)
         ),
         labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),

@@ -52,6 +52,11 @@ class Model:
         """Whether it has class activation maps."""
         return self.classifier is not None
 
+    @property
+    def channels(self) -> int:
+        """The number of its features; 0 without class activation maps."""
+        return self.classifier.weight.shape[1] if self.classifier else 0
+
 
 class Compiled:
     """A model compiled for a CPU."""

@@ -47,7 +47,7 @@ class Member:
     resize: Resize
     mirrors: bool = True
     notice: str | None = None
-    explains: bool = False  # whether it has class activation maps
+    channels: int = 0  # of its features; without, it has no class activation maps either
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
     lead: float = LEAD  # of the stopping rule
     label_sets: LabelSets | None = None
@@ -148,9 +148,14 @@ class Ensemble:
         return ViewJobs(plans, (*specs,), (*maps,), self.stopping_rule(name))
 
     @property
+    def channels(self) -> int:
+        """The number of its features: only a single model can have them, else 0."""
+        return self.members[0].channels if len(self.members) == 1 else 0
+
+    @property
     def explains(self) -> bool:
-        """Whether it has class activation maps: only a single model can."""
-        return len(self.members) == 1 and self.members[0].explains
+        """Whether it has class activation maps: models that have features do."""
+        return self.channels > 0
 
     def check_features(self) -> None:
         """Raise `NoFeatures` unless it is a single model that has features."""

@@ -130,9 +130,8 @@ def test_engine_s_ensemble(both: Engine, store: Store) -> None:
     assert [member.sha256 for member in said.members] == [store.verify("one"), store.verify("two")]
     assert said.members[0].architecture == "googlenet"
     assert said.members[0].version == "1"
-    assert [(member.sides, member.explains) for member in said.members] == [
-        ((CROP, DENSE), True)
-    ] * 2
+    assert [member.sides for member in said.members] == [(CROP, DENSE)] * 2
+    assert [member.channels for member in said.members] == [50] * 2
     assert said.labels == store.labels("one")
     assert len(both.executors) == 1
     assert said.warmup_seconds > 0
