@@ -124,6 +124,7 @@ def _member(model: Model) -> Member:
         channels=model.channels,
         sides=model.sides,
         lead=manifest.lead(model.sha256),
+        standard_errors=manifest.standard_errors(model.sha256),
         label_sets=manifest.label_sets(model.sha256),
         references=manifest.references(model.sha256),
     )

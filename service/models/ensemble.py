@@ -18,7 +18,13 @@ from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
 from service.models.label_tree import LabelTree
 from service.models.manifest import Label, LabelSets, Reference
-from service.models.stopping_rule import LEAD, LeadRule, PairedRule, StoppingRule
+from service.models.stopping_rule import (
+    LEAD,
+    STANDARD_ERRORS,
+    LeadRule,
+    PairedRule,
+    StoppingRule,
+)
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
 
@@ -50,6 +56,7 @@ class Member:
     channels: int = 0  # of its features; without, it has no class activation maps either
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
     lead: float = LEAD  # of the stopping rule
+    standard_errors: float = STANDARD_ERRORS  # of the paired one
     label_sets: LabelSets | None = None
     references: Mapping[str, Reference] = field(default_factory=dict)  # by view plan
 
@@ -97,12 +104,12 @@ class Ensemble:
         return LabelTree.of(self.labels)
 
     def stopping_rule(self, plan: str) -> StoppingRule:
-        """Return when the views of a plan stop; of several members, with the largest lead.
+        """Return when the views of a plan stop; of several members, by the strictest rule.
 
         At the same agreement, a lead takes more of `paper`'s views than the paired rule.
         """
         if plan == "adaptive:paper":
-            return PairedRule()
+            return PairedRule(max(member.standard_errors for member in self.members))
         return LeadRule(max(member.lead for member in self.members))
 
     @property

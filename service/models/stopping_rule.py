@@ -43,7 +43,7 @@ class LeadRule:
 
 @dataclass(frozen=True, slots=True)
 class PairedRule:
-    """Stop when the first label leads the second by more standard errors, which are above 0.
+    """Stop when the first label leads the second by so many standard errors, above 0, or more.
 
     They are those of the mean difference of the two labels, paired by view. A lead of zero never
     stops; any other does if all views are the same.
@@ -53,11 +53,20 @@ class PairedRule:
 
     def is_sure(self, mean: Floats, views: Sequence[Floats], /) -> bool:
         """Tell whether the views agree enough; see `StoppingRule`."""
-        if len(mean) == 1:
-            return True
-        second, first = np.argpartition(mean, -2)[-2:]
-        differences = [rows[:, first] - rows[:, second] for rows in views]
-        return bool(mean[first] - mean[second] > self.standard_errors * _error(differences))
+        return certainty(mean, views) >= self.standard_errors
+
+
+def certainty(mean: Floats, views: Sequence[Floats]) -> float:
+    """Return by how many standard errors the first label leads, 0 or more; see `PairedRule`.
+
+    A single class, and one that leads if all views are the same, leads by infinity.
+    """
+    if len(mean) == 1:
+        return np.inf
+    second, first = np.argpartition(mean, -2)[-2:]
+    lead = float(mean[first] - mean[second])
+    error = _error([rows[:, first] - rows[:, second] for rows in views])
+    return (lead / error if error else np.inf) if lead else 0.0
 
 
 def _error(members: Sequence[Floats]) -> float:

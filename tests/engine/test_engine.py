@@ -23,8 +23,8 @@ from service.imaging import crops
 from service.imaging.crops import CROP, DENSE, Resize
 from service.imaging.image_decoder import Bounds, decode
 from service.models.ensemble import Probabilities
-from service.models.manifest import Calibration, Stopping
-from service.models.stopping_rule import LeadRule
+from service.models.manifest import Calibration, PairedStopping, Stopping
+from service.models.stopping_rule import LeadRule, PairedRule
 from service.models.store import Store
 from service.scheduling.cost_model import Key, LinearCost
 from service.scheduling.types import Slice
@@ -273,17 +273,21 @@ def test_probabilities_not_logits_are_averaged(
     assert rank(real, photo, "ten") == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-def test_an_ensemble_has_the_lead_of_its_calibration(tmp_path: Path) -> None:
+def test_an_ensemble_has_the_stopping_rules_of_its_calibration(tmp_path: Path) -> None:
     store = Store(tmp_path, ROOT / "model_store")
     stopping = Stopping(lead=0.3, agreement=0.99, differences=1, views=2.5)
+    paired = PairedStopping(standard_errors=4, agreement=0.99, differences=1, views=50)
     fitted = Calibration(
         temperature=1,
         sha256=store.verify("digits"),
         images=100,
         error=(0.1, 0.1),
         stopping=stopping,
+        paired=paired,
     )
     assert load(store, "digits").ensemble.stopping_rule("adaptive") == LeadRule()
     with store.locked("digits"):
         store.calibrate("digits", fitted)
-    assert load(store, "digits").ensemble.stopping_rule("adaptive") == LeadRule(0.3)
+    calibrated = load(store, "digits").ensemble
+    assert calibrated.stopping_rule("adaptive") == LeadRule(0.3)
+    assert calibrated.stopping_rule("adaptive:paper") == PairedRule(4)
