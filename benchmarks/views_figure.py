@@ -47,7 +47,7 @@ class Point:
 def read(page: str) -> list[Point]:
     """Read the page's table."""
     rows = re.findall(
-        r"^\| `(\w+)` \|[^|]*\|[^|]*\| ([\d.]+) \|[^|]*\| (\d+) / (\d+) \|", page, re.MULTILINE
+        r"^\| `([\w:]+)` \|[^|]*\|[^|]*\| ([\d.]+) \|[^|]*\| (\d+) / (\d+) \|", page, re.MULTILINE
     )
     return [Point(name, float(cost), float(one), float(five)) for name, cost, one, five in rows]
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 FixedPlanName = Literal["single", "ten", "paper", "dense"]
-PlanName = Literal[FixedPlanName, "adaptive"]
+PlanName = Literal[FixedPlanName, "adaptive", "adaptive:paper"]
 AUTO: Literal["auto"] = "auto"  # the most views that the deadline of a request allows
 Views = Literal[PlanName, "auto"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]

@@ -9,13 +9,13 @@ import asyncio
 import base64
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 Call = dict[str, Any]
-OUTPUT = "probabilities"
+OUTPUT, FEATURES = "probabilities", "features"
 
 
 def values(call: Call) -> np.ndarray[Any, Any]:
@@ -35,6 +35,11 @@ def jsonable(array: np.ndarray[Any, Any]) -> Any:
     return array.tolist()
 
 
+def named(arrays: Sequence[np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Name the outputs of a response: probabilities or labels, then features if there are any."""
+    return dict(zip(("output", FEATURES), map(jsonable, arrays), strict=False))
+
+
 def triton(kind: str, url: str) -> Callable[[Call], Any]:
     """Make calls with Triton's client."""
     if kind == "http":
@@ -48,12 +53,12 @@ def triton(kind: str, url: str) -> Callable[[Call], Any]:
         described = server.get_model_metadata(name, headers=headers)
         plain = isinstance(described, dict)
         outputs = described["outputs"] if plain else described.outputs
-        shape = outputs[0]["shape"] if plain else outputs[0].shape
+        shapes = [one["shape"] if plain else one.shape for one in outputs]
         return {
             "live": server.is_server_live(),
             "ready": server.is_server_ready(),
             "model_ready": server.is_model_ready(name, headers=headers),
-            "classes": int(shape[1]),
+            "sizes": [int(shape[1]) for shape in shapes],
         }
 
     def infer(call: Call) -> Any:
@@ -62,16 +67,19 @@ def triton(kind: str, url: str) -> Callable[[Call], Any]:
         how = {"binary_data": call["binary"]} if kind == "http" else {}
         tensor.set_data_from_numpy(array, **how)
         count = call.get("classification", 0)
-        output = client.InferRequestedOutput(OUTPUT, class_count=count, **how)
+        outputs = [client.InferRequestedOutput(OUTPUT, class_count=count, **how)]
+        if call.get("features"):
+            outputs.append(client.InferRequestedOutput(FEATURES, **how))
         result = server.infer(
             call["model"], [tensor], call.get("version", ""),
-            outputs=[output] if "classification" in call or not call["binary"] else None,
+            outputs=outputs if outputs[1:] or count or not call["binary"] else None,
             request_id=call.get("id", ""), headers=call.get("headers"), timeout=call.get("timeout"),
             parameters=call.get("parameters"),
         )  # fmt: skip
         response = result.get_response()
         identity = response.get("id") if isinstance(response, dict) else response.id
-        return {"output": jsonable(result.as_numpy(OUTPUT)), "id": identity}
+        arrays = [result.as_numpy(one.name()) for one in outputs]
+        return {**named(arrays), "id": identity}
 
     return lambda call: about(call) if call.get("about") else infer(call)
 
@@ -102,10 +110,12 @@ def kserve(kind: str, url: str) -> Callable[[Call], Any]:
         tensor.set_data_from_numpy(array, binary_data=call["binary"])
         count = call.get("classification", 0)
         parameters = {"binary_data": call["binary"], **({"classification": count} if count else {})}
+        wanted = {"binary_data": call["binary"]}
+        features = [RequestedOutput(FEATURES, wanted)] if call.get("features") else []
         return InferRequest(
             call["model"], [tensor], request_id=call.get("id"),
             parameters=call.get("parameters") or {},
-            request_outputs=[RequestedOutput(OUTPUT, parameters)],
+            request_outputs=[RequestedOutput(OUTPUT, parameters), *features],
         )  # fmt: skip
 
     async def rest(call: Call) -> Any:
@@ -114,7 +124,7 @@ def kserve(kind: str, url: str) -> Callable[[Call], Any]:
             if call.get("about"):
                 return await health(client, base, name=name, headers=headers)
             result = await client.infer(base, request(call), name, headers=headers)
-        return {"output": jsonable(result.outputs[0].as_numpy()), "id": result.id}
+        return {**named([one.as_numpy() for one in result.outputs]), "id": result.id}
 
     async def grpc(call: Call) -> Any:
         metadata = [*call.get("headers", {}).items()]
@@ -122,7 +132,7 @@ def kserve(kind: str, url: str) -> Callable[[Call], Any]:
             if call.get("about"):
                 return await health(client, name=call["model"], headers=metadata)
             result = await client.infer(request(call), headers=metadata)
-        return {"output": jsonable(result.outputs[0].as_numpy()), "id": result.id}
+        return {**named([one.as_numpy() for one in result.outputs]), "id": result.id}
 
     async def v1(call: Call) -> Any:
         base, name = f"http://{url}", call["model"]

@@ -28,13 +28,14 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.engine import converter, engine, weights
+from service.engine.batch_assembly import results
 from service.engine.engine import Engine
 from service.engine.prepared_image import PreparedImage, given, prepare, unscaled
 from service.imaging.activation_map import Activation, Grid
 from service.imaging.crops import CROP, DENSE, Box, Resize
 from service.imaging.heatmap import paint
 from service.imaging.image_decoder import Bounds, ImageInput, decode, is_view
-from service.models.ensemble import Ensemble, Member, Probabilities, Result
+from service.models.ensemble import ByView, Ensemble, Member, Probabilities, Result
 from service.models.manifest import Label, Preprocessing
 from service.models.store import Store
 from service.scheduling.admission import Decoders
@@ -300,22 +301,19 @@ def wait_ready(client: httpx2.Client) -> None:
 Run = Callable[[Batch[PreparedImage]], Sequence[Result]]
 
 
-def mean_colour(batch: Batch[PreparedImage]) -> list[Probabilities]:
-    """A fake model with three classes: how red, green and blue a slice's views are, summed.
+def mean_colour(batch: Batch[PreparedImage]) -> list[Probabilities | ByView]:
+    """A fake model with three classes: how red, green and blue views are.
 
     Its features are the mean colours.
     """
-    results = []
+    colours = []
     for part in batch.slices:
-        total, colours = np.zeros(3), np.zeros(3)
         for view in part.payload.plan.views[part.start : part.stop]:
             canvas = part.payload.canvases[view.canvas]
             square = canvas[view.top : view.top + view.side, view.left : view.left + view.side]
-            colour = square.mean(axis=(0, 1))
-            total += colour / max(colour.sum(), 1e-9)
-            colours += colour
-        results.append(np.concatenate([total, colours]) if part.payload.features else total)
-    return results
+            colours.append(square.mean(axis=(0, 1)))
+    outputs = [colour / max(colour.sum(), 1e-9) for colour in colours], colours
+    return results([np.float32(output) for output in outputs], batch.slices)
 
 
 def colour_or_map(batch: Batch[PreparedImage]) -> Sequence[Result]:
@@ -429,7 +427,7 @@ def fake_backend(  # noqa: PLR0913 - all that may be other
         buckets |= {Key(*place, maps=True): (1,) for place in places}
     ensemble = Ensemble(
         members=tuple(
-            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256), explains=explains)
+            Member(f"fake{n}", "1", "fake", "0" * 64, Resize("warp", 256), channels=3 * explains)
             for n in range(members)
         ),
         labels=tuple(Label(name=name, wnid=None) for name in ("red", "green", "blue")),

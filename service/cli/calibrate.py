@@ -1,19 +1,24 @@
 """The command that calibrates a model on labelled photos."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from service.cli import console, offline, progress
 from service.engine import engine
+from service.engine.engine import Engine
 from service.errors import ModelError
 from service.imaging import heif
 from service.imaging.image_decoder import Bounds
 from service.models import calibration, conformal, drift, stopping_fit, store
-from service.models.manifest import Calibration
+from service.models.manifest import Calibration, PairedStopping
 from service.offline import view_probabilities
+from service.offline.evaluation import Photo
 from service.offline.view_probabilities import ViewProbabilities
 from service.settings import Settings
 
@@ -25,9 +30,16 @@ def calibrate_model(settings: Settings, given: dict[str, Any]) -> int:
     model_store = store.locate(settings.model_store)
     digest = model_store.verify(name)
     now = model_store.manifest(name).temperature(digest)
-    measured = _measure(settings, given["folder"])
+    photos, agreement = _Photos.of(settings, given["folder"]), given["agreement"] / 100
+    with photos.counted() as advance:
+        measured = view_probabilities.measure(*photos.all, advance)
     calibration.check_count(len(measured.targets))
-    fitted, sentences = fit(measured, now, digest, given["agreement"] / 100)
+    fitted, sentences = fit(measured, now, digest, agreement)
+    if given["paper"]:
+        with photos.counted() as advance:
+            paired = _paired(photos, advance, (now, fitted.temperature), agreement)
+        fitted = fitted.model_copy(update={"paired": paired})
+        sentences.append(stopping_fit.sentence(paired))
     with model_store.locked(name):
         model_store.calibrate(name, fitted)
     for sentence in sentences:
@@ -67,12 +79,44 @@ def fit(
     return fitted.model_copy(update=parts), sentences
 
 
-def _measure(settings: Settings, folder: Path) -> ViewProbabilities:
-    if settings.heic:
-        heif.require()
-    loaded = engine.load(settings)
-    labelled = offline.photos(folder, loaded.ensemble.labels)
-    bounds = Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic)
-    with progress.counting() as bar:
-        advance = partial(bar.advance, bar.add_task(settings.model, total=len(labelled)))
-        return view_probabilities.measure(loaded, labelled, bounds, advance)
+@dataclass(frozen=True, slots=True)
+class _Photos:
+    """The labelled photos, and the engine that looks at them."""
+
+    name: str
+    engine: Engine
+    labelled: Sequence[Photo]
+    bounds: Bounds
+
+    @classmethod
+    def of(cls, settings: Settings, folder: Path) -> Self:
+        if settings.heic:
+            heif.require()
+        loaded = engine.load(settings)
+        labelled = offline.photos(folder, loaded.ensemble.labels)
+        bounds = Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic)
+        return cls(settings.model, loaded, labelled, bounds)
+
+    @property
+    def all(self) -> tuple[Engine, Sequence[Photo], Bounds]:
+        return self.engine, self.labelled, self.bounds
+
+    @contextmanager
+    def counted(self) -> Iterator[Callable[[int], None]]:
+        """Show how many of them are done."""
+        with progress.counting() as bar:
+            yield partial(bar.advance, bar.add_task(self.name, total=len(self.labelled)))
+
+
+def _paired(
+    photos: _Photos,
+    advance: Callable[[int], None],
+    temperatures: tuple[float, float],  # of the probabilities, and wanted
+    agreement: float,
+) -> PairedStopping:
+    """Fit the paired rule, one photo after the other: all of their views would take much memory."""
+    plan = "adaptive:paper"
+    by_view = view_probabilities.each(*photos.all, advance, plan)
+    tempered = (calibration.tempered(views, *temperatures) for _, views in by_view)
+    looks = stopping_fit.of_pairs(tempered, view_probabilities.ends(photos.engine, plan))
+    return stopping_fit.fit_paired(looks, agreement)

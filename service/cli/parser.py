@@ -78,11 +78,8 @@ def _add_models(commands: _Commands) -> None:
         "--calibrate", required=True, type=Path, metavar="DIR", help="images like those to classify"
     )
     quantize.set_defaults(run="service.cli.models:quantize_model")
-    calibrate = _add_model_action(
-        actions,
-        "calibrate",
-        "fit a model's temperature, stopping rule and label sets to labelled photos",
-    )
+    purpose = "fit a model's temperature, stopping rule and label sets to labelled photos"
+    calibrate = _add_model_action(actions, "calibrate", purpose)
     calibrate.add_argument("folder", type=Path, metavar="DIR")
     calibrate.add_argument(
         "--agreement",
@@ -90,6 +87,11 @@ def _add_models(commands: _Commands) -> None:
         default=99.5,
         metavar="PERCENT",
         help="images whose first label by the views `adaptive` is that of all ten (default: 99.5)",
+    )
+    calibrate.add_argument(
+        "--paper",
+        action="store_true",
+        help="fit the views `adaptive:paper`, too, which takes all 144 views of each photo",
     )
     calibrate.set_defaults(run="service.cli.calibrate:calibrate_model")
     verify = actions.add_parser("verify", help="check all weights against their SHA-256")

@@ -1,4 +1,4 @@
-"""Batch assembly: views are cut from canvases into rows, and rows summed up by slice."""
+"""Batch assembly: views are cut from canvases into rows, and results made of rows by slice."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.prepared_image import PreparedImage
-from service.models.ensemble import Probabilities
+from service.models.ensemble import ByView, Probabilities
 from service.scheduling.types import Batch, Slice
 
 Rows = npt.NDArray[np.uint8 | np.float32]  # (rows, side, side, 3) RGB, in pixel units
@@ -40,19 +40,27 @@ def has_features(batch: Batch[PreparedImage]) -> bool:
     return any(part.payload.features for part in batch.slices)
 
 
-def sums(
+def results(
     outputs: Sequence[npt.NDArray[np.float32]], slices: Sequence[Slice[PreparedImage]]
-) -> list[Probabilities]:
-    """Sum a batch's rows by slice; see `service.models.ensemble.Result`.
+) -> list[Probabilities | ByView]:
+    """Make the result of each of a batch's slices; see `service.models.ensemble.Result`.
 
     The outputs are probabilities, (rows, classes) float32, and features, (rows, channels), which
     may be missing where none are asked for.
     """
     ends = np.cumsum([part.rows for part in slices])
     return [
-        _sum(outputs if part.payload.features else outputs[:1], slice(end - part.rows, end))
+        _result(outputs, part.payload, slice(end - part.rows, end))
         for end, part in zip(ends, slices, strict=True)
     ]
+
+
+def _result(
+    outputs: Sequence[npt.NDArray[np.float32]], image: PreparedImage, rows: slice
+) -> Probabilities | ByView:
+    if image.plan.stops:
+        return outputs[0][rows].copy()  # the next batch overwrites them
+    return _sum(outputs if image.features else outputs[:1], rows)
 
 
 def _sum(outputs: Sequence[npt.NDArray[np.float32]], rows: slice) -> Probabilities:

@@ -121,9 +121,10 @@ def _member(model: Model) -> Member:
         manifest.preprocessing.resized,
         manifest.preprocessing.mirror,
         manifest.notice,
-        explains=model.explains,
+        channels=model.channels,
         sides=model.sides,
         lead=manifest.lead(model.sha256),
+        standard_errors=manifest.standard_errors(model.sha256),
         label_sets=manifest.label_sets(model.sha256),
         references=manifest.references(model.sha256),
     )

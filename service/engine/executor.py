@@ -44,6 +44,11 @@ class Model(Protocol):
         """Whether it has class activation maps."""
         ...
 
+    @property
+    def channels(self) -> int:
+        """The number of its features; 0 without class activation maps."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceExecutor:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine import openvino_graph
-from service.engine.batch_assembly import Rows, assemble, sums
+from service.engine.batch_assembly import Rows, assemble, results
 from service.engine.class_activation import Classifier
 from service.engine.executor import DeviceExecutor
 from service.engine.openvino_api import core, error_line
@@ -51,6 +51,11 @@ class Model:
     def explains(self) -> bool:
         """Whether it has class activation maps."""
         return self.classifier is not None
+
+    @property
+    def channels(self) -> int:
+        """The number of its features; 0 without class activation maps."""
+        return self.classifier.weight.shape[1] if self.classifier else 0
 
 
 class Compiled:
@@ -98,7 +103,7 @@ class Compiled:
         """Run a batch."""
         rows = assemble(batch)
         if not batch.key.maps:
-            return sums(_infer(self._probabilities[rows.dtype], rows), batch.slices)
+            return results(_infer(self._probabilities[rows.dtype], rows), batch.slices)
         assert self._classifier is not None  # noqa: S101 - for mypy: only models with maps have such keys
         (part,) = batch.slices
         logits, features = _infer(self._features, rows)

@@ -60,7 +60,7 @@ def _executor(members: Sequence[_Member], device: torch.device, number: int) -> 
             outputs = [probabilities.cpu().numpy()]
             if batch_assembly.has_features(batch):
                 outputs.append(features.float().cpu().numpy())
-        return batch_assembly.sums(outputs, batch.slices)
+        return batch_assembly.results(outputs, batch.slices)
 
     return DeviceExecutor(run, number)
 

@@ -47,6 +47,12 @@ class Model:
         return architecture(self.manifest).explains
 
     @property
+    def channels(self) -> int:
+        """The number of its features; 0 without class activation maps."""
+        made = architecture(self.manifest)
+        return self.state[f"{made.last}.weight"].shape[1] if made.explains else 0
+
+    @property
     def sides(self) -> tuple[int, ...]:
         """Supported view sizes in pixels."""
         return _sides(self.manifest.architecture)

@@ -29,6 +29,11 @@ _FIVE = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
 _ADAPTIVE_ORDER = (4, 9, 0, 6, 7, 3, 5, 1, 2, 8)
 _ADAPTIVE_STOPS = (1, 2, 6)
 
+# Of `paper`: from a centre on every 89th of the 144, which are Fibonacci numbers: steps of the
+# golden ratio, after any number of which sizes, squares, places and mirrors are seen evenly.
+_PAPER_START, _PAPER_STRIDE = 10, 89
+_PAPER_STOPS = (4, 8, 16, 32, 64)
+
 Rule = Literal["warp", "short"]
 Interpolation = Literal["bilinear", "bicubic"]
 Pixels = npt.NDArray[np.uint8]  # (side, side, 3)
@@ -173,6 +178,7 @@ def plan(name: str, resize: Resize, *, mirrors: bool = True) -> Plan:
     - `paper`: 144 views, section 7 of the paper; always by short side.
     - `dense`: the centre 288 square and its mirror (VGG's test); always by short side.
     - `adaptive`: those of `ten`, the centre first, as far as they are needed.
+    - `adaptive:paper`: those of `paper`, as far as they are needed.
     """
     full = _PLANS[name](resize)
     return full if mirrors else _without_mirrors(full)
@@ -215,6 +221,14 @@ def _paper(resize: Resize) -> Plan:
     return Plan(squares, _with_mirrors(views), shrunk=tuple(range(len(squares))))
 
 
+def _adaptive_paper(resize: Resize) -> Plan:
+    """Order the views of `paper` so that the first of them, however many, are spread."""
+    paper = _paper(resize)
+    count = len(paper.views)
+    order = ((_PAPER_START + _PAPER_STRIDE * number) % count for number in range(count))
+    return replace(paper, views=tuple(paper.views[n] for n in order), stops=_PAPER_STOPS)
+
+
 def _dense(resize: Resize) -> Plan:
     canvas = Canvas(Resize("short", DENSE, resize.interpolation), DENSE)
     return Plan((canvas,), _with_mirrors([View(0, 0, 0, DENSE)]))
@@ -226,6 +240,7 @@ _PLANS = {
     "paper": _paper,
     "dense": _dense,
     "adaptive": _adaptive,
+    "adaptive:paper": _adaptive_paper,
 }
 NAMES = tuple(_PLANS)
 

@@ -18,7 +18,13 @@ from service.imaging.activation_map import Activation
 from service.imaging.crops import Plan, Resize
 from service.models.label_tree import LabelTree
 from service.models.manifest import Label, LabelSets, Reference
-from service.models.stopping_rule import LEAD, StoppingRule
+from service.models.stopping_rule import (
+    LEAD,
+    STANDARD_ERRORS,
+    LeadRule,
+    PairedRule,
+    StoppingRule,
+)
 from service.scheduling.cost_model import CostModel, Key
 from service.scheduling.types import JobSpec
 
@@ -26,10 +32,13 @@ Probabilities = npt.NDArray[np.float64]  # (classes,)
 
 Features = npt.NDArray[np.float32]  # (channels,)
 
-Result = Probabilities | Activation
+ByView = npt.NDArray[np.float32]  # (views, classes)
+
+Result = Probabilities | ByView | Activation
 """The result of a slice: summed probabilities, or a map if its key has `maps`.
 
-Summed features follow the probabilities if the slice's image asks for them: (classes + channels,).
+Those of a plan with stops are not summed. Summed features follow the probabilities if the slice's
+image asks for them: (classes + channels,).
 """
 
 
@@ -44,9 +53,10 @@ class Member:
     resize: Resize
     mirrors: bool = True
     notice: str | None = None
-    explains: bool = False  # whether it has class activation maps
+    channels: int = 0  # of its features; without, it has no class activation maps either
     sides: Sequence[int] = crops.SIDES  # supported view sizes in pixels
     lead: float = LEAD  # of the stopping rule
+    standard_errors: float = STANDARD_ERRORS  # of the paired one
     label_sets: LabelSets | None = None
     references: Mapping[str, Reference] = field(default_factory=dict)  # by view plan
 
@@ -93,10 +103,14 @@ class Ensemble:
         """The tree of its labels, built when it is first asked for."""
         return LabelTree.of(self.labels)
 
-    @property
-    def stopping_rule(self) -> StoppingRule:
-        """When the views `adaptive` stop: of several members, with the largest of their leads."""
-        return StoppingRule(max(member.lead for member in self.members))
+    def stopping_rule(self, plan: str) -> StoppingRule:
+        """Return when the views of a plan stop; of several members, by the strictest rule.
+
+        At the same agreement, a lead takes more of `paper`'s views than the paired rule.
+        """
+        if plan == "adaptive:paper":
+            return PairedRule(max(member.standard_errors for member in self.members))
+        return LeadRule(max(member.lead for member in self.members))
 
     @property
     def label_sets(self) -> LabelSets | None:
@@ -137,12 +151,18 @@ class Ensemble:
     def jobs(self, name: str) -> "ViewJobs":
         """Return one image's jobs for the view plan of this name; raises what `plans` does."""
         plans = self.plans(name)
-        return ViewJobs(plans, (*self.specs(plans),), (*self.specs(plans, maps=True),))
+        specs, maps = self.specs(plans), self.specs(plans, maps=True)
+        return ViewJobs(plans, (*specs,), (*maps,), self.stopping_rule(name))
+
+    @property
+    def channels(self) -> int:
+        """The number of its features: only a single model can have them, else 0."""
+        return self.members[0].channels if len(self.members) == 1 else 0
 
     @property
     def explains(self) -> bool:
-        """Whether it has class activation maps: only a single model can."""
-        return len(self.members) == 1 and self.members[0].explains
+        """Whether it has class activation maps: models that have features do."""
+        return self.channels > 0
 
     def check_features(self) -> None:
         """Raise `NoFeatures` unless it is a single model that has features."""
@@ -193,6 +213,7 @@ class ViewJobs:
     plans: tuple[Plan, ...]
     specs: tuple[JobSpec, ...]
     maps: tuple[JobSpec, ...]  # for class activation maps
+    rule: StoppingRule
 
     @property
     def has_stops(self) -> bool:
@@ -200,13 +221,16 @@ class ViewJobs:
         return any(plan.stops for plan in self.plans)
 
 
-def mean(results: Sequence[Sequence[Probabilities]], counts: Sequence[int]) -> Probabilities:
+def mean(
+    results: Sequence[Sequence[Probabilities | ByView]], counts: Sequence[int]
+) -> Probabilities:
     """Average an image's results over views, of which each member has a count, then over members.
 
-    A result is the sum over some of the views: (classes,), as is what is returned.
+    A result is of some of the views: their sum, (classes,), as is what is returned, or by view.
     """
     by_member = [
-        reduce(np.add, parts) / count for parts, count in zip(results, counts, strict=True)
+        np.vstack(parts).sum(axis=0, dtype=np.float64) / count
+        for parts, count in zip(results, counts, strict=True)
     ]
     average: Probabilities = reduce(np.add, by_member) / len(by_member)
     return average

@@ -22,7 +22,7 @@ from pydantic import (
 from service.errors import ModelError
 from service.imaging.crops import CROP, Interpolation, Resize, Rule
 from service.models.hypernyms import Hypernyms
-from service.models.stopping_rule import LEAD
+from service.models.stopping_rule import LEAD, STANDARD_ERRORS
 
 Channel = Annotated[float, Field(ge=0, le=255)]
 Format = Literal["caffemodel", "pth", "safetensors"]
@@ -68,13 +68,22 @@ class Accuracy(_Table):
     top5: float
 
 
-class Stopping(_Table):
-    """The lead with which the views `adaptive` stop, as fitted to images."""
-
-    lead: Annotated[float, Field(ge=0, le=2)]  # above 1 it looks at all views
+class _Fitted(_Table):
     agreement: Annotated[float, Field(gt=0, lt=1)]  # wanted: share with the label of all views
     differences: int  # images with another first label than by all views
     views: float  # looked at on average
+
+
+class Stopping(_Fitted):
+    """The lead with which the views `adaptive` stop, as fitted to images."""
+
+    lead: Annotated[float, Field(ge=0, le=2)]  # above 1 it looks at all views
+
+
+class PairedStopping(_Fitted):
+    """The standard errors with which the views `adaptive:paper` stop, as fitted to images."""
+
+    standard_errors: Annotated[float, Field(gt=0, le=1000)]
 
 
 class LabelSets(_Table):
@@ -122,6 +131,7 @@ class Calibration(_Table):
     images: int  # number it was fitted to
     error: tuple[float, float]  # held-out expected calibration error, before and after
     stopping: Stopping | None = None
+    paired: PairedStopping | None = None
     sets: LabelSets | None = None
     reference: dict[str, Reference] | None = None  # by view plan
 
@@ -167,6 +177,11 @@ class Manifest(_Table):
         """Return the stopping rule's lead for these weights; `LEAD` if none was fitted."""
         fitted = self.fitted(sha256)
         return fitted.stopping.lead if fitted and fitted.stopping else LEAD
+
+    def standard_errors(self, sha256: str) -> float:
+        """Return the paired rule's for these weights; `STANDARD_ERRORS` if none were fitted."""
+        fitted = self.fitted(sha256)
+        return fitted.paired.standard_errors if fitted and fitted.paired else STANDARD_ERRORS
 
     def label_sets(self, sha256: str) -> LabelSets | None:
         """Return the label sets of these weights; None if they are not calibrated."""

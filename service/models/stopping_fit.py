@@ -1,19 +1,69 @@
-"""The stopping rule's lead, fitted to how often fewer views have the first label of all of them."""
+"""The stopping rules, fitted to how often fewer views have the first label of all of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.models.manifest import Stopping
-from service.models.stopping_rule import LEAD, leads
+from service.models.manifest import PairedStopping, Stopping
+from service.models.stopping_rule import LEAD, STANDARD_ERRORS, certainty, leads
 
 GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 ALL_VIEWS = 2.0  # a lead that no label has
-CONFIDENCE = 0.95  # of the claim that a lead below the default is enough
+ERRORS = tuple(0.5 * step for step in range(1, 21))
+ALL_ERRORS = 1000.0  # more than labels lead by, unless their views are the same
+CONFIDENCE = 0.95  # of the claim that less than the default is enough
 
 Means = npt.NDArray[np.floating]  # (images, stages, classes): probabilities after each stage
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What is known of images after each stage: by how much a label is first, and which one."""
+
+    margins: npt.NDArray[np.floating]  # (images, stages): leads, or standard errors of them
+    labels: npt.NDArray[np.intp]  # (images, stages)
+    ends: Sequence[int]  # views looked at by the end of each stage
+
+    def stages(self, threshold: float) -> npt.NDArray[np.intp]:
+        """Return the stage, from 0, after which each image's margin is enough: (images,)."""
+        is_sure = self.margins >= threshold
+        is_sure[:, -1] = True
+        last: npt.NDArray[np.intp] = is_sure.argmax(1)
+        return last
+
+    def differences(self, threshold: float) -> int:
+        """Count the images whose first label is not that of all views."""
+        images = np.arange(len(self.labels))
+        return int((self.labels[images, self.stages(threshold)] != self.labels[:, -1]).sum())
+
+    def kept(self, threshold: float, agreement: float) -> dict[str, Any]:
+        """Return what a manifest says of a threshold besides itself."""
+        views = np.take(self.ends, self.stages(threshold)).mean()
+        return {
+            "agreement": agreement,
+            "differences": self.differences(threshold),
+            "views": round(float(views), 2),
+        }
+
+
+def of_leads(means: Means, ends: Sequence[int]) -> Looks:
+    """Look at images' means after each stage, for `LeadRule`."""
+    return Looks(leads(means), means.argmax(2), ends)
+
+
+def of_pairs(images: Iterable[npt.NDArray[np.floating]], ends: Sequence[int]) -> Looks:
+    """Look at images' probabilities by view, (views, classes) of each, for `PairedRule`."""
+    margins, labels = [], []
+    for views in images:
+        means = [views[:end].mean(0) for end in ends]
+        pairs = zip(means, ends, strict=True)
+        margins.append([certainty(mean, [views[:end]]) for mean, end in pairs])
+        labels.append([int(mean.argmax()) for mean in means])
+    return Looks(np.array(margins), np.array(labels), ends)
 
 
 def fit(means: Means, ends: Sequence[int], agreement: float) -> Stopping:
@@ -28,39 +78,35 @@ def fit(means: Means, ends: Sequence[int], agreement: float) -> Stopping:
     the first that fails, so their number needs no correction (Angelopoulos et al., "Learn then
     Test", arXiv 2110.01052, section 3.3).
     """
-    lead = ALL_VIEWS
-    for candidate in reversed(GRID):
-        different = differences(means, candidate)
-        if different > (1 - agreement) * len(means) + 1e-9:
-            break
-        if candidate < LEAD and not is_shown(different, len(means), agreement):
-            break
-        lead = candidate
-    return Stopping(
-        lead=lead,
-        agreement=agreement,
-        differences=differences(means, lead),
-        views=round(float(np.take(ends, stages(means, lead)).mean()), 2),
-    )
+    looks = of_leads(means, ends)
+    lead = _smallest(looks, agreement, (ALL_VIEWS, *reversed(GRID)), LEAD)
+    return Stopping(lead=lead, **looks.kept(lead, agreement))
 
 
-def stages(means: Means, lead: float) -> npt.NDArray[np.intp]:
-    """Return the stage, from 0, with which the rule ends for each image: (images,)."""
-    is_sure = leads(means) >= lead
-    is_sure[:, -1] = True
-    last: npt.NDArray[np.intp] = is_sure.argmax(1)
-    return last
+def fit_paired(looks: Looks, agreement: float) -> PairedStopping:
+    """Fit the smallest number of standard errors in the same way."""
+    errors = _smallest(looks, agreement, (ALL_ERRORS, *reversed(ERRORS)), STANDARD_ERRORS)
+    return PairedStopping(standard_errors=errors, **looks.kept(errors, agreement))
+
+
+def _smallest(looks: Looks, agreement: float, thresholds: Sequence[float], default: float) -> float:
+    """Return the last threshold, of descending ones, before the first without agreement."""
+    images, smallest = len(looks.labels), thresholds[0]
+    for threshold in thresholds[1:]:
+        different = looks.differences(threshold)
+        if different > (1 - agreement) * images + 1e-9:
+            break
+        if threshold < default and not is_shown(different, images, agreement):
+            break
+        smallest = threshold
+    return smallest
 
 
 def looked(means: Means, lead: float) -> npt.NDArray[np.floating]:
-    """Return each image's probabilities when the rule ends: (images, classes)."""
-    ended: npt.NDArray[np.floating] = means[np.arange(len(means)), stages(means, lead)]
+    """Return each image's probabilities when looking ends: (images, classes)."""
+    stages = of_leads(means, ()).stages(lead)
+    ended: npt.NDArray[np.floating] = means[np.arange(len(means)), stages]
     return ended
-
-
-def differences(means: Means, lead: float) -> int:
-    """Count the images whose first label is not that of all views."""
-    return int((looked(means, lead).argmax(1) != means[:, -1].argmax(1)).sum())
 
 
 def is_shown(different: int, images: int, agreement: float) -> bool:
@@ -80,18 +126,23 @@ def is_shown(different: int, images: int, agreement: float) -> bool:
     return chance <= 1 - CONFIDENCE
 
 
-def sentence(stopping: Stopping) -> str:
-    """Describe a fitted lead in one sentence."""
-    rule = (
-        "views=adaptive looks at all views"
-        if stopping.lead == ALL_VIEWS
-        else f"views=adaptive stops at a lead of {stopping.lead:g}, after {stopping.views:g} views"
-        " on average"
-    )
+def sentence(fitted: Stopping | PairedStopping) -> str:
+    """Describe a fitted rule in one sentence."""
+    if isinstance(fitted, Stopping):
+        views, stop = "adaptive", f"a lead of {fitted.lead:g}"
+        is_all, is_default = fitted.lead == ALL_VIEWS, fitted.lead == LEAD
+    else:
+        errors = fitted.standard_errors
+        views, stop = "adaptive:paper", f"a lead of {errors:g} standard errors"
+        is_all, is_default = errors == ALL_ERRORS, errors == STANDARD_ERRORS
+    rule = f"stops at {stop}, after {fitted.views:g} views on average"
     kept = (
-        f"; to stop earlier takes more images, which show that {100 * stopping.agreement:g} % have"
+        f"; to stop earlier takes more images, which show that {100 * fitted.agreement:g} % have"
         " the first label of all views"
-        if stopping.lead == LEAD
+        if is_default
         else ""
     )
-    return f"{rule}: {stopping.differences} images have another first label than by all{kept}"
+    return (
+        f"views={views} {'looks at all views' if is_all else rule}: {fitted.differences} images"
+        f" have another first label than by all{kept}"
+    )

@@ -1,6 +1,6 @@
 """Probabilities of labelled photos, by view: what a calibration is fitted to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,7 @@ from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, ServiceError
 from service.imaging.image_decoder import Bounds
 from service.models import calibration
-from service.models.ensemble import Probabilities
+from service.models.ensemble import ByView
 from service.offline.evaluation import Photo
 from service.scheduling.cost_model import Key
 from service.scheduling.types import Batch, Slice
@@ -43,19 +43,28 @@ class ViewProbabilities:
 
 
 def measure(
-    engine: Engine,
-    photos: Sequence[Photo],
-    bounds: Bounds,
-    advance: Callable[[int], None],
-    views: str = PLAN,
+    engine: Engine, photos: Sequence[Photo], bounds: Bounds, advance: Callable[[int], None]
 ) -> ViewProbabilities:
     """Compute each view of the photos with an engine of one model, in this process.
 
     A photo that cannot be decoded is left out; raises `ModelError` if none can. `advance` takes
     the number of photos newly done.
     """
-    (plan,) = engine.ensemble.plans(views)
-    rows, targets = [], []
+    pairs = [*each(engine, photos, bounds, advance, PLAN)]
+    if not pairs:
+        raise ModelError("none of the photos can be read")
+    rows, targets = np.array([views for _, views in pairs]), [photo.index for photo, _ in pairs]
+    return ViewProbabilities(rows, np.array(targets), ends(engine, PLAN))
+
+
+def each(
+    engine: Engine,
+    photos: Sequence[Photo],
+    bounds: Bounds,
+    advance: Callable[[int], None],
+    views: str,
+) -> Iterator[tuple[Photo, ByView]]:
+    """Compute each view of a photo after the other, leaving out those that cannot be decoded."""
     for photo in photos:
         try:
             (prepared,) = engine.prepare(photo.path.read_bytes(), views, bounds)
@@ -63,24 +72,23 @@ def measure(
             continue
         finally:
             advance(1)
-        rows.append(_by_view(engine, prepared))
-        targets.append(photo.index)
-    if not rows:
-        raise ModelError("none of the photos can be read")
-    ends = tuple(stage.stop for stage in plan.stages)
-    return ViewProbabilities(np.array(rows, np.float32), np.array(targets), ends)
+        yield photo, _by_view(engine, prepared)
 
 
-def _by_view(engine: Engine, prepared: PreparedImage) -> list[Probabilities]:
-    """Compute the probabilities of one image: (views, classes)."""
+def ends(engine: Engine, views: str) -> tuple[int, ...]:
+    """Return the number of views after each stage of a plan of an engine's only model."""
+    (plan,) = engine.ensemble.plans(views)
+    return tuple(stage.stop for stage in plan.stages)
+
+
+def _by_view(engine: Engine, prepared: PreparedImage) -> ByView:
+    """Compute the probabilities of one image by view."""
     key, costs = Key(0, prepared.plan.side), engine.ensemble.costs
     views = [Slice(prepared, view, view + 1) for view in range(len(prepared.plan.views))]
     most = costs.largest(key)
-    results: list[Probabilities] = []
+    results: list[ByView] = []
     for start in range(0, len(views), most):
         part = tuple(views[start : start + most])
         size = costs.curves[key].fitting(len(part))
-        results += cast(
-            "Sequence[Probabilities]", engine.executors[0].run(Batch(key, size, part, "full"))
-        )
-    return results
+        results += cast("Sequence[ByView]", engine.executors[0].run(Batch(key, size, part, "full")))
+    return np.vstack(results)

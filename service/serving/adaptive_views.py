@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
+
 from service.errors import ServiceError
-from service.models.ensemble import Probabilities, Result, ViewJobs, mean
-from service.models.stopping_rule import StoppingRule
+from service.models.ensemble import ByView, Probabilities, Result, ViewJobs, mean
 from service.scheduling.batcher import Batcher
 from service.scheduling.reservation import Reservation
 from service.scheduling.types import JobSpec, Outcome
@@ -21,19 +22,19 @@ from service.serving.types import Timing
 
 Reservations = Sequence[Reservation[Payload, Result]]
 
-_AT_FIRST = 4.0  # views of an image, on photos like ImageNet's
+_AT_FIRST = 0.35  # of an image's views, on photos like ImageNet's
 _RATE = 0.02  # weight of each image in the moving average
 
 
 @dataclass(frozen=True, slots=True)
 class ViewsLately:
-    """How many views images lately took: a moving average, by which requests are admitted."""
+    """How many of a plan's views images lately took: a moving average, for admission."""
 
-    views: float = _AT_FIRST
+    share: float = _AT_FIRST  # from 0 to 1
 
-    def observed(self, view_count: int) -> "ViewsLately":
+    def observed(self, share: float) -> "ViewsLately":
         """Update the average with one image."""
-        return ViewsLately(self.views + _RATE * (view_count - self.views))
+        return ViewsLately(self.share + _RATE * (share - self.share))
 
     def specs(self, jobs: ViewJobs) -> list[JobSpec]:
         """Return what to reserve for an image: the first stages, then as much as is expected more.
@@ -45,7 +46,7 @@ class ViewsLately:
         first, more = [], []
         for plan, spec in zip(jobs.plans, jobs.specs, strict=True):
             begun = len(plan.stages[0])
-            expected = min(round(self.views), spec.rows)
+            expected = round(self.share * spec.rows)
             first.append(JobSpec(spec.key, begun, 0))
             more.append(JobSpec(spec.key, max(1, expected - begun), spec.nbytes))
         return [*first, *more]
@@ -59,10 +60,10 @@ class Look:
     outcomes: list[list[Outcome[Result]]] = field(default_factory=list)  # of each stage
     average: Probabilities = field(init=False)
     """The mean over all views so far, then over members: (classes,)."""
-    _sums: list[list[Probabilities]] = field(init=False)  # by member, of each stage
+    _results: list[list[Probabilities | ByView]] = field(init=False)  # by member, of each slice
 
     def __post_init__(self) -> None:
-        self._sums = [[] for _ in self.jobs.plans]
+        self._results = [[] for _ in self.jobs.plans]
 
     @property
     def members(self) -> list[int]:
@@ -78,18 +79,26 @@ class Look:
     def add(self, outcomes: Sequence[Outcome[Result]]) -> None:
         """Add the results of a stage, in the order of its members."""
         for member, outcome in zip(self.members, outcomes, strict=True):
-            self._sums[member] += cast("tuple[Probabilities, ...]", outcome.parts)
+            self._results[member] += cast("tuple[Probabilities | ByView, ...]", outcome.parts)
         self.outcomes.append([*outcomes])
-        self.average = mean(self._sums, self._counts)
+        self.average = mean(self._results, self._counts)
 
-    def is_done(self, rule: StoppingRule) -> bool:
-        """Tell whether no more views are needed."""
-        return not self.members or rule.is_sure(self.average)
+    @property
+    def is_done(self) -> bool:
+        """Whether no more views are needed."""
+        if not self.members:
+            return True
+        return self.jobs.rule.is_sure(self.average, [np.vstack(parts) for parts in self._results])
 
     @property
     def view_count(self) -> int:
         """The views that were looked at, of the member with most."""
         return max(self._counts)
+
+    @property
+    def share(self) -> float:
+        """The share of the views that were looked at, above 0 to 1."""
+        return self.view_count / max(spec.rows for spec in self.jobs.specs)
 
     @property
     def _counts(self) -> list[int]:
@@ -113,12 +122,11 @@ class Look:
 
 async def look(
     batcher: Batcher[Payload, Result],
-    rule: StoppingRule,
     jobs: ViewJobs,
     reservations: Reservations,
     payloads: Sequence[Payload],
 ) -> Look:
-    """Compute an image's views, stage after stage, until the rule is sure.
+    """Compute an image's views, stage after stage, until the plan's rule is sure.
 
     `reservations` are those of `ViewsLately.specs`, `payloads` one of each member. Raises what
     `Batcher.submit` does.
@@ -128,7 +136,7 @@ async def look(
     while True:
         members = looked.members
         looked.add(await _submit(batcher, current, [payloads[member] for member in members]))
-        if looked.is_done(rule):
+        if looked.is_done:
             break
         more = {n: batcher.follow(more[n], looked.spec(n)) for n in looked.members}
         current = [*more.values()]

@@ -22,7 +22,7 @@ class Backend(Protocol):
 
     @property
     def executors(self) -> Sequence[Executor[Payload, Result]]:
-        """The executors; each returns the sum of a slice's rows, or the map of its only row."""
+        """The executors; each returns a result for a slice, see `Result`."""
         ...
 
     @property

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,7 +62,7 @@ class Classifier:
         self._decoding = DecodeTurns(backend.decode_wait, limits.decoders)
         self._jobs = functools.cache(backend.ensemble.jobs)
         self._cache = ResultCache(limits.cache_bytes) if limits.cache_bytes else None
-        self._rule, self._lately = backend.ensemble.stopping_rule, ViewsLately()
+        self._lately: defaultdict[str, ViewsLately] = defaultdict(ViewsLately)  # by view plan
 
     @property
     def ensemble(self) -> Ensemble:
@@ -112,7 +113,7 @@ class Classifier:
         With `maps`, it is admitted for both its classification and its explanation.
         """
         jobs = self._jobs(plan)
-        specs = [*self._lately.specs(jobs)] * images
+        specs = [*self._lately[plan].specs(jobs)] * images
         self._batcher.admit(
             [*specs, *jobs.maps] if maps and self.ensemble.explains else specs,
             seconds,
@@ -170,7 +171,7 @@ class Classifier:
         request: _Request,
         gone: Callable[[], Awaitable[None]],
     ) -> list[Answer | ServiceError]:
-        specs = [spec for image in images for spec in self._specs(image, request.jobs)]
+        specs = [spec for image in images for spec in self._specs(image, request)]
         with self._batcher.reserve(
             specs,
             request.deadline,
@@ -261,11 +262,9 @@ class Classifier:
             how = request.views, bounds
             payloads = await self._backend.prepare(image, *how, features=request.features)
         decoded = time.monotonic() - started
-        look = await adaptive_views.look(
-            self._batcher, self._rule, request.jobs, reservations, payloads
-        )
+        look = await adaptive_views.look(self._batcher, request.jobs, reservations, payloads)
         if request.jobs.has_stops:
-            self._lately = self._lately.observed(look.view_count)
+            self._lately[request.views] = self._lately[request.views].observed(look.share)
         probabilities, features = self.ensemble.split(look.average, features=request.features)
         return Answer(
             self.ensemble.best(probabilities, request.top_k),
@@ -288,10 +287,10 @@ class Classifier:
         outcome = await self._batcher.submit(reservations[0], payloads[0])
         return tuple(cast("Activation", part) for part in outcome.parts)
 
-    def _specs(self, image: ImageInput, jobs: ViewJobs) -> Sequence[JobSpec]:
+    def _specs(self, image: ImageInput, request: _Request) -> Sequence[JobSpec]:
         if is_view(image):  # others become uint8 pixels
-            return self.ensemble.specs(jobs.plans, itemsize=image.itemsize)
-        return self._lately.specs(jobs)
+            return self.ensemble.specs(request.jobs.plans, itemsize=image.itemsize)
+        return self._lately[request.views].specs(request.jobs)
 
     def _bounds(self, deadline: float) -> Bounds:
         """Return decoding limits that end by the deadline: a thread cannot be cancelled."""

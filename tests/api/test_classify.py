@@ -191,13 +191,18 @@ def patient_client(real_store: Store) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("views", ["single", "ten", "dense", "paper", "adaptive"])
+LOOKED_AT = {  # views of a clear image
+    "single": 1, "ten": 10, "dense": 2, "paper": 144, "adaptive": 1, "adaptive:paper": 16
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("views", "count"), LOOKED_AT.items())
 def test_every_plan_of_views_is_answered(
-    views: str, patient_client: TestClient, beagle: bytes
+    views: str, count: int, patient_client: TestClient, beagle: bytes
 ) -> None:
     response = patient_client.post("/classify", params={"views": views}, files={"file": beagle})
     assert top(response) == "beagle"
-    assert response.json()["views"] == views
+    assert (response.json()["views"], response.json()["view_count"]) == (views, count)
 
 
 def test_several_images_are_answered_in_their_order(real_client: TestClient, shared: Path) -> None:
@@ -259,7 +264,7 @@ def test_the_models_are_listed(real_client: TestClient, real_store: Store) -> No
                 "device": "cpu",
                 "precision": "float32",
                 "classes": 1000,
-                "views": ["single", "ten", "paper", "dense", "adaptive", "auto"],
+                "views": ["single", "ten", "paper", "dense", "adaptive", "adaptive:paper", "auto"],
                 "default_views": "adaptive",
                 "explains": True,
                 "label_sets": [],
@@ -408,7 +413,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("image", ODD.values(), ids=ODD)
-@pytest.mark.parametrize("views", ["single", "ten", "dense", "paper", "adaptive"])
+@pytest.mark.parametrize("views", LOOKED_AT)
 def test_odd_images_are_answered_beside_others(
     image: bytes, views: str, gate: Gate, client: TestClient
 ) -> None:

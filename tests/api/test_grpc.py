@@ -205,6 +205,22 @@ def test_labels_are_returned_where_requested(hosted: Hosted) -> None:
     assert answer.message.parameters["views"].string_param == "single"
 
 
+def test_features_are_raw_where_the_image_is_and_typed_where_it_is_not() -> None:
+    outputs = [{"name": "features"}, {"name": "probabilities"}]
+    raw = {"raw_input_contents": [len(RED).to_bytes(4, "little") + RED]}
+    with hosting(fake_backend(explains=True)) as made:
+        described = made.call("ModelMetadata", name="fake").message.outputs
+        assert [(one.name, [*one.shape]) for one in described] == [
+            ("probabilities", [-1, 3]), ("features", [-1, 3])
+        ]  # fmt: skip
+        typed = made.infer(image(RED), outputs=outputs).message
+        assert [[*one.contents.fp32_contents] for one in typed.outputs] == [[255, 0, 0], [1, 0, 0]]
+        other = made.infer(tensor("image", "BYTES", 1), outputs=outputs, **raw).message
+        assert [np.frombuffer(values, "<f4").tolist() for values in other.raw_output_contents] == [
+            [255, 0, 0], [1, 0, 0]
+        ]  # fmt: skip
+
+
 # Errors.
 
 

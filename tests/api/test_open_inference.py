@@ -15,6 +15,7 @@ import pytest
 from conftest import fake_backend, wait_ready
 from starlette.testclient import TestClient
 from test_auth import GUARDED, KEY, named
+from test_classifier import Device
 from test_classify import SETTINGS, Gate, plain, service
 from test_classify import client as client  # noqa: PLC0414 - a fixture
 from test_classify import gate as gate  # noqa: PLC0414 - the same
@@ -147,6 +148,29 @@ def test_labels_and_binary_values_are_returned_where_requested(client: TestClien
     assert answer.content[ends:] == b"\x11\0\0\0" + b"1.00000000:2:blue"[:17] + (
         b"\x10\0\0\0" + b"0.00000000:0:red"
     )
+
+
+def test_features_come_from_the_rows_of_the_probabilities_they_are_asked_with() -> None:
+    """In JSON and binary; the fake model's are the mean colour."""
+    device = Device()
+    backend = fake_backend(device.run, explains=True)
+    outputs = [{"name": "features", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
+    with service(lambda *_: backend) as client:
+        described = client.get("/v2/models/fake").json()["outputs"]
+        assert described[1] == {"name": "features", "datatype": "FP32", "shape": [-1, 3]}
+        before = len(device.batches)
+        answer = post(client, image(RED, BLUE, views="single") | {"outputs": outputs})
+        assert sum(batch.rows for batch in device.batches[before:]) == 2
+        ends = int(answer.headers[LENGTH])
+        features, probabilities = json.loads(answer.content[:ends])["outputs"]
+        assert (features["name"], features["shape"]) == ("features", [2, 3])
+        assert np.frombuffer(answer.content[ends:], "<f4").tolist() == [255, 0, 0, 0, 0, 255]
+        assert probabilities["data"] == [1, 0, 0, 0, 0, 1]
+
+
+def test_a_model_without_features_refuses_them(client: TestClient) -> None:
+    refused = post(client, image(RED) | {"outputs": [{"name": "features"}]})
+    assert "has no features" in sentence(refused, 501)
 
 
 def test_binary_pixels_are_answered_as_their_image_is(client: TestClient) -> None:

@@ -18,8 +18,9 @@ from service.api.open_inference import (
     infer_response,
     json_request,
 )
-from service.api.open_inference.infer_request import InferRequest, ValidRequest
-from service.api.open_inference.infer_response import InferResponse
+from service.api.open_inference.infer_request import InferRequest, ValidOutput, ValidRequest
+from service.api.open_inference.infer_response import InferResponse, OutputTensor
+from service.api.open_inference.tensors import OUTPUT as NAME
 from service.api.open_inference.tensors import InputTensor
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 
@@ -278,7 +279,7 @@ def wants(**parameters: object) -> list[dict[str, object]]:
 
 
 def test_missing_parameters_are_left_to_the_server() -> None:
-    assert of() == ValidRequest("", (b"a",), None, None, labels=0, is_binary=False)
+    assert of() == ValidRequest("", (b"a",), None, None, (ValidOutput(NAME, 0, is_binary=False),))
     assert of({"priority": 3, "sequence_id": "s"}) == of()  # of extensions that are not known here
     assert of({"timeout": 0}).seconds is None
 
@@ -302,13 +303,23 @@ def test_an_output_is_probabilities_or_labels_in_json_or_binary(
     parameters: dict[str, object], labels: int, *, is_binary: bool
 ) -> None:
     request = of(outputs=wants(**parameters))
-    assert (request.labels, request.is_binary) == (labels, is_binary)
+    assert request.outputs == (ValidOutput(NAME, labels, is_binary=is_binary),)
+    assert (request.labels, request.features) == (labels, False)
 
 
 def test_parameters_of_an_output_override_those_of_the_request() -> None:
-    assert of({"binary_data_output": True}).is_binary
-    assert of({"binary_data_output": True}, wants()).is_binary
-    assert not of({"binary_data_output": True}, wants(binary_data=False)).is_binary
+    assert of({"binary_data_output": True}).outputs[0].is_binary
+    wanted = [*wants(binary_data=False), {"name": "features"}]
+    outputs = of({"binary_data_output": True}, wanted).outputs
+    assert [output.is_binary for output in outputs] == [False, True]
+
+
+def test_features_may_be_asked_for_alone_or_with_labels_of_fixed_views() -> None:
+    features = {"name": "features", "parameters": {"binary_data": True}}
+    both = of({"views": "ten"}, [*wants(classification=3), features])
+    assert (both.labels, both.features, both.views) == (3, True, "ten")
+    assert of(outputs=[features]).outputs == (ValidOutput("features", 0, is_binary=True),)
+    assert of(outputs=[features]).views == "single"
 
 
 @pytest.mark.parametrize(
@@ -324,8 +335,11 @@ def test_parameters_of_an_output_override_those_of_the_request() -> None:
         (None, wants(binary_data="yes"), "binary_data must be true or false"),
         (None, wants(classification=-1), "classification must be"),
         (None, wants(classification=True), "classification must be"),
-        (None, [{"name": "logits"}], "one output, probabilities"),
-        (None, [*wants(), *wants()], "one output, probabilities"),
+        (None, [{"name": "logits"}], "the outputs are probabilities and features"),
+        (None, [*wants(), *wants()], "ask for each once"),
+        (None, [{"name": "features", "parameters": {"classification": 1}}], "classification must"),
+        ({"views": "auto"}, [{"name": "features"}], "fixed views; ask for single, ten, paper, d"),
+        ({"views": "adaptive"}, [*wants(), {"name": "features"}], "features are of fixed views"),
     ],
 )
 def test_invalid_parameters_are_refused(parameters: object, outputs: object, sentence: str) -> None:
@@ -398,8 +412,9 @@ def test_images_over_grpc_are_bytes() -> None:
     assert infer_request.validate(request, MOST).images == (b"a",)
 
 
-def answered(values: Any) -> InferResponse:
-    return InferResponse("7", "fake", "1", {"views": "ten"}, values)
+def answered(values: Any, *, is_binary: bool = False) -> InferResponse:
+    output = OutputTensor(NAME, values, is_binary)
+    return InferResponse("7", "fake", "1", {"views": "ten"}, [output])
 
 
 PROBABILITIES = np.float32([[0.25, 0.75], [0.5, 0.5]])
@@ -416,7 +431,7 @@ LABELS = [["0.75000000:1:a:b"], ["0.50000000:0:é"]]
 def test_an_answer_has_its_values_in_json(
     values: Any, datatype: str, shape: Sequence[int], data: Sequence[Any]
 ) -> None:
-    described, raw = infer_response.body(answered(values), is_binary=False)
+    described, raw = infer_response.body(answered(values))
     assert raw == b""
     output = {"name": "probabilities", "datatype": datatype, "shape": shape, "data": data}
     assert described == {
@@ -428,15 +443,15 @@ def test_an_answer_has_its_values_in_json(
 
 
 def test_an_answer_has_its_values_after_the_json_where_that_is_wanted() -> None:
-    described, raw = infer_response.body(answered(PROBABILITIES), is_binary=True)
+    described, raw = infer_response.body(answered(PROBABILITIES, is_binary=True))
     assert described["outputs"][0]["parameters"] == {"binary_data_size": 16}
     assert "data" not in described["outputs"][0]
     assert np.array_equal(np.frombuffer(raw, "<f4").reshape(2, 2), PROBABILITIES)
-    described, raw = infer_response.body(answered(LABELS), is_binary=True)
+    described, raw = infer_response.body(answered(LABELS, is_binary=True))
     assert raw == raw_elements(b"0.75000000:1:a:b", "0.50000000:0:é".encode())
     assert described["outputs"][0]["parameters"] == {"binary_data_size": len(raw)}
 
 
 def test_an_answer_has_no_id_where_the_request_had_none() -> None:
-    nameless = InferResponse("", "fake", "1", {}, PROBABILITIES)
-    assert "id" not in infer_response.body(nameless, is_binary=False)[0]
+    nameless = InferResponse("", "fake", "1", {}, [])
+    assert "id" not in infer_response.body(nameless)[0]

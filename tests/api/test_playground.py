@@ -266,9 +266,9 @@ def test_each_of_several_images_has_labels_or_its_error(
 def test_other_views_are_for_the_next_image_and_again_for_the_last(visit: Open, port: int) -> None:
     ours = visit(port)
     expect(ours("#views label")).to_have_text(
-        ["single", "ten", "paper", "dense", "adaptive", "auto"]
+        ["single", "ten", "paper", "dense", "adaptive", "adaptive:paper", "auto"]
     )
-    expect(ours.page.get_by_label("adaptive")).to_be_checked()
+    expect(ours.page.get_by_label("adaptive", exact=True)).to_be_checked()
     ours.pick(RED)
     ours.answered("red")
     expect(ours(".state")).to_have_text("fake0, one view")  # which is sure

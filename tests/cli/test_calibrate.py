@@ -59,12 +59,31 @@ def test_an_agreement_that_no_images_can_show_is_refused(percent: str, capsys: C
     assert f"'{percent}' is not per cent from 50 to below 100" in capsys.readouterr().err
 
 
-def test_few_photos_change_nothing(tmp_path: Path, capsys: Captured) -> None:
+def calibrated(folder: Path, copies: int, *options: str) -> int:
+    """Run the command on ten digits, each so often; return its exit status."""
     for number in range(10):
-        (tmp_path / "photos" / str(number)).mkdir(parents=True)
+        (folder / "photos" / str(number)).mkdir(parents=True)
         image = ROOT / f"model_store/digits/held_out/{number}.png"
-        shutil.copy(image, tmp_path / "photos" / str(number))
-    where = ["--model-store", str(tmp_path / "store"), "--device=cpu", "--precision=float32"]
-    assert main(["models", "calibrate", "digits", str(tmp_path / "photos"), *where]) == 1
+        for copy in range(copies):
+            shutil.copy(image, folder / "photos" / str(number) / f"{copy}.png")
+    where = ["--model-store", str(folder / "store"), "--device=cpu", "--precision=float32"]
+    return main(["models", "calibrate", "digits", str(folder / "photos"), *where, *options])
+
+
+@pytest.mark.slow
+def test_the_views_of_paper_are_fitted_where_they_are_asked_for(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    assert calibrated(tmp_path, 10, "--paper", "--agreement=95") == 0
+    assert "views=adaptive:paper stops at a lead of " in capsys.readouterr().out
+    fitted = store.locate(tmp_path / "store").manifest("digits").calibration
+    assert fitted is not None
+    assert fitted.paired is not None
+    assert fitted.paired.views < 72
+    assert fitted.paired.differences <= 5
+
+
+def test_few_photos_change_nothing(tmp_path: Path, capsys: Captured) -> None:
+    assert calibrated(tmp_path, 1) == 1
     assert "100 labelled images or more, and here are 10: " in capsys.readouterr().err
     assert store.locate(tmp_path / "store").manifest("digits").calibration is None

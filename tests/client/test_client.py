@@ -231,7 +231,7 @@ def test_no_images_send_no_request(ask: Ask) -> None:
 def test_models_are_listed(ask: Ask, url: str) -> None:
     models = ask(url, "models")
     assert models.default == "fake"
-    views = ("single", "ten", "paper", "dense", "adaptive", "auto")
+    views = ("single", "ten", "paper", "dense", "adaptive", "adaptive:paper", "auto")
     member = Member("fake0", "1", "fake", "0" * 64)
     assert models.models == (
         Model("fake", "1", "cpu", "float32", 3, views, "single", None,

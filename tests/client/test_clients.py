@@ -155,7 +155,7 @@ def test_every_client_gets_the_results_of_classify(
     )  # fmt: skip
     about, probabilities, labels, others, pixels, raw, listed = found
     assert {about["live"], about["ready"], about["model_ready"]} == {True}
-    assert about.get("classes", 1000) == 1000
+    assert about.get("sizes", [1000, 1024]) == [1000, 1024]
     check_probabilities(probabilities["output"], classified)
     assert probabilities["id"] == "seven"
     check_labels(labels["output"], classified)
@@ -164,6 +164,22 @@ def test_every_client_gets_the_results_of_classify(
     assert np.argmax(pixels["output"][0]) == classified[0][0]["index"]
     check_probabilities(raw["output"], classified[:1])
     check_probabilities(listed["output"], classified[:1])
+
+
+def test_every_client_gets_the_features_of_embed(
+    ask: Ask, photos: list[bytes], classified: list[list[dict[str, Any]]], ports: Ports
+) -> None:
+    """With the probabilities or labels of the same rows."""
+    photos, url = photos[:2], f"http://127.0.0.1:{ports.http}/embed"
+    with httpx2.Client(headers=HEADERS | {"content-type": "image/jpeg"}) as client:
+        rows = [client.post(url, content=photo).json()["features"] for photo in photos]
+    both, labels = ask(
+        image(*photos, features=True), image(*photos, features=True, classification=5)
+    )
+    for answer in (both, labels):
+        assert np.array(answer["features"]) == pytest.approx(np.array(rows), abs=1e-4)
+    check_probabilities(both["output"], classified[:2])
+    check_labels(labels["output"], classified[:2])
 
 
 def _centre(photo: bytes) -> tuple[float, float, float, float]:

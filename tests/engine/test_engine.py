@@ -23,8 +23,8 @@ from service.imaging import crops
 from service.imaging.crops import CROP, DENSE, Resize
 from service.imaging.image_decoder import Bounds, decode
 from service.models.ensemble import Probabilities
-from service.models.manifest import Calibration, Stopping
-from service.models.stopping_rule import StoppingRule
+from service.models.manifest import Calibration, PairedStopping, Stopping
+from service.models.stopping_rule import LeadRule, PairedRule
 from service.models.store import Store
 from service.scheduling.cost_model import Key, LinearCost
 from service.scheduling.types import Slice
@@ -100,6 +100,16 @@ def test_split_job_has_the_same_sum(one: Engine) -> None:
     assert by_class(one, [parts], "paper") == pytest.approx(all_ / 144, abs=1e-6)
 
 
+def test_a_plan_with_stops_has_results_by_view(one: Engine) -> None:
+    run = one.executors[0].run
+    payload, summed = (cuts(noise(6), name) for name in ("adaptive", "ten"))
+    other, some = run(batch(Slice(summed, 4, 5), Slice(payload, 0, 6)))
+    (alone,) = run(batch(Slice(payload, 5, 6)))
+    assert np.asarray(some).shape == (6, 3)
+    assert np.asarray(some)[0] == pytest.approx(np.asarray(other), abs=1e-6)
+    assert np.asarray(some)[5:] == pytest.approx(np.asarray(alone), abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def both(store: Store) -> Engine:
     """Two of them, averaged."""
@@ -120,9 +130,8 @@ def test_engine_s_ensemble(both: Engine, store: Store) -> None:
     assert [member.sha256 for member in said.members] == [store.verify("one"), store.verify("two")]
     assert said.members[0].architecture == "googlenet"
     assert said.members[0].version == "1"
-    assert [(member.sides, member.explains) for member in said.members] == [
-        ((CROP, DENSE), True)
-    ] * 2
+    assert [member.sides for member in said.members] == [(CROP, DENSE)] * 2
+    assert [member.channels for member in said.members] == [50] * 2
     assert said.labels == store.labels("one")
     assert len(both.executors) == 1
     assert said.warmup_seconds > 0
@@ -264,17 +273,21 @@ def test_probabilities_not_logits_are_averaged(
     assert rank(real, photo, "ten") == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-def test_an_ensemble_has_the_lead_of_its_calibration(tmp_path: Path) -> None:
+def test_an_ensemble_has_the_stopping_rules_of_its_calibration(tmp_path: Path) -> None:
     store = Store(tmp_path, ROOT / "model_store")
     stopping = Stopping(lead=0.3, agreement=0.99, differences=1, views=2.5)
+    paired = PairedStopping(standard_errors=4, agreement=0.99, differences=1, views=50)
     fitted = Calibration(
         temperature=1,
         sha256=store.verify("digits"),
         images=100,
         error=(0.1, 0.1),
         stopping=stopping,
+        paired=paired,
     )
-    assert load(store, "digits").ensemble.stopping_rule == StoppingRule()
+    assert load(store, "digits").ensemble.stopping_rule("adaptive") == LeadRule()
     with store.locked("digits"):
         store.calibrate("digits", fitted)
-    assert load(store, "digits").ensemble.stopping_rule == StoppingRule(0.3)
+    calibrated = load(store, "digits").ensemble
+    assert calibrated.stopping_rule("adaptive") == LeadRule(0.3)
+    assert calibrated.stopping_rule("adaptive:paper") == PairedRule(4)

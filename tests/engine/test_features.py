@@ -56,7 +56,9 @@ def test_features_are_the_same_alone_and_in_a_batch_with_classifications(
     before, together, after = run(batch(others[0], wanted(photos[0], views), others[1]))
     assert (len(before), len(together), len(after)) == (1000, 2024, 1000)
     assert together == pytest.approx(alone, rel=1e-4, abs=1e-4)
-    (reference,) = on_torch(weights.load(real_store, NAME)).run(batch(wanted(photos[0], views)))
+    model = weights.load(real_store, NAME)
+    (reference,) = on_torch(model).run(batch(wanted(photos[0], views)))
+    assert model.channels == 1024
     assert reference == pytest.approx(alone, rel=1e-3, abs=1e-3)
 
 

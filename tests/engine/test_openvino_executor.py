@@ -87,7 +87,7 @@ def test_pixels_and_tensors_share_a_batch_in_float32() -> None:
 def test_sums_are_by_slice_without_padding() -> None:
     payload = cuts(noise(5), "ten")
     given = np.arange(12, dtype=np.float32).reshape(6, 2)
-    one, three = batch_assembly.sums([given], [Slice(payload, 0, 1), Slice(payload, 4, 7)])
+    one, three = batch_assembly.results([given], [Slice(payload, 0, 1), Slice(payload, 4, 7)])
     assert one.tolist() == [0, 1]
     assert three.tolist() == [2 + 4 + 6, 3 + 5 + 7]
 
@@ -96,7 +96,7 @@ def test_many_rows_are_summed_up_exactly() -> None:
     """In float32 adding a small probability to a large sum would round it away."""
     given = np.full((4096, 1), 1e-8, np.float32)
     given[0] = 1
-    (summed,) = batch_assembly.sums([given], [Slice(cuts(noise(5), "ten"), 0, 4096)])
+    (summed,) = batch_assembly.results([given], [Slice(cuts(noise(5), "ten"), 0, 4096)])
     assert summed == pytest.approx([1 + 4095e-8], abs=1e-9)
 
 

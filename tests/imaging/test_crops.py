@@ -75,7 +75,8 @@ def tolerance(resize: Resize) -> int:
 @pytest.mark.parametrize("resize", RESIZES)
 def test_every_plan_has_its_number_of_views(resize: Resize) -> None:
     counts = {name: len(crops.plan(name, resize).views) for name in NAMES}
-    assert counts == {"single": 1, "ten": 10, "paper": 144, "dense": 2, "adaptive": 10}
+    fixed = {"single": 1, "ten": 10, "paper": 144, "dense": 2}
+    assert counts == {**fixed, "adaptive": 10, "adaptive:paper": 144}
     with pytest.raises(KeyError):
         crops.plan("eleven", resize)
 
@@ -86,7 +87,8 @@ def test_without_mirrors_a_plan_is_the_rest_of_itself(name: str, resize: Resize)
     whole, rest = (crops.plan(name, resize, mirrors=mirrors) for mirrors in (True, False))
     assert rest.views == tuple(view for view in whole.views if not view.mirror)
     assert rest.canvases == whole.canvases
-    counts = {"single": 1, "ten": 5, "paper": 72, "dense": 1, "adaptive": 5}
+    fixed = {"single": 1, "ten": 5, "paper": 72, "dense": 1}
+    counts = {**fixed, "adaptive": 5, "adaptive:paper": 72}
     assert len(rest.views) == counts[name]
     assert sum(map(len, rest.stages)) == counts[name]
     assert all(rest.stages)
@@ -105,6 +107,20 @@ def test_adaptive_views_are_those_of_ten_with_the_centre_first(resize: Resize) -
     for stop in (2, 6, 10):
         seen = adaptive.views[:stop]
         assert sum(view.mirror for view in seen) == stop // 2
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_adaptive_views_of_paper_are_spread_before_each_stop(resize: Resize) -> None:
+    """Both mirrors, and all sizes, are seen about equally often."""
+    adaptive, paper = (crops.plan(name, resize) for name in ("adaptive:paper", "paper"))
+    assert adaptive.canvases == paper.canvases
+    assert {*adaptive.views} == {*paper.views}
+    for stop in adaptive.stops:
+        seen = adaptive.views[:stop]
+        assert abs(sum(view.mirror for view in seen) - stop / 2) <= 1
+        sides = [paper.canvases[view.canvas % len(paper.canvases)].side for view in seen]
+        counts = [sides.count(scale) for scale in PAPER_SCALES]
+        assert max(counts) - min(counts) <= 2
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -269,7 +285,7 @@ def test_a_jpeg_decoded_small_has_nearly_the_same_views(
     data = (shared / "photos/n03337140_file.JPEG").read_bytes()
     plan = crops.plan(name, resize)
     all_, less = (decode(data, max_pixels=10**8, min_side=n) for n in (None, plan.min_side))
-    assert (all_.size, less.size) == ((1600, 1200), (1600, 1200) if name == "paper" else (800, 600))
+    assert (all_.size, less.size) == ((1600, 1200), (1600, 1200) if "paper" in name else (800, 600))
     for whole, small in zip(crops.canvases(all_, plan), crops.canvases(less, plan), strict=True):
         assert np.abs(whole.astype(np.int16) - small).mean() < 0.5
         assert difference(whole, small) <= 8

@@ -11,7 +11,7 @@ from service.imaging import crops
 from service.imaging.crops import CROP, DENSE, Resize
 from service.models.ensemble import Prediction
 from service.models.manifest import Label
-from service.models.stopping_rule import StoppingRule
+from service.models.stopping_rule import LeadRule, PairedRule
 from service.scheduling.cost_model import Key
 from service.scheduling.types import JobSpec
 
@@ -92,5 +92,6 @@ def test_several_members_stop_with_the_largest_of_their_leads() -> None:
     ensemble = fake_backend(members=3).ensemble
     leads = zip(ensemble.members, (0.3, 0.7, 0.5), strict=True)
     members = tuple(replace(member, lead=lead) for member, lead in leads)
-    assert replace(ensemble, members=members).stopping_rule == StoppingRule(0.7)
-    assert ensemble.stopping_rule == StoppingRule()
+    assert replace(ensemble, members=members).stopping_rule("adaptive") == LeadRule(0.7)
+    assert ensemble.stopping_rule("adaptive") == LeadRule()
+    assert ensemble.stopping_rule("adaptive:paper") == PairedRule()

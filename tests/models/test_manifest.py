@@ -19,7 +19,7 @@ from service.engine import networks
 from service.errors import ModelError
 from service.imaging.crops import CROP, Resize
 from service.models import manifest
-from service.models.manifest import Calibration, Label, Stopping
+from service.models.manifest import Calibration, Label, PairedStopping, Stopping
 from service.models.stopping_rule import LEAD
 
 STORE = ROOT / "model_store"
@@ -209,10 +209,11 @@ def test_a_calibration_is_of_its_weights_only() -> None:
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
-    stopping = Stopping(lead=0.3, agreement=0.99, differences=1, views=2.5)
+    kept = {"agreement": 0.99, "differences": 1, "views": 2.5}
     fitted = Calibration(
-        temperature=2, sha256="ab" * 32, images=100, error=(0.2, 0.1), stopping=stopping
-    )
+        temperature=2, sha256="ab" * 32, images=100, error=(0.2, 0.1),
+        stopping=Stopping(lead=0.3, **kept), paired=PairedStopping(standard_errors=4, **kept),
+    )  # fmt: skip
     text = (STORE / "googlenet/model.toml").read_text("utf-8")
     for calibration in (fitted, fitted.model_copy(update={"stopping": None})):
         text = manifest.calibrated(text, calibration)

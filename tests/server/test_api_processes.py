@@ -118,7 +118,7 @@ def test_all_routes_answer_as_one_process_does(real_store: Store, beagle: bytes)
         with served_by(processes, *store, *small) as ours:
             classified = [
                 post(ours, f"/classify?views={views}", beagle)
-                for views in ("single", "ten", "adaptive", "auto")
+                for views in ("single", "ten", "adaptive", "adaptive:paper", "auto")
             ]
             explained = post(ours, "/explain", beagle)
             painted = post(ours, "/explain", beagle, Accept="image/png")
@@ -127,7 +127,7 @@ def test_all_routes_answer_as_one_process_does(real_store: Store, beagle: bytes)
             models = CLIENT.get(f"{url(ours)}/models")
             described = CLIENT.get(f"{url(ours)}/v2/models/bvlc_googlenet")
         answers = [*classified, explained, lines, broken, models, described]
-        assert [answer.status_code for answer in answers] == [200] * 6 + [422, 200, 200]
+        assert [answer.status_code for answer in answers] == [200] * 7 + [422, 200, 200]
         assert painted.content.startswith(b"\x89PNG")
         rankings = [answer.json() for answer in (*classified, lines)]
         assert all(ranking["predictions"][0]["label"] == "beagle" for ranking in rankings)

@@ -1,6 +1,7 @@
 """Views that are looked at as far as an image needs them."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from test_classifier import (
 
 from service.engine.prepared_image import PreparedImage
 from service.errors import ClientDisconnected, DeadlineExceeded
-from service.models.ensemble import Probabilities
+from service.models.ensemble import ByView, Result
 from service.scheduling.types import Batch
 from service.serving.adaptive_views import ViewsLately
 from service.serving.types import Answer
@@ -67,13 +68,10 @@ async def test_an_unsure_image_is_decoded_once_and_looked_at_in_stages() -> None
         nothing_is_held(served)
 
 
-def surer_with_every_view(batch: Batch[PreparedImage]) -> list[Probabilities]:
+def surer_with_every_view(batch: Batch[PreparedImage]) -> list[ByView]:
     """Answer the first view with a lead of 0, all others with one of 1."""
     return [
-        sum(
-            np.array([0.5, 0.5, 0.0]) if view == 0 else np.array([1.0, 0.0, 0.0])
-            for view in range(part.start, part.stop)
-        )
+        np.float32([[1, 0, 0] if view else [0.5, 0.5, 0] for view in range(part.start, part.stop)])
         for part in batch.slices
     ]
 
@@ -107,6 +105,46 @@ async def test_members_count_as_views() -> None:
         nothing_is_held(served)
 
 
+async def test_views_of_paper_that_agree_stop_first_and_a_tie_never_does() -> None:
+    device = Device()
+    async with serving(device=device) as served:
+        answers = await classify(served, ORANGE, GREY, plan="adaptive:paper")
+        assert [one.view_count for one in answers if isinstance(one, Answer)] == [4, 144]
+        jobs = served.ensemble.jobs("adaptive:paper")
+        assert [len(stage) for stage in jobs.plans[0].stages] == [4, 4, 8, 16, 32, 80]
+        nothing_is_held(served)
+
+
+def alternating(batch: Batch[PreparedImage]) -> list[ByView]:
+    """Answer every fourth view of the first member for the second label."""
+    rows = np.float32([[1, 0, 0], [0, 1, 0]])
+    return [
+        rows[[int(view % 4 == 3) * (not batch.key.member) for view in range(part.start, part.stop)]]
+        for part in batch.slices
+    ]
+
+
+@pytest.mark.parametrize(("members", "views"), [(1, 32), (3, 4)])
+async def test_views_of_paper_are_looked_at_until_they_agree_enough(
+    members: int, views: int
+) -> None:
+    """Alone it leads by 1/2 with an error of (3 / 4 / (n - 1)) ** 0.5, else by 5/6 with a third."""
+    async with serving(fake_backend(alternating, members=members)) as served:
+        (answer,) = await classify(served, RED, plan="adaptive:paper")
+        assert isinstance(answer, Answer)
+        assert answer.view_count == views
+
+
+async def test_admission_expects_for_each_plan_what_its_images_took() -> None:
+    async with serving() as served:
+        for _ in range(100):
+            await classify(served, RED, plan="adaptive:paper")
+        await classify(served, RED, plan="adaptive")
+        lately = served.classifier._lately  # noqa: SLF001 - what admission goes by
+        assert lately["adaptive:paper"].share < 0.1
+        assert lately["adaptive"].share > 0.3
+
+
 async def test_sure_and_unsure_images_of_a_request_are_answered_side_by_side() -> None:
     async with serving() as served:
         answers = await classify(served, RED, b"text", GREY, RED, plan="adaptive")
@@ -122,10 +160,10 @@ async def test_admission_expects_what_images_lately_took() -> None:
         lately = ViewsLately()
         assert [spec.rows for spec in lately.specs(jobs)] == [1, 3]
         for _ in range(300):
-            lately = lately.observed(10)
+            lately = lately.observed(1)
         assert [spec.rows for spec in lately.specs(jobs)] == [1, 9]
         for _ in range(300):
-            lately = lately.observed(1)
+            lately = lately.observed(0.1)
         assert [spec.rows for spec in lately.specs(jobs)] == [1, 1]
         assert lately.specs(served.ensemble.jobs("ten")) == served.ensemble.specs(
             served.ensemble.plans("ten")
@@ -147,7 +185,7 @@ async def test_a_client_that_leaves_between_stages_leaves_nothing_behind() -> No
     second = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def run(batch: Batch[PreparedImage]) -> list[Probabilities]:
+    def run(batch: Batch[PreparedImage]) -> Sequence[Result]:
         if device.batches:
             device.blocked = True
             loop.call_soon_threadsafe(second.set)

@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError, Message
 from service.api.grpc import field_count
 from service.api.grpc.field_count import Nested
 from service.api.open_inference.infer_request import InferRequest, RequestedOutput
-from service.api.open_inference.infer_response import InferResponse
+from service.api.open_inference.infer_response import InferResponse, OutputTensor
 from service.api.open_inference.json_request import MAX_VALUES
-from service.api.open_inference.tensors import OUTPUT, InputTensor
+from service.api.open_inference.tensors import InputTensor
 from service.errors import MalformedRequest, TooLarge
 
 FILE = "open_inference.binpb"
@@ -57,14 +57,7 @@ class Messages:
 
     def response(self, response: InferResponse, *, is_raw: bool) -> Message:
         """Make the message of a response; its values are raw where the request's were."""
-        datatype = response.datatype
-        output: dict[str, Any] = {"name": OUTPUT, "datatype": datatype, "shape": response.shape}
-        raw = {}
-        if is_raw:
-            raw = {"raw_output_contents": [response.raw]}
-        else:
-            values = response.flat if datatype == "FP32" else response.elements
-            output["contents"] = {_CONTENTS[datatype]: values}
+        raw = {"raw_output_contents": [one.raw for one in response.outputs]} if is_raw else {}
         parameters = {key: {"string_param": value} for key, value in response.parameters.items()}
         return self.make(
             "ModelInferResponse",
@@ -72,7 +65,7 @@ class Messages:
             model_version=response.version,
             id=response.id,
             parameters=parameters,
-            outputs=[output],
+            outputs=[_output(one, is_raw=is_raw) for one in response.outputs],
             **raw,
         )
 
@@ -95,6 +88,14 @@ def request(message: Any) -> InferRequest:
         RequestedOutput(output.name, _parameters(output.parameters)) for output in message.outputs
     ]
     return InferRequest(message.id, _parameters(message.parameters), inputs, outputs)
+
+
+def _output(output: OutputTensor, *, is_raw: bool) -> dict[str, Any]:
+    described = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+    if is_raw:
+        return described
+    values = output.flat if output.datatype == "FP32" else output.elements
+    return {**described, "contents": {_CONTENTS[output.datatype]: values}}
 
 
 def _contents(tensor: Any) -> list[Any]:

@@ -64,7 +64,7 @@ class Methods:
             versions=[ensemble.version],
             platform=PLATFORM,
             inputs=[asdict(spec) for spec in tensors.INPUTS],
-            outputs=[asdict(tensors.output(len(ensemble.labels)))],
+            outputs=[asdict(spec) for spec in tensors.outputs(ensemble)],
         )
 
     async def _repository_index(self, _: Call, message: Any) -> Message:

@@ -10,8 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.api.open_inference import infer_request
-from service.api.open_inference.infer_request import InferRequest, ValidRequest
-from service.api.open_inference.infer_response import InferResponse, classification
+from service.api.open_inference.infer_request import InferRequest, ValidOutput, ValidRequest
+from service.api.open_inference.infer_response import (
+    InferResponse,
+    OutputTensor,
+    classification,
+)
+from service.api.open_inference.tensors import FEATURES
 from service.errors import ServiceError, TooLarge, UnreadableImage, UnsupportedType
 from service.models.ensemble import Ensemble
 from service.serving.core import Core
@@ -122,14 +127,15 @@ class Inference:
             request.labels or 1,
             timeout if seconds is None else min(timeout, seconds),
             background=background,
+            features=request.features,
             gone=gone,
         )
         with self.core.use(named(name, version)) as model:
             predicted = await model.predict(predict_request)
         ensemble, plan, good = predicted.ensemble, predicted.plan, all_or_error(predicted.answers)
-        values = _rankings(good) if request.labels else _probabilities(good)
+        outputs = [_output(wanted, good) for wanted in request.outputs]
         parameters = {"views": plan, **({"notice": ensemble.notice} if ensemble.notice else {})}
-        response = InferResponse(request.id, name, ensemble.version, parameters, values)
+        response = InferResponse(request.id, name, ensemble.version, parameters, outputs)
         return Inferred(response, plan, good)
 
 
@@ -150,8 +156,14 @@ def all_or_error(answers: Sequence[Answer | ServiceError]) -> list[Answer]:
     return good
 
 
-def _probabilities(answers: Sequence[Answer]) -> npt.NDArray[np.float32]:
-    return np.stack([answer.probabilities for answer in answers]).astype(np.float32)
+def _output(wanted: ValidOutput, answers: Sequence[Answer]) -> OutputTensor:
+    values = _rankings(answers) if wanted.labels else _numbers(wanted.name, answers)
+    return OutputTensor(wanted.name, values, wanted.is_binary)
+
+
+def _numbers(name: str, answers: Sequence[Answer]) -> npt.NDArray[np.float32]:
+    rows = [answer.features if name == FEATURES else answer.probabilities for answer in answers]
+    return np.array(rows, np.float32)
 
 
 def _rankings(answers: Sequence[Answer]) -> list[list[str]]:

@@ -3,14 +3,20 @@
 import difflib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, get_args
 
 from service.api.open_inference import tensors
-from service.api.open_inference.tensors import INPUT_NAMES, OUTPUT, TENSOR, InputTensor
+from service.api.open_inference.tensors import (
+    FEATURES,
+    INPUT_NAMES,
+    OUTPUT,
+    TENSOR,
+    InputTensor,
+)
 from service.errors import InvalidParameter
 from service.imaging.image_decoder import ImageInput
-from service.settings import AUTO, PlanName, Views
+from service.settings import AUTO, FixedPlanName, PlanName, Views
 
 _MICROSECONDS = 1e-6
 _PARAMETERS = ("views", "timeout", "binary_data_output")  # of a request
@@ -36,19 +42,36 @@ class InferRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ValidOutput:
+    """A validated output; `labels` is the number of most probable ones, 0 for numbers."""
+
+    name: str
+    labels: int
+    is_binary: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ValidRequest:
     """A validated request.
 
-    `seconds` and `views` are None where the request leaves them to the server; `labels` is 0
-    for probabilities, else the number of most probable labels.
+    `seconds` and `views` are None where the request leaves them to the server.
     """
 
     id: str
     images: tuple[ImageInput, ...]
     views: Views | None
     seconds: float | None
-    labels: int
-    is_binary: bool
+    outputs: tuple[ValidOutput, ...]
+
+    @property
+    def labels(self) -> int:
+        """The number of most probable labels that are asked for."""
+        return max(output.labels for output in self.outputs)
+
+    @property
+    def features(self) -> bool:
+        """Whether features are asked for."""
+        return any(output.name == FEATURES for output in self.outputs)
 
 
 def validate(request: InferRequest, max_images: int) -> ValidRequest:
@@ -58,13 +81,14 @@ def validate(request: InferRequest, max_images: int) -> ValidRequest:
         raise InvalidParameter(f"the request has {count} inputs; send one of {INPUT_NAMES}")
     _check_names(request.parameters)
     (tensor,) = request.inputs
-    return ValidRequest(
+    valid = ValidRequest(
         request.id,
         tensors.images(tensor, max_images),
         _views(request.parameters.get("views"), tensor),
         _seconds(request.parameters.get("timeout")),
-        *_output(request),
+        _outputs(request),
     )
+    return replace(valid, views=_fixed(valid.views)) if valid.features else valid
 
 
 def is_whole(value: object, least: int) -> TypeGuard[int]:
@@ -92,6 +116,15 @@ def _views(views: object, tensor: InputTensor) -> Views | None:
     return "single"
 
 
+def _fixed(views: Views | None) -> FixedPlanName:
+    """Give the views that features are averaged over: by default those of `/embed`."""
+    known: tuple[FixedPlanName, ...] = get_args(FixedPlanName)
+    plan = next((name for name in known if name == (views or "single")), None)
+    if plan is None:
+        raise InvalidParameter(f"features are of fixed views; ask for {', '.join(known)}")
+    return plan
+
+
 def _seconds(timeout: object) -> float | None:
     if timeout is None:
         return None
@@ -100,18 +133,24 @@ def _seconds(timeout: object) -> float | None:
     return timeout * _MICROSECONDS or None  # Triton's clients send 0 for none
 
 
-def _output(request: InferRequest) -> tuple[int, bool]:
-    """Give the number of labels (0 for probabilities), and whether the output is binary."""
+def _outputs(request: InferRequest) -> tuple[ValidOutput, ...]:
     is_binary = _flag(request.parameters, "binary_data_output", default=False)
-    if not request.outputs:
-        return 0, is_binary
-    if [requested.name for requested in request.outputs] != [OUTPUT]:
-        raise InvalidParameter(f"there is one output, {OUTPUT}; ask for it once, or for none")
-    parameters = request.outputs[0].parameters
-    labels = parameters.get("classification", 0)
-    if labels != 0 and not is_whole(labels, 1):
-        raise InvalidParameter("the parameter classification must be the number of labels")
-    return labels, _flag(parameters, "binary_data", default=is_binary)
+    requested = request.outputs or (RequestedOutput(OUTPUT, {}),)
+    names = [output.name for output in requested]
+    if not {*names} <= {OUTPUT, FEATURES} or len({*names}) < len(names):
+        raise InvalidParameter(f"the outputs are {OUTPUT} and {FEATURES}; ask for each once")
+    return tuple(_output(output, is_binary=is_binary) for output in requested)
+
+
+def _output(output: RequestedOutput, *, is_binary: bool) -> ValidOutput:
+    labels = output.parameters.get("classification", 0)
+    if labels != 0 and (output.name == FEATURES or not is_whole(labels, 1)):
+        raise InvalidParameter(
+            f"the parameter classification must be the number of labels, of {OUTPUT}"
+        )
+    return ValidOutput(
+        output.name, labels, _flag(output.parameters, "binary_data", default=is_binary)
+    )
 
 
 def _flag(parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:

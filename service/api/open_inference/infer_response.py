@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.api.open_inference.tensors import LENGTH, OUTPUT
+from service.api.open_inference.tensors import LENGTH
 
 
 @dataclass(frozen=True, slots=True)
-class InferResponse:
-    """One output tensor: probabilities (n, classes) float32, or n rankings of labels."""
+class OutputTensor:
+    """An output: probabilities or features (n, size) float32, or n rankings of labels."""
 
-    id: str
-    model: str
-    version: str
-    parameters: Mapping[str, str]
+    name: str
     values: npt.NDArray[np.float32] | Sequence[Sequence[str]]
+    is_binary: bool = False  # whether it is binary over HTTP
 
     @property
     def datatype(self) -> str:
@@ -51,19 +49,36 @@ class InferResponse:
         return [*itertools.chain.from_iterable(self.values)]
 
 
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """The output tensors, in the order of the request's."""
+
+    id: str
+    model: str
+    version: str
+    parameters: Mapping[str, str]
+    outputs: Sequence[OutputTensor]
+
+
 def classification(label: str, index: int, probability: float) -> str:
     """Format a label as Triton's classification extension does."""
     return f"{probability:.8f}:{index}:{label}"
 
 
-def body(response: InferResponse, *, is_binary: bool) -> tuple[dict[str, Any], bytes]:
-    """Give the JSON of a response and the binary tensor after it, empty unless `is_binary`."""
-    raw = response.raw if is_binary else b""
-    values = (
-        {"parameters": {"binary_data_size": len(raw)}} if is_binary else {"data": response.flat}
-    )
-    output = {"name": OUTPUT, "datatype": response.datatype, "shape": response.shape, **values}
+def body(response: InferResponse) -> tuple[dict[str, Any], bytes]:
+    """Give the JSON of a response and the binary tensors after it, empty if none is binary."""
+    raws = [output.raw if output.is_binary else b"" for output in response.outputs]
+    outputs = [*map(_described, response.outputs, raws)]
     named = {"model_name": response.model, "model_version": response.version}
     identity = {"id": response.id} if response.id else {}
     parameters = dict(response.parameters)
-    return {**named, **identity, "parameters": parameters, "outputs": [output]}, raw
+    return {**named, **identity, "parameters": parameters, "outputs": outputs}, b"".join(raws)
+
+
+def _described(output: OutputTensor, raw: bytes) -> dict[str, Any]:
+    values = (
+        {"parameters": {"binary_data_size": len(raw)}}
+        if output.is_binary
+        else {"data": output.flat}
+    )
+    return {"name": output.name, "datatype": output.datatype, "shape": output.shape, **values}

@@ -129,7 +129,7 @@ def _model(name: str, ensemble: Ensemble) -> Model:
         versions=[ensemble.version],
         platform=PLATFORM,
         inputs=[_described(spec) for spec in tensors.INPUTS],
-        outputs=[_described(tensors.output(len(ensemble.labels)))],
+        outputs=[_described(spec) for spec in tensors.outputs(ensemble)],
     )
 
 

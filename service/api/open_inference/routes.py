@@ -80,7 +80,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ANSWERED: dict[int | str, dict[str, Any]] = {
     200: {"model": Answer, "content": {RAW: _BINARY}},
     400: {"model": problem_details.Failure},
-    **problem_details.documented(404, 408, 413, 415, 422, 500, 503, 504, template=MODELS),
+    **problem_details.documented(404, 408, 413, 415, 422, 500, 501, 503, 504, template=MODELS),
 }
 _LISTED: dict[int | str, dict[str, Any]] = {
     400: {"model": problem_details.Failure},
@@ -120,8 +120,9 @@ class _Handlers:
 
         The one input is `image` (encoded images; base64 where it is JSON, which has no bytes),
         `pixels` (RGB) or `tensor` (what the network takes: one view), a row for each image. The
-        output is `probabilities`, or with the parameter `classification` so many labels. Other
-        parameters of a request are `views` and `timeout`, in microseconds.
+        outputs are `probabilities`, or with the parameter `classification` so many labels, and, if
+        they are named, the `features` that `/embed` gives. Other parameters of a request are
+        `views` and `timeout`, in microseconds.
         """
         return await self._infer(request, (name, ""), header_length, priority)
 
@@ -174,7 +175,7 @@ class _Handlers:
         total = request_stats.add_up(inferred.answers)
         note(request.scope, total.notes(inferred.plan, uploaded))
         headers = total.headers(caches=self.inference.settings.cache_bytes > 0)
-        return _response(inferred.response, headers, is_binary=valid.is_binary)
+        return _response(inferred.response, headers)
 
 
 def _infer_body() -> dict[str, Any]:
@@ -194,10 +195,10 @@ def _index_body() -> dict[str, Any]:
     return {"requestBody": {"required": False, "content": content}}
 
 
-def _response(response: InferResponse, headers: dict[str, str], *, is_binary: bool) -> Response:
-    described, raw = infer_response.body(response, is_binary=is_binary)
+def _response(response: InferResponse, headers: dict[str, str]) -> Response:
+    described, raw = infer_response.body(response)
     head = to_json(described)
-    if not is_binary:
+    if not raw:
         return Response(head, headers=headers, media_type=_JSON)
     length = {HEADER_LENGTH: str(len(head))}
     return Response(head + raw, headers=headers | length, media_type=RAW)

@@ -18,9 +18,10 @@ from service.api import base64_image
 from service.errors import InvalidParameter, MalformedRequest, TooLarge
 from service.imaging.crops import CROP
 from service.imaging.image_decoder import ImageInput
+from service.models.ensemble import Ensemble
 from service.serving.predictor import EMPTY
 
-OUTPUT = "probabilities"
+OUTPUT, FEATURES = "probabilities", "features"
 LENGTH = struct.Struct("<I")  # of an element of BYTES, before it
 
 _WRONG_NUMBERS = "the data must be numbers of the tensor's type"
@@ -53,9 +54,10 @@ class InputTensor:
     values: memoryview | Sequence[Any]
 
 
-def output(classes: int) -> TensorSpec:
-    """Describe the output of a model with so many classes."""
-    return TensorSpec(OUTPUT, "FP32", (-1, classes))
+def outputs(ensemble: Ensemble) -> list[TensorSpec]:
+    """Describe the outputs of a model; `features` only if it has them."""
+    sizes = {OUTPUT: len(ensemble.labels), FEATURES: ensemble.channels}
+    return [TensorSpec(name, "FP32", (-1, size)) for name, size in sizes.items() if size]
 
 
 def images(tensor: InputTensor, max_images: int) -> tuple[ImageInput, ...]:

@@ -115,7 +115,8 @@ class ClassifyQuery(LabelQuery):
         Field(
             description="views of each image; more cost more; auto: as many of single, ten and "
             "paper as its time and the present load allow, which the answer tells; adaptive: "
-            "those of ten, as many as an image needs; default: the service's"
+            "those of ten, adaptive:paper: those of paper, as many as an image needs; default: "
+            "the service's"
         ),
     ] = None
     top_k: Annotated[int, Field(ge=1, le=1000, description="how many labels")] = 5

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Gauge, Histogram
@@ -13,6 +14,7 @@ from service.models.manifest import Bins
 WINDOW = 1000  # answers that are compared with a reference
 
 _CONFIDENCE = (*(step / 10 for step in range(1, 10)), 0.95, 0.99, 1.0)
+_TINY = float(np.finfo(np.float64).tiny)  # 0 has no logarithm
 _ENTROPY = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 
 
@@ -38,11 +40,20 @@ class RollingBins:
         return drift.psi(self._reference.counts, [counts[number] for number in bins])
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A served model, and its series: to look them up takes longer than to count in them."""
+
+    ensemble: Ensemble
+    confidence: Histogram
+    entropy: Histogram
+
+
 class AnswerMetrics:
     """Each served model's confidence and entropy, and its drift where it has a reference."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._ensembles: dict[str, Ensemble] = {}  # by model
+        self._models: dict[str, _Model] = {}  # by name
         self._windows: dict[tuple[str, str, str], RollingBins] = {}  # by the gauge's labels
         self._confidence = Histogram(
             "googlenet_answer_confidence",
@@ -68,27 +79,29 @@ class AnswerMetrics:
 
     def count_answers_of(self, served: Mapping[str, Ensemble]) -> None:
         """Count the answers of these models and no others, those of new weights from zero."""
-        before, self._ensembles = self._ensembles, dict(served)
-        for name, ensemble in before.items():
-            if served.get(name) is not ensemble:
+        for name, model in self._models.items():
+            if served.get(name) is not model.ensemble:
                 self._forget(name)
-        for name in served:
-            self._confidence.labels(name)
-            self._entropy.labels(name)
+        self._models = {
+            name: _Model(ensemble, self._confidence.labels(name), self._entropy.labels(name))
+            for name, ensemble in served.items()
+        }
 
     def answered(self, ensemble: Ensemble, plan: str, probabilities: Probabilities) -> None:
         """Count an answer's probabilities, (classes,), unless its model is no longer served."""
-        model = next((name for name, it in self._ensembles.items() if it is ensemble), None)
-        if model is None:
-            return
+        for name, model in self._models.items():
+            if model.ensemble is ensemble:
+                self._count(name, model, plan, probabilities)
+
+    def _count(self, name: str, model: _Model, plan: str, probabilities: Probabilities) -> None:
         index = int(probabilities.argmax())
         confidence = float(probabilities[index])
-        self._confidence.labels(model).observe(confidence)
-        self._entropy.labels(model).observe(entropy(probabilities))
-        reference = ensemble.references.get(plan)
+        model.confidence.observe(confidence)
+        model.entropy.observe(entropy(probabilities))
+        reference = model.ensemble.references.get(plan)
         if reference:
-            self._compare((model, plan, "labels"), reference.labels, index)
-            self._compare((model, plan, "confidence"), reference.confidence, confidence)
+            self._compare((name, plan, "labels"), reference.labels, index)
+            self._compare((name, plan, "confidence"), reference.confidence, confidence)
 
     def _compare(self, labels: tuple[str, str, str], reference: Bins, value: float) -> None:
         window = self._windows.get(labels)
@@ -107,5 +120,4 @@ class AnswerMetrics:
 
 def entropy(probabilities: Probabilities) -> float:
     """Compute the entropy of (classes,) probabilities in nats, 0 to log(classes)."""
-    tiny = np.finfo(np.float64).tiny  # 0 has no logarithm
-    return max(0.0, -float(probabilities @ np.log(np.maximum(probabilities, tiny))))
+    return max(0.0, -float(probabilities @ np.log(np.maximum(probabilities, _TINY))))

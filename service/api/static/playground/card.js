@@ -173,7 +173,7 @@ export class Card {
 
   async explained() {
     // 144 maps take seconds, and their mean looks as that of ten does; adaptive views have none.
-    const views = ["paper", "adaptive"].includes(this.views) ? "ten" : this.views;
+    const views = /paper|adaptive/.test(this.views) ? "ten" : this.views;
     const how = { views, ...(this.how.model && { model: this.how.model }) };
     this.find(".heat").setAttribute("aria-busy", "true");
     try {
@@ -221,7 +221,8 @@ export class Card {
 // What was looked at, as "3 of ten views" or "144 views (paper)".
 function looked(views, count) {
   if (count === 1) return "one view";
-  return views === "adaptive" ? `${count} of ten views` : `${count} views (${views})`;
+  const all = { adaptive: "ten", "adaptive:paper": 144 }[views];
+  return all ? `${count} of ${all} views` : `${count} views (${views})`;
 }
 
 function covered({ coverage, size, labels, abstention }) {

@@ -11,6 +11,7 @@ const SPOKEN = 30; // lines of the log
 const VIEWS = {
   auto: "As many as there is time for.",
   adaptive: "The centre first; of ten, as many as the image needs.",
+  "adaptive:paper": "Of the paper's 144, as many as the image needs.",
   single: "The centre. Quickest.",
   ten: "Four corners and the centre; with their mirrors, ten.",
   dense: "A larger square, fully convolutional.",
