@@ -13,7 +13,6 @@ from service.cli import console, offline, progress
 from service.engine import engine
 from service.engine.engine import Engine
 from service.errors import ModelError
-from service.imaging import heif
 from service.imaging.image_decoder import Bounds
 from service.models import calibration, conformal, drift, stopping_fit, store
 from service.models.manifest import Calibration, PairedStopping
@@ -90,11 +89,8 @@ class _Photos:
 
     @classmethod
     def of(cls, settings: Settings, folder: Path) -> Self:
-        if settings.heic:
-            heif.require()
-        loaded = engine.load(settings)
+        bounds, loaded = Bounds.of(settings), engine.load(settings)
         labelled = offline.photos(folder, loaded.ensemble.labels)
-        bounds = Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic)
         return cls(settings.model, loaded, labelled, bounds)
 
     @property

@@ -43,11 +43,11 @@ def plan(settings: Settings, given: dict[str, Any]) -> int:
 
 
 async def _measured(settings: Settings, images: Sequence[bytes]) -> tuple[Replica, Rows]:
+    bounds = Bounds.of(settings)
     http = await stage_times.http(images[0])
     backend = await asyncio.to_thread(client.load, settings, Future())
     try:
         decoders = cpu_info.decoding(settings.decode_threads)
-        bounds = Bounds(settings.max_pixels, heic=settings.heic)
         subject = Subject(backend, images, settings.views, bounds, decoders)
         return await stage_times.measure(subject, http), subject.rows
     finally:

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeGuard
+from typing import Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
-from service.imaging import file_kinds, jpeg_segments, pillow_decoder, rgb, sanitizer
+from service.imaging import file_kinds, heif, jpeg_segments, pillow_decoder, rgb, sanitizer
 from service.imaging.pillow_decoder import BROKEN
 from service.imaging.sanitized_file import Sanitized
+from service.settings import Settings
 
 MEDIA_TYPES = tuple(
     f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
@@ -35,6 +36,13 @@ class Bounds:
     max_pixels: int
     seconds: float = math.inf
     heic: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return those of the settings; raises `WrongOption` if HEIC's extra is missing."""
+        if settings.heic:
+            heif.require()
+        return cls(settings.max_pixels, settings.decode_timeout_seconds, settings.heic)
 
 
 def decode(

@@ -5,7 +5,6 @@ from concurrent.futures import Future
 from functools import partial
 
 from service import cpu_info
-from service.imaging import heif
 from service.imaging.image_decoder import Bounds
 from service.scheduling.types import Report
 from service.serving.backend import Backend
@@ -30,12 +29,11 @@ def create_served_model(
 ) -> ServedModel:
     """Create a served model; its batcher's reports are dropped by default.
 
-    `gave_up` is called when its worker has ended too often to be restarted.
+    `gave_up` is called when its worker has ended too often to be restarted. Raises what `Bounds.of`
+    does.
     """
-    if settings.heic:
-        heif.require()
     limits = Limits(
-        image=Bounds(settings.max_pixels, settings.decode_timeout_seconds, settings.heic),
+        image=Bounds.of(settings),
         max_queue_bytes=settings.max_queue_bytes,
         cache_bytes=settings.cache_bytes,
         background_share=settings.background_share,
