@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from service.fetch_settings import FetchSettings
 from service.listening_settings import ListeningSettings
 
 FixedPlanName = Literal["single", "ten", "paper", "dense"]
@@ -25,7 +26,7 @@ MODEL = rf"{NAME}(,{NAME}){{0,{MEMBERS - 1}}}"  # a model or an ensemble
 _ADAPTER = "(huggingface|torchserve|kserve-v1)"
 
 
-class Settings(ListeningSettings):
+class Settings(FetchSettings, ListeningSettings):
     """Options of the command line, or `GOOGLENET_...` environment variables; frozen."""
 
     model_config = SettingsConfigDict(env_prefix="GOOGLENET_", frozen=True, extra="forbid")

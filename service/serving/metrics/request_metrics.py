@@ -10,6 +10,7 @@ from service.imaging import crops
 from service.serving.metrics.labels import BACKGROUND, INTERACTIVE, LATENCY, STAGES, priority
 
 _KEY_OUTCOMES = ("admitted", "rate_limited")  # of a request that has a key
+_FETCH_OUTCOMES = ("ok", "refused", "failed", "timeout", "too_large", "cancelled")
 
 
 class ConnectionMetrics:
@@ -102,7 +103,7 @@ class RequestMetrics:
 
 
 class ImageMetrics:
-    """Images by outcome, the seconds of their stages, refusals, and the result cache."""
+    """Images by outcome, the seconds of their stages, fetches, refusals, and the result cache."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._stages = Histogram(
@@ -138,12 +139,20 @@ class ImageMetrics:
         self._cache_bytes = Gauge(
             "googlenet_cache_bytes", "Bytes of cached results.", registry=registry
         )
+        self._fetches = Counter(
+            "googlenet_fetches",
+            "Images to be fetched by URL, by outcome; refused: the URL, its address or redirect.",
+            ["outcome"],
+            registry=registry,
+        )
         self._start_series()
 
     def _start_series(self) -> None:
         """Start series at zero: `rate()` does not see a series' first event."""
         for labels in product(STAGES, (INTERACTIVE, BACKGROUND)):
             self._stages.labels(*labels)
+        for outcome in _FETCH_OUTCOMES:
+            self._fetches.labels(outcome)
         for error in _leaves(ServiceError):
             self._rejected.labels(error.code, INTERACTIVE)
         for plan in crops.NAMES:
@@ -165,6 +174,10 @@ class ImageMetrics:
     def cache_hit(self) -> None:
         """Count an image that was answered from the cache."""
         self._cache_hits.inc()
+
+    def fetched(self, outcome: str) -> None:
+        """Count an image that was fetched by URL (`ok`), or was not."""
+        self._fetches.labels(outcome).inc()
 
     def rejected(self, error: ServiceError, *, background: bool = False) -> None:
         """Count a request or an image that was refused."""
