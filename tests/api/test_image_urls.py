@@ -17,10 +17,12 @@ from starlette.types import Message
 from test_answer_stream import LINES, lines
 from test_api_processes import CLIENT, scraped, served_by, url
 from test_classify import SETTINGS, assert_describes, assert_problem, plain, service, top
+from test_connections import hosting
 from test_json_body import PHOTOS, assert_same, encoded, send
 from test_metrics import nonzero
 from test_uploads import asgi
 
+from service.client import AsyncClient, Client, Rejected
 from service.models.store import Store
 from service.server.app import create_app
 from service.settings import Settings
@@ -192,6 +194,17 @@ def test_fetching_is_a_part_of_the_requests_time() -> None:
                 assert nonzero(client, "googlenet_fetches_total") == {("timeout",): 1}
         finally:
             over.set()
+
+
+async def test_the_python_client_sends_urls(web: str) -> None:
+    with hosting(fake_backend(), **fetching(web)) as hosted:
+        base = f"http://127.0.0.1:{hosted.port}"
+        async with AsyncClient(base) as client:
+            ranking = await client.classify_url(f"{web}/red", views="single")
+        with Client(base) as blocking, pytest.raises(Rejected) as error:
+            blocking.classify_url(f"{web}/nothing", background=True)
+    assert ranking.best.label == "red"
+    assert error.value.code == "fetch_failed"
 
 
 def test_a_client_that_disconnects_cancels_its_fetches() -> None:
