@@ -76,6 +76,24 @@ class InvalidParameter(ClientError):
     code = "invalid_parameter"
 
 
+class FetchDisabled(ClientError):
+    """An image is given by URL, and the service does not fetch images (`--fetch-images`)."""
+
+    code = "fetch_disabled"
+
+
+class FetchRefused(ClientError):
+    """The URL of an image is not one that the service fetches, whatever is behind it."""
+
+    code = "fetch_refused"
+
+
+class FetchFailed(ClientError):
+    """The image could not be fetched from its URL; the same for every reason, not to tell more."""
+
+    code = "fetch_failed"
+
+
 class Unauthorized(ClientError):
     """The service requires an API key, and the request has no valid one."""
 

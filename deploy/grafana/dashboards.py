@@ -147,7 +147,7 @@ OVERVIEW = Dashboard(
                 quantiles("googlenet_request_duration_seconds", f"{INTERACTIVE}, {ANSWERED}"), "s", limits={"red": SECONDS}),
             Panel("Stages, p50", "Where a typical image's time goes, without background requests.",
                 {"{{stage}}": quantile(0.5, "googlenet_stage_duration_seconds", INTERACTIVE, by="stage")}, "s"),
-            Panel("Stages, p99", "Where a slow image's time goes: queue means too few devices, inference a slow one, decode large images, upload a slow client.",
+            Panel("Stages, p99", "Where a slow image's time goes: queue means too few devices, inference a slow one, decode large images, upload a slow client, or the server of an image by URL.",
                 {"{{stage}}": quantile(0.99, "googlenet_stage_duration_seconds", INTERACTIVE, by="stage")}, "s"),
             Panel("Answers, as a heat map", "Two stripes are two kinds of requests, such as one view and many.",
                 heat("googlenet_request_duration_seconds", f"{INTERACTIVE}, {ANSWERED}"), "s", "heatmap", width=16),
@@ -295,11 +295,13 @@ CAPACITY_BOARD = Dashboard(
             Panel("Background answers", "Duration; while interactive requests wait, background requests have --background-share of the time.",
                 quantiles("googlenet_request_duration_seconds", f"{BACKGROUND}, {ANSWERED}"), "s"),
         ]),
-        Row("Cache", [
+        Row("Cache and images by URL", [
             Panel("Answered from the cache", "Cache hit ratio of images; no data without --cache-bytes.",
-                {"share": f"{rate('googlenet_cache_hits_total')} / {rate('googlenet_images_total')}"}, "percentunit", width=12, most=1),
+                {"share": f"{rate('googlenet_cache_hits_total')} / {rate('googlenet_images_total')}"}, "percentunit", most=1),
             Panel("Cache size", "Bytes; at --cache-bytes, for each model, the least recently used answers are removed.",
-                {"{{instance}}": f"googlenet_cache_bytes{{{MINE}}}"}, "bytes", width=12),
+                {"{{instance}}": f"googlenet_cache_bytes{{{MINE}}}"}, "bytes"),
+            Panel("Fetched by URL", "Images that --fetch-images is to fetch, by outcome; refused: the URL, or an address that is not public.",
+                {"{{outcome}}": rate("googlenet_fetches_total", by="outcome")}, "ops", stacked=True),
         ]),
     ],
 )  # fmt: skip

@@ -9,7 +9,13 @@ PIECE = 512 * 1024  # characters decoded at once; a multiple of 4
 
 _DATA_URL = "data:"
 _MAX_TYPE = 256  # characters of a data URL before its data
+_WEB = re.compile(r"https?:", re.IGNORECASE)
 _LINK = re.compile(r"(https?|file|blob|ftp|s3|gs):", re.IGNORECASE)
+
+
+def is_url(value: object) -> bool:
+    """Tell whether a value is a URL of the web and no base64."""
+    return isinstance(value, str) and _WEB.match(value) is not None
 
 
 def decode(value: object, name: str) -> bytes:

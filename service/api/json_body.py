@@ -1,4 +1,4 @@
-"""A body that is JSON: images in base64, and parameters beside them."""
+"""A body that is JSON: images in base64 or by URL, and parameters beside them."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,18 +13,21 @@ from service.errors import InvalidParameter, ServiceError, TooLarge
 
 MEDIA_TYPE = "application/json"
 IMAGES = "images"
+URL = "url"
 BASE64 = {"type": "string", "format": "byte"}  # for OpenAPI
+LINK = {"type": "string", "format": "uri", "pattern": "^https?://"}  # the same
 LARGE = 256 * 1024  # bytes of a body that is read in a thread, beside the event loop
 _MAX_VALUES = 10_000  # images, parameters, and the commas in both
 
 
 @dataclass(frozen=True, slots=True)
 class Json:
-    """The images of a body, in base64, and its parameters, by name."""
+    """The images of a body, in base64 or by URL, and its parameters, by name."""
 
     name: str  # of the field with the images
     images: Sequence[str]
     fields: Mapping[str, Any]
+    url: str = ""  # of one image in their place
 
 
 Shape = Callable[[bytes], Json]
@@ -36,17 +39,20 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    images: Annotated[list[str], Field(min_length=1)]
+    images: Annotated[list[str], Field(min_length=1)] = []
+    url: Annotated[str, Field(min_length=1)] = ""
 
 
 def ordinary(body: bytes) -> Json:
     """Parse the JSON of `/classify` and `/explain`: the `Shape` that is no other server's."""
     parsed = parameters.parse_json(_Body, body)
-    return Json(IMAGES, parsed.images, parsed.model_extra or {})
+    if bool(parsed.images) == bool(parsed.url):
+        raise InvalidParameter(f"{IMAGES}: send either images or the {URL} of one")
+    return Json(IMAGES, parsed.images, parsed.model_extra or {}, parsed.url)
 
 
-Images = list[bytes | ServiceError]
-"""Images, or the error of each that is no base64."""
+Images = list[bytes | ServiceError | str]
+"""Images, the error of each that is no base64, or the URL of each that is to be fetched."""
 
 
 async def read(
@@ -72,11 +78,15 @@ def _read(
             raise InvalidParameter(f"{name} is null; leave it out instead")
     if len(json.images) > max_images:
         raise TooLarge(f"the request has over {max_images} images; send fewer")
+    if json.url:
+        return [json.url], json.fields
     images = [_decoded(image, f"{json.name}[{n}]") for n, image in enumerate(json.images)]
     return images, json.fields
 
 
-def _decoded(image: str, name: str) -> bytes | ServiceError:
+def _decoded(image: str, name: str) -> bytes | ServiceError | str:
+    if base64_image.is_url(image):
+        return image
     try:
         return base64_image.decode(image, name)
     except ServiceError as error:

@@ -44,12 +44,14 @@ _CHARSET = "_charset_"  # names a form's encoding (RFC 7578); ignored
 class Upload:
     """One image as received; its file name is for the response only.
 
-    An image of an archive, or in base64, that cannot be read has no data but an `error`.
+    An image of an archive, or in base64, that cannot be read has no data but an `error`; one in
+    JSON that is still to be fetched has none but its `url`.
     """
 
     filename: str | None
     data: bytes
     error: ServiceError | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +230,12 @@ async def _unpacked(body: bytes, kind: Kind, bounds: Bounds, share: Share) -> li
     return [_upload(name, image, share) async for name, image in images]
 
 
-def _upload(name: str | None, image: bytes | ServiceError, share: Share) -> Upload:
-    """Make an upload of what was unpacked, which takes memory beside the body."""
+def _upload(name: str | None, image: bytes | ServiceError | str, share: Share) -> Upload:
+    """Make an upload of what was unpacked, which takes memory beside the body, or of a URL."""
     if isinstance(image, ServiceError):
         return Upload(name, b"", image)
+    if isinstance(image, str):
+        return Upload(name, b"", url=image)
     share.add(len(image))
     return Upload(name, image)
 

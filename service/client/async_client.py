@@ -46,6 +46,10 @@ class AsyncClient(BaseClient[httpx2.AsyncClient]):
         """Rank an image's labels."""
         return await self._run(calls.classify(image, options, self._context(options)))
 
+    async def classify_url(self, url: str, **options: Unpack[ClassifyOptions]) -> Ranking:
+        """Rank the labels of an image that the service fetches, if it has `--fetch-images`."""
+        return await self._run(calls.classify_url(url, options, self._context(options)))
+
     async def classify_all(
         self, images: Iterable[ImageInput], **options: Unpack[ClassifyOptions]
     ) -> list[Ranking | ClientError]:

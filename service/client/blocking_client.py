@@ -56,6 +56,10 @@ class Client(BaseClient[httpx2.Client]):
         """Rank an image's labels."""
         return self._run(calls.classify(image, options, self._context(options)))
 
+    def classify_url(self, url: str, **options: Unpack[ClassifyOptions]) -> Ranking:
+        """Rank the labels of an image that the service fetches, if it has `--fetch-images`."""
+        return self._run(calls.classify_url(url, options, self._context(options)))
+
     def classify_all(
         self, images: Iterable[ImageInput], **options: Unpack[ClassifyOptions]
     ) -> list[Ranking | ClientError]:

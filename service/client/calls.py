@@ -1,6 +1,7 @@
 """The client's calls on one image or none, as generators of steps."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from service.client import results
 from service.client.errors import ClientError
@@ -22,6 +23,13 @@ def classify(image: ImageInput, options: ClassifyOptions, context: CallContext) 
 def classify_bytes(data: bytes, options: ClassifyOptions, context: CallContext) -> Steps[Ranking]:
     """Rank the labels of an image that has been read."""
     response = yield from exchange(post("/classify", [data], options), context)
+    return parse(response, lambda body: results.ranking(body, body))
+
+
+def classify_url(url: str, options: ClassifyOptions, context: CallContext) -> Steps[Ranking]:
+    """Rank the labels of an image that the service fetches."""
+    request = replace(post("/classify", [], options), json={"url": url})
+    response = yield from exchange(request, context)
     return parse(response, lambda body: results.ranking(body, body))
 
 

@@ -16,13 +16,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request; several images are sent as a multipart form."""
+    """An HTTP request; several images are sent as a multipart form, without any there is JSON."""
 
     method: str
     path: str
     query: Mapping[str, str | float] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     images: Sequence[bytes] = ()
+    json: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

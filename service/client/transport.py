@@ -125,7 +125,7 @@ def _body(request: Request) -> dict[str, Any]:
         return {"content": request.images[0]}
     if request.images:
         return {"files": [("file", (str(n), data)) for n, data in enumerate(request.images)]}
-    return {}
+    return {"json": request.json} if request.json else {}
 
 
 def _is_tls(error: BaseException | None) -> bool:

@@ -17,6 +17,8 @@ from service.api import parameters, problem_details, statuses
 from service.api.adapters import routers as adapters
 from service.api.adapters.adapter import Adapter
 from service.api.auth.api_keys import Keyring
+from service.api.fetch import fetcher
+from service.api.fetch.images import Fetch
 from service.api.middleware import auth, request_log
 from service.api.middleware.auth import Authentication
 from service.api.middleware.early_admission import EarlyAdmission
@@ -68,6 +70,7 @@ class _State:
     settings: Settings
     core: Core
     budget: Budget
+    fetch: Fetch
     inference: Inference
     keyring: Keyring | None
     is_leaving: Callable[[], bool]
@@ -184,8 +187,9 @@ def _create_state(settings: Settings, core: Core, is_leaving: Callable[[], bool]
     if settings.api_keys_file or settings.api_key_hashes:
         keyring = Keyring(settings.api_keys_file, settings.api_key_hashes, core.metrics.callers)
     budget = Budget(settings.max_inflight_body_bytes, COPIES)
+    fetch = fetcher.of(settings, core.metrics)
     inference = Inference(core, settings)
-    return _State(settings, core, budget, inference, keyring, is_leaving)
+    return _State(settings, core, budget, fetch, inference, keyring, is_leaving)
 
 
 @asynccontextmanager
@@ -228,10 +232,10 @@ def _create_grpc_server(state: _State, certificate: Certificate | None) -> "List
 
 def _add_routes(app: FastAPI, state: _State, tracer_provider: TracerProvider | None) -> None:
     core, settings, budget = state.core, state.settings, state.budget
-    inference = state.inference
-    app.include_router(classify.router(core, settings, budget, tracer_provider))
-    app.include_router(explain.router(core, settings, budget))
-    app.include_router(embed.router(core, settings, budget, tracer_provider))
+    inference, fetch = state.inference, state.fetch
+    app.include_router(classify.router(core, settings, budget, fetch, tracer_provider))
+    app.include_router(explain.router(core, settings, budget, fetch))
+    app.include_router(embed.router(core, settings, budget, fetch, tracer_provider))
     app.include_router(model_routes.router(core, settings))
     app.include_router(open_inference_metadata.router(inference, state.is_leaving))
     app.include_router(open_inference.router(inference, budget, tracer_provider))

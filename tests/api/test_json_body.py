@@ -67,7 +67,7 @@ def test_fields_of_json_override_the_query(client: TestClient) -> None:
 
 
 def test_an_image_that_is_no_base64_fails_alone(client: TestClient) -> None:
-    body = {"images": [encoded(RED), "http://example.org/a.png", ""]}
+    body = {"images": [encoded(RED), "ftp://example.org/a.png", ""]}
     red, link, empty = send(client, body).json()["results"]
     assert red["predictions"][0]["label"] == "red"
     assert_describes(link["error"], 422, "invalid_parameter")

@@ -146,6 +146,8 @@ VALUES = {
     "additional_models": "a:b,c@1.0", "max_models": "2", "max_model_bytes": "5000",
     "model_poll_seconds": "7.5",
     "shadow": "d,e", "shadow_share": "0.5",
+    "fetch_images": "True", "fetch_images_from": "a.org,*.b.org", "fetch_images_ports": "8443",
+    "fetch_images_networks": "10.1.0.0/16,fd00::/8", "fetch_timeout_seconds": "2.5",
     "api_processes": "3", "adapters": "huggingface,torchserve",
 }  # fmt: skip
 

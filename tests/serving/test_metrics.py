@@ -41,11 +41,13 @@ REASONS = (
     *("unreadable_image", "invalid_parameter", "overloaded", "not_ready", "deadline_exceeded"),
     *("slow_head", "head_too_large"),
     *("unauthorized", "forbidden", "rate_limited", "unknown_model", "conflict", "cannot_serve"),
+    *("fetch_disabled", "fetch_refused", "fetch_failed"),
     *("not_explainable", "no_features", "unknown_label", "not_calibrated", "no_broader_labels"),
     *("no_room", "inference_failed", "caller_gone", "internal"),
 )
 CLOSED = ("idle", "evicted", "silent", "stalled", "full")
 SHADOW = ("agreed", "differed", "failed", "skipped")
+FETCHES = ("ok", "refused", "failed", "timeout", "too_large", "cancelled")
 STAGES = ("upload", "decode", "queue", "inference")
 
 
@@ -90,6 +92,7 @@ ZEROS = {
     "googlenet_queue_wait_seconds_count": [("background",), ("interactive",)],
     "googlenet_batch_rows_count": [()],
     "googlenet_batch_duration_seconds_count": [("224",), ("288",)],
+    "googlenet_fetches_total": [(outcome,) for outcome in FETCHES],
     "googlenet_shadow_images_total": [(outcome,) for outcome in SHADOW],
     "googlenet_shadow_distance_count": [()],
     "googlenet_queue_rows": [()],
@@ -174,7 +177,7 @@ def test_label_values_never_come_from_the_input(client: TestClient) -> None:
         "views": {*crops.NAMES},
         "priority": {"interactive", "background"},
         "reason": {*REASONS, *CLOSED, "full", "drained", "deadline"},
-        "outcome": {"ok", *REASONS, *SHADOW},
+        "outcome": {"ok", *REASONS, *SHADOW, *FETCHES},
     }
     for family in families(client):
         if family.name.startswith("googlenet_"):

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
+from service.api.fetch.images import Fetch
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes import answer_stream, label_sets
@@ -150,17 +151,21 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def router(
-    core: Core, settings: Settings, budget: Budget, tracer_provider: TracerProvider | None
+    core: Core,
+    settings: Settings,
+    budget: Budget,
+    fetch: Fetch,
+    tracer_provider: TracerProvider | None,
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
-    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds)
+    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds, fetch=fetch)
     handler = _Handler(receiver, Stages(tracer_provider), settings)
     routes.post(
         PATH,
         response_model=One | Several,
         responses=_RESPONSES,
-        openapi_extra=body(settings.max_images_per_request, ClassifyQuery),
+        openapi_extra=body(ClassifyQuery, settings),
     )(handler.classify)
     return routes
 
@@ -190,11 +195,12 @@ class _Handler:
     ) -> Response:
         """Name what is on an image, or on several; a bad one never spoils the others.
 
-        Send multipart/form-data with one or more `file` parts, JSON with `images` in base64,
-        one image as the body, or a zip or tar of images as the body.
-        One image answers with `predictions` or a problem; several with `results` in their
-        order, each with its own `predictions` or `error`. With `Accept: application/x-ndjson`
-        each image's answer is a line that is sent when it is ready, in any order.
+        Send multipart/form-data with one or more `file` parts, JSON with `images` in base64
+        or, if the service fetches those, by URL, one image as the body, or a zip or tar of
+        images as the body. One image answers with `predictions` or a problem; several with
+        `results` in their order, each with its own `predictions` or `error`. With `Accept:
+        application/x-ndjson` each image's answer is a line that is sent when it is ready, in
+        any order.
         """
         metrics, background = self.receiver.core.metrics, is_background(headers.priority)
         if answer_stream.is_accepted(request):

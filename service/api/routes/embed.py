@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
+from service.api.fetch.images import Fetch
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes.classify import HEADERS, Answered, ClassifyHeaders, describe_model
@@ -71,17 +72,21 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def router(
-    core: Core, settings: Settings, budget: Budget, tracer_provider: TracerProvider | None
+    core: Core,
+    settings: Settings,
+    budget: Budget,
+    fetch: Fetch,
+    tracer_provider: TracerProvider | None,
 ) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
-    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds)
+    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds, fetch=fetch)
     handler = _Handler(receiver, Stages(tracer_provider), caches=settings.cache_bytes > 0)
     routes.post(
         PATH,
         response_model=EmbeddedImage | EmbeddedImages,
         responses=_RESPONSES,
-        openapi_extra=body(settings.max_images_per_request, EmbedQuery),
+        openapi_extra=body(EmbedQuery, settings),
     )(handler.embed)
     return routes
 

@@ -13,6 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from service.api import problem_details
+from service.api.fetch.images import Fetch
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
     ImageHeaders,
@@ -94,16 +95,16 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(core: Core, settings: Settings, budget: Budget) -> APIRouter:
+def router(core: Core, settings: Settings, budget: Budget, fetch: Fetch) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
     bounds = replace(Bounds.of(settings), files=1)
-    handler = _Handler(Receiver(core, budget, bounds, settings.timeout_seconds))
+    handler = _Handler(Receiver(core, budget, bounds, settings.timeout_seconds, fetch=fetch))
     routes.post(
         PATH,
         response_model=Explained,
         responses=_RESPONSES,
-        openapi_extra=body(1, ExplainQuery),
+        openapi_extra=body(ExplainQuery, settings, max_files=1),
     )(handler.explain)
     return routes
 

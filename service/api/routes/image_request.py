@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Request
@@ -11,6 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import archive_body, json_body, parameters
+from service.api.fetch.images import Fetch, Quota, fetched, unsupported
 from service.api.json_body import Shape
 from service.api.middleware.request_log import note
 from service.api.tracing import Stages
@@ -22,7 +24,7 @@ from service.serving.core import Core
 from service.serving.predictor import Predictor
 from service.serving.request_stats import Total
 from service.serving.types import Answer
-from service.settings import MODEL
+from service.settings import MODEL, Settings
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -50,8 +52,11 @@ class ImageHeaders(BaseModel):
     ] = None
 
 
-def body(max_files: int, fields: type[ImageQuery]) -> dict[str, Any]:
+def body(
+    fields: type[ImageQuery], settings: Settings, max_files: int | None = None
+) -> dict[str, Any]:
     """Describe the request's body for OpenAPI; the handler reads it, not FastAPI."""
+    max_files = max_files or settings.max_images_per_request
     images = {
         "type": "array",
         "items": _BINARY,
@@ -59,21 +64,32 @@ def body(max_files: int, fields: type[ImageQuery]) -> dict[str, Any]:
         "maxItems": max_files,
         "description": f"other names of it: {', '.join(ALIASES)}",
     }
-    encoded = {
-        "type": "array",
-        "items": json_body.BASE64,
-        "minItems": 1,
-        "maxItems": max_files,
-        "description": "images in base64, or data URLs",
-    }
     known = fields.model_json_schema()["properties"]
     media_types = (*image_decoder.MEDIA_TYPES, RAW, *archive_body.KINDS)
     content = {
         "multipart/form-data": {"schema": _object(FIELD, images, known)},
-        json_body.MEDIA_TYPE: {"schema": _object(json_body.IMAGES, encoded, known)},
+        json_body.MEDIA_TYPE: {"schema": _json(max_files, known, urls=settings.fetch_images)},
         **{media_type: {"schema": _BINARY} for media_type in media_types},
     }
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _json(max_files: int, fields: dict[str, Any], *, urls: bool) -> dict[str, Any]:
+    """Describe JSON with images in base64 or, if those are fetched, by URL."""
+    base64, link = json_body.BASE64, json_body.LINK
+    encoded = {
+        "type": "array",
+        "items": {"anyOf": [base64, link]} if urls else base64,
+        "minItems": 1,
+        "maxItems": max_files,
+        "description": "images in base64, or data URLs" + (", or URLs" if urls else ""),
+    }
+    if not urls:
+        return _object(json_body.IMAGES, encoded, fields)
+    one = {**link, "description": "the URL of one image, instead of `images`"}
+    either = _object(json_body.IMAGES, encoded, {json_body.URL: one, **fields})
+    del either["required"]
+    return {**either, "oneOf": [{"required": [json_body.IMAGES]}, {"required": [json_body.URL]}]}
 
 
 def _object(name: str, images: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -124,15 +140,19 @@ class Receiver:
     bounds: Bounds
     max_seconds: float
     shape: Shape = json_body.ordinary  # of JSON
+    fetch: Fetch = unsupported
 
     @asynccontextmanager
     async def receive(
         self, request: Request, query: Q, headers: ImageHeaders
     ) -> AsyncIterator[Received[Q]]:
-        """Read a request; fields of a form, or of JSON, take precedence over its query.
+        """Read a request, and fetch the images that it gives by URL.
+
+        Fields of a form, or of JSON, take precedence over its query.
 
         The model and the memory of the images are in use until the context is left. Raises what
-        `service.api.uploads.read` does, `InvalidParameter`, `UnknownModel` or `NotReady`.
+        `service.api.uploads.read` does, `InvalidParameter`, `UnknownModel` or `NotReady`, and
+        `DeadlineExceeded` while it fetches.
         """
         with ExitStack() as stack:
             model = stack.enter_context(self.core.use(query.model))
@@ -144,9 +164,16 @@ class Receiver:
                 fields = parameters.parse(type(query), form.fields, strict=form.typed)
                 query = query.model_copy(update=fields.model_dump(exclude_unset=True))
                 model = stack.enter_context(self.core.use(query.model))
+            received = time.monotonic() - started
+            seconds = self._left(headers.timeout_ms, received)
+            uploads = form.uploads
+            if any(upload.url for upload in uploads):
+                quota = Quota(self.bounds.nbytes, share)
+                is_gone = partial(gone, request)
+                uploads = await fetched(self.fetch, uploads, quota, seconds, is_gone)
             uploaded = time.monotonic() - started
-            seconds = self._left(headers.timeout_ms, uploaded)
-            yield Received(model, form.uploads, query, started, uploaded, seconds)
+            left = seconds - (uploaded - received)
+            yield Received(model, uploads, query, started, uploaded, left)
 
     def _left(self, timeout_ms: int | None, uploaded: float) -> float:
         """Return the seconds left after an upload of `uploaded` seconds.

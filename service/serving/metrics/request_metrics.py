@@ -11,6 +11,7 @@ from service.imaging import crops
 from service.serving.metrics.labels import BACKGROUND, INTERACTIVE, LATENCY, STAGES, priority
 
 _KEY_OUTCOMES = ("admitted", "rate_limited")  # of a request that has a key
+_FETCH_OUTCOMES = ("ok", "refused", "failed", "timeout", "too_large", "cancelled")
 
 
 class ConnectionMetrics:
@@ -106,7 +107,7 @@ class RequestMetrics:
 
 
 class ImageMetrics:
-    """Images by outcome, the seconds of their stages, refusals, and the result cache."""
+    """Images by outcome, the seconds of their stages, fetches, refusals, and the result cache."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._stages = Histogram(
@@ -142,6 +143,12 @@ class ImageMetrics:
         self._cache_bytes = Gauge(
             "googlenet_cache_bytes", "Bytes of cached results.", registry=registry
         )
+        self._fetches = Counter(
+            "googlenet_fetches",
+            "Images to be fetched by URL, by outcome; refused: the URL, its address or redirect.",
+            ["outcome"],
+            registry=registry,
+        )
         # Looking up a series takes longer than counting, and these are never removed.
         self._seconds_of = cache(self._stages.labels)
         self._images_of, self._views_of = cache(self._images.labels), cache(self._views.labels)
@@ -152,6 +159,8 @@ class ImageMetrics:
         """Start series at zero: `rate()` does not see a series' first event."""
         for labels in product(STAGES, (INTERACTIVE, BACKGROUND)):
             self._stages.labels(*labels)
+        for outcome in _FETCH_OUTCOMES:
+            self._fetches.labels(outcome)
         for error in _leaves(ServiceError):
             self._rejected.labels(error.code, INTERACTIVE)
         for plan in crops.NAMES:
@@ -173,6 +182,10 @@ class ImageMetrics:
     def cache_hit(self) -> None:
         """Count an image that was answered from the cache."""
         self._cache_hits.inc()
+
+    def fetched(self, outcome: str) -> None:
+        """Count an image that was fetched by URL (`ok`), or was not."""
+        self._fetches.labels(outcome).inc()
 
     def rejected(self, error: ServiceError, *, background: bool = False) -> None:
         """Count a request or an image that was refused."""
