@@ -18,7 +18,6 @@ from service.api.adapters import routers as adapters
 from service.api.adapters.adapter import Adapter
 from service.api.auth.api_keys import Keyring
 from service.api.fetch import fetcher
-from service.api.fetch.images import Fetch
 from service.api.middleware import auth, request_log
 from service.api.middleware.auth import Authentication
 from service.api.middleware.early_admission import EarlyAdmission
@@ -32,8 +31,10 @@ from service.api.open_inference.handler import Inference
 from service.api.open_inference.json_request import HEADER_LENGTH
 from service.api.routes import classify, docs, embed, explain, health, page
 from service.api.routes import models as model_routes
+from service.api.routes.image_request import Receiver
 from service.api.tls import Certificate
-from service.api.uploads import COPIES, Budget
+from service.api.tracing import Stages
+from service.api.uploads import COPIES, Bounds, Budget
 from service.errors import WrongOption
 from service.models import store
 from service.scheduling.types import BatchReport, DropReport, RestartReport
@@ -70,7 +71,7 @@ class _State:
     settings: Settings
     core: Core
     budget: Budget
-    fetch: Fetch
+    receiver: Receiver
     inference: Inference
     keyring: Keyring | None
     is_leaving: Callable[[], bool]
@@ -95,7 +96,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     metrics = core.metrics if core else metrics or Metrics()
     core = core or create_core(settings, load, metrics)
     metrics.is_ready(lambda: core.status.is_ready and not is_leaving())
-    state = _create_state(settings, core, is_leaving)
+    state = _create_state(settings, core, Stages(tracer_provider), is_leaving)
     grpc_server = _create_grpc_server(state, certificate)
     app = FastAPI(
         title="googlenet-service",
@@ -110,7 +111,7 @@ def create_app(  # noqa: PLR0913 - all but settings have their defaults
     app.state.refresh = core.models.refresh if isinstance(core, LocalCore) else None  # on SIGHUP
     app.state.leave = grpc_server.leave if grpc_server else lambda: None  # before the server stops
     app.state.serves = lambda: bool(core.status.served)
-    _add_routes(app, state, tracer_provider)
+    _add_routes(app, state)
     _add_middleware(app, state)
     return app
 
@@ -179,7 +180,9 @@ def create_registry(
     return models
 
 
-def _create_state(settings: Settings, core: Core, is_leaving: Callable[[], bool]) -> _State:
+def _create_state(
+    settings: Settings, core: Core, stages: Stages, is_leaving: Callable[[], bool]
+) -> _State:
     """Create what requests share, and register it with the metrics."""
     for template in (classify.PATH, open_inference_paths.INFER):
         core.metrics.expect(template, "POST", {200, *statuses.HTTP})
@@ -188,8 +191,9 @@ def _create_state(settings: Settings, core: Core, is_leaving: Callable[[], bool]
         keyring = Keyring(settings.api_keys_file, settings.api_key_hashes, core.metrics.callers)
     budget = Budget(settings.max_inflight_body_bytes, COPIES)
     fetch = fetcher.of(settings, core.metrics)
+    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds, fetch, stages)
     inference = Inference(core, settings)
-    return _State(settings, core, budget, fetch, inference, keyring, is_leaving)
+    return _State(settings, core, budget, receiver, inference, keyring, is_leaving)
 
 
 @asynccontextmanager
@@ -230,21 +234,19 @@ def _create_grpc_server(state: _State, certificate: Certificate | None) -> "List
     return server.Listening(grpc_service, settings, certificate)
 
 
-def _add_routes(app: FastAPI, state: _State, tracer_provider: TracerProvider | None) -> None:
-    core, settings, budget = state.core, state.settings, state.budget
-    inference, fetch = state.inference, state.fetch
-    app.include_router(classify.router(core, settings, budget, fetch, tracer_provider))
-    app.include_router(explain.router(core, settings, budget, fetch))
-    app.include_router(embed.router(core, settings, budget, fetch, tracer_provider))
+def _add_routes(app: FastAPI, state: _State) -> None:
+    core, settings, receiver = state.core, state.settings, state.receiver
+    inference = state.inference
+    app.include_router(classify.router(receiver, settings))
+    app.include_router(explain.router(receiver, settings))
+    app.include_router(embed.router(receiver, settings))
     app.include_router(model_routes.router(core, settings))
     app.include_router(open_inference_metadata.router(inference, state.is_leaving))
-    app.include_router(open_inference.router(inference, budget, tracer_provider))
+    app.include_router(open_inference.router(inference, state.budget, receiver.stages))
     app.include_router(health.router(core, state.is_leaving))
     app.include_router(page.router())
     app.include_router(docs.router())
-    for router in adapters.chosen(
-        Adapter(core, settings, budget, tracer_provider, state.is_leaving)
-    ):
+    for router in adapters.chosen(Adapter(receiver, settings, state.is_leaving)):
         app.include_router(router)
     problem_details.install(app, core.metrics)
 

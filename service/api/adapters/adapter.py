@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Request
-from opentelemetry.trace import TracerProvider
 from pydantic import Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import json_body, problem_details
+from service.api.fetch.images import unsupported
 from service.api.json_body import Shape
 from service.api.middleware.security_headers import is_background
 from service.api.open_inference.handler import all_or_error
 from service.api.routes.classify import ClassifyHeaders
 from service.api.routes.image_request import ImageQuery, Received, Receiver, gone
-from service.api.tracing import Stages
-from service.api.uploads import RAW, Bounds, Budget
+from service.api.uploads import RAW
 from service.models.ensemble import Prediction
 from service.serving.core import Core
 from service.serving.predictor import AdmitRequest, PredictRequest
@@ -50,11 +49,14 @@ class Ranked:
 class Adapter:
     """Classifies the images of requests of any shape, as /classify does."""
 
-    core: Core
+    receiver: Receiver
     settings: Settings
-    budget: Budget
-    tracer_provider: TracerProvider | None
     is_leaving: Callable[[], bool]
+
+    @property
+    def core(self) -> Core:
+        """What all routes share."""
+        return self.receiver.core
 
     @property
     def is_ready(self) -> bool:
@@ -79,8 +81,8 @@ class Adapter:
         seconds = min(settings.timeout_seconds, (headers.timeout_ms or float("inf")) / 1000)
         asked = AdmitRequest(settings.views, seconds, background=background)
         await self.core.admit(query.model, asked)
-        bounds = replace(Bounds.of(settings), files=max_images)
-        receiver = Receiver(self.core, self.budget, bounds, settings.timeout_seconds, shape)
+        bounds = replace(self.receiver.bounds, files=max_images)
+        receiver = replace(self.receiver, bounds=bounds, shape=shape, fetch=unsupported)
         async with receiver.receive(_typed(request), query, headers) as received:
             self.core.metrics.stage("upload", received.uploaded, background=background)
             predicted = await received.model.predict(
@@ -94,8 +96,7 @@ class Adapter:
                 )
             )
         answers = all_or_error(predicted.answers)
-        stages = Stages(self.tracer_provider)
-        total = received.record(request, stages, predicted.plan, answers)
+        total = received.record(request, predicted.plan, answers)
         rankings = [answer.predictions for answer in answers]
         return Ranked(rankings, total.headers(caches=settings.cache_bytes > 0))
 

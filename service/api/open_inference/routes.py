@@ -6,7 +6,6 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
-from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
@@ -88,12 +87,10 @@ _LISTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(
-    inference: Inference, budget: Budget, tracer_provider: TracerProvider | None
-) -> APIRouter:
+def router(inference: Inference, budget: Budget, stages: Stages) -> APIRouter:
     """Make the routes."""
     routes = APIRouter()
-    handlers = _Handlers(inference, budget, Stages(tracer_provider))
+    handlers = _Handlers(inference, budget, stages)
     body = _infer_body()
     routes.post(INFER, responses=_ANSWERED, openapi_extra=body)(handlers.infer)
     routes.post(INFER_VERSION, responses=_ANSWERED, openapi_extra=body)(handlers.infer_version)

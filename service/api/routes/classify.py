@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
-from service.api.fetch.images import Fetch
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes import answer_stream, label_sets
@@ -34,12 +32,10 @@ from service.api.routes.label_options import (
     LabelQuery,
     SpecificLabel,
 )
-from service.api.tracing import Stages
-from service.api.uploads import Bounds, Budget, Upload
+from service.api.uploads import Upload
 from service.errors import ServiceError
 from service.models import conformal
 from service.models.conformal import Promise
-from service.serving.core import Core
 from service.serving.predictor import PredictRequest, PredictResponse
 from service.serving.types import Answer
 from service.settings import PlanName, Settings, Views
@@ -150,17 +146,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(
-    core: Core,
-    settings: Settings,
-    budget: Budget,
-    fetch: Fetch,
-    tracer_provider: TracerProvider | None,
-) -> APIRouter:
+def router(receiver: Receiver, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
-    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds, fetch=fetch)
-    handler = _Handler(receiver, Stages(tracer_provider), settings)
+    handler = _Handler(receiver, settings)
     routes.post(
         PATH,
         response_model=One | Several,
@@ -184,7 +173,6 @@ class _Handler:
     """Classifies the images of a request."""
 
     receiver: Receiver
-    stages: Stages
     settings: Settings
 
     async def classify(
@@ -213,7 +201,7 @@ class _Handler:
         if len(uploads) > 1:  # their errors are parts of the response
             for error in predicted.errors:
                 metrics.rejected(error, background=background)
-        total = received.record(request, self.stages, predicted.plan, predicted.answers)
+        total = received.record(request, predicted.plan, predicted.answers)
         described = _body(request, uploads, predicted, options)
         content = to_json(label_sets.added(described, predicted, promise))
         fields = total.headers(caches=self.settings.cache_bytes > 0)
@@ -253,7 +241,7 @@ class _Handler:
                         metrics.rejected(error, background=background)
                     line = _line(request, index, received.uploads[index], predicted, work)
                     yield to_json(line) + b"\n"
-        received.record(request, self.stages, predicted.plan, answers)
+        received.record(request, predicted.plan, answers)
 
 
 def _line(

@@ -6,23 +6,19 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Header, Query, Request
-from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
-from service.api.fetch.images import Fetch
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes.classify import HEADERS, Answered, ClassifyHeaders, describe_model
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import ImageQuery, Received, Receiver, body, gone
-from service.api.tracing import Stages
-from service.api.uploads import Bounds, Budget, Upload
+from service.api.uploads import Upload
 from service.errors import ServiceError
 from service.models.ensemble import Features
-from service.serving.core import Core
 from service.serving.predictor import PredictRequest, PredictResponse
 from service.serving.types import Answer
 from service.settings import FixedPlanName, Settings
@@ -71,17 +67,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(
-    core: Core,
-    settings: Settings,
-    budget: Budget,
-    fetch: Fetch,
-    tracer_provider: TracerProvider | None,
-) -> APIRouter:
+def router(receiver: Receiver, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
-    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds, fetch=fetch)
-    handler = _Handler(receiver, Stages(tracer_provider), caches=settings.cache_bytes > 0)
+    handler = _Handler(receiver, caches=settings.cache_bytes > 0)
     routes.post(
         PATH,
         response_model=EmbeddedImage | EmbeddedImages,
@@ -96,7 +85,6 @@ class _Handler:
     """Computes the features of the images of a request."""
 
     receiver: Receiver
-    stages: Stages
     caches: bool
 
     async def embed(
@@ -118,7 +106,7 @@ class _Handler:
         if len(received.uploads) > 1:  # their errors are parts of the response
             for error in predicted.errors:
                 metrics.rejected(error, background=background)
-        total = received.record(request, self.stages, predicted.plan, predicted.answers)
+        total = received.record(request, predicted.plan, predicted.answers)
         content = _body(request, received.uploads, predicted, normalise=received.query.normalise)
         fields = total.headers(caches=self.caches)
         return Response(to_json(content), headers=fields, media_type="application/json")

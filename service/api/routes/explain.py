@@ -13,7 +13,6 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from service.api import problem_details
-from service.api.fetch.images import Fetch
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import (
     ImageHeaders,
@@ -23,12 +22,10 @@ from service.api.routes.image_request import (
     body,
     gone,
 )
-from service.api.uploads import Bounds, Budget
 from service.errors import MalformedRequest, ServiceError
 from service.imaging import activation_map
 from service.imaging.activation_map import Activation
 from service.imaging.crops import Box
-from service.serving.core import Core
 from service.serving.predictor import EMPTY, ExplainRequest, PaintRequest
 from service.serving.types import Explanation
 from service.settings import FixedPlanName, Settings
@@ -95,11 +92,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(core: Core, settings: Settings, budget: Budget, fetch: Fetch) -> APIRouter:
+def router(receiver: Receiver, settings: Settings) -> APIRouter:
     """Make the routes."""
     routes = APIRouter(route_class=DirectRoute)
-    bounds = replace(Bounds.of(settings), files=1)
-    handler = _Handler(Receiver(core, budget, bounds, settings.timeout_seconds, fetch=fetch))
+    handler = _Handler(replace(receiver, bounds=replace(receiver.bounds, files=1)))
     routes.post(
         PATH,
         response_model=Explained,

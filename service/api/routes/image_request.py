@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api import archive_body, json_body, parameters
-from service.api.fetch.images import Fetch, Quota, fetched, unsupported
+from service.api.fetch.images import Fetch, Quota, fetched
 from service.api.json_body import Shape
 from service.api.middleware.request_log import note
 from service.api.tracing import Stages
@@ -110,6 +110,7 @@ class Received(Generic[Q]):
     """A request whose body has been read."""
 
     model: Predictor
+    stages: Stages
     uploads: list[Upload]
     query: Q  # with the form's fields
     started: float  # by time.monotonic()
@@ -122,10 +123,10 @@ class Received(Generic[Q]):
         return [upload.error or upload.data for upload in self.uploads]
 
     def record(
-        self, request: Request, stages: Stages, plan: str, answers: Sequence[Answer | ServiceError]
+        self, request: Request, plan: str, answers: Sequence[Answer | ServiceError]
     ) -> Total:
         """Trace and log the answers; returns what they are in sum."""
-        stages.trace(self.started, self.uploaded, answers)
+        self.stages.trace(self.started, self.uploaded, answers)
         total = request_stats.add_up(answers)
         note(request.scope, total.notes(plan, self.uploaded))
         return total
@@ -139,8 +140,9 @@ class Receiver:
     budget: Budget
     bounds: Bounds
     max_seconds: float
+    fetch: Fetch
+    stages: Stages
     shape: Shape = json_body.ordinary  # of JSON
-    fetch: Fetch = unsupported
 
     @asynccontextmanager
     async def receive(
@@ -173,7 +175,7 @@ class Receiver:
                 uploads = await fetched(self.fetch, uploads, quota, seconds, is_gone)
             uploaded = time.monotonic() - started
             left = seconds - (uploaded - received)
-            yield Received(model, uploads, query, started, uploaded, left)
+            yield Received(model, self.stages, uploads, query, started, uploaded, left)
 
     def _left(self, timeout_ms: int | None, uploaded: float) -> float:
         """Return the seconds left after an upload of `uploaded` seconds.
