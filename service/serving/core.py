@@ -82,17 +82,17 @@ class LocalCore:
     @property
     def status(self) -> Status:
         """The models as they are now."""
-        models = self.models
+        models, readiness = self.models, self.models.readiness
         return Status(
             default=models.default,
             served={
                 name: ModelStatus(model.ensemble, model.failure_reason)
                 for name, model in models.served.items()
             },
-            missing=models.missing,
-            not_loaded_reason=models.not_loaded_reason,
-            failure_reason=models.failure_reason,
-            excluded_reasons=models.excluded_reasons,
+            missing=readiness.missing,
+            not_loaded_reason=readiness.not_loaded_reason,
+            failure_reason=readiness.failure_reason,
+            excluded_reasons=readiness.excluded_reasons,
             shadow=self.shadow.share,
         )
 

@@ -1,6 +1,6 @@
 """Readiness of all models: why one is not loaded or has failed, and which ones probes ignore."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from service.serving.served_model import FAILED, LOADING, ServedModel
 
@@ -10,15 +10,19 @@ Served = Mapping[str, ServedModel]
 class Readiness:
     """What is known of models that are not served, and the models excluded from probes."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], served: Callable[[], Served]) -> None:
+        self._served = served
         self.default = names[0]
         self.missing: dict[str, str] = dict.fromkeys(names, LOADING)  # name to reason
         self._candidate: str | None = None
         self._former: set[str] = set()  # candidates that had failed when another replaced them
 
-    def exclude(self, candidate: str | None, served: Served) -> None:
-        """Exclude this model from probes, and the candidate before it if that has failed."""
-        if (former := self.candidate) and self._reason(former, served):
+    def exclude(self, candidate: str | None) -> None:
+        """Let no probe fail for this model from now on: no client waits for it.
+
+        A candidate before it that has failed stays excluded until it is loaded.
+        """
+        if (former := self.candidate) and self._reason(former):
             self._former.add(former)
         self._candidate = candidate
 
@@ -36,21 +40,24 @@ class Readiness:
         """The model excluded from probes, unless it has become the default."""
         return None if self._candidate == self.default else self._candidate
 
-    def excluded_reasons(self, served: Served) -> dict[str, str]:
-        """Return why models excluded from probes are not loaded or have failed, by name."""
-        reasons = {name: self._reason(name, served) for name in sorted(self._excluded)}
+    @property
+    def excluded_reasons(self) -> Mapping[str, str]:
+        """Why models excluded from probes are not loaded or have failed, by name."""
+        reasons = {name: self._reason(name) for name in sorted(self._excluded)}
         return {name: reason for name, reason in reasons.items() if reason}
 
-    def not_loaded_reason(self, served: Served) -> str | None:
-        """Return why a model is not loaded; None if all are."""
-        reasons = (model.not_loaded_reason for model in self._probed(served))
+    @property
+    def not_loaded_reason(self) -> str | None:
+        """Why a model is not loaded; None if all are."""
+        reasons = (model.not_loaded_reason for model in self._probed())
         return next(filter(None, (*self._missing, *reasons)), None)
 
-    def failure_reason(self, served: Served) -> str | None:
-        """Return why a model has failed; None if none has."""
+    @property
+    def failure_reason(self) -> str | None:
+        """Why a model has failed; None if none has."""
         if FAILED in self._missing:
             return FAILED
-        return next(filter(None, (model.failure_reason for model in self._probed(served))), None)
+        return next(filter(None, (model.failure_reason for model in self._probed())), None)
 
     @property
     def _excluded(self) -> set[str]:
@@ -60,9 +67,10 @@ class Readiness:
     def _missing(self) -> list[str]:
         return [reason for name, reason in self.missing.items() if name not in self._excluded]
 
-    def _probed(self, served: Served) -> Iterator[ServedModel]:
+    def _probed(self) -> Iterator[ServedModel]:
         excluded = self._excluded
-        return (model for name, model in served.items() if name not in excluded)
+        return (model for name, model in self._served().items() if name not in excluded)
 
-    def _reason(self, name: str, served: Served) -> str | None:
+    def _reason(self, name: str) -> str | None:
+        served = self._served()
         return served[name].failure_reason if name in served else self.missing.get(name)

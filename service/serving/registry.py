@@ -51,7 +51,7 @@ class ModelRegistry:
         watch_seconds: float = 0.0,
     ) -> None:
         self._hooks, self._limits, self._watch_seconds = hooks, limits, watch_seconds
-        self._readiness = Readiness(names)
+        self.readiness = Readiness(names, lambda: self.served)
         self._slots: dict[str, ModelSlot] = {}
         self._loading: Loading | None = None
         self._refused: dict[str, object] = {}  # fingerprints of files that could not be served
@@ -74,7 +74,7 @@ class ModelRegistry:
     @property
     def default(self) -> str:
         """The name of the model for requests that name none."""
-        return self._readiness.default
+        return self.readiness.default
 
     @property
     def served(self) -> Mapping[str, ServedModel]:
@@ -92,41 +92,9 @@ class ModelRegistry:
             yield served_model.classifier
 
     def _slot(self, name: str) -> ModelSlot:
-        return status.find(name, self._slots, self.missing, lambda slot: slot.version)
+        return status.find(name, self._slots, self.readiness.missing, lambda slot: slot.version)
 
     # Probes and metrics.
-
-    @property
-    def missing(self) -> Mapping[str, str]:
-        """Why models are not loaded, by name."""
-        return self._readiness.missing
-
-    def exclude_from_probes(self, candidate: str | None) -> None:
-        """Let no probe fail for this model from now on: no client waits for it.
-
-        A candidate before it that has failed stays excluded until it is loaded.
-        """
-        self._readiness.exclude(candidate, self.served)
-
-    @property
-    def candidate(self) -> str | None:
-        """The model excluded from probes, unless it has become the default."""
-        return self._readiness.candidate
-
-    @property
-    def excluded_reasons(self) -> Mapping[str, str]:
-        """Why models excluded from probes are not loaded or have failed, by name."""
-        return self._readiness.excluded_reasons(self.served)
-
-    @property
-    def not_loaded_reason(self) -> str | None:
-        """Why a model is not loaded, or None if all are."""
-        return self._readiness.not_loaded_reason(self.served)
-
-    @property
-    def failure_reason(self) -> str | None:
-        """Why a model has failed, or None if none has."""
-        return self._readiness.failure_reason(self.served)
 
     def backlog(self) -> Backlog:
         """Sum up the accepted work of all models; they share the devices."""
@@ -155,12 +123,12 @@ class ModelRegistry:
         if fingerprint is None:
             raise UnknownModel(f"there is no model {name!r} in the store")
         await self._load_unless_current(name, fingerprint)
-        self._readiness.include(name)
+        self.readiness.include(name)
 
     def set_default(self, name: str) -> None:
         """Make a served model the default."""
         self._slot(name)
-        self._readiness.default = name
+        self.readiness.default = name
 
     def unload(self, name: str) -> None:
         """Unload a model after its accepted work; raises `Conflict` for the default."""
@@ -188,7 +156,7 @@ class ModelRegistry:
         return task
 
     async def _start(self) -> None:
-        missing = self._readiness.missing
+        missing = self.readiness.missing
         for name in [*missing]:
             try:
                 fingerprint = await self._fingerprint(name)
@@ -228,7 +196,7 @@ class ModelRegistry:
                 self._check_memory(name, [fresh])
                 old = self._slots.get(name)
                 self._slots[name] = ModelSlot(fresh, fingerprint, life.pop_all())
-                self._readiness.loaded(name)
+                self.readiness.loaded(name)
         finally:
             self._loading = None
         self._report_changed()

@@ -54,7 +54,7 @@ class ShadowCandidate:
     ) -> None:
         self._registry, self._report, self._seconds = model_registry, report, seconds
         self._candidate, self._share = candidate, share
-        model_registry.exclude_from_probes(candidate if share else None)
+        model_registry.readiness.exclude(candidate if share else None)
         self._due = 0.0  # requests; one is sent when it reaches 1
         self._running: asyncio.Task[None] | None = None
 
@@ -69,7 +69,7 @@ class ShadowCandidate:
     @property
     def share(self) -> tuple[str, float] | None:
         """The candidate and its share of the requests, if there is one."""
-        candidate = self._registry.candidate
+        candidate = self._registry.readiness.candidate
         if candidate is None or candidate not in self._registry.served:
             return None
         return candidate, self._share
@@ -78,7 +78,7 @@ class ShadowCandidate:
         """Change the candidate, or its share of the requests; 0 ends it."""
         if share or candidate == self._candidate:
             self._candidate, self._share = candidate, share
-            self._registry.exclude_from_probes(candidate if share else None)
+            self._registry.readiness.exclude(candidate if share else None)
 
     def offer(
         self, images: Sequence[ImageInput], plan: str, answers: Sequence[Answer | ServiceError]

@@ -348,7 +348,7 @@ async def test_of_two_loads_at_once_one_is_refused(world: World) -> None:
     """Also if neither has begun to work."""
     settings = Settings(model="a", model_store=world.folder, max_models=2)
     async with create_registry(settings, world.load, Metrics()) as models:
-        await happening(lambda: models.not_loaded_reason is None)
+        await happening(lambda: models.readiness.not_loaded_reason is None)
         world.door |= {name: threading.Event() for name in "bc"}
         loads = [asyncio.create_task(models.load(name)) for name in "bc"]
         await asyncio.wait(loads, return_when=asyncio.FIRST_COMPLETED)  # the one that is refused
@@ -740,7 +740,7 @@ async def test_a_load_continues_after_its_client_disconnects(world: World) -> No
     world.door["b"] = threading.Event()
     settings = Settings(model="a", model_store=world.folder)
     async with create_registry(settings, world.load, Metrics()) as models:
-        await happening(lambda: models.not_loaded_reason is None)
+        await happening(lambda: models.readiness.not_loaded_reason is None)
         asking = asyncio.create_task(models.load("b"))
         await asyncio.to_thread(world.begun.wait, 10)
         asking.cancel()
