@@ -81,13 +81,9 @@ class ModelRegistry:
         """The models that are served now, by name."""
         return {name: slot.served_model for name, slot in self._slots.items()}
 
-    def find(self, name: str | None = None) -> ServedModel:
-        """Return a model to use at once; raises what `status.find` does."""
-        return self._slot(name or self.default).served_model
-
     @contextlib.contextmanager
     def use(self, name: str | None = None) -> Iterator[Classifier]:
-        """Keep a model open until this context is left; raises what `find` does."""
+        """Keep a model open until this context is left; raises what `status.find` does."""
         with self._slot(name or self.default).use() as served_model:
             yield served_model.classifier
 
