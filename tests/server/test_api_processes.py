@@ -204,7 +204,7 @@ def test_under_kills_each_request_gets_its_own_answer_or_an_error() -> None:
         with ThreadPoolExecutor(8) as clients:
             outcomes = Counter(clients.map(ask, range(2000)))
         assert ours.process.poll() is None
-    assert outcomes.keys() <= {"200", "500", "503", "disconnected"}
+    assert outcomes.keys() <= {"200", "503", "disconnected"}
     assert outcomes["200"] > 0
     assert outcomes.total() == 2000
     assert victims == []

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import InferenceFailed, ServiceError
+from service.errors import Interrupted, ServiceError
 from service.worker.messages import LENGTH, framed, reported
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Peer:
                 task.cancel()
             for call in self._calls.values():
                 if not call.done():
-                    call.set_exception(InferenceFailed(self._ended))
+                    call.set_exception(Interrupted(self._ended))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Receive messages until the connection ends."""
@@ -107,7 +107,7 @@ class Peer:
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a handler of the other process; raises its error.
 
-        Raises `InferenceFailed` if the connection has ended or ends meanwhile.
+        Raises `Interrupted` if the connection has ended or ends meanwhile.
         """
         number = next(self._numbers)
         answer = asyncio.get_running_loop().create_future()
@@ -133,12 +133,12 @@ class Peer:
     async def _send(self, message: object) -> None:
         """Send a message once the other process has room for it."""
         if self._writer is None:
-            raise InferenceFailed(self._ended)
+            raise Interrupted(self._ended)
         self.write(message)
         try:
             await self._writer.drain()
         except OSError as error:
-            raise InferenceFailed(self._ended) from error
+            raise Interrupted(self._ended) from error
 
     def _receive(self, message: object) -> None:
         match message:
