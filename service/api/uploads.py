@@ -171,6 +171,12 @@ async def read(
     )
 
 
+def has_fields(request: Request) -> bool:
+    """Tell whether a body may have parameters, which take precedence over the query's."""
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    return kind in {b"multipart/form-data", json_body.MEDIA_TYPE.encode()}
+
+
 async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
     """Read a body that is no image or form, as it is.
 

@@ -34,7 +34,7 @@ from service.api.routes.label_options import (
     SpecificLabel,
 )
 from service.api.tracing import Stages
-from service.api.uploads import Bounds, Budget, Upload
+from service.api.uploads import Bounds, Budget, Upload, has_fields
 from service.errors import ServiceError
 from service.models import conformal
 from service.models.conformal import Promise
@@ -196,6 +196,10 @@ class _Handler:
         each image's answer is a line that is sent when it is ready, in any order.
         """
         metrics, background = self.receiver.core.metrics, is_background(headers.priority)
+        if query.coverage is not None and not has_fields(request):  # refuse it before the body
+            views = query.views or self.settings.views
+            with self.receiver.core.use(query.model) as model:
+                label_sets.promise(model.ensemble, views, query.coverage)
         if answer_stream.is_accepted(request):
             lines = self._lines(request, query, headers)
             return await LinesResponse.of(lines, metrics)
