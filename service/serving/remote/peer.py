@@ -78,7 +78,12 @@ class Peer:
     @property
     def is_connected(self) -> bool:
         """Whether the connection is open."""
-        return self._writer is not None
+        return self._open is not None
+
+    @property
+    def _open(self) -> asyncio.StreamWriter | None:
+        """The writer, unless it is closed already: uvloop's raises `RuntimeError` then."""
+        return None if self._writer is None or self._writer.is_closing() else self._writer
 
     @asynccontextmanager
     async def connected(self, connection: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
@@ -127,16 +132,17 @@ class Peer:
 
     def write(self, message: object) -> None:
         """Send a message, if the connection has not ended."""
-        if self._writer:
-            self._writer.write(framed(message))
+        if writer := self._open:
+            writer.write(framed(message))
 
     async def _send(self, message: object) -> None:
         """Send a message once the other process has room for it."""
-        if self._writer is None:
+        writer = self._open
+        if writer is None:
             raise Interrupted(self._ended)
         self.write(message)
         try:
-            await self._writer.drain()
+            await writer.drain()
         except OSError as error:
             raise Interrupted(self._ended) from error
 
