@@ -151,8 +151,9 @@ MINUTES ?= 30
 SEED    ?= 0
 
 soak: MODEL = digits
-soak: $(VENV)/.dev ## Soak test: mixed traffic, attacks and faults for MINUTES
-	$(BIN)/python tests/soak.py $(PHOTOS) --minutes $(MINUTES) --seed $(SEED) --model $(MODEL)
+soak: $(VENV)/.dev ## Soak test: attacks and faults for MINUTES, or REQUESTS of all shapes under kills
+	$(BIN)/python $(if $(REQUESTS),tests/soak_kills.py $(PHOTOS) --requests $(REQUESTS),tests/soak.py \
+		$(PHOTOS) --minutes $(MINUTES) --model $(MODEL)) --seed $(SEED)
 
 install: $(VENV)/.run
 

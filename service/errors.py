@@ -212,6 +212,13 @@ class OutOfMemory(InferenceFailed):
     """The device has no memory for a batch of this size; smaller ones may fit."""
 
 
+class Interrupted(NotReady, InferenceFailed):
+    """The process that worked on the request has ended, through no fault of it; send it again."""
+
+    def __init__(self, sentence: str, *, retry_after: float = 5.0) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+
+
 class ClientDisconnected(ClientError):
     """The client disconnected before the response was sent."""
 

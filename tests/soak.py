@@ -316,7 +316,7 @@ def main() -> int:
     parser.add_argument("--model", default="googlenet")
     parser.add_argument("--model-store", type=Path)
     given = parser.parse_args()
-    store = ["--model-store", str(given.store)] if given.store else []
+    store = ["--model-store", str(given.model_store)] if given.model_store else []
     with serving(["--model", given.model, "--seed", str(given.seed), *store]) as (port, process):
         soaked = asyncio.run(soak(port, photos(given.photos), 60 * given.minutes, given.seed))
         process.terminate()

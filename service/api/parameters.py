@@ -18,6 +18,7 @@ M = TypeVar("M", bound=BaseModel)
 _BRACKETS = b",[{"  # each value of JSON, but the first, follows one of these
 _PIECE = 512 * 1024  # bytes counted at once
 _SHOWN = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)  # names of a client that an error repeats
+_MOST_SHOWN = 16  # of them
 
 
 async def check_query(request: Request) -> None:
@@ -43,9 +44,17 @@ def _check_names(query: QueryParams, known: Collection[str]) -> None:
             raise InvalidParameter(f"the query parameter {name} is given {count} times; give one")
 
 
-def unknown(kind: str, name: str, known: Collection[str]) -> InvalidParameter:
-    """Make the error of an unknown name, which suggests the nearest known one."""
+def unknown(
+    kind: str, name: str, known: Collection[str], seen: Collection[str] = ()
+) -> InvalidParameter:
+    """Make the error of an unknown name, which suggests the nearest known one.
+
+    It lists the names that were `seen` up to this one, if there are several.
+    """
     shown = f" {name!r}" if _SHOWN.fullmatch(name) else " of that name"
+    names = [*filter(_SHOWN.fullmatch, seen)][:_MOST_SHOWN]
+    if len(names) > 1:
+        shown += f" (so far there were {', '.join(names)})"
     near = difflib.get_close_matches(name.lower()[:64], known, n=1)
     if near:
         hint = f"did you mean {near[0]}?"

@@ -46,6 +46,7 @@ STATUS: Mapping[type[ServiceError], Status] = {
     errors.NoFeatures: Status(501, "UNIMPLEMENTED"),
     errors.Overloaded: Status(503, "UNAVAILABLE"),
     errors.NotReady: Status(503, "UNAVAILABLE"),
+    errors.Interrupted: Status(503, "UNAVAILABLE"),
     errors.DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED"),
     errors.CapacityExceeded: Status(507, "RESOURCE_EXHAUSTED"),
 }

@@ -173,6 +173,12 @@ async def read(
     )
 
 
+def has_fields(request: Request) -> bool:
+    """Tell whether a body may have parameters, which take precedence over the query's."""
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    return kind in {b"multipart/form-data", json_body.MEDIA_TYPE.encode()}
+
+
 async def whole(request: Request, bounds: Bounds, share: Share) -> bytes:
     """Read a body that is no image or form, as it is.
 
@@ -247,7 +253,7 @@ class _PartLimits:
     max_files: int
     fields: Collection[str]
     files: set[int] = field(default_factory=set)  # numbers of the parts
-    seen: dict[str, int] = field(default_factory=dict)  # field names to numbers of the parts
+    seen: dict[str, int] = field(default_factory=dict)  # names to numbers of the first parts
 
     def check(self, number: int, part: Part) -> None:
         """Check a part, as far as it has arrived."""
@@ -255,6 +261,7 @@ class _PartLimits:
             raise TooLarge(f"the request has over {self.max_files} parts; send fewer")
         if _is_unused(part):
             return
+        first = self.seen.setdefault(part.name or "", number)
         if part.name in _IMAGES:
             self.files.add(number)
             if len(self.files) > self.max_files:
@@ -262,8 +269,8 @@ class _PartLimits:
         elif not part.name:
             raise InvalidParameter(f"a part of the form has no name; call an image {FIELD!r}")
         elif part.name not in self.fields:
-            raise parameters.unknown("form field", part.name, {FIELD, *self.fields})
-        elif self.seen.setdefault(part.name, number) != number:
+            raise parameters.unknown("form field", part.name, {FIELD, *self.fields}, self.seen)
+        elif first != number:
             raise InvalidParameter(f"the form field {part.name} is given twice; give it once")
         elif len(part.data) > _MAX_FIELD:
             raise InvalidParameter(f"the form field {part.name} is over {_MAX_FIELD} bytes")

@@ -123,7 +123,7 @@ def _unsupported(data: bytes) -> tuple[str, str]:
 
 def _media(brands: set[bytes]) -> tuple[str, str]:
     if brands & _HEIC:
-        return "HEIC (iPhone)", _TO_JPEG
+        return "HEIC, the format of an iPhone's photos", "export it as JPEG"
     if b"crx " in brands:
         return _RAW
     if brands & _HEIF:

@@ -33,9 +33,9 @@ def download(url: str, part: Path, *, digest: str, progress: Progress) -> None:
         with error:  # closes the response
             raise ModelError(f"{url} returned {error.code} {error.reason}") from error
     except _NETWORK as error:
-        raise Unreachable(_sentence(url, error)) from error
+        raise Unreachable(_sentence(url, error, part)) from error
     except (OSError, ValueError) as error:
-        raise ModelError(_sentence(url, error)) from error
+        raise ModelError(_sentence(url, error, part)) from error
     check(part, digest)
 
 
@@ -62,8 +62,9 @@ def _open(request: urllib.request.Request, seconds: float) -> http.client.HTTPRe
     return response
 
 
-def _sentence(url: str, error: Exception) -> str:
-    return f"cannot download {url}: {_reason(error)}; the partial file is kept"
+def _sentence(url: str, error: Exception, part: Path) -> str:
+    kept = "; the partial file is kept" if part.exists() else ""
+    return f"cannot download {url}: {_reason(error)}{kept}"
 
 
 def _reason(error: Exception) -> str:

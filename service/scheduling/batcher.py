@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Generic, Self
 
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.errors import DeadlineExceeded, InferenceFailed, Interrupted
 from service.scheduling import policy
 from service.scheduling.admission import Admission
 from service.scheduling.batch_runner import BatchRunner
@@ -43,7 +43,7 @@ from service.settings import BACKGROUND_SHARE
 
 logger = logging.getLogger(__name__)
 
-STOPPING = "the service is stopping"
+STOPPING = "the model is stopping; try again"
 
 _order = attrgetter("order")
 
@@ -150,11 +150,11 @@ class Batcher(Generic[P, R]):
     async def submit(self, reservation: Reservation[P, R], payload: P) -> Outcome[R]:
         """Queue a payload and wait for the results of all its rows.
 
-        Raises `DeadlineExceeded` or `InferenceFailed`. Cancelling it removes the rows that are
-        still queued.
+        Raises `DeadlineExceeded`, `InferenceFailed` or `Interrupted`. Cancelling it removes the
+        rows that are still queued.
         """
         if not self.alive:
-            raise InferenceFailed(STOPPING)
+            raise Interrupted(STOPPING)
         reservation.payload = payload
         reservation.submitted = self._clock()
         self._intake.note_submitted(reservation)
@@ -214,11 +214,11 @@ class Batcher(Generic[P, R]):
             batch, concerned = self._form(queue, executor)
             if batch is not None:
                 await self._runner.run(number, executor, batch, concerned)
-        except Exception:
+        except Exception as error:
             logger.exception("batch failed, failing %d jobs", len(concerned))
             for reservation in concerned:  # one error each, since each is raised by itself
                 self._unqueue(reservation)
-                reservation.fail(InferenceFailed("the device failed on this batch; try again"))
+                reservation.fail(_failure(error))
 
     def _form(
         self, queue: Sequence[Reservation[P, R]], executor: Executor[P, R]
@@ -261,3 +261,10 @@ class Batcher(Generic[P, R]):
         if not reservation.job.left:
             self._unqueue(reservation)
         return part
+
+
+def _failure(error: Exception) -> InferenceFailed:
+    """Make the error of one job of a failed batch."""
+    if isinstance(error, Interrupted):
+        return Interrupted(str(error))
+    return InferenceFailed("the device failed on this batch; try again")

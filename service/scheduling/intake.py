@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from service.errors import DeadlineExceeded, InferenceFailed, Overloaded, TooLarge
+from service.errors import DeadlineExceeded, Interrupted, Overloaded, TooLarge
 from service.scheduling import admission
 from service.scheduling.admission import Admission, Headroom, QueueLoad, RetrySlot, SafetyFactor
 from service.scheduling.cost_model import Key
@@ -211,7 +211,7 @@ class Intake(Generic[P, R]):
     def fail_all(self, message: str) -> None:
         """Fail every job that is waited for; one error each."""
         for reservation in self._reservations:
-            reservation.fail(InferenceFailed(message))
+            reservation.fail(Interrupted(message))
 
     def backlog(self) -> Backlog:
         """Sum up the work that was accepted and is not done."""

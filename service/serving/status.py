@@ -25,7 +25,7 @@ def find(
     model = served.get(plain)
     if model and version(model) == wanted:
         return model
-    if reason := missing.get(name):
+    if reason := missing.get(name) or (not model and missing.get(plain)):
         raise NotReady(reason, retry_after=LOADING_RETRY)
     there = ", ".join(served) or "none yet"
     raise UnknownModel(f"there is no model {name!r} here; there are {there}")

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from service.errors import InferenceFailed
+from service.errors import InferenceFailed, Interrupted
 from service.worker.messages import LENGTH, Call, framed
 
 EXITED = "the worker process has exited"
@@ -32,26 +32,36 @@ class Channel:
     async def call(self, call: Call) -> object:
         """Send a call and return the response.
 
-        Raises `InferenceFailed` if the connection breaks or the channel is closed. If the worker
-        thread failed but the process runs, the next call gets a new thread.
+        Raises `InferenceFailed` if the connection breaks, or `Interrupted` if the channel is closed
+        or the call did not reach the worker. If the worker thread failed but the process runs, the
+        next call gets a new thread.
         """
         if self._closing:
-            raise InferenceFailed(EXITED)
+            raise Interrupted(EXITED)
         self.busy_since = time.monotonic()
+        failure: type[InferenceFailed] = Interrupted
         try:
-            return await self._exchange(call)
+            await asyncio.get_running_loop().sock_sendall(self._connection, framed(call))
+            failure = InferenceFailed
+            return await self._response()
         except (EOFError, OSError) as error:
-            self._connection.close()
-            self._connection = self._connect()
-            raise InferenceFailed(_FAILED) from error
+            raise failure(self._reconnect()) from error
         finally:
             self.busy_since = None
             if self._closing:
                 self._connection.close()
 
-    async def _exchange(self, call: Call) -> object:
+    def _reconnect(self) -> str:
+        """Replace the broken connection, if the worker runs; returns why it broke."""
+        self._connection.close()
+        try:
+            self._connection = self._connect()
+        except InferenceFailed as error:
+            return str(error)
+        return _FAILED
+
+    async def _response(self) -> object:
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._connection, framed(call))
         received = bytearray()
         while not _is_complete(received):
             chunk = await loop.sock_recv(self._connection, _CHUNK)

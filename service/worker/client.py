@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from service import cpu_info
-from service.errors import InferenceFailed
+from service.errors import InferenceFailed, Interrupted
 from service.imaging.activation_map import Grid
 from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Result
@@ -180,4 +180,6 @@ class WorkerClient:
         try:
             return await channel.call(Call(request, forget))
         except InferenceFailed as error:
-            return error
+            # An image that was being decoded may be why the worker ended, and if it were sent
+            # again and again, the worker would be restarted too often; no other request is.
+            return Interrupted(str(error)) if isinstance(request, Run) else error

@@ -80,6 +80,9 @@ def test_each_of_several_images_has_its_set(client: TestClient) -> None:
 def test_coverage_may_be_a_form_field(client: TestClient) -> None:
     response = client.post("/classify", files={"file": UNSURE}, data={"coverage": "0.8"})
     assert response.json()["label_set"]["coverage"] == 0.8
+    query = "coverage=0.8&views=auto"  # which has no label sets, but the form decides
+    response = client.post(f"/classify?{query}", files={"file": UNSURE}, data={"views": "single"})
+    assert response.json()["label_set"]["coverage"] == 0.8
 
 
 def test_without_coverage_there_is_no_set(client: TestClient) -> None:
@@ -105,8 +108,12 @@ def test_what_is_not_calibrated_is_a_conflict(
 
 
 def test_a_model_that_is_not_calibrated_is_a_conflict(uncalibrated: TestClient) -> None:
-    response = uncalibrated.post("/classify?coverage=0.9", files=parts(SURE, SURE))
+    response = uncalibrated.post("/classify", files=parts(SURE, SURE), data={"coverage": "0.9"})
     assert_problem(response, 409, "not_calibrated")
+    for accept in ("application/json", "application/x-ndjson"):
+        headers = {"content-type": "text/plain", "accept": accept}  # of a body that is not read
+        response = uncalibrated.post("/classify?coverage=0.9", content=b"x", headers=headers)
+        assert_problem(response, 409, "not_calibrated")
     assert uncalibrated.post("/classify", files={"file": SURE}).status_code == 200
 
 

@@ -498,7 +498,7 @@ def test_the_curl_that_is_shown_does_the_same_whatever_the_images_name(
 def test_images_that_a_browser_cannot_show_are_classified_too(visit: Open, port: int) -> None:
     ours = visit(port)
     ours.pick(("red.tiff", encoded(Image.new("RGB", (8, 8), "red"), "TIFF")), ("a.heic", HEIC))
-    ours.answered("red", "This is HEIC (iPhone); convert it to JPEG.")
+    ours.answered("red", "This is HEIC, the format of an iPhone's photos; export it as JPEG.")
     expect(ours(".no-preview >> visible=true")).to_have_count(2)
 
 

@@ -244,6 +244,12 @@ def test_a_field_that_is_not_known_names_the_nearest(name: bytes, sentence: str)
     assert sentence in str(caught.value)
 
 
+def test_a_field_that_is_not_known_is_named_with_those_before_it() -> None:
+    sent = [value(b"views", b"single"), file(b"x"), value(b"photo", b"x")]
+    with pytest.raises(InvalidParameter, match="so far there were views, file, photo"):
+        received(sending(sent))
+
+
 # Other people's cases.
 
 CASES = sorted(multipart_form_data_conformance.get_tests_dir().glob("*/*/test.json"))

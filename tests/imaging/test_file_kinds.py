@@ -23,15 +23,16 @@ def media(*brands: bytes) -> bytes:
     )
 
 
+HEIC = "this is HEIC, the format of an iPhone's photos; export it as JPEG"
 PHOTO = encoded(Image.new("RGB", (8, 8)), "JPEG")
 
 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (media(b"heic", b"mif1", b"heic"), "this is HEIC (iPhone); convert it to JPEG"),
-        (media(b"mif1", b"heic"), "this is HEIC (iPhone); convert it to JPEG"),
-        (media(b"msf1", b"hevc"), "this is HEIC (iPhone); convert it to JPEG"),
+        (media(b"heic", b"mif1", b"heic"), HEIC),
+        (media(b"mif1", b"heic"), HEIC),
+        (media(b"msf1", b"hevc"), HEIC),
         (media(b"mif1", b"miaf"), "this is HEIF; convert it to JPEG"),
         (media(b"crx ", b"isom"), "this is a camera's raw file; export it as JPEG"),
         (media(b"isom", b"mp42"), "this is a video (MP4 or MOV); send one frame of it as JPEG"),

@@ -209,6 +209,7 @@ def test_invalid_response(answer: Answer, reason: str, part: Path) -> None:
 def test_unreachable_host(host: str, reason: str, part: Path) -> None:
     url = f"http://{host}/weights"
     assert re.match(f"cannot download {url}: {reason}", refusal(url, part))
+    assert "partial file" not in refusal(url, part)  # there is none
 
 
 def test_unwritable_part(tmp_path: Path) -> None:

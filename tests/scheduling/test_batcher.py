@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
+    Interrupted,
     OutOfMemory,
     Overloaded,
     ServiceError,
@@ -281,7 +282,7 @@ async def test_a_job_submitted_after_the_stop_fails() -> None:
     batcher = batcher_of(Device())
     async with batcher:
         pass
-    with pytest.raises(InferenceFailed, match="stopping"):
+    with pytest.raises(Interrupted, match="stopping"):
         await submit(batcher, "late")
 
 
@@ -631,7 +632,7 @@ async def test_stopping_fails_queued_and_running_jobs() -> None:
     assert not batcher.alive
     device.end()
     errors = await asyncio.gather(runs, waits, return_exceptions=True)
-    assert [type(error) for error in errors] == [InferenceFailed] * 2
+    assert [type(error) for error in errors] == [Interrupted] * 2
     assert errors[0] is not errors[1]
     assert [report.failed for report in reports.batches] == [True]
 

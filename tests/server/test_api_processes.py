@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import random
 import re
 import signal
 import socket
@@ -11,13 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 from conftest import ROOT, Served, serving
+from soak_kills import descendants
 
 from service import cpu_info
 from service.engine import gpu_info
@@ -53,9 +52,7 @@ def post(ours: Served, path: str, data: bytes, **headers: str) -> httpx2.Respons
 
 def children(ours: Served, module: str) -> list[int]:
     """Give the ids of the service's processes that run a module."""
-    pids = Path(f"/proc/{ours.process.pid}/task/{ours.process.pid}/children").read_text().split()
-    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-    return [pid for pid, command in commands.items() if module.encode() in command]
+    return descendants(ours.process.pid, module)
 
 
 def scraped(ours: Served) -> dict[str, float]:
@@ -178,38 +175,6 @@ def until(happens: Callable[[], bool]) -> None:
             return
         time.sleep(0.1)
     pytest.fail("it did not happen in half a minute")
-
-
-@pytest.mark.slow
-def test_under_kills_each_request_gets_its_own_answer_or_an_error() -> None:
-    images = [(DIGITS / f"{number}.png").read_bytes() for number in range(10)]
-    victims = ["core_process"] * 2 + ["api_process"] * 9  # fewer ends than make the service stop
-    rng = random.Random(7)
-    rng.shuffle(victims)
-
-    def ask(number: int) -> str:
-        if number % 100 == 50 and victims and (pids := children(ours, victims[-1])):
-            victims.pop()
-            os.kill(rng.choice(pids), signal.SIGKILL)
-        try:
-            answer = post(ours, "/classify", images[number % 10])
-        except httpx2.TransportError:
-            return "disconnected"
-        if answer.status_code == 200:
-            assert answer.json()["predictions"][0]["label"] == right[number % 10]
-        return str(answer.status_code)
-
-    with served_by(COUNT) as ours:
-        right = [
-            post(ours, "/classify", image).json()["predictions"][0]["label"] for image in images
-        ]
-        with ThreadPoolExecutor(8) as clients:
-            outcomes = Counter(clients.map(ask, range(2000)))
-        assert ours.process.poll() is None
-    assert outcomes.keys() <= {"200", "500", "503", "disconnected"}
-    assert outcomes["200"] > 0
-    assert outcomes.total() == 2000
-    assert victims == []
 
 
 def test_sigterm_drains_all_processes() -> None:

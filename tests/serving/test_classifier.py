@@ -18,6 +18,7 @@ from service.errors import (
     ClientDisconnected,
     DeadlineExceeded,
     InferenceFailed,
+    Interrupted,
     ModelError,
     NotReady,
     Overloaded,
@@ -27,6 +28,7 @@ from service.errors import (
 from service.imaging.image_decoder import Bounds, ImageInput
 from service.models.ensemble import Probabilities
 from service.scheduling.admission import Decoders
+from service.scheduling.batcher import STOPPING
 from service.scheduling.types import Backlog, Batch, DropReport, RestartReport
 from service.serving.backend import Backend
 from service.serving.disconnects import never
@@ -468,8 +470,8 @@ async def test_stopping_fails_requests_that_are_queued_or_run_and_closes_the_bac
         await all_are_decoded(served)
         assert not backend.closed.is_set()
     answers = [*await running, *await queued]
-    assert [str(answer) for answer in answers] == ["the service is stopping"] * 3
-    assert all(isinstance(answer, InferenceFailed) for answer in answers)
+    assert [str(answer) for answer in answers] == [STOPPING] * 3
+    assert all(isinstance(answer, Interrupted) for answer in answers)
     assert len(device.batches) == 1
     assert backend.closed.is_set()
     assert served.not_loaded_reason is not None
@@ -498,7 +500,7 @@ async def test_stopping_fails_images_that_are_decoded_or_wait_for_that() -> None
         assert await asyncio.to_thread(image.started.wait, PATIENCE)
     image.go.set()
     async with asyncio.timeout(PATIENCE / 2):
-        assert best(await request) == ["InferenceFailed"] * 2
+        assert best(await request) == ["Interrupted"] * 2
 
 
 # Ensembles, and devices that fail.
@@ -592,14 +594,16 @@ async def test_a_worker_that_ended_is_restarted() -> None:
     assert [report.serves for report in restarts] == [False, True, False, True]
 
 
-async def test_requests_to_a_worker_that_ends_fail() -> None:
+async def test_requests_to_a_worker_that_ends_may_be_sent_again() -> None:
     device = Device(blocked=True)
     backend = fake_backend(device.run)
     async with serving(backend, device=device) as served:
         request = asyncio.create_task(classify(served, RED))
         await device.is_busy()
         backend.die()
-        assert best(await request) == ["InferenceFailed"]
+        (answer,) = await request
+    assert isinstance(answer, Interrupted)
+    assert answer.retry_after > 0
 
 
 async def test_a_worker_that_ends_too_often_is_not_restarted() -> None:

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 
-from service.errors import InferenceFailed, Overloaded
+from service.errors import Interrupted, Overloaded
 from service.serving.remote.peer import Handlers, Peer
 
 ENDED = "the other process has ended"
@@ -113,9 +114,24 @@ async def test_the_end_of_the_connection_ends_calls_at_both_ends() -> None:
             await endless.began.wait()
         await running
         await endless.ended.wait()
-    with pytest.raises(InferenceFailed, match=ENDED):
+    with pytest.raises(Interrupted, match=ENDED):
         await call
     assert not caller.is_connected
-    with pytest.raises(InferenceFailed, match=ENDED):
+    with pytest.raises(Interrupted, match=ENDED):
         await caller.call("endless")
     caller.notify("nothing happens")
+
+
+def test_what_is_sent_just_after_the_other_process_has_ended_is_interrupted() -> None:
+    async def call() -> None:
+        ours, theirs = socket.socketpair()
+        caller = Peer({}, {}, ENDED)
+        async with caller.connected(ours):
+            theirs.close()
+            for _ in range(3):
+                caller.notify("note", 1)
+                await asyncio.sleep(0)  # its connection is closed, and it is not told yet
+            with pytest.raises(Interrupted, match=ENDED):
+                await caller.call("double", 1)
+
+    uvloop.run(call())  # it raises where asyncio's loop logs

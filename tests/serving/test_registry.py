@@ -203,8 +203,9 @@ def test_all_named_models_are_loaded_before_it_is_ready(world: World) -> None:
     with serving_unready(world, additional_models="b") as client:
         until(lambda: client.post("/classify", files=RED).status_code == 200)
         assert client.get("/startupz").status_code == 503
-        not_yet = client.post("/classify?model=b", files=RED)
-        assert assert_problem(not_yet, 503, "not_ready")["retry_after_ms"] > 0
+        for name in ("b", "b@1"):
+            not_yet = client.post(f"/classify?model={name}", files=RED)
+            assert assert_problem(not_yet, 503, "not_ready")["retry_after_ms"] > 0
         world.door["b"].set()
         until(lambda: client.get("/readyz").status_code == 200)
         assert model_of(client, "b") == "b"

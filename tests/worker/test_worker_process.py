@@ -285,11 +285,11 @@ def test_worker_that_does_not_exit_is_killed(
 # Exits.
 
 
-def test_killed_worker_fails_waiting_requests(
+def test_killed_worker_fails_what_it_decodes_and_others_may_be_sent_again(
     small: Settings, beagle: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        closing_worker(small.model_copy(update={"max_batch": 1})) as ours,
+        closing_worker(small.model_copy(update={"max_batch": 1, "decode_threads": 1})) as ours,
         TestClient(create_app(small, load=lambda *_: ours)) as client,
         ThreadPoolExecutor() as threads,
     ):
@@ -298,18 +298,17 @@ def test_killed_worker_fails_waiting_requests(
         logging.getLogger("service.worker.child_process").addHandler(logged)
         os.kill(ours.pid, signal.SIGSTOP)
         url = "/classify?views=single"
-        waiting = [
-            threads.submit(client.post, url, files=files)
-            for files in (parts(beagle), parts(beagle, beagle))
-        ]
-        in_flight = "googlenet_requests_in_flight 3.0\n"
-        while in_flight not in client.get("/metrics").text:
-            time.sleep(0.01)  # only a scrape can tell
+        waiting = []
+        for files in (parts(beagle), parts(beagle, beagle)):
+            waiting.append(threads.submit(client.post, url, files=files))
+            in_flight = f"googlenet_requests_in_flight {len(waiting) + 1}.0\n"
+            while in_flight not in client.get("/metrics").text:
+                time.sleep(0.01)  # only a scrape can tell
         os.kill(ours.pid, signal.SIGKILL)
         one, two = (answer.result() for answer in waiting)
         assert assert_problem(one, 500, "inference_failed")["detail"] == EXITED
         assert two.status_code == 200
-        assert [each["error"]["code"] for each in two.json()["results"]] == ["inference_failed"] * 2
+        assert [each["error"]["code"] for each in two.json()["results"]] == ["not_ready"] * 2
         logged.wait()
         assert not ours.alive
         documented = client.get("/openapi.json").json()["paths"]["/classify"]["post"]["responses"]

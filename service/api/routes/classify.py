@@ -32,7 +32,7 @@ from service.api.routes.label_options import (
     LabelQuery,
     SpecificLabel,
 )
-from service.api.uploads import Upload
+from service.api.uploads import Upload, has_fields
 from service.errors import ServiceError
 from service.models import conformal
 from service.models.conformal import Promise
@@ -191,6 +191,10 @@ class _Handler:
         any order.
         """
         metrics, background = self.receiver.core.metrics, is_background(headers.priority)
+        if query.coverage is not None and not has_fields(request):  # refuse it before the body
+            views = query.views or self.settings.views
+            with self.receiver.core.use(query.model) as model:
+                label_sets.promise(model.ensemble, views, query.coverage)
         if answer_stream.is_accepted(request):
             lines = self._lines(request, query, headers)
             return await LinesResponse.of(lines, metrics)

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import InferenceFailed, ServiceError
+from service.errors import Interrupted, ServiceError
 from service.worker.messages import LENGTH, framed, reported
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,12 @@ class Peer:
     @property
     def is_connected(self) -> bool:
         """Whether the connection is open."""
-        return self._writer is not None
+        return self._open is not None
+
+    @property
+    def _open(self) -> asyncio.StreamWriter | None:
+        """The writer, unless it is closed already: uvloop's raises `RuntimeError` then."""
+        return None if self._writer is None or self._writer.is_closing() else self._writer
 
     @asynccontextmanager
     async def connected(self, connection: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
@@ -95,7 +100,7 @@ class Peer:
                 task.cancel()
             for call in self._calls.values():
                 if not call.done():
-                    call.set_exception(InferenceFailed(self._ended))
+                    call.set_exception(Interrupted(self._ended))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Receive messages until the connection ends."""
@@ -107,7 +112,7 @@ class Peer:
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a handler of the other process; raises its error.
 
-        Raises `InferenceFailed` if the connection has ended or ends meanwhile.
+        Raises `Interrupted` if the connection has ended or ends meanwhile.
         """
         number = next(self._numbers)
         answer = asyncio.get_running_loop().create_future()
@@ -127,18 +132,19 @@ class Peer:
 
     def write(self, message: object) -> None:
         """Send a message, if the connection has not ended."""
-        if self._writer:
-            self._writer.write(framed(message))
+        if writer := self._open:
+            writer.write(framed(message))
 
     async def _send(self, message: object) -> None:
         """Send a message once the other process has room for it."""
-        if self._writer is None:
-            raise InferenceFailed(self._ended)
+        writer = self._open
+        if writer is None:
+            raise Interrupted(self._ended)
         self.write(message)
         try:
-            await self._writer.drain()
+            await writer.drain()
         except OSError as error:
-            raise InferenceFailed(self._ended) from error
+            raise Interrupted(self._ended) from error
 
     def _receive(self, message: object) -> None:
         match message:

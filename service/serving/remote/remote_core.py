@@ -113,7 +113,7 @@ class RemoteCore:
         return families
 
     async def ask(self, method: str, *arguments: object) -> Any:
-        """Call the core; raises `NotReady` without its process, `InferenceFailed` if that ends."""
+        """Call the core; raises `NotReady` without its process, `Interrupted` if that ends."""
         if not self._peer.is_connected:
             raise NotReady(self._status.not_loaded_reason or LOADING, retry_after=LOADING_RETRY)
         return await self._peer.call(method, *arguments)
