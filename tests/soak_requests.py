@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 import mutations
 
+from service.api.form import ALIASES, FIELD
 from service.api.open_inference.tensors import LENGTH, OUTPUT
-from service.api.uploads import ALIASES, FIELD
 
 Ranking = Sequence[tuple[str, float]]  # labels and their probabilities, the most probable first
 NEAR = 1e-5  # most difference of a probability, or of a feature

@@ -34,7 +34,8 @@ from service.api.routes import models as model_routes
 from service.api.routes.image_request import Receiver
 from service.api.tls import Certificate
 from service.api.tracing import Stages
-from service.api.uploads import COPIES, Bounds, Budget
+from service.api.upload_budget import COPIES, Budget
+from service.api.uploads import BodyLimits
 from service.errors import WrongOption
 from service.models import store
 from service.scheduling.types import BatchReport, DropReport, RestartReport
@@ -191,7 +192,9 @@ def _create_state(
         keyring = Keyring(settings.api_keys_file, settings.api_key_hashes, core.metrics.callers)
     budget = Budget(settings.max_inflight_body_bytes, COPIES)
     fetch = fetcher.of(settings, core.metrics)
-    receiver = Receiver(core, budget, Bounds.of(settings), settings.timeout_seconds, fetch, stages)
+    receiver = Receiver(
+        core, budget, BodyLimits.of(settings), settings.timeout_seconds, fetch, stages
+    )
     inference = Inference(core, settings)
     return _State(settings, core, budget, receiver, inference, keyring, is_leaving)
 

@@ -16,7 +16,7 @@ from service.api.fetch.fetch_policy import FetchPolicy
 from service.api.fetch.fetcher import MOST_AT_ONCE, Fetcher
 from service.api.fetch.http_client import HttpClient
 from service.api.fetch.images import Quota
-from service.api.uploads import Budget, Share
+from service.api.upload_budget import Budget, Share
 from service.errors import FetchFailed, TooLarge
 from service.fetch_settings import networks
 from service.serving.metrics.metrics import Metrics

@@ -21,7 +21,9 @@ from starlette.types import Message
 from test_classify import JPEG, Gate, assert_problem, parts, plain, service, top
 
 from service.api import multipart
-from service.api.uploads import ALIASES, BUSY_RETRY, Bounds, Budget, Form, Share, Upload, read
+from service.api.form import ALIASES, Form, Upload
+from service.api.upload_budget import BUSY_RETRY, Budget, Share
+from service.api.uploads import BodyLimits, read
 from service.errors import (
     CompressedBody,
     InvalidParameter,
@@ -34,7 +36,7 @@ from service.errors import (
 )
 from service.settings import Settings
 
-BOUNDS = Bounds(nbytes=100_000, files=3, seconds=10)
+BOUNDS = BodyLimits(nbytes=100_000, files=3, seconds=10)
 FIELDS = ("model", "views")
 FORM = "multipart/form-data; boundary=b"
 
@@ -67,7 +69,7 @@ def form(
     receive: Receive,
     kind: str | None = FORM,
     *,
-    bounds: Bounds = BOUNDS,
+    bounds: BodyLimits = BOUNDS,
     share: Share | None = None,
     **others: str | None,
 ) -> Form:
@@ -337,7 +339,7 @@ def test_too_many_images_are_refused_before_they_have_arrived() -> None:
 
 
 def test_a_body_with_too_large_a_content_length_is_refused_unread() -> None:
-    with pytest.raises(TooLarge, match="100001 bytes and may be 100000"):
+    with pytest.raises(TooLarge, match="100001 bytes; the limit is 100000"):
         received(never, length="100001")
 
 

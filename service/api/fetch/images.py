@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from service.api.uploads import Share, Upload
+from service.api.form import Upload
+from service.api.upload_budget import Share
 from service.errors import (
     DeadlineExceeded,
     FetchDisabled,

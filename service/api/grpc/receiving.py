@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from service.api.uploads import Budget
+from service.api.upload_budget import Budget
 from service.errors import BodyTimeout, MalformedRequest
 from service.settings import Settings
 

@@ -22,7 +22,7 @@ from service.api.grpc.receiving import Receiving
 from service.api.grpc.reflection import Reflection
 from service.api.open_inference.handler import Inference
 from service.api.statuses import STATUS
-from service.api.uploads import Budget
+from service.api.upload_budget import Budget
 from service.errors import ClientDisconnected, ServiceError
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from service.api.open_inference.paths import INDEX, INFER, INFER_VERSION, MODELS
 from service.api.open_inference.tensors import OUTPUT
 from service.api.routes.image_request import PRIORITY, gone
 from service.api.tracing import Stages
-from service.api.uploads import RAW, Bounds, Budget, whole
+from service.api.upload_budget import Budget
+from service.api.uploads import RAW, BodyLimits, whole
 from service.serving import request_stats
 
 _JSON = "application/json"
@@ -136,7 +137,7 @@ class _Handlers:
 
     async def index(self, request: Request) -> list[IndexedModel]:
         """List the models that are served, as Triton does."""
-        bounds = replace(Bounds.of(self.inference.settings), nbytes=_MAX_INDEX_BYTES)
+        bounds = replace(BodyLimits.of(self.inference.settings), nbytes=_MAX_INDEX_BYTES)
         with self.budget.share() as share:
             body = await whole(request, bounds, share)
             only_ready = parameters.parse_json(IndexRequest, body or b"{}").ready
@@ -152,7 +153,7 @@ class _Handlers:
     ) -> Response:
         with self.budget.share() as share:
             started = time.monotonic()
-            body = await whole(request, Bounds.of(self.inference.settings), share)
+            body = await whole(request, BodyLimits.of(self.inference.settings), share)
             read = partial(json_request.parse, body, header_length)
             valid = await self.inference.validate(len(body), read)
             del body, read  # free the memory

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
+from service.api.form import Upload
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes import answer_stream, label_sets
@@ -32,7 +33,7 @@ from service.api.routes.label_options import (
     LabelQuery,
     SpecificLabel,
 )
-from service.api.uploads import Upload, has_fields
+from service.api.uploads import has_fields
 from service.errors import ServiceError
 from service.models import conformal
 from service.models.conformal import Promise

@@ -11,12 +11,12 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from service.api import problem_details
+from service.api.form import Upload
 from service.api.middleware.security_headers import is_background
 from service.api.problem_details import Problem
 from service.api.routes.classify import HEADERS, Answered, ClassifyHeaders, describe_model
 from service.api.routes.direct_route import DirectRoute
 from service.api.routes.image_request import ImageQuery, Received, Receiver, body, gone
-from service.api.uploads import Upload
 from service.errors import ServiceError
 from service.models.ensemble import Features
 from service.serving.predictor import PredictRequest, PredictResponse

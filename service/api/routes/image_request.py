@@ -13,10 +13,12 @@ from pydantic.json_schema import SkipJsonSchema
 
 from service.api import archive_body, json_body, parameters
 from service.api.fetch.images import Fetch, Quota, fetched
+from service.api.form import ALIASES, FIELD, Upload
 from service.api.json_body import Shape
 from service.api.middleware.request_log import note
 from service.api.tracing import Stages
-from service.api.uploads import ALIASES, FIELD, RAW, Bounds, Budget, Upload, read
+from service.api.upload_budget import Budget
+from service.api.uploads import RAW, BodyLimits, read
 from service.errors import ServiceError
 from service.imaging import image_decoder
 from service.serving import request_stats
@@ -138,7 +140,7 @@ class Receiver:
 
     core: Core
     budget: Budget
-    bounds: Bounds
+    bounds: BodyLimits
     max_seconds: float
     fetch: Fetch
     stages: Stages
