@@ -215,7 +215,7 @@ def test_images_have_the_names_that_other_clients_give_them(name: str) -> None:
 
 
 def test_a_form_without_an_image_names_the_fields_that_it_has() -> None:
-    with pytest.raises(MissingFile, match="no part named 'file', only views, model; send"):
+    with pytest.raises(MissingFile, match="no part 'file', only views, model; send"):
         received(sending([value(b"views", b"ten"), value(b"model", b"a"), END]))
 
 
