@@ -203,7 +203,9 @@ def test_an_error_has_the_protocols_body(client: TestClient) -> None:
     assert "has 4 images and may have 3" in sentence(post(client, image(*[RED] * 4)), 413)
     assert "over 1000000 pixels" in sentence(post(client, image(plain("red", 1001, 1000))), 413)
     assert "the body: Invalid JSON" in sentence(client.post(PATH, content=b"{"), 400)
-    assert sentence(client.post(PATH, content=b"x" * 100_001), 413).startswith("the body is 100001")
+    assert sentence(client.post(PATH, content=b"x" * 100_001), 413).startswith(
+        "the body has 100001"
+    )
     compressed = post(client, image(RED), **{"content-encoding": "gzip"})
     assert "compressed" in sentence(compressed, 415)
     header = sentence(post(client, image(RED), **{LENGTH: "x"}), 422)

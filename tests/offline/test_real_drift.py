@@ -36,11 +36,8 @@ def noised(photo: Image.Image) -> Image.Image:
 
 def answers(network: Engine, photos: list[Photo]) -> np.ndarray:
     """Classify photos by one view: (photos, classes) probabilities."""
-    measured = view_probabilities.measure(
-        network, photos, Bounds(10**8), lambda _: None, views="single"
-    )
-    single: np.ndarray = measured.means(1, 1)[:, 0]
-    return single
+    by_view = view_probabilities.each(network, photos, Bounds(10**8), lambda _: None, "single")
+    return np.array([views[0] for _, views in by_view])
 
 
 def served(ensemble: Ensemble, likely: np.ndarray) -> dict[str, float]:
