@@ -6,6 +6,8 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+LOADING_RETRY = 5.0  # seconds; the time of a first load is not known
+
 
 class ServiceError(Exception):
     """An error whose `str()` is the sentence to show; the fault is the server's, or a command's."""
@@ -189,6 +191,9 @@ class NotReady(Unavailable):
 
     code = "not_ready"
 
+    def __init__(self, sentence: str, *, retry_after: float = LOADING_RETRY) -> None:
+        super().__init__(sentence, retry_after=retry_after)
+
 
 class RateLimited(Unavailable, ClientError):
     """The API key is over its limit of requests in a second, minute, hour or day."""
@@ -214,9 +219,6 @@ class OutOfMemory(InferenceFailed):
 
 class Interrupted(NotReady, InferenceFailed):
     """The process that worked on the request has ended, through no fault of it; send it again."""
-
-    def __init__(self, sentence: str, *, retry_after: float = 5.0) -> None:
-        super().__init__(sentence, retry_after=retry_after)
 
 
 class ClientDisconnected(ClientError):

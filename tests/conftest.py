@@ -204,17 +204,8 @@ class Served:
 @contextmanager
 def serving(*arguments: str) -> Iterator[Served]:
     """Serve in a process of its own, on a free port; the first line with the port ends the wait."""
-    command = [
-        sys.executable,
-        "-m",
-        "service",
-        "serve",
-        "--port",
-        "0",
-        "--api-processes",
-        "1",
-        *arguments,
-    ]
+    alone = ("--port", "0", "--api-processes", "1")
+    command = [sys.executable, "-m", "service", "serve", *alone, *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
     assert process.stderr is not None
     reader = None

@@ -205,10 +205,8 @@ class Soak:
             "ModelInferRequest", model_name=MODEL,
             inputs=[{**tensor, "contents": contents}], outputs=[output],
         )  # fmt: skip
-        address, options = (
-            f"127.0.0.1:{self.target.grpc_port}",
-            [("grpc.use_local_subchannel_pool", 1)],
-        )
+        address = f"127.0.0.1:{self.target.grpc_port}"
+        options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options) as channel:
             try:
                 data = await channel.unary_unary(INFER)(request.SerializeToString())

@@ -1,9 +1,8 @@
 """The command that calibrates a model on labelled photos."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,11 +96,9 @@ class _Photos:
     def all(self) -> tuple[Engine, Sequence[Photo], Bounds]:
         return self.engine, self.labelled, self.bounds
 
-    @contextmanager
-    def counted(self) -> Iterator[Callable[[int], None]]:
+    def counted(self) -> AbstractContextManager[Callable[[int], None]]:
         """Show how many of them are done."""
-        with progress.counting() as bar:
-            yield partial(bar.advance, bar.add_task(self.name, total=len(self.labelled)))
+        return progress.counted(self.name, len(self.labelled))
 
 
 def _paired(

@@ -58,8 +58,7 @@ def _specificity(settings: Settings, folder: Path, given: dict[str, Any]) -> int
         if ensemble.tree.is_flat:
             raise NoBroaderLabels(f"{ensemble.name} has no broader labels")
         labelled = offline.photos(folder, ensemble.labels)
-        with progress.counting() as bar:
-            advance = functools.partial(bar.advance, bar.add_task(plan, total=len(labelled)))
+        with progress.counted(plan, len(labelled)) as advance:
             rows = await evaluation.all_probabilities(classifier, labelled, plan, advance)
         read = np.flatnonzero(~np.isnan(rows[:, 0]))
         if not read.size:
@@ -120,8 +119,7 @@ def _ranked(
     """Rank all classes for each photo in a number format, with a progress bar."""
 
     async def rank(classifier: Classifier) -> list[Ranked]:
-        with progress.counting() as bar:
-            advance = functools.partial(bar.advance, bar.add_task(precision, total=len(labelled)))
+        with progress.counted(precision, len(labelled)) as advance:
             return await evaluation.rank_all(
                 classifier, labelled, plan, advance, top_k=len(classifier.ensemble.labels)
             )

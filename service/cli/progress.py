@@ -1,5 +1,9 @@
 """Progress bars."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -15,6 +19,13 @@ from service.cli import console
 def counting() -> Progress:
     """Create bars that count items."""
     return _bars(MofNCompleteColumn())
+
+
+@contextmanager
+def counted(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show one bar that counts items; gives what takes the number of those newly done."""
+    with counting() as bar:
+        yield partial(bar.advance, bar.add_task(title, total=total))
 
 
 def downloading() -> Progress:

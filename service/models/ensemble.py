@@ -229,11 +229,19 @@ def mean(
     A result is of some of the views: their sum, (classes,), as is what is returned, or by view.
     """
     by_member = [
-        np.vstack(parts).sum(axis=0, dtype=np.float64) / count
+        reduce(np.add, map(_summed, parts)) / count
         for parts, count in zip(results, counts, strict=True)
     ]
     average: Probabilities = reduce(np.add, by_member) / len(by_member)
     return average
+
+
+def _summed(part: Probabilities | ByView) -> Probabilities:
+    """Sum a result up over its views, if it is by view: (classes,)."""
+    if part.ndim == 1:
+        return part.astype(np.float64, copy=False)
+    total: Probabilities = part.sum(axis=0, dtype=np.float64)
+    return total
 
 
 def _largest(values: Probabilities, count: int) -> Sequence[int]:

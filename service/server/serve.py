@@ -1,12 +1,12 @@
 """The serve command: check the options, then serve in this process or in several."""
 
-import ipaddress
 import logging
 import os
 from typing import Any
 
 from service.api.tls import Certificate
 from service.errors import Unreachable, WrongOption
+from service.fetch_settings import networks
 from service.models import store
 from service.models.store import Store
 from service.server import (
@@ -69,8 +69,7 @@ def check(settings: Settings) -> Certificate | None:
 
 def _check_proxies(trusted: str) -> None:
     """Raise `WrongOption` for an invalid address or network, which uvicorn would ignore."""
-    for network in trusted.split(",") if trusted not in {"", "*"} else ():
-        try:
-            ipaddress.ip_network(network.strip())
-        except ValueError as error:
-            raise WrongOption(f"--trusted-proxies: {error}") from error
+    try:
+        networks("" if trusted == "*" else trusted)
+    except ValueError as error:
+        raise WrongOption(f"--trusted-proxies: {error}") from error

@@ -20,7 +20,6 @@ from service.serving.types import Limits
 
 logger = logging.getLogger(__name__)
 
-LOADING_RETRY = 5.0  # seconds; the time of a first load is not known
 LOADING = "the model is being loaded, warmed and timed"
 RESTARTING = "the worker has ended and is being restarted"
 FAILED = "the model could not be loaded; the log says why"
@@ -158,7 +157,7 @@ class ServedModel:
     def classifier(self) -> Classifier:
         """The classifier; raises `NotReady` while the model is not loaded."""
         if self._not_loaded:
-            raise NotReady(self._not_loaded, retry_after=LOADING_RETRY)
+            raise NotReady(self._not_loaded)
         return self._last_serving().classifier
 
     @property
@@ -215,7 +214,7 @@ class ServedModel:
 
     def _last_serving(self) -> _Serving:
         if self._serving is None:
-            raise NotReady(self._not_loaded or LOADING, retry_after=LOADING_RETRY)
+            raise NotReady(self._not_loaded or LOADING)
         return self._serving
 
 

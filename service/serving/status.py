@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from service.errors import NotReady, UnknownModel
 from service.models.ensemble import Ensemble
-from service.serving.served_model import LOADING_RETRY
 
 T = TypeVar("T")
 
@@ -26,7 +25,7 @@ def find(
     if model and version(model) == wanted:
         return model
     if reason := missing.get(name) or (not model and missing.get(plain)):
-        raise NotReady(reason, retry_after=LOADING_RETRY)
+        raise NotReady(reason)
     there = ", ".join(served) or "none yet"
     raise UnknownModel(f"there is no model {name!r} here; there are {there}")
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from service.engine.prepared_image import PreparedImage
 from service.errors import (
+    LOADING_RETRY,
     ClientDisconnected,
     DeadlineExceeded,
     InferenceFailed,
@@ -33,7 +34,7 @@ from service.scheduling.types import Backlog, Batch, DropReport, RestartReport
 from service.serving.backend import Backend
 from service.serving.disconnects import never
 from service.serving.restart_policy import MAX_ENDS, Restarts
-from service.serving.served_model import LOADING_RETRY, RESTARTING, ServedModel
+from service.serving.served_model import RESTARTING, ServedModel
 from service.serving.types import Answer, Limits
 
 LIMITS = Limits(image=Bounds(100_000), max_queue_bytes=10**9, stall_seconds=60)

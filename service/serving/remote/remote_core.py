@@ -26,7 +26,7 @@ from service.serving.predictor import (
 from service.serving.rate_limits import Limit, Usage
 from service.serving.remote.messages import Predicted, receive_connection
 from service.serving.remote.peer import Notices, Peer
-from service.serving.served_model import LOADING, LOADING_RETRY
+from service.serving.served_model import LOADING
 from service.serving.status import Status
 from service.serving.types import Explanation
 from service.settings import PlanName
@@ -115,7 +115,7 @@ class RemoteCore:
     async def ask(self, method: str, *arguments: object) -> Any:
         """Call the core; raises `NotReady` without its process, `Interrupted` if that ends."""
         if not self._peer.is_connected:
-            raise NotReady(self._status.not_loaded_reason or LOADING, retry_after=LOADING_RETRY)
+            raise NotReady(self._status.not_loaded_reason or LOADING)
         return await self._peer.call(method, *arguments)
 
     async def _connect(self) -> None:
