@@ -1,8 +1,7 @@
 """The memory that all uploads in flight share, and each request's part of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from service.errors import Overloaded, TooLarge
 
@@ -27,22 +26,23 @@ class Budget:
         """Bytes of the largest body that fits."""
         return self.limit // self.copies
 
-    @contextmanager
-    def share(self) -> Iterator["Share"]:
-        """Give a request its share, and release it in the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            share.release()
+    def share(self) -> "Share":
+        """Give a request its share, which it enters."""
+        return Share(self)
 
 
 @dataclass(slots=True)
 class Share:
-    """The part of the budget that one request uses."""
+    """The part of the budget that one request uses, until the context is left."""
 
     budget: Budget
     used: int = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def add(self, nbytes: int) -> None:
         """Use more; raises `Overloaded` if the budget is full, `TooLarge` if it is too small."""

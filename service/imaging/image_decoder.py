@@ -29,7 +29,7 @@ The last is the network's own input, cropped and scaled by the client.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots; see `service.worker.messages`
 class Bounds:
     """The limits of decoding; `service.settings` describes each."""
 

@@ -24,7 +24,7 @@ behind those refused before it, so that clients do not all retry at once.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from service.scheduling.cost_model import CostModel, Key
 from service.settings import BACKGROUND_SHARE
@@ -46,9 +46,8 @@ class Decoders:
 
     def observed(self, seconds: float) -> "Decoders":
         """Update the average with one image's decode time."""
-        if not self.seconds:
-            return replace(self, seconds=seconds)
-        return replace(self, seconds=self.seconds + _DECODE_RATE * (seconds - self.seconds))
+        before = self.seconds or seconds
+        return Decoders(self.threads, before + _DECODE_RATE * (seconds - before))
 
     def decode_wait(self, images: int) -> float:
         """Predict for how many seconds the last of so many images waits for a thread."""
@@ -192,7 +191,7 @@ def _interactive_in(load: QueueLoad, rows: Mapping[Key, int], costs: CostModel) 
 
 def added(rows: Mapping[Key, int], others: Mapping[Key, int]) -> dict[Key, int]:
     """Add numbers of rows up, by key."""
-    return {key: rows.get(key, 0) + others.get(key, 0) for key in {*rows, *others}}
+    return {**rows, **{key: rows.get(key, 0) + count for key, count in others.items()}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ class CostCurve(Protocol):
         """Batch sizes that represent the curve, in ascending order."""
         ...
 
+    @property
+    def largest(self) -> int:
+        """The most rows in one batch."""
+        ...
+
     def fitting(self, rows: int) -> int:
         """Return the cheapest batch size that holds so many rows."""
         ...
@@ -143,6 +148,11 @@ class Buckets:
         """All sizes."""
         return sorted(self.measured)
 
+    @property
+    def largest(self) -> int:
+        """The largest bucket."""
+        return max(self.measured)
+
     def fitting(self, rows: int) -> int:
         """Return the cheapest bucket that holds so many rows."""
         return min((size for size in self.measured if size >= rows), key=self.measured.__getitem__)
@@ -193,7 +203,7 @@ class CostModel:
 
     def largest(self, key: Key) -> int:
         """Return the most rows in one batch."""
-        return self.curves[key].sizes[-1]
+        return self.curves[key].largest
 
     def seconds(self, key: Key, size: int) -> float:
         """Predict one batch of a size."""

@@ -65,9 +65,9 @@ class Intake(Generic[P, R]):
     ) -> Evaluation:
         """Evaluate jobs that must be done in so many seconds; changes nothing."""
         now = self._clock()
-        rows: Counter[Key] = Counter()
+        rows: dict[Key, int] = {}
         for spec in specs:
-            rows[spec.key] += spec.rows
+            rows[spec.key] = rows.get(spec.key, 0) + spec.rows
         load = QueueLoad(
             self._devices.work_left(now),
             self._rows,

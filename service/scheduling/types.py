@@ -21,7 +21,7 @@ class JobSpec:
     start: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots; see `service.worker.messages`
 class Slice(Generic[P]):
     """Rows `start` to `stop` of one job."""
 
@@ -35,7 +35,7 @@ class Slice(Generic[P]):
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots; see `service.worker.messages`
 class Batch(Generic[P]):
     """Slices of one key, together at most `size` rows; an executor pads them to `size`."""
 

@@ -1,9 +1,9 @@
 """Limits how many images of background requests are decoded at once."""
 
 import asyncio
-import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 
 class DecodeTurns:
@@ -28,12 +28,12 @@ class DecodeTurns:
         rounds = math.ceil((self._waiting + images) / self._threads)
         return rounds * self._decode_wait(self._threads)
 
-    @contextlib.asynccontextmanager
-    async def turn(self, *, background: bool) -> AsyncIterator[None]:
+    def turn(self, *, background: bool) -> AbstractAsyncContextManager[None]:
         """Wait until an image may be decoded, which is done when this context is left."""
-        if not background:
-            yield
-            return
+        return self._free_turn() if background else nullcontext()
+
+    @asynccontextmanager
+    async def _free_turn(self) -> AsyncIterator[None]:
         self._waiting += 1
         try:
             await self._free.acquire()

@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
@@ -294,5 +294,6 @@ class Classifier:
 
     def _bounds(self, deadline: float) -> Bounds:
         """Return decoding limits that end by the deadline: a thread cannot be cancelled."""
-        seconds = min(self._limits.image.seconds, deadline - time.monotonic())
-        return replace(self._limits.image, seconds=seconds)
+        limits = self._limits.image
+        seconds = min(limits.seconds, deadline - time.monotonic())
+        return Bounds(limits.max_pixels, seconds, limits.heic)

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from service.errors import CannotServe, ServiceError
+from service.serving.classifier import Classifier
 from service.serving.served_model import FAILED, ServedModel
 
 
@@ -41,7 +42,10 @@ class Loading:
 
 @dataclass(slots=True, eq=False)
 class ModelSlot:
-    """A model that serves: its files' fingerprint, its users, and its exit stack."""
+    """A model that serves: its files' fingerprint, its users, and its exit stack.
+
+    It stays open until the contexts in which it is entered are left.
+    """
 
     served_model: ServedModel
     fingerprint: object
@@ -54,15 +58,14 @@ class ModelSlot:
         """The model's version."""
         return self.served_model.ensemble.version
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[ServedModel]:
-        """Keep the model open until this context is left."""
+    def __enter__(self) -> Classifier:
+        classifier = self.served_model.classifier
         self._users += 1
-        try:
-            yield self.served_model
-        finally:
-            self._users -= 1
-            self._left.set()
+        return classifier
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        self._left.set()
 
     async def retire(self) -> None:
         """Close the model once it has no users, or at once when cancelled."""

@@ -7,9 +7,9 @@ does not stop the others. Probes cover all models.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import Any, Self
 
 from service.errors import (
@@ -81,11 +81,9 @@ class ModelRegistry:
         """The models that are served now, by name."""
         return {name: slot.served_model for name, slot in self._slots.items()}
 
-    @contextlib.contextmanager
-    def use(self, name: str | None = None) -> Iterator[Classifier]:
+    def use(self, name: str | None = None) -> AbstractContextManager[Classifier]:
         """Keep a model open until this context is left; raises what `status.find` does."""
-        with self._slot(name or self.default).use() as served_model:
-            yield served_model.classifier
+        return self._slot(name or self.default)
 
     def _slot(self, name: str) -> ModelSlot:
         return status.find(name, self._slots, self.readiness.missing, lambda slot: slot.version)
@@ -186,7 +184,7 @@ class ModelRegistry:
 
     async def _load(self, name: str, fingerprint: object) -> None:
         try:
-            async with contextlib.AsyncExitStack() as life:
+            async with AsyncExitStack() as life:
                 fresh = await life.enter_async_context(self._hooks.make(name))
                 await wait_ready(fresh)
                 self._check_memory(name, [fresh])

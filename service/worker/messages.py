@@ -1,4 +1,7 @@
-"""The messages between the serving process and the worker process."""
+"""The messages between the serving process and the worker process.
+
+Those of every image, and what is in them, have no slots: pickling those runs Python for each field.
+"""
 
 import pickle
 import struct
@@ -34,7 +37,7 @@ class Loaded:
     executors: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prepare:
     """Request to decode an image; the response is its number and how many members it has."""
 
@@ -54,7 +57,7 @@ class Paint:
     bounds: Bounds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """Request to run a batch on an executor; its payloads are numbers of prepared images."""
 
@@ -65,7 +68,7 @@ class Run:
 Request = Prepare | Paint | Run
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """A request, and the numbers of prepared images that the worker may free."""
 
