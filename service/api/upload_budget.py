@@ -27,7 +27,7 @@ class Budget:
         return self.limit // self.copies
 
     def share(self) -> "Share":
-        """Give a request its share, which it enters."""
+        """Make a request's share, which is released when its context is left."""
         return Share(self)
 
 

@@ -30,10 +30,10 @@ class DecodeTurns:
 
     def turn(self, *, background: bool) -> AbstractAsyncContextManager[None]:
         """Wait until an image may be decoded, which is done when this context is left."""
-        return self._free_turn() if background else nullcontext()
+        return self._background_turn() if background else nullcontext()
 
     @asynccontextmanager
-    async def _free_turn(self) -> AsyncIterator[None]:
+    async def _background_turn(self) -> AsyncIterator[None]:
         self._waiting += 1
         try:
             await self._free.acquire()

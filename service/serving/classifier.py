@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -294,6 +294,5 @@ class Classifier:
 
     def _bounds(self, deadline: float) -> Bounds:
         """Return decoding limits that end by the deadline: a thread cannot be cancelled."""
-        limits = self._limits.image
-        seconds = min(limits.seconds, deadline - time.monotonic())
-        return Bounds(limits.max_pixels, seconds, limits.heic)
+        seconds = min(self._limits.image.seconds, deadline - time.monotonic())
+        return replace(self._limits.image, seconds=seconds)

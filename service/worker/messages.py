@@ -1,6 +1,6 @@
 """The messages between the serving process and the worker process.
 
-Those of every image, and what is in them, have no slots: pickling those runs Python for each field.
+Those of every image, and what is in them, have no slots: Python code pickles slots, field by field.
 """
 
 import pickle
