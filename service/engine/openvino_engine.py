@@ -110,17 +110,17 @@ def place(models: Sequence[Model], settings: Settings, threads: int) -> Placed:
         if cached
         else _choose(models, settings.precision, threads)
     )
-    executor = openvino_executor.executor(compiled)
+    executors = openvino_executor.executors(compiled)
     started = time.perf_counter()
     if cached:
         lines = cached[1]
         for key in keys:
-            profiling.warm_up(executor, key, lines[key])
+            profiling.warm_up(executors[0], key, lines[key])
     else:
-        lines = {key: profiling.measure_line(executor, key, largest) for key in keys}
+        lines = {key: profiling.measure_line(executors[0], key, largest) for key in keys}
         measurements.write(precision, lines)
     seconds = time.perf_counter() - started
-    return Placed(models, (executor,), CostModel(lines), "cpu", precision, seconds)
+    return Placed(models, executors, CostModel(lines), "cpu", precision, seconds)
 
 
 def _choose(models: Sequence[Model], precision: str, threads: int) -> tuple[str, list[Compiled]]:
@@ -144,7 +144,7 @@ def _choose(models: Sequence[Model], precision: str, threads: int) -> tuple[str,
 def _agree(exact: Sequence[Compiled], halves: Sequence[Compiled]) -> bool:
     images = probe()
     expected, actual = (
-        [model.probabilities(images).copy() for model in models] for models in (exact, halves)
+        [model.probabilities(images) for model in models] for models in (exact, halves)
     )
     return agree(expected, actual, "bfloat16")
 

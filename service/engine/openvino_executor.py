@@ -1,7 +1,7 @@
-"""The OpenVINO executor: models compiled for a CPU, run on all cores.
+"""The OpenVINO executors: models compiled for a CPU, run on all cores.
 
-Compiled models are dynamic in rows and sides, so one serves every view plan. One stream: batches
-that run concurrently on the cores were no faster (`benchmarks/README.md`).
+Compiled models are dynamic in rows and sides, so one serves every view plan. Of two executors, one
+keeps the cores busy while the other's last rows are computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +18,7 @@ from service.engine.batch_assembly import Rows, assemble, results
 from service.engine.class_activation import Classifier
 from service.engine.executor import DeviceExecutor
 from service.engine.openvino_api import core, error_line
+from service.engine.openvino_network import CompiledGraph, Network
 from service.engine.prepared_image import PreparedImage
 from service.errors import ModelError, OutOfMemory
 from service.models.converted_model import Converted
@@ -27,6 +28,7 @@ from service.scheduling.types import Batch
 
 T = TypeVar("T")
 
+_EXECUTORS = 2
 _NO_MEMORY = ("bad_alloc", "allocate memory")  # in messages of RuntimeError
 
 
@@ -67,16 +69,16 @@ class Compiled:
         The float operations of an int8 model run in bfloat16 if the CPU supports it. Raises
         `ModelError` if the CPU does not support the format.
         """
-        compile_ = partial(_compile, threads=threads)
         preprocessing = model.manifest.preprocessing
         temperature = model.manifest.temperature(model.sha256)
 
-        def probabilities(hint: str) -> dict[np.dtype[Any], Any]:
+        def probabilities(hint: str) -> dict[np.dtype[Any], Network]:
             # Tensors sent instead of images are float32 and rare, so they have a separate graph.
             return {
-                np.dtype(kind): compile_(
+                np.dtype(kind): Network(
                     openvino_graph.probabilities(model.served, preprocessing, temperature, kind),
                     hint,
+                    threads,
                 )
                 for kind in (np.uint8, np.float32)
             }
@@ -84,7 +86,9 @@ class Compiled:
         try:
             self._probabilities = _first(probabilities, _hints(precision))
             self._features = (
-                compile_(openvino_graph.features(model.floats, preprocessing), "f32")
+                CompiledGraph(
+                    openvino_graph.features(model.floats, preprocessing), "f32", threads=threads
+                )
                 if model.classifier
                 else None
             )
@@ -95,29 +99,34 @@ class Compiled:
         self._classifier = model.classifier
 
     def probabilities(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Compute (N, classes); valid until the next call."""
-        request = self._probabilities[rows.dtype]
-        return _infer(request, rows)[0]
+        """Compute (N, classes)."""
+        return self._probabilities[rows.dtype].infer(rows)[0]
 
-    def run(self, batch: Batch[PreparedImage]) -> Sequence[Result]:
-        """Run a batch."""
+    def run(self, batch: Batch[PreparedImage], *, alone: bool) -> Sequence[Result]:
+        """Run a batch; `alone` says whether no other is running."""
         rows = assemble(batch)
         if not batch.key.maps:
-            return results(_infer(self._probabilities[rows.dtype], rows), batch.slices)
-        assert self._classifier is not None  # noqa: S101 - for mypy: only models with maps have such keys
+            return results(self._probabilities[rows.dtype].infer(rows, alone=alone), batch.slices)
+        assert self._features is not None  # noqa: S101 - for mypy: only models with maps have such keys
+        assert self._classifier is not None  # noqa: S101 - the same
         (part,) = batch.slices
-        logits, features = _infer(self._features, rows)
+        logits, features = self._features.infer([rows])
         return [self._classifier.explain(features[0], logits[0], part)]
 
 
-def executor(models: Sequence[Compiled]) -> DeviceExecutor:
-    """Make the executor of an ensemble on the CPU."""
+def executors(models: Sequence[Compiled]) -> tuple[DeviceExecutor, ...]:
+    """Make the executors of an ensemble on the CPU."""
+    running: set[int] = set()
 
-    def run(batch: Batch[PreparedImage]) -> Sequence[Result]:
-        with _out_of_memory():
-            return models[batch.key.member].run(batch)
+    def run(number: int, batch: Batch[PreparedImage]) -> Sequence[Result]:
+        running.add(number)
+        try:
+            with _out_of_memory():
+                return models[batch.key.member].run(batch, alone=len(running) == 1)
+        finally:
+            running.remove(number)
 
-    return DeviceExecutor(run)
+    return tuple(DeviceExecutor(partial(run, number)) for number in range(_EXECUTORS))
 
 
 def has_bfloat16() -> bool:
@@ -139,21 +148,6 @@ def _first(compiled: Callable[[str], T], hints: Sequence[str]) -> T:
         with suppress(RuntimeError):
             return compiled(hint)
     return compiled(hints[-1])
-
-
-def _compile(graph: Any, hint: str, threads: int) -> Any:
-    """Compile a graph for one batch at a time, on `threads` threads."""
-    config = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-    }
-    return core().compile_model(graph, "CPU", config).create_infer_request()
-
-
-def _infer(request: Any, rows: Rows) -> list[npt.NDArray[np.float32]]:
-    request.infer({0: rows}, share_inputs=True)
-    return [tensor.data for tensor in request.output_tensors]
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _normalized(pixels: Pixels, preprocessing: Preprocessing) -> npt.NDArray[np.
 
 
 def _probabilities(compiled: Compiled, pixels: Pixels) -> npt.NDArray[np.float32]:
-    return np.concatenate([compiled.probabilities(rows).copy() for rows in _batches(pixels)])
+    return np.concatenate([compiled.probabilities(rows) for rows in _batches(pixels)])
 
 
 def _batches(pixels: Pixels) -> Iterator[Pixels]:

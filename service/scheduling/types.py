@@ -54,7 +54,8 @@ class Batch(Generic[P]):
 class Executor(Generic[P, R]):
     """A coroutine function that runs a batch, giving one result a slice, and its device.
 
-    A CPU has one executor; a GPU two, so that one batch is copied while the other is computed.
+    A device has two executors: a GPU's copy one batch while they compute another, and cores of a
+    CPU that have no part left of one batch begin with the next.
     """
 
     run: Callable[[Batch[P]], Awaitable[Sequence[R]]]

@@ -70,7 +70,7 @@ def test_a_sound_machine_has_no_problems_on_one_screen(capsys: Captured) -> None
     assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
     assert "          HTTP and gRPC by 1 process" in lines
-    assert "serve     digits on cpu in float32: 1 executor, batches of up to 2 rows" in lines
+    assert "serve     digits on cpu in float32: 2 executors, batches of up to 2 rows" in lines
     assert "          whole: digits" in lines
     assert lines[-2:] == ["", "No problems"]
     page = (ROOT / "docs/operate.md").read_text("utf-8")

@@ -133,7 +133,7 @@ def test_engine_s_ensemble(both: Engine, store: Store) -> None:
     assert [member.sides for member in said.members] == [(CROP, DENSE)] * 2
     assert [member.channels for member in said.members] == [50] * 2
     assert said.labels == store.labels("one")
-    assert len(both.executors) == 1
+    assert len(both.executors) == 2
     assert said.warmup_seconds > 0
 
 

@@ -30,7 +30,7 @@ def on_torch(model: Model, dtype: torch.dtype = torch.float32) -> DeviceExecutor
 
 
 def on_openvino(model: openvino_executor.Model, precision: str = "float32") -> DeviceExecutor:
-    return openvino_executor.executor([Compiled(model, precision, 1)])
+    return openvino_executor.executors([Compiled(model, precision, 1)])[0]
 
 
 def wanted(image: Image.Image, views: str = "single") -> Slice[PreparedImage]:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -38,16 +39,16 @@ IF_BFLOAT16 = pytest.mark.skipif(
 
 def executor(*models: Model, precision: str = "float32") -> DeviceExecutor:
     """Compile models without maps for one thread."""
-    return openvino_executor.executor(
+    return openvino_executor.executors(
         [Compiled(small.converted(model), precision, 1) for model in models]
-    )
+    )[0]
 
 
 @pytest.fixture(scope="module")
 def real(real_store: Store) -> DeviceExecutor:
-    """The real weights in float32, on one thread."""
+    """The real weights in float32, on two threads."""
     model = openvino_engine.read(real_store, NAME, "float32")
-    return openvino_executor.executor([Compiled(model, "float32", 1)])
+    return openvino_executor.executors([Compiled(model, "float32", 2)])[0]
 
 
 # Rows.
@@ -220,6 +221,19 @@ def test_one_executor_runs_all_sizes_and_types(
     assert first[2] == pytest.approx(first[0], abs=1e-5)
 
 
+def test_executors_run_batches_at_the_same_time() -> None:
+    one, other = openvino_executor.executors([Compiled(small.converted(toy()), "float32", 2)])
+    asked = [batch(*(whole(cuts(noise(seed), "single")),) * (1 + seed)) for seed in range(8)]
+    expected = [np.stack([*one.run(each)]) for each in asked]
+    with ThreadPoolExecutor(2) as threads:
+        turns = [
+            threads.submit(lambda run: [*map(run, 4 * asked)], each.run) for each in (one, other)
+        ]
+        for turn in turns:
+            for results, rows in zip(turn.result(), 4 * expected, strict=True):
+                assert np.stack([*results]) == pytest.approx(rows, abs=1e-6)
+
+
 # Memory.
 
 
@@ -256,7 +270,7 @@ def test_bfloat16_is_chosen_and_agrees_on_photos(
 ) -> None:
     model = openvino_engine.read(real_store, NAME, "auto")
     assert placed([model], "auto") == "bfloat16"
-    half = openvino_executor.executor([Compiled(model, "bfloat16", 1)])
+    half = openvino_executor.executors([Compiled(model, "bfloat16", 1)])[0]
     asked = batch(*(whole(cuts(photo, "single")) for photo in photos[:5]))
     exact, rounded = (np.stack([*run.run(asked)]) for run in (real, half))
     assert exact.argmax(1).tolist() == rounded.argmax(1).tolist()
