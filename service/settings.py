@@ -114,7 +114,7 @@ class Settings(FetchSettings, ListeningSettings):
     ] = 10.0
     max_batch: Annotated[
         int,
-        Field(ge=0, le=256, description="most rows in a batch; 0: 16 on a CPU, 64 on a GPU"),
+        Field(ge=0, le=256, description="most rows in a batch; 0: 4 a core of a CPU, 64 on a GPU"),
     ] = 0
     cpu_threads: Annotated[
         int,

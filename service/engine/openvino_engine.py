@@ -14,6 +14,7 @@ from service.engine.class_activation import Classifier
 from service.engine.executor import Placed
 from service.engine.measurement_cache import Measurements
 from service.engine.openvino_executor import Compiled, Model
+from service.engine.openvino_network import PART_ROWS
 from service.engine.precision import agree, probe
 from service.errors import ModelError, NotConverted
 from service.models import converted_model, pytorch
@@ -24,7 +25,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_MAX_ROWS = 16  # of a batch: larger ones have no higher throughput
+_MAX_ROWS = 256  # of a batch, on a CPU with many cores
 
 
 def read(store: Store, name: str, number_format: str) -> Model:
@@ -93,7 +94,7 @@ def load(where: Store, settings: Settings) -> Placed:
 
 def place(models: Sequence[Model], settings: Settings, threads: int) -> Placed:
     """Compile, warm up and measure models, on `threads` threads."""
-    largest = settings.max_batch or _MAX_ROWS
+    largest = settings.max_batch or min(PART_ROWS * threads, _MAX_ROWS)
     keys = profiling.keys(models)
     measurements = Measurements(
         {

@@ -13,7 +13,7 @@ from service.engine.openvino_api import core
 
 Outputs = list[npt.NDArray[np.float32]]
 
-_PART = 4  # rows that a core computes at a time; more were no faster
+PART_ROWS = 4  # that a core computes at a time; more were no faster
 
 
 class CompiledGraph:
@@ -78,5 +78,5 @@ class Network:
 
 def parts(rows: int, cores: int) -> int:
     """Return into how many parts a batch is split: the same number for each core, if possible."""
-    for_each = -(-rows // (cores * _PART))
+    for_each = -(-rows // (cores * PART_ROWS))
     return min(rows, cores * for_each)

@@ -153,8 +153,10 @@ def test_cpu_runs_any_batch_size(both: Engine, one: Engine) -> None:
             assert curve.seconds(1) > 0
 
 
-def test_default_largest_batch_is_16_rows_on_a_cpu(store: Store) -> None:
-    assert load(store, "one", max_batch=0).ensemble.costs.largest(Key(0, CROP)) == 16
+@pytest.mark.parametrize("threads", [1, 2])
+def test_default_largest_batch_is_4_rows_for_each_thread(threads: int, store: Store) -> None:
+    costs = load(store, "one", max_batch=0, cpu_threads=threads).ensemble.costs
+    assert costs.largest(Key(0, CROP)) == 4 * threads
 
 
 # Failing loads.
