@@ -65,7 +65,7 @@ class Network:
     def __init__(self) -> None:
         models = store.locate(None)
         self._labels = models.labels(_MODEL)
-        self._thread = ThreadPoolExecutor(1)  # a compiled model is not thread-safe
+        self._thread = ThreadPoolExecutor(1)  # one batch at a time has all cores
         self._probabilities = _ours(models) if IS_OURS else _eager(models)
 
     def rank(self, images: Sequence[Pixels]) -> list[Answer]:
